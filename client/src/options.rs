@@ -1,0 +1,161 @@
+//! What a connection and a single call can be told.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ksi_protocol::paths::Paths;
+
+/// How to connect. Built step by step:
+///
+/// ```
+/// use std::time::Duration;
+/// use ksi_client::Options;
+///
+/// let options = Options::from_env().name("my-tool 1.0").reconnect(true).timeout(Duration::from_secs(5));
+/// ```
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub(crate) socket: PathBuf,
+    pub(crate) name: String,
+    pub(crate) auto_start: bool,
+    pub(crate) starter: Option<PathBuf>,
+    pub(crate) reconnect: bool,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) start_timeout: Duration,
+    pub(crate) event_queue: usize,
+}
+
+/// Events that may wait in one subscription; see [`Options::event_queue`].
+const EVENT_QUEUE: usize = 64 * 1024;
+
+impl Options {
+    /// The defaults, for a daemon that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            name: concat!("ksi-client ", env!("CARGO_PKG_VERSION")).to_owned(),
+            auto_start: false,
+            starter: None,
+            reconnect: false,
+            timeout: None,
+            connect_timeout: Duration::from_secs(10),
+            start_timeout: Duration::from_secs(20),
+            event_queue: EVENT_QUEUE,
+        }
+    }
+
+    /// The defaults, for the daemon that the environment names: `KSI_SOCKET`,
+    /// `KSI_HOME`, or the XDG directories.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let uid = nix::unistd::getuid().as_raw();
+        Self::new(Paths::resolve(|name| std::env::var(name).ok(), uid).socket)
+    }
+
+    /// What this client is, for the daemon's logs and the monitor: a name and
+    /// a version.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Whether a daemon that does not run is started: by `ksi start`, or else
+    /// `ksid`, beside the current executable or in `PATH`. Only the first
+    /// connection does so, never a reconnect. Off by default.
+    #[must_use]
+    pub fn auto_start(mut self, yes: bool) -> Self {
+        self.auto_start = yes;
+        self
+    }
+
+    /// The program that [`Options::auto_start`] runs, with the argument
+    /// `start`, instead of one that it searches.
+    #[must_use]
+    pub fn starter(mut self, program: impl Into<PathBuf>) -> Self {
+        self.starter = Some(program.into());
+        self
+    }
+
+    /// Whether a lost connection is made anew, with growing pauses, for as long
+    /// as the client lives. Subscriptions are renewed and say
+    /// [`crate::Item::Reconnected`]; requests under way end with
+    /// [`crate::Error::Lost`] and are not repeated; new ones wait for the
+    /// connection, up to [`Options::connect_timeout`]. Off by default.
+    #[must_use]
+    pub fn reconnect(mut self, yes: bool) -> Self {
+        self.reconnect = yes;
+        self
+    }
+
+    /// Time that each request may take unless its [`CallOptions`] say
+    /// otherwise. Without it the daemon's policy for the event holds, and the
+    /// client adds no limit of its own.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Time to connect and to be welcomed; 10 seconds by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time for a daemon that is being started to answer; 20 seconds by
+    /// default.
+    #[must_use]
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Events that may wait in each subscription for its consumer; 65,536 by
+    /// default, at least 1. Beyond it the oldest are dropped, and an exact
+    /// [`crate::Item::Gap`] says so.
+    #[must_use]
+    pub fn event_queue(mut self, events: usize) -> Self {
+        self.event_queue = events.max(1);
+        self
+    }
+
+    /// Where the daemon is sought.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+/// How to make one request. All fields may stay at their default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallOptions {
+    /// Time after which the daemon gives up, with a `timeout` refusal. The
+    /// client guards it with a slightly later limit of its own,
+    /// [`crate::Error::TimedOut`].
+    pub timeout: Option<Duration>,
+    /// Chunks that may be on the way at once. The stream renews the credit as
+    /// its chunks are taken, so that a slow consumer slows the sender. Without
+    /// it the sender never waits, and a consumer that falls far behind ends
+    /// with [`crate::Error::Overrun`].
+    pub credit: Option<u32>,
+    /// Ties together all that follows from one cause; found in events and
+    /// logs.
+    pub correlation_id: Option<String>,
+    /// Two requests with one key are one request: makes it safe to repeat a
+    /// request that was lost.
+    pub idempotency_key: Option<String>,
+}
+
+impl CallOptions {
+    /// The defaults with a timeout.
+    #[must_use]
+    pub fn timeout(timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..Self::default() }
+    }
+}

@@ -1,0 +1,140 @@
+//! The verbs that begin with what they are about: plugins, models, the
+//! configuration.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
+
+use crate::complete;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Plugin {
+    /// List all plugins and where they stand
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one plugin: events, permissions, last deaths
+    Inspect(Named),
+    /// Load a library, or a plugin of the manifest that was unloaded
+    Load {
+        /// Path of a library, or name of a plugin
+        library: String,
+        /// Where it shall run; a library that is not in the manifest runs as a child
+        #[arg(long, value_enum)]
+        placement: Option<PlacementChoice>,
+    },
+    /// Stop a plugin and forget its events
+    Unload(Named),
+    /// Load the plugin's library anew from its file
+    Reload(Named),
+    /// Stop and start a plugin
+    Restart(Named),
+    /// Write the project of a new plugin
+    New {
+        /// Its name: lower-case letters, digits and _
+        name: String,
+        /// Where to write it; a directory of that name by default
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Where ksi-sdk lies; found by itself inside a KSI checkout
+        #[arg(long, value_name = "PATH")]
+        sdk: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Name of the plugin
+    #[arg(add = ArgValueCompleter::new(complete::plugins))]
+    pub(crate) name: String,
+}
+
+/// Where a plugin may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlacementChoice {
+    /// Inside the daemon: trusted
+    InProcess,
+    /// In a supervised process of its own
+    Child,
+}
+
+impl From<PlacementChoice> for ksi_protocol::system::Placement {
+    fn from(choice: PlacementChoice) -> Self {
+        match choice {
+            PlacementChoice::InProcess => Self::InProcess,
+            PlacementChoice::Child => Self::Child,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// List all models
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one model
+    Show(ModelName),
+    /// Copy a GGUF file into the models directory
+    Add {
+        /// The file
+        path: PathBuf,
+        /// Its name in KSI; the file's own by default
+        #[arg(long)]
+        name: Option<String>,
+        /// Link to the file instead of copying it
+        #[arg(long)]
+        link: bool,
+    },
+    /// Load a model into memory before somebody asks for it
+    Load {
+        #[command(flatten)]
+        model: ModelName,
+        /// Tokens that a conversation may have
+        #[arg(long, value_name = "TOKENS")]
+        context: Option<u32>,
+    },
+    /// Free the memory of a model
+    Unload(ModelName),
+    /// Remove a model from the models directory
+    Rm {
+        #[command(flatten)]
+        model: ModelName,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelName {
+    /// Name of the model, with or without `llama/`
+    #[arg(add = ArgValueCompleter::new(complete::local_models))]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Print where everything lies
+    Path,
+    /// Show the configuration in force
+    Show {
+        /// With the place that each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print one value
+    Get {
+        /// Such as daemon.log_level
+        key: String,
+    },
+    /// Set one value in ksi.toml; a value that the daemon would refuse is not written
+    Set {
+        /// Such as daemon.log_level
+        key: String,
+        /// TOML, or a plain text
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Check the configuration; says file, line and key of all that is wrong
+    Validate,
+}

@@ -1,0 +1,169 @@
+//! One run of `ksi`: where the daemon is, how to print, how long to wait.
+//!
+//! Every verb gets an [`Invocation`]. It opens connections and asks; it keeps
+//! none open.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ksi_client::{CallOptions, Client, Options};
+use ksi_protocol::{json, paths::Paths};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    args::Global,
+    error::{Failure, Result},
+    output::Output,
+};
+
+/// What all verbs need to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Invocation {
+    /// Where everything lies.
+    pub(crate) paths: Paths,
+    /// How to print.
+    pub(crate) out: Output,
+    /// `--timeout`.
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Invocation {
+    /// Reads the environment and the global options.
+    pub(crate) fn new(global: &Global) -> Self {
+        let mut paths = places();
+        if let Some(socket) = &global.socket {
+            paths.socket.clone_from(socket);
+        }
+        let out = Output::new(global.output, !global.no_headers, global.quiet, global.color);
+        Self { paths, out, timeout: global.timeout }
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    ///
+    /// Fails with "not running" where nobody listens.
+    pub(crate) async fn connect(&self) -> Result<Client> {
+        Ok(Client::connect(self.client_options()).await?)
+    }
+
+    /// How the client library shall connect.
+    pub(crate) fn client_options(&self) -> Options {
+        Options::new(&self.paths.socket).name(concat!("ksi ", env!("CARGO_PKG_VERSION")))
+    }
+
+    /// Options of a request: `--timeout`.
+    pub(crate) fn call(&self) -> CallOptions {
+        CallOptions { timeout: self.timeout, ..CallOptions::default() }
+    }
+
+    /// Options of a request that has a time of its own, unless `--timeout`
+    /// says otherwise.
+    pub(crate) fn call_within(&self, time: Duration) -> CallOptions {
+        CallOptions { timeout: Some(self.timeout.unwrap_or(time)), ..CallOptions::default() }
+    }
+
+    /// Asks one event and gives the reply as it came.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the daemon refuses.
+    pub(crate) async fn value(
+        &self,
+        client: &Client,
+        event: &str,
+        payload: &(impl Serialize + Sync),
+    ) -> Result<Value> {
+        let reply = client.request_raw(event, encoded(payload)?, self.call()).await?;
+        readable(&reply)
+    }
+
+    /// Asks one event and gives the reply typed.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the daemon refuses, or where the reply has another shape.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        client: &Client,
+        event: &str,
+        payload: &(impl Serialize + Sync),
+    ) -> Result<T> {
+        let reply = client.request_raw(event, encoded(payload)?, self.call()).await?;
+        typed(event, &reply)
+    }
+}
+
+/// The places that the environment names.
+pub(crate) fn places() -> Paths {
+    Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::getuid().as_raw())
+}
+
+/// A payload as MessagePack.
+///
+/// # Errors
+///
+/// Fails where `payload` cannot be encoded.
+pub(crate) fn encoded(payload: &impl Serialize) -> Result<Bytes> {
+    ksi_protocol::encode(payload)
+        .map_err(|error| Failure::failed(format!("the payload cannot be encoded: {error}")))
+}
+
+/// A payload as JSON.
+///
+/// # Errors
+///
+/// Fails where it is not MessagePack.
+pub(crate) fn readable(payload: &[u8]) -> Result<Value> {
+    json::to_json(payload).map_err(Failure::from)
+}
+
+/// A reply with a known shape.
+///
+/// # Errors
+///
+/// Names the event whose reply has another one.
+pub(crate) fn typed<T: DeserializeOwned>(event: &str, payload: &[u8]) -> Result<T> {
+    ksi_protocol::decode(payload).map_err(|refusal| {
+        Failure::failed(format!("`{event}` answered in a form that ksi does not know: {}", refusal.message))
+            .hint("are ksi and ksid of one version? see: ksi version")
+    })
+}
+
+/// A program of KSI: named by its variable, else beside this executable, else
+/// on the `PATH`.
+pub(crate) fn program(name: &str, variable: Option<&str>) -> Option<PathBuf> {
+    if let Some(path) = variable.and_then(std::env::var_os).filter(|value| !value.is_empty()) {
+        return Some(path.into());
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name)));
+    beside.filter(|path| path.is_file()).or_else(|| {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+    })
+}
+
+/// A program of KSI that must be there.
+///
+/// # Errors
+///
+/// Says where it was looked for.
+pub(crate) fn required_program(name: &str, variable: &str) -> Result<PathBuf> {
+    program(name, Some(variable)).ok_or_else(|| {
+        Failure::failed(format!("{name} was found neither beside ksi nor on the PATH"))
+            .hint(format!("install it there, or name it: {variable}=/path/to/{name}"))
+    })
+}
+
+/// A path for people: below the home directory it begins with `~`.
+pub(crate) fn short(path: &Path) -> String {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.components().count() > 1);
+    match home.and_then(|home| Some(path.strip_prefix(home).ok()?.to_owned())) {
+        Some(rest) => format!("~/{}", rest.display()),
+        None => path.display().to_string(),
+    }
+}

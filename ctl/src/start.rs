@@ -1,0 +1,399 @@
+//! The daemon's process: finding, spawning, awaiting and ending it.
+//!
+//! The truth about "running" is the lock that the daemon holds and the socket
+//! it answers on; a process id is only believed together with them, so that
+//! a stale one never blocks a start and a stranger is never signalled.
+//!
+//! # Failure
+//!
+//! A daemon that exits before it answers is reported with its last words.
+//! Nobody can be notified by a process that has not opened its socket yet, so
+//! here, and only while starting or stopping, `ksi` looks again and again,
+//! with growing pauses and a deadline.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, SeekFrom},
+    os::unix::{
+        fs::{DirBuilderExt, OpenOptionsExt},
+        process::{CommandExt, ExitStatusExt},
+    },
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use ksi_client::Client;
+use ksi_protocol::system::Health;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::{
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, required_program},
+};
+
+/// Time that a start may take when `--timeout` does not say.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time that the daemon may need after its grace period, before `stop` says
+/// that it hangs.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Lines of the log that a failed start shows.
+const LAST_WORDS: usize = 12;
+
+/// Pauses between looks: 2 ms, doubling to 50 ms.
+struct Pauses(Duration);
+
+impl Pauses {
+    fn new() -> Self {
+        Self(Duration::from_millis(2))
+    }
+
+    async fn next(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// A daemon that is ready.
+pub(crate) struct Started {
+    /// The connection that it answered on.
+    pub(crate) client: Client,
+    /// What it said of itself.
+    pub(crate) health: Health,
+    /// From the first step until ready; `None` where it ran already.
+    pub(crate) took: Option<Duration>,
+}
+
+/// Makes sure that the daemon runs and is ready.
+///
+/// # Errors
+///
+/// Says why it is not, with the daemon's last words.
+pub(crate) async fn start(at: &Invocation) -> Result<Started> {
+    let began = Instant::now();
+    let deadline = began + at.timeout.unwrap_or(START_TIMEOUT);
+    match at.connect().await {
+        Ok(client) => {
+            let health = ready(at, &client, deadline).await?;
+            return Ok(Started { client, health, took: None });
+        }
+        Err(failure) if failure.exit == Exit::NotRunning => {}
+        Err(failure) => return Err(failure),
+    }
+    let mut log = Log::open(&at.paths.log_file())?;
+    let mut child = spawn(at, &log)?;
+    let client = answering(at, &mut child, &mut log, deadline).await?;
+    let health = tokio::select! {
+        health = ready(at, &client, deadline) => health?,
+        status = failed(&mut child) => return Err(died(status, &mut log)),
+    };
+    Ok(Started { client, health, took: Some(began.elapsed()) })
+}
+
+/// Replaces `ksi` by the daemon, in this terminal.
+///
+/// # Errors
+///
+/// Returns only if that fails.
+pub(crate) fn foreground(at: &Invocation) -> Failure {
+    let ksid = match required_program("ksid", "KSI_DAEMON") {
+        Ok(path) => path,
+        Err(failure) => return failure,
+    };
+    let error = Command::new(&ksid).arg("--foreground").env("KSI_SOCKET", &at.paths.socket).exec();
+    Failure::failed(format!("cannot run {}: {error}", ksid.display()))
+}
+
+/// The log, from where this start begins.
+struct Log {
+    file: File,
+    from: u64,
+}
+
+impl Log {
+    fn open(path: &Path) -> Result<Self> {
+        if let Some(dir) = path.parent() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|error| Failure::to_file("create", dir, &error))?;
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| Failure::to_file("open", path, &error))?;
+        let from = file.seek(SeekFrom::End(0)).map_err(|error| Failure::to_file("read", path, &error))?;
+        Ok(Self { file, from })
+    }
+
+    /// What was written since, at most its last lines.
+    fn last_words(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = self.file.seek(SeekFrom::Start(self.from)).and_then(|_| self.file.read_to_end(&mut bytes));
+        if read.is_err() {
+            return String::new();
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+    }
+}
+
+fn spawn(at: &Invocation, log: &Log) -> Result<Child> {
+    let ksid = required_program("ksid", "KSI_DAEMON")?;
+    let stream = || {
+        let file = log.file.try_clone();
+        file.map_err(|error| Failure::to_file("open", &at.paths.log_file(), &error))
+    };
+    // Without `--foreground` the daemon writes its log itself; on its standard
+    // error is only what comes before that, and panics.
+    Command::new(&ksid)
+        .env("KSI_SOCKET", &at.paths.socket)
+        .stdin(Stdio::null())
+        .stdout(stream()?)
+        .stderr(stream()?)
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .map_err(|error| {
+            Failure::failed(format!("cannot run {}: {error}", ksid.display()))
+                .hint("see what is wrong: ksi doctor")
+        })
+}
+
+/// Waits until somebody answers on the socket.
+async fn answering(at: &Invocation, child: &mut Child, log: &mut Log, deadline: Instant) -> Result<Client> {
+    let mut pauses = Pauses::new();
+    loop {
+        match at.connect().await {
+            Ok(client) => return Ok(client),
+            Err(failure) if Instant::now() > deadline => {
+                return Err(Failure::timeout(format!("ksid does not answer: {}", failure.message))
+                    .hint("see what it does: ksi logs"));
+            }
+            Err(_) => {}
+        }
+        if let Some(status) = failure(child) {
+            // Another start may have won the race for the lock.
+            return at.connect().await.map_err(|_| died(status, log));
+        }
+        pauses.next().await;
+    }
+}
+
+/// How the daemon has failed, if it has. A good end is none: `KSI_DAEMON` may
+/// name a wrapper that goes to the background.
+fn failure(child: &mut Child) -> Option<ExitStatus> {
+    child.try_wait().ok().flatten().filter(|status| !status.success())
+}
+
+async fn failed(child: &mut Child) -> ExitStatus {
+    let mut pauses = Pauses::new();
+    loop {
+        if let Some(status) = failure(child) {
+            return status;
+        }
+        pauses.next().await;
+    }
+}
+
+async fn ready(at: &Invocation, client: &Client, deadline: Instant) -> Result<Health> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let payload = json!({ "timeout_ms": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) });
+    // The daemon answers at its own deadline with how far it came; the
+    // request's comes a little later, so that this answer is heard.
+    let mut options = at.call();
+    options.timeout = Some(left + Duration::from_secs(1));
+    let reply = client.request_raw("system:ready", crate::invocation::encoded(&payload)?, options).await?;
+    crate::invocation::typed("system:ready", &reply)
+}
+
+fn died(status: ExitStatus, log: &mut Log) -> Failure {
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    };
+    let words = log.last_words();
+    let mut failure = Failure::failed(format!("ksid {how} before it was ready"));
+    failure.code = "start_failed".into();
+    if !words.is_empty() {
+        failure.message = format!("{}; its last words:\n{words}", failure.message);
+        failure.details = Some(json!({ "last_words": words.lines().collect::<Vec<_>>() }));
+    }
+    failure.hint("check the configuration and the installation: ksi doctor")
+}
+
+/// How a stop went.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// Nothing was running.
+    WasNotRunning,
+    /// The process is gone.
+    Gone {
+        /// Its process id.
+        pid: u32,
+    },
+}
+
+/// Asks the daemon to finish and waits until its process is gone.
+///
+/// # Errors
+///
+/// Fails where it still runs after its grace period and some.
+pub(crate) async fn stop(at: &Invocation, grace: Duration) -> Result<Stopped> {
+    let process = match at.connect().await {
+        Ok(client) => {
+            let health: Health = at.ask(&client, "system:health", &json!({})).await?;
+            let process = Process::of(health.pid);
+            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
+            let asked = client.request_raw("system:shutdown", payload, at.call_within(grace + STOP_MARGIN));
+            match asked.await {
+                Ok(_) | Err(ksi_client::Error::Lost(_)) => {}
+                // Somebody else has asked already: waiting is all that is left.
+                Err(ksi_client::Error::Refused(refusal))
+                    if refusal.code == ksi_protocol::Code::ShuttingDown => {}
+                Err(error) => return Err(error.into()),
+            }
+            process
+        }
+        Err(_) => match deaf(at) {
+            Some(process) => {
+                at.out.note("the daemon does not answer; ending it by SIGTERM");
+                process.terminate()?;
+                process
+            }
+            None => return Ok(Stopped::WasNotRunning),
+        },
+    };
+    process.gone(Instant::now() + grace + STOP_MARGIN).await?;
+    Ok(Stopped::Gone { pid: process.pid })
+}
+
+/// A daemon that holds the lock but answers nobody.
+fn deaf(at: &Invocation) -> Option<Process> {
+    let path = at.paths.lock_file();
+    if !locked(&path) {
+        return None;
+    }
+    let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    let process = Process::of(pid);
+    (process.alive() && process.is_ksid()).then_some(process)
+}
+
+/// Whether somebody holds the lock.
+pub(crate) fn locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+}
+
+/// A process, told apart from a later one with the same id by its start time.
+struct Process {
+    pid: u32,
+    born: Option<String>,
+}
+
+impl Process {
+    fn of(pid: u32) -> Self {
+        Self { pid, born: born(pid) }
+    }
+
+    fn alive(&self) -> bool {
+        self.born.is_some() && born(self.pid) == self.born
+    }
+
+    fn is_ksid(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/comm", self.pid)).is_ok_and(|comm| comm.starts_with("ksid"))
+    }
+
+    fn terminate(&self) -> Result<()> {
+        let pid = i32::try_from(self.pid).map_err(|_| Failure::failed("the lock names no process"))?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM)
+            .map_err(|error| Failure::failed(format!("cannot signal process {pid}: {error}")))
+    }
+
+    async fn gone(&self, deadline: Instant) -> Result<()> {
+        let mut pauses = Pauses::new();
+        while self.alive() {
+            if Instant::now() > deadline {
+                return Err(Failure::timeout(format!("process {} still runs", self.pid))
+                    .hint(format!("end it by force: kill -KILL {}", self.pid)));
+            }
+            pauses.next().await;
+        }
+        Ok(())
+    }
+}
+
+/// When a process was born, in ticks; `None` for one that is gone or only
+/// waits for its parent to notice.
+fn born(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may itself hold blanks and parentheses.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    // After the state, the start time is the 19th field (proc_pid_stat(5)).
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18).map(str::to_owned)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_process_is_alive_and_one_that_never_was_is_not() {
+        assert!(Process::of(std::process::id()).alive());
+        assert!(!Process::of(u32::MAX).alive());
+    }
+
+    #[test]
+    fn a_process_that_only_waits_to_be_noticed_counts_as_gone() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let process = Process::of(child.id());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while process.alive() {
+            assert!(Instant::now() < deadline, "still alive");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_seen_while_it_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ksid.lock");
+        assert!(!locked(&path));
+        let holder = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+        assert!(locked(&path));
+        drop(holder);
+        assert!(!locked(&path));
+    }
+
+    #[test]
+    fn last_words_are_those_since_the_start() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/ksid.log");
+        Log::open(&path).unwrap().file.write_all(b"old\n").unwrap();
+        let mut log = Log::open(&path).unwrap();
+        for n in 0..20 {
+            writeln!(log.file, "line {n}").unwrap();
+        }
+        let words = log.last_words();
+        assert!(words.starts_with("line 8\n") && words.ends_with("line 19"), "{words}");
+    }
+}

@@ -1,0 +1,78 @@
+//! `ask`: one question, one answer, streamed.
+
+use std::io::{self, IsTerminal, Read};
+
+use serde_json::json;
+
+use crate::{
+    answer::{self, Printer, Question, Summary},
+    args,
+    error::{Failure, Result},
+    invocation::Invocation,
+    output::{Format, Report},
+};
+
+/// Longest question read from standard input; the daemon takes no more in one
+/// frame.
+const INPUT_BYTES_MAX: u64 = ksi_protocol::limits::FRAME_BYTES_MAX as u64;
+
+/// `ksi ask`.
+///
+/// # Errors
+///
+/// Fails as the daemon refuses.
+pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
+    let question = Question {
+        prompt: Some(prompt(options.prompt)?),
+        priority: options.priority,
+        ..Question::new(&options.sampling, at.timeout)
+    };
+    let client = at.connect().await?;
+    let people = matches!(at.out.format, Format::Table | Format::Wide);
+    let mut printer = Printer::new(at.out);
+    let end = answer::stream(&client, &question, at.call(), |text| match at.out.format {
+        Format::Jsonl => at.out.line(&json!({"chunk": {"text": text}})),
+        _ if people => printer.piece(text),
+        _ => Ok(()),
+    })
+    .await;
+    printer.finish()?;
+    let end = end?;
+    let summary = Summary::of(&end)?;
+    match at.out.format {
+        Format::Jsonl => at.out.line(&json!({"data": end, "end": true}))?,
+        _ if people => {}
+        _ => {
+            let model = format!("{}/{}", summary.answered.provider, summary.answered.model);
+            at.out.print(&Report::data(end).named(vec![model]))?;
+        }
+    }
+    if options.verbose {
+        at.out.note(&summary.footer());
+    }
+    if let Some(note) = summary.toy_note() {
+        at.out.warn(&note);
+    }
+    Ok(())
+}
+
+/// The question: the argument, or standard input where that is not a person.
+fn prompt(argument: Option<String>) -> Result<String> {
+    let prompt = match argument {
+        Some(text) if text != "-" => text,
+        None if io::stdin().is_terminal() => {
+            return Err(Failure::usage("nothing was asked")
+                .hint("ksi ask \"hello\", or pipe the question in: git log -5 | ksi ask"));
+        }
+        _ => {
+            let mut text = String::new();
+            let read = io::stdin().lock().take(INPUT_BYTES_MAX).read_to_string(&mut text);
+            read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+            text
+        }
+    };
+    if prompt.trim().is_empty() {
+        return Err(Failure::usage("the question is empty").hint("ksi ask \"hello\""));
+    }
+    Ok(prompt)
+}

@@ -1,0 +1,210 @@
+//! `up`, `start`, `stop`, `restart`: the daemon's life.
+
+use std::time::Duration;
+
+use clap::builder::styling::AnsiColor;
+use ksi_protocol::system::{Health, HealthStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    answer::{self, Question, Summary},
+    args,
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, short},
+    output::{Report, millis, painted},
+    start::{self, Started, Stopped},
+};
+
+/// Time that the self-test of `up` may take: a first answer may have to load
+/// a model.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Tokens of the self-test.
+const SELF_TEST_TOKENS: u32 = 16;
+
+/// `ksi start`.
+///
+/// # Errors
+///
+/// Says why the daemon is not ready.
+pub(super) async fn start(at: &Invocation) -> Result<()> {
+    let started = start::start(at).await?;
+    report_start(at, &started)
+}
+
+fn report_start(at: &Invocation, started: &Started) -> Result<()> {
+    let Health { version, pid, plugins_ready, plugins_total, reasons, .. } = &started.health;
+    let log = at.paths.log_file();
+    let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
+    let text = match started.took {
+        Some(took) => {
+            let took = millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            format!("{version} started: pid {pid}, {plugins} in {took}, log in {}", short(&log))
+        }
+        None => format!("{version} is already running: pid {pid}, {plugins}"),
+    };
+    let data = json!({
+        "status": if started.took.is_some() { "started" } else { "already_running" },
+        "pid": pid,
+        "version": version,
+        "ready_ms": started.took.map(|took| took.as_millis()),
+        "socket": at.paths.socket,
+        "log": log,
+        "plugins_ready": plugins_ready,
+        "plugins_total": plugins_total,
+        "degraded": reasons,
+    });
+    at.out.print(&Report::text(&data, format!("ksid {text}"))?)?;
+    for reason in reasons {
+        at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
+    }
+    Ok(())
+}
+
+/// `ksi stop`. A daemon that is not running has reached the wanted state, so
+/// that is no failure.
+///
+/// # Errors
+///
+/// Fails where the daemon still runs.
+pub(super) async fn stop(at: &Invocation, options: &args::Stop) -> Result<()> {
+    let (data, text) = match start::stop(at, options.grace).await? {
+        Stopped::WasNotRunning => (json!({"status": "not_running"}), "ksid is not running".to_owned()),
+        Stopped::Gone { pid } => {
+            (json!({"status": "stopped", "pid": pid}), format!("ksid stopped: pid {pid}"))
+        }
+    };
+    at.out.print(&Report::text(&data, text)?)
+}
+
+/// `ksi restart`.
+///
+/// # Errors
+///
+/// As `stop` and `start`.
+pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()> {
+    match start::stop(at, options.grace).await? {
+        Stopped::WasNotRunning => at.out.note("ksid was not running"),
+        Stopped::Gone { pid } => at.out.note(&format!("ksid stopped: pid {pid}")),
+    }
+    start(at).await
+}
+
+/// One line of what `up` has checked.
+struct Step {
+    name: &'static str,
+    ok: bool,
+    text: String,
+}
+
+/// `ksi up`: from nothing to a model's first words.
+///
+/// # Errors
+///
+/// Fails where the daemon does not start; ends with 8 where something of it
+/// does not work.
+pub(super) async fn up(at: &Invocation) -> Result<()> {
+    let started = start::start(at).await?;
+    let (self_test, summary) = self_test(at, &started).await;
+    let steps =
+        [config_step(at), socket_step(at), plugins_step(&started), model_step(summary.as_ref()), self_test];
+    let whole = steps.iter().all(|step| step.ok) && started.health.status == HealthStatus::Ok;
+    at.out.print(&checklist(at, &started, &steps)?)?;
+    for reason in &started.health.reasons {
+        at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
+    }
+    if !whole {
+        at.out.warn("Next: ksi doctor · ksi logs");
+        return Err(Failure::quietly(Exit::Degraded));
+    }
+    at.out.note("Next: ksi ask \"hello\" · ksi chat · ksi top");
+    Ok(())
+}
+
+fn checklist(at: &Invocation, started: &Started, steps: &[Step]) -> Result<Report> {
+    let lines = steps.iter().map(|Step { name, ok, text }| {
+        let mark = if *ok { painted("✓", AnsiColor::Green) } else { painted("✗", AnsiColor::Red) };
+        format!("{mark} {name:<9} {text}")
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let checks = steps.iter().map(|step| json!({"name": step.name, "ok": step.ok, "text": step.text}));
+    let data = json!({
+        "status": if started.took.is_some() { "started" } else { "already_running" },
+        "pid": started.health.pid,
+        "version": started.health.version,
+        "socket": at.paths.socket,
+        "checks": checks.collect::<Vec<Value>>(),
+        "degraded": started.health.reasons,
+    });
+    Report::text(&data, text)
+}
+
+fn config_step(at: &Invocation) -> Step {
+    let file = &at.paths.config_file;
+    let text = match file.exists() {
+        true => short(file),
+        false => format!("defaults; {} is read where it exists", short(file)),
+    };
+    Step { name: "config", ok: true, text }
+}
+
+fn socket_step(at: &Invocation) -> Step {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(&at.paths.socket).map(|meta| meta.permissions().mode() & 0o777);
+    let path = short(&at.paths.socket);
+    match mode {
+        Ok(mode) => {
+            let ok = mode & 0o077 == 0;
+            let note = if ok { "" } else { ", open to others" };
+            Step { name: "socket", ok, text: format!("{path} ({mode:04o}{note})") }
+        }
+        Err(error) => Step { name: "socket", ok: false, text: format!("{path}: {error}") },
+    }
+}
+
+fn plugins_step(started: &Started) -> Step {
+    let Health { plugins_ready, plugins_total, .. } = started.health;
+    let when = match started.took {
+        Some(took) => format!(" in {}", millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))),
+        None => ", running already".to_owned(),
+    };
+    let text = format!("{plugins_ready}/{plugins_total} ready{when}");
+    Step { name: "plugins", ok: plugins_ready == plugins_total, text }
+}
+
+fn model_step(summary: Option<&Summary>) -> Step {
+    let Some(summary) = summary else {
+        return Step { name: "model", ok: false, text: "none has answered".to_owned() };
+    };
+    let toy = if summary.toy { ", a toy; add yours: ksi model add ~/models/x.gguf" } else { "" };
+    let text = format!("{}/{}{toy}", summary.answered.provider, summary.answered.model);
+    Step { name: "model", ok: true, text }
+}
+
+/// Lets the default model say a few words.
+async fn self_test(at: &Invocation, started: &Started) -> (Step, Option<Summary>) {
+    let question = Question {
+        prompt: Some("Say hello.".to_owned()),
+        max_tokens: Some(SELF_TEST_TOKENS),
+        ..Question::default()
+    };
+    let mut pieces = 0_usize;
+    let options = at.call_within(SELF_TEST_TIMEOUT);
+    let answered = answer::stream(&started.client, &question, options, |_| {
+        pieces += 1;
+        Ok(())
+    });
+    match answered.await.and_then(|end| Summary::of(&end)) {
+        Ok(summary) => {
+            let tokens = summary.usage.completion_tokens;
+            let speed = summary.timings.generate_per_second;
+            let text = format!("{tokens} tokens in {pieces} pieces, {speed:.0} tokens/s");
+            (Step { name: "self-test", ok: tokens > 0, text }, Some(summary))
+        }
+        Err(failure) => {
+            let hint = if failure.hint.is_empty() { String::new() } else { format!(" ({})", failure.hint) };
+            (Step { name: "self-test", ok: false, text: format!("{}{hint}", failure.message) }, None)
+        }
+    }
+}

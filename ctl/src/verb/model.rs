@@ -1,0 +1,337 @@
+//! `model …`: what models there are, in memory and on disk.
+
+mod shelf;
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Write},
+    path::Path,
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ksi_client::{Client, Part};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Model, ModelName},
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, readable, short},
+    output::{Report, Table, bytes, millis},
+};
+
+/// Time that loading may take: a large file from a slow disk.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// `llama:models`, as far as it is shown to people; programs get the reply.
+#[derive(Debug, Deserialize)]
+struct Models {
+    models: Vec<ModelInfo>,
+}
+
+/// One model.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ModelInfo {
+    name: String,
+    path: Option<String>,
+    builtin: bool,
+    toy: bool,
+    loaded: bool,
+    architecture: Option<String>,
+    parameters: Option<Value>,
+    quantization: Option<String>,
+    context_length: Option<u64>,
+    size_bytes: Option<u64>,
+    error: Option<String>,
+}
+
+/// Asks for all models: the reply, and what of it is shown.
+async fn models(at: &Invocation, client: &Client) -> Result<(Value, Models)> {
+    let reply = at.value(client, "llama:models", &json!({})).await?;
+    let models = read(&reply)?;
+    Ok((reply, models))
+}
+
+fn read(reply: &Value) -> Result<Models> {
+    Models::deserialize(reply).map_err(|error| {
+        Failure::failed(format!("`llama:models` answered in a form that ksi does not know: {error}"))
+            .hint("are ksi and ksid of one version? see: ksi version")
+    })
+}
+
+/// `ksi model …`.
+///
+/// # Errors
+///
+/// Fails as the daemon refuses, or where files cannot be written.
+pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
+    match model {
+        Model::List => {
+            let client = at.connect().await?;
+            let (reply, models) = models(at, &client).await?;
+            at.out.print(&list(&reply, &models)?)
+        }
+        Model::Show(name) => show(at, bare(&name)).await,
+        Model::Add { path, name, link } => add(at, &path, name.as_deref(), link).await,
+        Model::Load { model, context } => load(at, bare(&model), context).await,
+        Model::Unload(name) => unload(at, bare(&name)).await,
+        Model::Rm { model, yes } => remove(at, bare(&model), yes).await,
+    }
+}
+
+/// The name without its provider.
+fn bare(name: &ModelName) -> &str {
+    name.name.strip_prefix("llama/").unwrap_or(&name.name)
+}
+
+fn list(reply: &Value, models: &Models) -> Result<Report> {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "SIZE",
+        "PARAMETERS",
+        "CONTEXT",
+        "KIND",
+        "+ARCHITECTURE",
+        "+QUANTIZATION",
+        "+PATH",
+    ]);
+    for model in &models.models {
+        table.row([
+            model.name.clone(),
+            state(model),
+            model.size_bytes.map_or("-".into(), bytes),
+            parameters(model),
+            model.context_length.map_or("-".into(), |n| n.to_string()),
+            kind(model).into(),
+            model.architecture.clone().unwrap_or("-".into()),
+            model.quantization.clone().unwrap_or("-".into()),
+            model.path.as_deref().map_or("-".into(), |path| short(path.as_ref())),
+        ]);
+    }
+    let names = models.models.iter().map(|model| format!("llama/{}", model.name)).collect();
+    Report::list(reply, "models", names, table)
+}
+
+fn state(model: &ModelInfo) -> String {
+    match (&model.error, model.loaded) {
+        (Some(error), _) => format!("broken: {error}"),
+        (None, true) => "loaded".into(),
+        (None, false) => "on disk".into(),
+    }
+}
+
+fn kind(model: &ModelInfo) -> &'static str {
+    match (model.builtin, model.toy) {
+        (true, true) => "built-in toy",
+        (true, false) => "built-in",
+        (false, true) => "toy",
+        (false, false) => "yours",
+    }
+}
+
+/// `7.2B` from a number; a text as it is.
+fn parameters(model: &ModelInfo) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    match &model.parameters {
+        Some(Value::Number(n)) => match n.as_u64().unwrap_or_default() {
+            n @ 1_000_000_000.. => format!("{:.1}B", n as f64 / 1e9),
+            n @ 1_000_000.. => format!("{:.1}M", n as f64 / 1e6),
+            n => format!("{:.1}k", n as f64 / 1e3),
+        },
+        Some(Value::String(text)) => text.clone(),
+        _ => "-".into(),
+    }
+}
+
+async fn show(at: &Invocation, name: &str) -> Result<()> {
+    let client = at.connect().await?;
+    let (reply, models) = models(at, &client).await?;
+    let Some(index) = models.models.iter().position(|model| model.name == name) else {
+        let known = models.models.iter().map(|model| model.name.as_str());
+        let near = crate::schema::nearest(name, known);
+        let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        return Err(Failure::not_found("model", name).hint(format!("{near}all models: ksi model list")));
+    };
+    let model = &models.models[index];
+    let lines = [
+        ("state", state(model)),
+        ("kind", kind(model).to_owned()),
+        ("size", model.size_bytes.map_or("-".into(), bytes)),
+        ("parameters", parameters(model)),
+        ("context", model.context_length.map_or("-".into(), |n| format!("{n} tokens"))),
+        ("architecture", model.architecture.clone().unwrap_or("-".into())),
+        ("quantization", model.quantization.clone().unwrap_or("-".into())),
+        ("path", model.path.clone().unwrap_or("-".into())),
+    ];
+    let mut text = format!("llama/{}", model.name);
+    for (key, value) in lines {
+        text.push_str(&format!("\n  {key:<13} {value}"));
+    }
+    at.out.print(&Report::text(&reply["models"][index], text)?.named(vec![format!("llama/{name}")]))
+}
+
+async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Result<()> {
+    let dir = at.paths.models_dir();
+    let bar = bar(at, fs::metadata(path).map_or(0, |meta| meta.len())).with_message("copying");
+    let added = shelf::add(&dir, path, name, link, |done, _| bar.set_position(done));
+    bar.finish_and_clear();
+    let added = added?;
+    let model = format!("llama/{}", added.name);
+    let data = json!({"name": added.name, "model": model, "path": added.path, "linked": link, "size_bytes": added.size});
+    let how = if link { "linked" } else { "copied" };
+    let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
+    at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
+    // A daemon that runs says at once whether it can use the file.
+    if let Ok(client) = at.connect().await
+        && let Ok((_, models)) = models(at, &client).await
+        && let Some(error) =
+            models.models.iter().find(|m| m.name == added.name).and_then(|m| m.error.as_ref())
+    {
+        return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
+            .hint(format!("remove it: ksi model rm {}", added.name)));
+    }
+    at.out.note(&format!("Next: ksi ask --model {model} \"hello\""));
+    Ok(())
+}
+
+/// A progress bar on standard error; hidden where that is no terminal.
+fn bar(at: &Invocation, total: u64) -> ProgressBar {
+    if at.out.quiet || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:32}] {percent}%");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+    ProgressBar::new(total).with_style(style)
+}
+
+async fn load(at: &Invocation, name: &str, context: Option<u32>) -> Result<()> {
+    let client = at.connect().await?;
+    let mut payload = json!({"model": name});
+    if let Some(context) = context {
+        payload["context"] = context.into();
+    }
+    let bar = bar(at, 1000).with_message(format!("loading {name}"));
+    let mut stream = client.stream("llama:load", &payload, at.call_within(LOAD_TIMEOUT)).await?;
+    let reply = loop {
+        match stream.next().await {
+            Some(Ok(Part::Chunk(chunk))) => {
+                let progress = readable(&chunk)?.get("progress").and_then(Value::as_f64).unwrap_or_default();
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "clamped to 0..=1000"
+                )]
+                bar.set_position((progress * 1000.0).clamp(0.0, 1000.0) as u64);
+            }
+            Some(Ok(Part::End(data) | Part::Reply(data))) => break readable(&data)?,
+            Some(Ok(Part::Accepted { .. })) => {}
+            Some(Err(error)) => {
+                bar.finish_and_clear();
+                return Err(error.into());
+            }
+            None => return Err(Failure::failed("loading ended without an answer").hint("ksi logs")),
+        }
+    };
+    bar.finish_and_clear();
+    let took = reply.get("load_ms").and_then(Value::as_f64).map_or(String::new(), |ms| {
+        let took = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
+        format!(" in {}", millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
+    });
+    let context =
+        reply.get("context").and_then(Value::as_u64).map_or(String::new(), |n| format!(", context {n}"));
+    at.out.print(
+        &Report::text(&reply, format!("llama/{name} loaded{took}{context}"))?
+            .named(vec![format!("llama/{name}")]),
+    )
+}
+
+async fn unload(at: &Invocation, name: &str) -> Result<()> {
+    let client = at.connect().await?;
+    let reply = at.value(&client, "llama:unload", &json!({"model": name})).await?;
+    let text = match reply.get("unloaded").and_then(Value::as_bool) {
+        Some(false) => format!("llama/{name} was not loaded"),
+        _ => format!("llama/{name} unloaded"),
+    };
+    at.out.print(&Report::text(&reply, text)?.named(vec![format!("llama/{name}")]))
+}
+
+async fn remove(at: &Invocation, name: &str, yes: bool) -> Result<()> {
+    let entry = shelf::find(&at.paths.models_dir(), name)?;
+    if !yes && !confirmed(&entry)? {
+        return Err(Failure::failed(format!("{} stays", short(&entry.path))));
+    }
+    // A model in use is let go first; no daemon, no use.
+    if let Ok(client) = at.connect().await {
+        let unloaded = at.value(&client, "llama:unload", &json!({"model": name})).await;
+        if let Err(failure) = unloaded.as_ref().map(|_| ()).map_err(Clone::clone)
+            && failure.exit != Exit::NotFound
+        {
+            at.out.warn(&format!("it could not be unloaded: {}", failure.message));
+        }
+    }
+    shelf::remove(&entry)?;
+    let data = json!({"name": name, "path": entry.path, "removed": true});
+    at.out.print(&Report::text(&data, format!("llama/{name} removed: {}", short(&entry.path)))?)
+}
+
+/// Asks a person, and never a pipe.
+fn confirmed(entry: &shelf::Entry) -> Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage("nobody is there to confirm it").hint("add --yes"));
+    }
+    let what = if entry.link { "the link" } else { "the file" };
+    // Without a prompt that can be seen, no answer is a yes.
+    write!(anstream::stderr(), "remove {what} {} ({})? [y/N] ", entry.path.display(), bytes(entry.size))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{Format, Output};
+
+    fn reply() -> Value {
+        json!({"models": [
+            {"name": "ksi-tiny", "path": "/m/ksi-tiny.gguf", "builtin": true, "toy": true, "loaded": true,
+             "architecture": "llama", "parameters": 3_100_000, "quantization": "Q8_0", "context_length": 2048,
+             "size_bytes": 3_400_000, "sha256": "ab"},
+            {"name": "x", "builtin": false, "toy": false, "loaded": false, "error": "cut short"}]})
+    }
+
+    fn printed(format: Format) -> String {
+        let output = Output { format, headers: true, quiet: true, color: false };
+        let mut out = Vec::new();
+        output.render(&list(&reply(), &read(&reply()).unwrap()).unwrap(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn toys_and_broken_files_are_told_apart() {
+        let table = printed(Format::Table);
+        assert!(
+            table.contains("ksi-tiny  loaded             3.4 MB  3.1M        2048     built-in toy"),
+            "{table}"
+        );
+        assert!(table.contains("broken: cut short"), "{table}");
+        assert_eq!(printed(Format::Name), "llama/ksi-tiny\nllama/x\n");
+    }
+
+    #[test]
+    fn programs_get_all_that_the_plugin_said() {
+        let data: Value = serde_json::from_str(&printed(Format::Json)).unwrap();
+        assert_eq!(data["models"][0]["sha256"], "ab");
+        assert_eq!(data["models"][1]["error"], "cut short");
+    }
+
+    #[test]
+    fn the_provider_may_be_left_out() {
+        assert_eq!(bare(&ModelName { name: "llama/x".into() }), "x");
+        assert_eq!(bare(&ModelName { name: "x".into() }), "x");
+    }
+}

@@ -1,0 +1,234 @@
+//! The models directory: what lies there, what comes and goes.
+//!
+//! # Invariants
+//!
+//! - A model appears whole or not at all: it is written beside its place and
+//!   then renamed.
+//! - Nothing outside the directory is ever removed; of a link, only the link.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Failure, Result},
+    exit::Exit,
+};
+
+/// First bytes of a GGUF file.
+const MAGIC: &[u8; 4] = b"GGUF";
+
+/// Bytes copied at once, between two looks at the progress bar.
+const COPY_BYTES: usize = 4 * 1024 * 1024;
+
+/// Longest name of a model.
+const NAME_BYTES_MAX: usize = 100;
+
+/// A model in the directory.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Its name, without `.gguf`.
+    pub(super) name: String,
+    /// Its file or link.
+    pub(super) path: PathBuf,
+    /// Whether it is a link.
+    pub(super) link: bool,
+    /// Bytes of the file, or of what the link leads to.
+    pub(super) size: u64,
+}
+
+/// Copies or links a file into `dir`. `progress` hears of bytes done and all.
+///
+/// # Errors
+///
+/// Refuses what is no GGUF file, a name that is none, and one that is taken.
+pub(super) fn add(
+    dir: &Path,
+    source: &Path,
+    name: Option<&str>,
+    link: bool,
+    progress: impl FnMut(u64, u64),
+) -> Result<Entry> {
+    let mut file = File::open(source).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::not_found("file", &source.display().to_string()),
+        _ => Failure::to_file("read", source, &error),
+    })?;
+    let size = check(&mut file, source)?;
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    check_name(&name)?;
+    let path = dir.join(format!("{name}.gguf"));
+    if path.symlink_metadata().is_ok() {
+        return Err(Failure::new(
+            Exit::Conflict,
+            "conflict",
+            format!("a model named `{name}` exists already"),
+        )
+        .hint(format!("choose another name: --name NAME, or remove it: ksi model rm {name}")));
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| Failure::to_file("create", dir, &error))?;
+    let part = Part(dir.join(format!(".{name}.{}.part", std::process::id())));
+    let written = if link {
+        source.canonicalize().and_then(|target| symlink(target, &part.0))
+    } else {
+        copy(&mut file, &part.0, size, progress)
+    };
+    let written =
+        written.and_then(|()| if link { fs::rename(&part.0, &path) } else { settle(&part.0, &path) });
+    written.map_err(|error| Failure::to_file("write", &path, &error))?;
+    Ok(Entry { name, path, link, size })
+}
+
+/// Gives the copy its name. A hard link fails where somebody was faster, while
+/// a rename would replace; but not every file system has hard links.
+fn settle(part: &Path, path: &Path) -> std::io::Result<()> {
+    match fs::hard_link(part, path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => fs::rename(part, path),
+        done => done,
+    }
+}
+
+/// A file on its way, removed where it does not arrive.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After a rename there is nothing left to remove.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Looks at the first bytes; gives the size.
+fn check(file: &mut File, source: &Path) -> Result<u64> {
+    let mut magic = [0; MAGIC.len()];
+    let meta = file.metadata().map_err(|error| Failure::to_file("read", source, &error))?;
+    let read = file.read_exact(&mut magic);
+    if !meta.is_file() || read.is_err() || &magic != MAGIC {
+        return Err(Failure::usage(format!("{} is no GGUF file", source.display()))
+            .hint("models for KSI are files in the GGUF format of llama.cpp"));
+    }
+    Ok(meta.len())
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('.') && name.bytes().all(allowed)
+    {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("`{name}` cannot name a model"))
+        .hint("letters, digits, `_`, `-` and `.`: --name NAME"))
+}
+
+/// Copies the whole of `file`, its first bytes included, and has it on disk.
+fn copy(file: &mut File, to: &Path, size: u64, mut progress: impl FnMut(u64, u64)) -> std::io::Result<()> {
+    use std::io::Seek;
+    file.rewind()?;
+    let mut out = OpenOptions::new().create_new(true).write(true).mode(0o600).open(to)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut done = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return out.sync_all();
+        }
+        out.write_all(&buffer[..read])?;
+        done += read as u64;
+        progress(done, size);
+    }
+}
+
+/// Finds a model of this name in `dir`.
+///
+/// # Errors
+///
+/// Ends with 4 where there is none, and says so where it is built in.
+pub(super) fn find(dir: &Path, name: &str) -> Result<Entry> {
+    check_name(name)?;
+    let path = dir.join(format!("{name}.gguf"));
+    let meta = path.symlink_metadata().map_err(|_| {
+        Failure::new(Exit::NotFound, "not_found", format!("no model named `{name}` in {}", dir.display()))
+            .hint("only models that were added can be removed; all models: ksi model list")
+    })?;
+    let size = fs::metadata(&path).map_or(0, |meta| meta.len());
+    Ok(Entry { name: name.to_owned(), link: meta.is_symlink(), path, size })
+}
+
+/// Removes a model; of a link, only the link.
+///
+/// # Errors
+///
+/// Fails where the system does.
+pub(super) fn remove(entry: &Entry) -> Result<()> {
+    fs::remove_file(&entry.path).map_err(|error| Failure::to_file("remove", &entry.path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gguf(dir: &Path) -> PathBuf {
+        let path = dir.join("some-model.gguf");
+        fs::write(&path, [MAGIC.as_slice(), &[7; 100]].concat()).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_copied_model_is_whole_and_leaves_nothing_beside_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, dir) = (gguf(temp.path()), temp.path().join("models"));
+        let mut last = (0, 0);
+        let entry = add(&dir, &source, None, false, |done, total| last = (done, total)).unwrap();
+        assert_eq!((entry.name.as_str(), entry.link, last), ("some-model", false, (104, 104)));
+        assert_eq!(fs::read(&entry.path).unwrap(), fs::read(&source).unwrap());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        assert_eq!(find(&dir, "some-model").unwrap(), entry);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_a_conflict() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, dir) = (gguf(temp.path()), temp.path().join("models"));
+        add(&dir, &source, Some("x"), false, |_, _| ()).unwrap();
+        assert_eq!(add(&dir, &source, Some("x"), true, |_, _| ()).unwrap_err().exit, Exit::Conflict);
+    }
+
+    #[test]
+    fn removing_a_link_keeps_what_it_leads_to() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, dir) = (gguf(temp.path()), temp.path().join("models"));
+        let entry = add(&dir, &source, Some("y"), true, |_, _| ()).unwrap();
+        assert!(entry.link && find(&dir, "y").unwrap().link);
+        remove(&entry).unwrap();
+        assert!(source.exists());
+        assert_eq!(find(&dir, "y").unwrap_err().exit, Exit::NotFound);
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused_before_anything_is_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("models");
+        let text = temp.path().join("notes.gguf");
+        fs::write(&text, "hello").unwrap();
+        for (source, exit) in [(text.as_path(), 2), (temp.path(), 2), (Path::new("/nowhere.gguf"), 4)] {
+            assert_eq!(add(&dir, source, None, false, |_, _| ()).unwrap_err().exit as u8, exit);
+        }
+        for name in ["../x", "", ".hidden", "a/b"] {
+            assert_eq!(
+                add(&dir, &gguf(temp.path()), Some(name), false, |_, _| ()).unwrap_err().exit as u8,
+                2
+            );
+            assert_eq!(find(&dir, name).unwrap_err().exit as u8, 2, "{name}");
+        }
+        assert!(!dir.exists());
+    }
+}

@@ -1,0 +1,256 @@
+//! `plugin …`: what runs, and how to run more of it.
+
+mod project;
+
+use std::path::Path;
+
+use ksi_protocol::system::{PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus};
+use serde_json::json;
+
+use crate::{
+    args::{self, Plugin},
+    error::{Failure, Result},
+    invocation::{Invocation, short},
+    output::{Report, Table, bytes, millis},
+};
+
+/// `ksi plugin …`.
+///
+/// # Errors
+///
+/// Fails as the daemon refuses, or where files cannot be written.
+pub(super) async fn run(at: &Invocation, plugin: Plugin) -> Result<()> {
+    match plugin {
+        Plugin::List => {
+            let client = at.connect().await?;
+            let list: PluginList = at.ask(&client, "plugin:list", &json!({})).await?;
+            at.out.print(&list_report(&list)?)
+        }
+        Plugin::Inspect(args::Named { name }) => inspect(at, name).await,
+        Plugin::Load { library, placement } => {
+            let library = absolute(&library)?;
+            let payload = PluginLoad { library, placement: placement.map(Into::into) };
+            changed(at, "plugin:load", &payload, "loaded").await
+        }
+        Plugin::Unload(named) => change(at, "plugin:unload", named, "unloaded").await,
+        Plugin::Reload(named) => change(at, "plugin:reload", named, "reloaded").await,
+        Plugin::Restart(named) => change(at, "plugin:restart", named, "restarted").await,
+        Plugin::New { name, dir, sdk } => new(at, &name, dir.as_deref(), sdk.as_deref()),
+    }
+}
+
+/// A path as the daemon needs it; a name of the manifest stays a name.
+fn absolute(library: &str) -> Result<String> {
+    let path = Path::new(library);
+    if !library.contains('/') && !path.exists() {
+        return Ok(library.to_owned());
+    }
+    let path = path.canonicalize().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::not_found("library", library)
+            .hint("build it first: cargo build --release; it then lies in target/release"),
+        _ => Failure::to_file("read", path, &error),
+    })?;
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{} is not UTF-8; move it elsewhere", path.display())))
+}
+
+fn list_report(list: &PluginList) -> Result<Report> {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "PLACEMENT",
+        "SANDBOX",
+        "RESTARTS",
+        "HANDLED",
+        "+IN-FLIGHT",
+        "+PID",
+        "+MEMORY",
+        "+READY",
+        "+VERSION",
+        "+GENERATION",
+        "+LIBRARY",
+        "ABOUT",
+    ]);
+    for plugin in &list.plugins {
+        table.row([
+            plugin.name.clone(),
+            plugin.state.as_str().into(),
+            plugin.placement.as_str().into(),
+            plugin.sandbox.clone(),
+            plugin.restarts.to_string(),
+            plugin.handled.to_string(),
+            plugin.in_flight.to_string(),
+            plugin.pid.map_or("-".into(), |pid| pid.to_string()),
+            plugin.rss_bytes.map_or("-".into(), bytes),
+            plugin.ready_ms.map_or("-".into(), millis),
+            plugin.version.clone(),
+            plugin.generation.to_string(),
+            short(plugin.library.as_ref()),
+            plugin.last_error.clone().unwrap_or_else(|| plugin.about.clone()),
+        ]);
+    }
+    let names = list.plugins.iter().map(|plugin| plugin.name.clone()).collect();
+    Report::list(list, "plugins", names, table)
+}
+
+async fn inspect(at: &Invocation, name: String) -> Result<()> {
+    let client = at.connect().await?;
+    let inspection: PluginInspection = at.ask(&client, "plugin:inspect", &PluginName { name }).await?;
+    let names = vec![inspection.status.name.clone()];
+    at.out.print(&Report::text(&inspection, inspection_text(&inspection))?.named(names))
+}
+
+fn inspection_text(inspection: &PluginInspection) -> String {
+    let PluginInspection { status, .. } = inspection;
+    let mut lines = vec![
+        format!("{} {} - {}", status.name, status.version, status.about),
+        format!("  state      {}, generation {}", status.state.as_str(), status.generation),
+        format!("  placement  {}, sandbox {}", status.placement.as_str(), status.sandbox),
+        format!("  library    {}", short(status.library.as_ref())),
+        format!("  requests   {} answered, {} in flight", status.handled, status.in_flight),
+        format!("  restarts   {}", status.restarts),
+    ];
+    if let Some(pid) = status.pid {
+        let memory = status.rss_bytes.map_or(String::new(), |rss| format!(", {}", bytes(rss)));
+        lines.push(format!("  process    {pid}{memory}"));
+    }
+    if let Some(error) = &status.last_error {
+        lines.push(format!("  last error {error}"));
+    }
+    let requests = inspection.requests.iter().map(|spec| (spec.event.as_str(), spec.about.as_str()));
+    block(&mut lines, "answers", requests);
+    block(
+        &mut lines,
+        "emits",
+        inspection.emits.iter().map(|spec| (spec.event.as_str(), spec.about.as_str())),
+    );
+    block(&mut lines, "listens to", inspection.listens.iter().map(|pattern| (pattern.as_str(), "")));
+    block(&mut lines, "may call", inspection.may_call.iter().map(|pattern| (pattern.as_str(), "")));
+    if !inspection.deaths.is_empty() {
+        lines.push("  deaths".into());
+    }
+    for death in &inspection.deaths {
+        lines.push(format!("    {} {}", ksi_protocol::json::timestamp(death.at_ms), death.reason));
+        lines.extend(death.last_words.iter().map(|line| format!("      {line}")));
+    }
+    lines.join("\n")
+}
+
+fn block<'a>(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = (&'a str, &'a str)>) {
+    let mut items = items.peekable();
+    if items.peek().is_some() {
+        lines.push(format!("  {title}"));
+    }
+    for (name, about) in items {
+        let about = about.lines().next().unwrap_or_default();
+        lines.push(format!("    {name:<28} {about}").trim_end().to_owned());
+    }
+}
+
+async fn change(at: &Invocation, event: &str, named: args::Named, done: &str) -> Result<()> {
+    changed(at, event, &PluginName { name: named.name }, done).await
+}
+
+async fn changed(
+    at: &Invocation,
+    event: &str,
+    payload: &(impl serde::Serialize + Sync),
+    done: &str,
+) -> Result<()> {
+    let client = at.connect().await?;
+    let status: PluginStatus = at.ask(&client, event, payload).await?;
+    let text = format!("{} {done}: {}, {}", status.name, status.state.as_str(), status.placement.as_str());
+    let names = vec![status.name.clone()];
+    at.out.print(&Report::text(&status, text)?.named(names))
+}
+
+fn new(at: &Invocation, name: &str, dir: Option<&Path>, sdk: Option<&Path>) -> Result<()> {
+    let dir = dir.map_or_else(|| Path::new(name).to_owned(), Path::to_owned);
+    let project = project::write(name, &dir, sdk)?;
+    let data = json!({"name": name, "dir": project.dir, "files": project.files, "library": project.library});
+    let text = format!("wrote {}", project.files.join(", "));
+    at.out.print(&Report::text(&data, text)?)?;
+    at.out.note(&format!(
+        "Next: cd {} && cargo build --release && ksi plugin load {}\n      ksi send {name}:say --text hello",
+        dir.display(),
+        project.library
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{Format, Output};
+    use ksi_protocol::system::{Placement, PluginState};
+
+    fn status() -> PluginStatus {
+        PluginStatus {
+            name: "echo".into(),
+            version: "0.1.0".into(),
+            about: "Answers".into(),
+            state: PluginState::Ready,
+            placement: Placement::Child,
+            sandbox: "L3".into(),
+            pid: Some(42),
+            generation: 1,
+            restarts: 0,
+            ready_ms: Some(10),
+            rss_bytes: Some(2_000_000),
+            in_flight: 0,
+            handled: 7,
+            library: "/lib/libplugin_echo.so".into(),
+            last_error: None,
+        }
+    }
+
+    fn printed(report: &Report, format: Format) -> String {
+        let output = Output { format, headers: true, quiet: true, color: false };
+        let mut out = Vec::new();
+        output.render(report, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_list_is_a_table_for_people_and_the_reply_for_programs() {
+        let list = PluginList { plugins: vec![status()] };
+        let report = list_report(&list).unwrap();
+        assert_eq!(
+            printed(&report, Format::Table),
+            "NAME  STATE  PLACEMENT  SANDBOX  RESTARTS  HANDLED  ABOUT\n\
+             echo  ready  child      L3       0         7        Answers\n"
+        );
+        assert!(printed(&report, Format::Wide).contains("/lib/libplugin_echo.so"));
+        assert_eq!(serde_json::from_str::<PluginList>(&printed(&report, Format::Json)).unwrap(), list);
+    }
+
+    #[test]
+    fn an_inspection_shows_deaths_with_their_last_words() {
+        let death = ksi_protocol::system::Death {
+            at_ms: 0,
+            reason: "signal 6".into(),
+            last_words: vec!["assertion failed".into()],
+        };
+        let inspection = PluginInspection {
+            status: status(),
+            requests: vec![],
+            emits: vec![],
+            listens: vec!["agent:*".into()],
+            may_call: vec![],
+            deaths: vec![death],
+        };
+        let text = inspection_text(&inspection);
+        for part in ["process    42, 2.0 MB", "listens to\n    agent:*", "1970-01-01T00:00:00.000Z signal 6"]
+        {
+            assert!(text.contains(part), "no `{part}` in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_stays_a_name_and_a_path_becomes_absolute() {
+        assert_eq!(absolute("echo").unwrap(), "echo");
+        assert_eq!(absolute("/nowhere/libx.so").unwrap_err().exit as u8, 4);
+        assert!(absolute("./Cargo.toml").unwrap().starts_with('/'));
+    }
+}

@@ -1,0 +1,191 @@
+//! `send`: any event, with flags made from its schema.
+//!
+//! The daemon is asked what the event takes, and a command line is made from
+//! that: help, types, nearest names. What the flags mean is in `schema`.
+
+mod line;
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+};
+
+use clap::CommandFactory;
+use ksi_client::{CallOptions, Client, Part};
+use ksi_protocol::system::{Describe, EventInfo, EventKind};
+use serde_json::{Value, json};
+
+use crate::{
+    answer::Printer,
+    args::{self, Cli, SendOptions},
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, readable},
+    output::{Format, Output, Report},
+    schema::Fields,
+};
+
+use line::Line;
+
+/// `ksi send`.
+///
+/// # Errors
+///
+/// Names every wrong field; else fails as the daemon refuses.
+pub(super) async fn send(at: &Invocation, send: args::Send) -> Result<()> {
+    let Some(event) = &send.event else {
+        if send.help {
+            return help();
+        }
+        return Err(Failure::usage("no event given").hint("ksi send EVENT --key value; events: ksi discover"));
+    };
+    let client = at.connect().await?;
+    let info = match at.ask::<EventInfo>(&client, "system:describe", &Describe { event: event.clone() }).await
+    {
+        Ok(info) => info,
+        // Whoever tells needs nobody's declaration.
+        Err(failure) if failure.exit == Exit::NotFound && emits(&send) => undeclared(event),
+        Err(failure) => return Err(failure),
+    };
+    let fields = Fields::of(info.request.as_ref());
+    if send.help {
+        return line::help(&info, &fields);
+    }
+    let Some(Line { options, at, given }) = line::read(at, &send, &info, &fields)? else { return Ok(()) };
+    let payload = fields.payload(event, base(options.json.as_deref())?, &given)?;
+    if options.emit || info.kind == EventKind::Fact {
+        let delivered = client.emit_counted(event.as_str(), &payload).await?;
+        let text = format!("told {delivered}");
+        return at.out.print(&Report::text(&json!({"delivered": delivered}), text)?);
+    }
+    ask(&at, &client, &info, &options, &payload).await
+}
+
+/// Whether the words say `--emit`; before or after the event.
+fn emits(send: &args::Send) -> bool {
+    send.options.emit || send.fields.iter().any(|word| word == "--emit")
+}
+
+fn undeclared(event: &str) -> EventInfo {
+    EventInfo {
+        event: event.to_owned(),
+        owner: String::new(),
+        kind: EventKind::Fact,
+        about: "An event that nobody declares; any field goes.".to_owned(),
+        available: true,
+        delivery: "live".to_owned(),
+        timeout_ms: None,
+        request: None,
+        reply: None,
+        chunk: None,
+    }
+}
+
+/// The help of `send` itself.
+fn help() -> Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    let help = command.find_subcommand_mut("send").map(clap::Command::render_long_help);
+    Output::styled(&help.unwrap_or_default())
+}
+
+/// What `--json` says.
+fn base(json: Option<&str>) -> Result<Value> {
+    let Some(source) = json else { return Ok(Value::Null) };
+    let (name, text) = match source.strip_prefix('@') {
+        _ if source == "-" => {
+            let mut text = String::new();
+            let read = io::stdin().lock().read_to_string(&mut text);
+            read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
+            ("standard input", text)
+        }
+        Some(file) => {
+            let text = fs::read_to_string(file).map_err(|error| Failure {
+                exit: Exit::Usage,
+                ..Failure::to_file("read", Path::new(file), &error)
+            })?;
+            (file, text)
+        }
+        None => ("--json", source.to_owned()),
+    };
+    serde_json::from_str(&text).map_err(|error| {
+        Failure::usage(format!("{name} is not JSON: {error}"))
+            .hint(r#"for example --json '{"text":"hello"}', --json @file.json, --json -"#)
+    })
+}
+
+async fn ask(
+    at: &Invocation,
+    client: &Client,
+    info: &EventInfo,
+    options: &SendOptions,
+    payload: &Value,
+) -> Result<()> {
+    let call = CallOptions {
+        idempotency_key: options.idempotency_key.clone(),
+        correlation_id: options.correlation_id.clone(),
+        ..at.call()
+    };
+    let people = matches!(at.out.format, Format::Table | Format::Wide);
+    // People see a stream as it comes; a program says so.
+    let parts = options.stream || at.out.format == Format::Jsonl || people && info.kind == EventKind::Stream;
+    let mut printer = Printer::new(at.out);
+    let mut texts = false;
+    let mut accepted = None;
+    let mut stream = client.stream(info.event.as_str(), payload, call).await?;
+    let outcome = loop {
+        match stream.next().await {
+            Some(Ok(Part::Chunk(chunk))) if parts => {
+                texts |= print_part(at, &mut printer, people, &readable(&chunk)?)?;
+            }
+            Some(Ok(Part::Chunk(_))) => {}
+            Some(Ok(Part::Accepted { request_id, seq })) => {
+                at.out.note(&format!("accepted as {request_id}; its result: ksi wait {request_id}"));
+                accepted = Some(json!({"accepted": {"request_id": request_id, "seq": seq}}));
+            }
+            Some(Ok(Part::End(data))) => break Some((readable(&data)?, true)),
+            Some(Ok(Part::Reply(data))) => break Some((readable(&data)?, false)),
+            Some(Err(error)) => {
+                printer.finish()?;
+                return Err(error.into());
+            }
+            None => break accepted.map(|accepted| (accepted, false)),
+        }
+    };
+    printer.finish()?;
+    match outcome {
+        // The pieces of text were the answer.
+        Some((_, true)) if texts && people => Ok(()),
+        Some((data, true)) if parts && at.out.machine() => at.out.line(&json!({"data": data, "end": true})),
+        Some((data, _)) => at.out.print(&Report::data(data)),
+        None => Err(Failure::failed(format!("`{}` ended without an answer", info.event)).hint("ksi logs")),
+    }
+}
+
+/// Prints a part of a stream; `true` where it was a piece of text.
+fn print_part(at: &Invocation, printer: &mut Printer, people: bool, chunk: &Value) -> Result<bool> {
+    match chunk.get("text").and_then(Value::as_str) {
+        Some(text) if people => printer.piece(text).map(|()| true),
+        _ if people => at.out.line(chunk).map(|()| false),
+        _ => at.out.line(&json!({"chunk": chunk})).map(|()| false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_comes_from_the_argument_or_a_file() {
+        assert_eq!(base(None).unwrap(), Value::Null);
+        assert_eq!(base(Some(r#"{"a":1}"#)).unwrap(), json!({"a": 1}));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.json");
+        fs::write(&file, "[1]").unwrap();
+        assert_eq!(base(Some(&format!("@{}", file.display()))).unwrap(), json!([1]));
+        for wrong in ["{", "@/nowhere.json"] {
+            assert_eq!(base(Some(wrong)).unwrap_err().exit, Exit::Usage, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `status`, `health`, and what `ksi` says when it is asked nothing.
+
+use std::time::Duration;
+
+use clap::builder::styling::AnsiColor;
+use ksi_client::Client;
+use ksi_protocol::system::{Health, HealthStatus, PluginState, Status};
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, encoded, readable, short},
+    output::{Report, bytes, millis, painted},
+    verb::logs,
+};
+
+/// Time that a plugin may take to add its line to the status. The daemon's
+/// own figures never wait for a plugin.
+const EXTRA_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Lines of the log at the end of the status.
+const LOG_LINES: usize = 5;
+
+/// `ksi status`.
+///
+/// # Errors
+///
+/// Ends with 3 where the daemon is not running.
+pub(super) async fn status(at: &Invocation) -> Result<()> {
+    match gather(at).await {
+        Ok((data, text)) => at.out.print(&Report::text(&data, text)?.named(vec!["ksid".into()])),
+        Err(failure) if failure.exit == Exit::NotRunning => {
+            let data = json!({"status": "stopped", "socket": at.paths.socket, "degraded": []});
+            at.out.print(&Report::text(&data, stopped(at))?)?;
+            at.out.note("start it: ksi up");
+            Err(Failure::quietly(Exit::NotRunning))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// `ksi` alone: the status and what to do next.
+///
+/// # Errors
+///
+/// Fails only where output does.
+pub(super) async fn overview(at: &Invocation) -> Result<()> {
+    let (report, next) = match gather(at).await {
+        Ok((data, text)) => (Report::text(&data, text)?, "ksi ask \"hello\" · ksi chat · ksi top"),
+        Err(failure) => {
+            let data = json!({"status": "stopped", "socket": at.paths.socket, "degraded": []});
+            let text = match failure.exit {
+                Exit::NotRunning => stopped(at),
+                _ => format!("{} ksid: {}", painted("●", AnsiColor::Red), failure.message),
+            };
+            (Report::text(&data, text)?, "ksi up · ksi doctor · ksi --help")
+        }
+    };
+    at.out.print(&report)?;
+    at.out.note(&format!("Next: {next}"));
+    Ok(())
+}
+
+fn stopped(at: &Invocation) -> String {
+    format!("○ ksid is not running ({})", short(&at.paths.socket))
+}
+
+/// Asks the daemon, and two plugins for a line each.
+async fn gather(at: &Invocation) -> Result<(Value, String)> {
+    let client = at.connect().await?;
+    let status: Status = at.ask(&client, "system:status", &json!({})).await?;
+    let (models, work) = tokio::join!(extra(&client, "llama:models"), extra(&client, "completion:status"));
+    let mut text = text(at, &status);
+    if let Some(line) = models.as_ref().and_then(model_line) {
+        text.push_str(&format!("\n   Model:   {line}"));
+    }
+    if let Some(line) = work.as_ref().and_then(work_line) {
+        text.push_str(&format!("\n   Queue:   {line}"));
+    }
+    let log = logs::tail(&at.paths.log_file(), LOG_LINES).unwrap_or_default();
+    if !log.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&log.join("\n"));
+    }
+    Ok((data(&status, models, work)?, text))
+}
+
+/// Data of a plugin, where it is there and quick.
+async fn extra(client: &Client, event: &str) -> Option<Value> {
+    let options = ksi_client::CallOptions { timeout: Some(EXTRA_TIMEOUT), ..Default::default() };
+    let reply = client.request_raw(event, encoded(&json!({})).ok()?, options).await.ok()?;
+    readable(&reply).ok()
+}
+
+/// For programs: the summary first, then all that the daemon said.
+fn data(status: &Status, models: Option<Value>, work: Option<Value>) -> Result<Value> {
+    let health = &status.health;
+    let mut data = serde_json::to_value(status)
+        .map_err(|error| Failure::failed(format!("the status cannot be written as JSON: {error}")))?;
+    data["status"] = match health.status {
+        HealthStatus::Stopping => "stopping",
+        HealthStatus::Starting => "starting",
+        HealthStatus::Ok | HealthStatus::Degraded => "running",
+    }
+    .into();
+    data["pid"] = health.pid.into();
+    data["version"] = health.version.clone().into();
+    data["uptime_s"] = (health.uptime_ms / 1000).into();
+    data["degraded"] = health.reasons.clone().into();
+    data["models"] = models.and_then(|models| models.get("models").cloned()).unwrap_or(Value::Null);
+    data["completions"] = work.unwrap_or(Value::Null);
+    Ok(data)
+}
+
+fn dot(status: HealthStatus) -> String {
+    let color = match status {
+        HealthStatus::Ok => AnsiColor::Green,
+        HealthStatus::Starting | HealthStatus::Stopping => AnsiColor::Yellow,
+        HealthStatus::Degraded => AnsiColor::Red,
+    };
+    painted("●", color)
+}
+
+fn word(status: HealthStatus) -> &'static str {
+    match status {
+        HealthStatus::Ok => "ok",
+        HealthStatus::Starting => "starting",
+        HealthStatus::Degraded => "degraded",
+        HealthStatus::Stopping => "stopping",
+    }
+}
+
+fn text(at: &Invocation, status: &Status) -> String {
+    let Status { health, counters, .. } = status;
+    let mut lines = vec![
+        format!("{} ksid {} - event daemon for AI agents", dot(health.status), health.version),
+        format!("   Active:  {} since {}, pid {}", word(health.status), millis(health.uptime_ms), health.pid),
+        format!("   Socket:  {}", short(status.socket.as_ref())),
+        format!("   State:   {}", short(status.state_dir.as_ref())),
+        format!("   Log:     {}", short(&at.paths.log_file())),
+        format!("   Memory:  {}", bytes(status.rss_bytes)),
+        format!("   Plugins: {}/{} ready{}", health.plugins_ready, health.plugins_total, unready(status)),
+        format!(
+            "   Clients: {}, {} subscriptions, {} requests in flight",
+            status.sessions, status.subscriptions, status.in_flight
+        ),
+        format!(
+            "   Events:  {} requests, {} emitted, {} delivered, {} refused, {} dropped",
+            counters.requests, counters.emits, counters.deliveries, counters.refusals, counters.dropped
+        ),
+    ];
+    lines
+        .extend(health.reasons.iter().map(|reason| format!("   {}: {reason}", painted("!", AnsiColor::Red))));
+    lines.join("\n")
+}
+
+/// The plugins that are not ready, by name.
+fn unready(status: &Status) -> String {
+    let unready: Vec<_> = status
+        .plugins
+        .iter()
+        .filter(|plugin| plugin.state != PluginState::Ready)
+        .map(|plugin| format!("{} {}", plugin.name, plugin.state.as_str()))
+        .collect();
+    if unready.is_empty() { String::new() } else { format!(" ({})", unready.join(", ")) }
+}
+
+fn model_line(models: &Value) -> Option<String> {
+    let models = models.get("models")?.as_array()?;
+    let loaded = models.iter().filter(|model| model["loaded"] == true).map(|model| {
+        let toy = if model["toy"] == true { ", toy" } else { "" };
+        let context = model["context_length"].as_u64().map_or(String::new(), |n| format!(", context {n}"));
+        format!("{}{context}{toy}", model["name"].as_str().unwrap_or("?"))
+    });
+    let loaded = loaded.collect::<Vec<_>>().join("; ");
+    match (models.len(), loaded.is_empty()) {
+        (0, _) => Some("none; add one: ksi model add PATH.gguf".to_owned()),
+        (n, true) => Some(format!("{n} known, none loaded")),
+        (_, false) => Some(loaded),
+    }
+}
+
+fn work_line(work: &Value) -> Option<String> {
+    Some(format!("{} running, {} waiting", work.get("running")?, work.get("queued")?))
+}
+
+/// `ksi health`.
+///
+/// # Errors
+///
+/// Ends with 8 where the daemon is not whole, with 3 where it is not running.
+pub(super) async fn health(at: &Invocation) -> Result<()> {
+    let client = match at.connect().await {
+        Ok(client) => client,
+        Err(failure) => {
+            if failure.exit == Exit::NotRunning {
+                at.out.print(&Report::text(&json!({"status": "stopped"}), "stopped")?)?;
+            }
+            return Err(failure);
+        }
+    };
+    let health: Health = at.ask(&client, "system:health", &json!({})).await?;
+    let mut text = format!(
+        "{}: {}/{} plugins ready, up {}",
+        word(health.status),
+        health.plugins_ready,
+        health.plugins_total,
+        millis(health.uptime_ms)
+    );
+    for reason in &health.reasons {
+        text.push_str(&format!("\n  {reason}"));
+    }
+    at.out.print(&Report::text(&health, text)?.named(vec![word(health.status).to_owned()]))?;
+    match health.status {
+        HealthStatus::Ok => Ok(()),
+        _ => Err(Failure::quietly(Exit::Degraded)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_line_says_what_is_loaded_or_what_to_do() {
+        assert_eq!(
+            model_line(&json!({"models": [
+                {"name": "a", "loaded": true, "toy": true, "context_length": 2048},
+                {"name": "b", "loaded": false}]})),
+            Some("a, context 2048, toy".into())
+        );
+        assert_eq!(model_line(&json!({"models": [{"name": "b"}]})), Some("1 known, none loaded".into()));
+        assert!(model_line(&json!({"models": []})).unwrap().contains("ksi model add"));
+        assert_eq!(model_line(&json!({})), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! `sub`: events as they happen.
+
+use ksi_client::Item;
+use ksi_protocol::{
+    Pattern,
+    frame::{Event, Gap},
+    json::timestamp,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args,
+    error::{Failure, Result},
+    exit::Exit,
+    invocation::{Invocation, readable},
+    output::{Format, Report},
+};
+
+/// `ksi sub`.
+///
+/// # Errors
+///
+/// Fails where the pattern is none or the daemon goes away; ends with 7 when
+/// `--timeout` is over before `-n` events came.
+pub(super) async fn sub(at: &Invocation, options: &args::Sub) -> Result<()> {
+    let pattern = Pattern::parse(&options.pattern).map_err(|error| {
+        Failure::usage(error.to_string()).hint("for example 'completion:*', 'state:**' or '*'")
+    })?;
+    let listening = listen(at, &pattern, options);
+    match at.timeout {
+        None => listening.await,
+        Some(time) => tokio::time::timeout(time, listening)
+            .await
+            .unwrap_or_else(|_| Err(Failure::timeout(format!("{time:?} are over")))),
+    }
+}
+
+async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<()> {
+    let client = at.connect().await?;
+    let mut subscription = client.subscribe(pattern.as_str(), options.class.into()).await?;
+    at.out.note(&format!("listening to {pattern}; Ctrl-C ends"));
+    let mut left = options.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        match subscription.next().await {
+            Some(Item::Event(event)) => {
+                print(at, &event)?;
+                left -= 1;
+            }
+            Some(Item::Gap(gap)) => print_gap(at, &gap)?,
+            Some(Item::Reconnected { .. }) => at.out.note("connected again"),
+            None => {
+                return Err(Failure::new(Exit::NotRunning, "not_running", "the daemon has stopped")
+                    .hint("start it: ksi up"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An event as programs read it; the same keys as on the socket.
+fn data(event: &Event) -> Value {
+    let Event { event: name, data, origin, seq, at_ms, correlation_id, .. } = event;
+    let data = readable(data).unwrap_or_else(|failure| json!({"undecodable": failure.message}));
+    json!({
+        "event": name,
+        "data": data,
+        "seq": seq,
+        "origin": origin,
+        "correlation_id": correlation_id,
+        "timestamp": timestamp(*at_ms),
+    })
+}
+
+fn print(at: &Invocation, event: &Event) -> Result<()> {
+    let data = data(event);
+    match at.out.format {
+        Format::Jsonl => at.out.line(&data),
+        Format::Yaml => {
+            at.out.piece("---\n")?;
+            at.out.print(&Report::data(data))
+        }
+        _ => {
+            // Only the time of day: a person watches now.
+            let time = timestamp(event.at_ms);
+            let time = time.get(11..23).unwrap_or(&time);
+            let wide =
+                if at.out.format == Format::Wide { format!(" {}", event.origin) } else { String::new() };
+            let text = format!("{time} {}{wide} {}", event.event, data["data"]);
+            at.out.print(&Report::text(&data, text)?.named(vec![event.event.to_string()]))
+        }
+    }
+}
+
+fn print_gap(at: &Invocation, gap: &Gap) -> Result<()> {
+    let Gap { missed, from_seq, to_seq, .. } = gap;
+    at.out.warn(&format!("{missed} events lost ({from_seq} to {to_seq}): ksi reads too slowly"));
+    match at.out.format {
+        Format::Jsonl => {
+            at.out.line(&json!({"gap": {"missed": missed, "from_seq": from_seq, "to_seq": to_seq}}))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ksi_protocol::EventName;
+
+    #[test]
+    fn an_event_has_the_keys_of_the_socket() {
+        let event = Event {
+            sub: 1,
+            seq: 7,
+            event: EventName::parse("a:b").unwrap(),
+            data: ksi_protocol::encode(&json!({"x": 1})).unwrap(),
+            origin: "daemon".into(),
+            at_ms: 0,
+            correlation_id: None,
+        };
+        assert_eq!(
+            data(&event),
+            json!({"event": "a:b", "data": {"x": 1}, "seq": 7, "origin": "daemon",
+                   "correlation_id": null, "timestamp": "1970-01-01T00:00:00.000Z"})
+        );
+    }
+}

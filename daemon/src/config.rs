@@ -1,0 +1,325 @@
+//! The configuration of the daemon: four layers, one result, and for every
+//! value where it comes from.
+//!
+//! Layers, later ones win: the manifest `events.toml` that is compiled in (or
+//! the file that replaces it), the user's `ksi.toml`, environment variables
+//! `KSI_SECTION__KEY`, and `--set section.key=value`. Tables are merged key by
+//! key; everything else, lists too, is replaced as a whole.
+//!
+//! What is not understood is refused, never ignored: unknown keys, wrong types
+//! and bad values of all layers, and broken syntax, are reported at once, each
+//! with its place and a hint. Plugin files are not looked at here, nor is the
+//! free-form `config` table of a plugin, which the plugin itself checks.
+//!
+//! # Invariants
+//!
+//! * A [`Config`] exists only where every layer was understood completely.
+//! * A value under a key that sounds like a secret leaves this module only in
+//!   [`Plugin::config`], never in [`Config::as_json`], an error or `Debug`.
+
+mod layer;
+mod manifest;
+mod problem;
+mod section;
+mod show;
+mod tree;
+mod value;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement};
+
+pub use problem::{Invalid, Origin, Problem};
+pub use show::Changes;
+
+use crate::log;
+use section::Effective;
+
+/// The manifest that is compiled in, so that the daemon needs no file to
+/// start.
+pub const SHIPPED: &str = include_str!("../../events.toml");
+
+/// How [`SHIPPED`] is named in messages and origins.
+pub const SHIPPED_NAME: &str = "events.toml";
+
+/// Where the layers come from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// A manifest in place of the shipped one; must exist.
+    pub events: Option<PathBuf>,
+    /// The user's file; may be absent.
+    pub file: PathBuf,
+    /// Environment variables. Only names of the form `KSI_SECTION__KEY` are
+    /// looked at.
+    pub variables: Vec<(String, String)>,
+    /// `section.key=value`, as given with `--set`, in order.
+    pub sets: Vec<String>,
+}
+
+impl Sources {
+    /// The sources of this process: the user's file from `paths`, the
+    /// environment, and what the command line said. `KSI_EVENTS` names the
+    /// manifest where the command line does not.
+    #[must_use]
+    pub fn of_process(paths: &Paths, events: Option<PathBuf>, sets: Vec<String>) -> Self {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        };
+        let named = || std::env::var_os("KSI_EVENTS").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self {
+            events: events.or_else(named),
+            file: paths.config_file.clone(),
+            variables: std::env::vars_os()
+                .filter_map(text)
+                .filter(|(name, _)| layer::is_variable(name))
+                .collect(),
+            sets,
+        }
+    }
+
+    /// The shipped manifest and one file, nothing of the environment.
+    #[must_use]
+    pub fn file(path: &Path) -> Self {
+        Self { events: None, file: path.to_owned(), variables: Vec::new(), sets: Vec::new() }
+    }
+}
+
+/// The whole configuration.
+#[derive(Clone)]
+pub struct Config {
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// Plugins by their name in the manifest.
+    pub plugins: BTreeMap<String, Plugin>,
+    /// Policy by event.
+    pub events: BTreeMap<String, EventPolicy>,
+    /// Every value with its origin, by path.
+    effective: Effective,
+}
+
+/// Leaves out the values by path, among which secrets may be.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("daemon", &self.daemon)
+            .field("plugins", &self.plugins)
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Reads and merges all layers.
+    ///
+    /// # Errors
+    ///
+    /// Every problem of every layer at once.
+    pub fn load(sources: &Sources) -> Result<Self, Invalid> {
+        layer::load(sources)
+    }
+
+    /// The policy of an event; `None` where the manifest says nothing.
+    ///
+    /// A plugin that runs under another namespace has its events renamed:
+    /// `named` is what others call the event, `declared` what the plugin calls
+    /// it. The policy of the former goes first.
+    #[must_use]
+    pub fn policy(&self, named: &str, declared: &str) -> Option<&EventPolicy> {
+        self.events.get(named).or_else(|| self.events.get(declared))
+    }
+}
+
+/// `[daemon]`: the daemon itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Time that requests in flight may take to finish at a stop.
+    pub shutdown_grace: Duration,
+    /// Level of the log, as [`log::parse_level`] takes it.
+    pub log_level: String,
+    /// How a line of the log looks.
+    pub log_format: log::Format,
+    /// Size in bytes at which the log is moved aside.
+    pub log_bytes_max: u64,
+    /// Older logs that are kept.
+    pub log_files: usize,
+    /// Users who may connect besides the one who runs the daemon.
+    pub allow_uids: Vec<u32>,
+    /// Worker threads of the runtime; `None`: one for each processor.
+    pub threads: Option<usize>,
+    /// Clients that may be connected at once.
+    pub connections_max: u32,
+    /// Requests that one connection may have in flight.
+    pub in_flight_max: u32,
+    /// Subscriptions that one connection may hold.
+    pub subscriptions_max: u32,
+    /// Time a new connection has to say its first whole frame.
+    pub handshake_timeout: Duration,
+    /// Time for which a client may leave its socket unread while data waits.
+    pub write_deadline: Duration,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            shutdown_grace: Duration::from_secs(5),
+            log_level: "info".to_owned(),
+            log_format: log::Format::Text,
+            log_bytes_max: 10 * 1024 * 1024,
+            log_files: 3,
+            allow_uids: Vec::new(),
+            threads: None,
+            connections_max: 1024,
+            in_flight_max: limits::IN_FLIGHT_MAX,
+            subscriptions_max: limits::SUBSCRIPTIONS_MAX,
+            handshake_timeout: limits::HANDSHAKE_TIMEOUT,
+            write_deadline: limits::WRITE_DEADLINE,
+        }
+    }
+}
+
+/// `[plugins.NAME]`: one instance of a plugin.
+#[derive(Clone, PartialEq)]
+pub struct Plugin {
+    /// Its name in the manifest.
+    pub name: String,
+    /// Name of a file in the plugin directories, or an absolute path.
+    pub library: String,
+    /// Whether it is started with the daemon.
+    pub enabled: bool,
+    /// Where it runs.
+    pub placement: Placement,
+    /// The namespace that takes the place of the declared one, so that one
+    /// library can run twice. `None`: the declared one.
+    pub namespace: Option<String>,
+    /// What it may request, its own namespace included.
+    pub may_call: Vec<Pattern>,
+    /// What it may emit.
+    pub emits: Vec<Pattern>,
+    /// What it may use.
+    pub limits: Limits,
+    /// When and how often it is started again.
+    pub restart: Restart,
+    /// The lowest sandbox level (`L0`, `L1`) under which it may run. `None`:
+    /// whatever can be had.
+    pub require: Option<String>,
+    /// Handed to the plugin as it is; always an object.
+    pub config: serde_json::Value,
+}
+
+/// Leaves the plugin's own configuration out, which may hold secrets.
+impl fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plugin")
+            .field("name", &self.name)
+            .field("library", &self.library)
+            .field("enabled", &self.enabled)
+            .field("placement", &self.placement)
+            .field("namespace", &self.namespace)
+            .field("may_call", &self.may_call)
+            .field("emits", &self.emits)
+            .field("limits", &self.limits)
+            .field("restart", &self.restart)
+            .field("require", &self.require)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `[plugins.NAME.limits]`: what a plugin may use. Memory and files hold for
+/// a child only; inside the daemon a plugin is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests that it may hold; more are refused `busy`.
+    pub holding: u32,
+    /// Address space in MiB; `None`: not limited.
+    pub memory_mb: Option<u64>,
+    /// Open files.
+    pub files: u64,
+    /// Largest file that it may write, in MiB; `None`: not limited.
+    pub file_mb: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { holding: 1024, memory_mb: None, files: 256, file_mb: None }
+    }
+}
+
+/// `[plugins.NAME.restart]`: when and how often a plugin is started again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restart {
+    /// Pause before the first restart; doubles with each further one.
+    pub backoff_min: Duration,
+    /// Longest pause.
+    pub backoff_max: Duration,
+    /// Healthy time after which the pause is short again.
+    pub reset_after: Duration,
+    /// Failures within `window` after which the plugin is held.
+    pub failures_max: u32,
+    /// See `failures_max`.
+    pub window: Duration,
+    /// Silence of a plugin that has work, after which it counts as hung.
+    pub hang: Duration,
+    /// Time from start until it must have said that it is ready.
+    pub start_timeout: Duration,
+    /// Time it has to drain before it is ended by force.
+    pub stop_timeout: Duration,
+}
+
+impl Restart {
+    /// The defaults of a placement: inside the daemon a handler that does not
+    /// yield for a second holds up others, a child only itself.
+    #[must_use]
+    pub fn of(placement: Placement) -> Self {
+        Self {
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(30),
+            reset_after: Duration::from_secs(60),
+            failures_max: 5,
+            window: Duration::from_secs(60),
+            hang: Duration::from_secs(if placement == Placement::InProcess { 1 } else { 5 }),
+            start_timeout: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How an event is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// At most once; gone with the daemon.
+    Live,
+    /// Written to the journal before it is accepted.
+    Durable,
+}
+
+impl Delivery {
+    /// As it is written in the manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Durable => "durable",
+        }
+    }
+}
+
+/// `[events."NAMESPACE:ACTION"]`: the policy of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventPolicy {
+    /// How it is delivered.
+    pub delivery: Delivery,
+    /// Name of the permission that a client needs, `system.admin` for
+    /// example.
+    pub permission: String,
+    /// Time that a request may take where its sender names none; `None`: the
+    /// general one.
+    pub timeout: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests;

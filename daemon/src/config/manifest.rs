@@ -1,0 +1,247 @@
+//! What the keys mean: `[daemon]`, `[plugins.NAME]`, `[events."NAME"]`, and
+//! what must hold between them.
+//!
+//! Bounds lie here, each wide enough for any sensible wish and narrow enough
+//! to catch a slip of the unit.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+
+use ksi_protocol::{EventName, limits as wire, system::Placement};
+
+use super::{
+    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart,
+    problem::nearest,
+    section::{Report, Section},
+    tree::Table,
+    value::{choice, duration, log_level, patterns, switch, text_where, uids, whole},
+};
+use crate::log;
+
+/// Namespaces that the daemon owns.
+const RESERVED: [&str; 3] = ["system", "plugin", "config"];
+
+const PLACEMENTS: [(&str, Placement); 2] =
+    [("in-process", Placement::InProcess), ("child", Placement::Child)];
+
+const FORMATS: [(&str, log::Format); 2] = [("text", log::Format::Text), ("json", log::Format::Json)];
+
+const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable", Delivery::Durable)];
+
+/// Sandbox levels that the daemon can put a child under.
+const LEVELS: [(&str, &str); 2] = [("L0", "L0"), ("L1", "L1")];
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
+    Duration::from_millis(low_ms)..=high
+}
+
+/// Reads a layer, or the whole.
+pub(super) fn read(report: &Report, table: &Table) -> Config {
+    let mut root = Section::root(report, table);
+    let daemon = daemon(root.section("daemon"));
+    let sections = root.section("plugins").each();
+    let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
+    let mut plugins = BTreeMap::new();
+    let mut places = BTreeMap::new();
+    for (name, section) in sections {
+        places.insert(name.clone(), section.at.clone());
+        if let Some(plugin) = plugin(&name, section, &names) {
+            plugins.insert(name, plugin);
+        }
+    }
+    let mut events = BTreeMap::new();
+    for (name, section) in root.section("events").each() {
+        if let Some(policy) = event(&name, section) {
+            events.insert(name, policy);
+        }
+    }
+    root.finish();
+    if report.is_whole() {
+        one_owner_each(report, &plugins, &places);
+    }
+    Config { daemon, plugins, events, effective: BTreeMap::new() }
+}
+
+fn daemon(mut section: Section<'_>) -> Daemon {
+    let unset = Daemon::default();
+    let daemon = Daemon {
+        shutdown_grace: section.get("shutdown_grace", unset.shutdown_grace, duration(between(0, HOUR))),
+        log_level: section.get("log_level", unset.log_level, log_level),
+        log_format: section.get("log_format", unset.log_format, choice(&FORMATS)),
+        log_bytes_max: section.get("log_bytes_max", unset.log_bytes_max, whole(4096..=1 << 40)),
+        log_files: section.get("log_files", unset.log_files, whole(0..=100)),
+        allow_uids: section.get("allow_uids", unset.allow_uids, uids),
+        threads: section.get_optional("threads", unset.threads, whole(1..=1024)),
+        connections_max: section.get("connections_max", unset.connections_max, whole(1..=1_000_000)),
+        in_flight_max: section.get("in_flight_max", unset.in_flight_max, whole(1..=1_000_000)),
+        subscriptions_max: section.get("subscriptions_max", unset.subscriptions_max, whole(1..=1_000_000)),
+        handshake_timeout: section.get(
+            "handshake_timeout",
+            unset.handshake_timeout,
+            duration(between(10, HOUR)),
+        ),
+        write_deadline: section.get("write_deadline", unset.write_deadline, duration(between(10, HOUR))),
+    };
+    section.finish();
+    daemon
+}
+
+fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plugin> {
+    if !is_plugin_name(name) {
+        let message = format!("`{}` is no name for a plugin", section.own_name());
+        section.report.problem(&section.at, message, "lower-case letters, digits, `_` and `-`, at most 64");
+    }
+    let others = names.iter().map(String::as_str).filter(|other| *other != name);
+    let hint = match nearest(name, others) {
+        Some(other) => format!("did you mean `plugins.{other}`? A new plugin needs a library"),
+        None => "a new plugin needs one, for example library = \"libplugin_echo.so\"".to_owned(),
+    };
+    let library = section.get_required(
+        "library",
+        &hint,
+        text_where(
+            is_library,
+            "the name of a file, or an absolute path",
+            "files are searched beside the daemon and in KSI_PLUGIN_DIR",
+        ),
+    );
+    let placement = section.get("placement", Placement::Child, choice(&PLACEMENTS));
+    let require = section.get_optional("require", None, |node| choice(&LEVELS)(node).map(str::to_owned));
+    if require.is_some() && placement == Placement::InProcess && section.report.is_whole() {
+        let message =
+            format!("`{}` cannot hold in-process, where there is no sandbox", section.name("require"));
+        section.report.problem(
+            &section.place("require"),
+            message,
+            "set placement = \"child\", or leave `require` out",
+        );
+    }
+    let plugin = Plugin {
+        name: name.to_owned(),
+        library: library.clone().unwrap_or_default(),
+        enabled: section.get("enabled", true, switch),
+        placement,
+        namespace: section.get_optional(
+            "namespace",
+            None,
+            text_where(
+                is_namespace,
+                "one segment of an event name that the daemon does not own",
+                "lower-case letters, digits, `_`, `-` and `.`; not system, plugin or config",
+            ),
+        ),
+        may_call: section.get("may_call", Vec::new(), patterns),
+        emits: section.get("emits", Vec::new(), patterns),
+        limits: limits(section.section("limits")),
+        restart: restart(section.section("restart"), placement),
+        require,
+        config: section.free("config"),
+    };
+    section.finish();
+    library.map(|_| plugin)
+}
+
+fn limits(mut section: Section<'_>) -> Limits {
+    let unset = Limits::default();
+    let limits = Limits {
+        holding: section.get("holding", unset.holding, whole(1..=1_000_000)),
+        memory_mb: section.get_optional("memory_mb", unset.memory_mb, whole(16..=1 << 24)),
+        files: section.get("files", unset.files, whole(16..=1 << 20)),
+        file_mb: section.get_optional("file_mb", unset.file_mb, whole(1..=1 << 24)),
+    };
+    section.finish();
+    limits
+}
+
+fn restart(mut section: Section<'_>, placement: Placement) -> Restart {
+    let unset = Restart::of(placement);
+    let restart = Restart {
+        backoff_min: section.get("backoff_min", unset.backoff_min, duration(between(1, HOUR))),
+        backoff_max: section.get("backoff_max", unset.backoff_max, duration(between(1, HOUR))),
+        reset_after: section.get("reset_after", unset.reset_after, duration(between(1, 24 * HOUR))),
+        failures_max: section.get("failures_max", unset.failures_max, whole(1..=1000)),
+        window: section.get("window", unset.window, duration(between(1, 24 * HOUR))),
+        hang: section.get("hang", unset.hang, duration(between(10, HOUR))),
+        start_timeout: section.get("start_timeout", unset.start_timeout, duration(between(10, HOUR))),
+        stop_timeout: section.get("stop_timeout", unset.stop_timeout, duration(between(0, HOUR))),
+    };
+    if restart.backoff_min > restart.backoff_max && section.report.is_whole() {
+        let [low, high] = [restart.backoff_min, restart.backoff_max].map(humantime::format_duration);
+        let message = format!("`{}` is {low}, more than backoff_max, {high}", section.name("backoff_min"));
+        section.report.problem(&section.place("backoff_min"), message, "set both");
+    }
+    section.finish();
+    restart
+}
+
+fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
+    if let Err(error) = EventName::parse(name) {
+        let message = format!("`{}` names no event: {error}", section.own_name());
+        section.report.problem(&section.at, message, "write [events.\"namespace:action\"]");
+    }
+    let delivery = section.get("delivery", Delivery::Live, choice(&DELIVERIES));
+    if delivery == Delivery::Durable {
+        let message =
+            format!("`{}` is `durable`, and this daemon keeps no journal", section.name("delivery"));
+        section.report.problem(&section.place("delivery"), message, "`live` is what it can do");
+    }
+    let permission = section.get_required(
+        "permission",
+        "for example permission = \"completion.use\"",
+        text_where(
+            is_permission,
+            "a permission such as `system.read`",
+            "two or more words of lower-case letters, digits and `_`, joined by dots",
+        ),
+    );
+    let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
+    section.finish();
+    Some(EventPolicy { delivery, permission: permission?, timeout })
+}
+
+/// Two enabled instances of one library need two namespaces, and a namespace
+/// has one owner. What a library calls its own is not known before it is
+/// loaded; that clash is found then.
+fn one_owner_each(
+    report: &Report,
+    plugins: &BTreeMap<String, Plugin>,
+    places: &BTreeMap<String, super::Origin>,
+) {
+    let mut owners: BTreeMap<(&str, Option<&str>), &str> = BTreeMap::new();
+    for plugin in plugins.values().filter(|plugin| plugin.enabled) {
+        let what = match &plugin.namespace {
+            Some(namespace) => ("", Some(namespace.as_str())),
+            None => (plugin.library.as_str(), None),
+        };
+        let Some(other) = owners.insert(what, &plugin.name) else { continue };
+        let both = format!("`plugins.{}` and `plugins.{other}`", plugin.name);
+        let message = match &plugin.namespace {
+            Some(namespace) => format!("{both} both own the namespace `{namespace}`"),
+            None => format!("{both} are both `{}`, with one namespace between them", plugin.library),
+        };
+        let at = places.get(&plugin.name).unwrap_or(&super::Origin::Default);
+        report.problem(at, message, "give one of them a `namespace`, or set enabled = false");
+    }
+}
+
+fn is_plugin_name(name: &str) -> bool {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// A plain name cannot lead out of the directories that are searched.
+fn is_library(text: &str) -> bool {
+    text.starts_with('/') || !(text.is_empty() || text.contains(['/', '\0']) || matches!(text, "." | ".."))
+}
+
+fn is_namespace(text: &str) -> bool {
+    !RESERVED.contains(&text) && !text.contains(':') && EventName::parse(&format!("{text}:x")).is_ok()
+}
+
+fn is_permission(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let word = |word: &str| !word.is_empty() && word.bytes().all(allowed);
+    text.contains('.') && text.len() <= 64 && text.split('.').all(word)
+}

@@ -1,0 +1,131 @@
+//! The effective configuration for others to look at: as JSON with secrets
+//! masked, with the origin of every value, and as a difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value as Json};
+
+use super::{Config, section::dotted};
+
+/// What stands in place of a secret.
+const MASK: &str = "***";
+
+/// What differs between two configurations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys whose value differs, `plugins.echo.config.greeting` for example.
+    pub changed: Vec<String>,
+    /// Those among them that take effect only when the daemon is restarted.
+    pub needs_restart: Vec<String>,
+    /// Plugins that must be restarted, started or stopped for the rest.
+    pub plugins: BTreeSet<String>,
+}
+
+impl Config {
+    /// The effective configuration in the shape of the files, every value
+    /// present. Secrets are masked: what lies in a plugin's `config` under a
+    /// key with `token`, `secret`, `key` or `password` in it.
+    #[must_use]
+    pub fn as_json(&self) -> Json {
+        let mut root = Map::new();
+        for name in ["daemon", "plugins", "events"] {
+            root.insert(name.to_owned(), Json::Object(Map::new()));
+        }
+        for (path, (value, _)) in &self.effective {
+            let value =
+                if is_secret_path(path) { masked(value.clone()) } else { mask_within(value.clone(), path) };
+            insert(&mut root, path, value);
+        }
+        Json::Object(root)
+    }
+
+    /// Where every value comes from: `daemon.log_level` → `ksi.toml:3`.
+    #[must_use]
+    pub fn origins(&self) -> BTreeMap<String, String> {
+        self.effective.iter().map(|(path, (_, origin))| (dotted(path), origin.to_string())).collect()
+    }
+
+    /// What would change if `new` took the place of this.
+    ///
+    /// The log's level and format of events' policies take effect at once;
+    /// plugins by a restart of the plugin; the rest of `[daemon]` by a restart
+    /// of the daemon.
+    #[must_use]
+    pub fn changes(&self, new: &Self) -> Changes {
+        let value =
+            |config: &Self, path: &[String]| config.effective.get(path).map(|(value, _)| value.clone());
+        let paths: BTreeSet<_> = self.effective.keys().chain(new.effective.keys()).collect();
+        let mut changes = Changes::default();
+        for path in paths.into_iter().filter(|path| value(self, path) != value(new, path)) {
+            let words: Vec<_> = path.iter().map(String::as_str).collect();
+            match words.as_slice() {
+                ["daemon", "log_level"] | ["events", ..] => {}
+                ["plugins", name, ..] => {
+                    changes.plugins.insert((*name).to_owned());
+                }
+                _ => changes.needs_restart.push(dotted(path)),
+            }
+            changes.changed.push(dotted(path));
+        }
+        changes
+    }
+}
+
+fn insert(table: &mut Map<String, Json>, path: &[String], value: Json) {
+    let Some((key, rest)) = path.split_first() else { return };
+    if rest.is_empty() {
+        table.insert(key.clone(), value);
+        return;
+    }
+    let inner = table.entry(key.clone()).or_insert_with(|| Json::Object(Map::new()));
+    if let Json::Object(inner) = inner {
+        insert(inner, rest, value);
+    }
+}
+
+/// Whether a key sounds like a secret. The name of a variable or file that
+/// holds one is none.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let sounds = ["token", "secret", "key", "password"].iter().any(|word| key.contains(word));
+    sounds && !key.ends_with("_env") && !key.ends_with("_file")
+}
+
+/// Only a plugin's own configuration can hold a secret: every other key is
+/// known here.
+fn own_part(path: &[String]) -> &[String] {
+    match path {
+        [plugins, _, config, rest @ ..] if plugins == "plugins" && config == "config" => rest,
+        _ => &[],
+    }
+}
+
+fn is_secret_path(path: &[String]) -> bool {
+    own_part(path).iter().any(|key| is_secret(key))
+}
+
+/// Numbers and switches under such a key (`max_tokens`) are none.
+fn masked(value: Json) -> Json {
+    match value {
+        Json::Number(_) | Json::Bool(_) | Json::Null => value,
+        _ => Json::from(MASK),
+    }
+}
+
+/// Masks what lies in the objects of a list.
+fn mask_within(value: Json, path: &[String]) -> Json {
+    if own_part(path).is_empty() {
+        return value;
+    }
+    match value {
+        Json::Array(items) => items.into_iter().map(|item| mask_within(item, path)).collect(),
+        Json::Object(table) => {
+            let entry = |(key, value): (String, Json)| {
+                let value = if is_secret(&key) { masked(value) } else { mask_within(value, path) };
+                (key, value)
+            };
+            Json::Object(table.into_iter().map(entry).collect())
+        }
+        other => other,
+    }
+}

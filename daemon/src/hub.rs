@@ -1,0 +1,458 @@
+//! The hub: the kernel, its clock, and the way from a decision of the kernel
+//! to the queue of whoever is meant.
+//!
+//! Everything that has an envelope (a session, a plugin's link, a timer) opens
+//! a [`Turn`], calls the kernel through it, and ends it. A turn first fills all
+//! queues, then writes each touched socket once, then lets the plugins in this
+//! process run, whose answers go the same way. So a request to an in-process
+//! plugin is answered by the task that read it, without a switch, and a batch
+//! of requests costs one write.
+//!
+//! # Invariants
+//!
+//! - A socket is written before a plugin runs, so that a plugin that hangs
+//!   holds up nobody but whoever called it.
+//! - Nothing in a turn waits.
+
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Kernel, Token, Verdict};
+use ksi_protocol::{
+    Bytes, EventName, Frame, Refusal,
+    fanout::{Tail, tail},
+    frame::Id,
+};
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    plugin::{actor::Actor, link::Link},
+    session::outbox::{Body, Outbox},
+};
+
+/// An endpoint of the kernel, as the daemon knows it.
+pub type Port = ksi_kernel::Port<Handle>;
+
+/// What stands behind a port.
+#[derive(Clone)]
+pub enum Handle {
+    /// The daemon itself: `system:*`, `plugin:*`, `config:*`.
+    Daemon,
+    /// A client.
+    Session(Arc<Outbox>),
+    /// A plugin in this process.
+    Actor(Arc<Actor>),
+    /// A plugin in a child process.
+    Link(Arc<Link>),
+}
+
+/// A request to the daemon itself.
+#[derive(Debug)]
+pub struct SystemRequest {
+    /// Names it in its answer.
+    pub token: Token,
+    /// What is asked.
+    pub envelope: Envelope,
+}
+
+/// The kernel and what surrounds it.
+pub struct Hub {
+    /// The routing machine.
+    pub kernel: Kernel<Handle>,
+    /// Changes with every start.
+    pub boot: String,
+    /// Told when the earliest deadline has come nearer.
+    pub deadline: Notify,
+    /// Told when the last request has ended while the daemon stops.
+    pub idle: Notify,
+    /// Live events dropped at slow readers.
+    pub dropped: Arc<AtomicU64>,
+    started: Instant,
+    started_unix_ms: u64,
+    closing: AtomicBool,
+    turns: AtomicU64,
+    daemon: OnceLock<Arc<Port>>,
+    system: mpsc::Sender<SystemRequest>,
+    myself: Weak<Self>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Hub {
+    /// A hub, and where requests to the daemon itself arrive.
+    #[must_use]
+    pub fn new(runtime: tokio::runtime::Handle) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
+        // More requests to the daemon than this at once are refused `busy`.
+        let (system, requests) = mpsc::channel(256);
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let hub = Arc::new_cyclic(|myself| Self {
+            kernel: Kernel::new(),
+            boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
+            deadline: Notify::new(),
+            idle: Notify::new(),
+            dropped: Arc::default(),
+            started: Instant::now(),
+            started_unix_ms,
+            closing: AtomicBool::new(false),
+            turns: AtomicU64::new(1),
+            daemon: OnceLock::new(),
+            system,
+            myself: myself.clone(),
+            runtime,
+        });
+        (hub, requests)
+    }
+
+    /// Milliseconds since 1970 that never run backwards: the wall clock of the
+    /// start plus the time since.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.started_unix_ms + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The port of the daemon itself.
+    #[must_use]
+    pub fn daemon(&self) -> &Arc<Port> {
+        self.daemon.get_or_init(|| {
+            self.kernel.attach(
+                "daemon",
+                ksi_kernel::Role::Daemon,
+                Handle::Daemon,
+                ksi_kernel::Quota::default(),
+                ksi_kernel::Grant::All,
+            )
+        })
+    }
+
+    /// The runtime, for work that must go on elsewhere.
+    #[must_use]
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Opens a turn.
+    #[must_use]
+    pub fn turn(&self) -> Turn<'_> {
+        let number = self.turns.fetch_add(1, Ordering::Relaxed);
+        Turn { hub: self, number, effects: Effects::new(), sockets: Vec::new(), actors: Vec::new() }
+    }
+
+    /// An owned handle of this hub.
+    #[must_use]
+    pub fn arc(&self) -> Arc<Self> {
+        self.myself.upgrade().expect("a hub is only ever made inside an Arc, and `self` keeps it")
+    }
+
+    /// Tells a fact of the daemon's own.
+    pub fn tell(&self, event: &str, fact: &serde_json::Value) {
+        let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) else {
+            return;
+        };
+        let mut turn = self.turn();
+        // The daemon may say everything.
+        let _ = turn.emit(self.daemon(), Emission::new(event, data));
+        turn.end();
+    }
+
+    /// Answers a request to the daemon itself.
+    pub fn reply(&self, token: Token, answer: Result<Bytes, Refusal>) {
+        let mut turn = self.turn();
+        turn.answer(self.daemon(), token, answer.map_or_else(Answer::Refusal, Answer::Reply));
+        turn.end();
+    }
+
+    /// From now on clients get `shutting_down`, and `idle` is told when nothing
+    /// is in flight.
+    pub fn close(&self) {
+        self.kernel.close();
+        self.closing.store(true, Ordering::Release);
+        self.check_idle();
+    }
+
+    fn check_idle(&self) {
+        if self.closing.load(Ordering::Acquire) && self.kernel.in_flight() == 0 {
+            self.idle.notify_one();
+        }
+    }
+
+    /// Times out what is due, for ever. Sleeps while nothing has a deadline.
+    pub async fn keep_deadlines(self: Arc<Self>) {
+        loop {
+            let mut turn = self.turn();
+            let next = self.kernel.expire(self.now_ms(), &mut turn.effects);
+            turn.end();
+            match next {
+                None => self.deadline.notified().await,
+                Some(at) => {
+                    let left = Duration::from_millis(at.saturating_sub(self.now_ms()).max(1));
+                    tokio::select! {
+                        () = tokio::time::sleep(left) => {}
+                        () = self.deadline.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One batch of work; see the module.
+pub struct Turn<'a> {
+    hub: &'a Hub,
+    /// Tells what this turn has touched since its last flush from what another
+    /// has.
+    number: u64,
+    effects: Effects<Handle>,
+    sockets: Vec<Touched>,
+    actors: Vec<Arc<Actor>>,
+}
+
+enum Touched {
+    Outbox(Arc<Outbox>),
+    Link(Arc<Link>),
+}
+
+impl Turn<'_> {
+    /// The hub of this turn.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        self.hub
+    }
+
+    /// Asks on behalf of a port.
+    pub fn request(&mut self, port: &Arc<Port>, ask: Ask) {
+        self.hub.kernel.request(port, ask, self.hub.now_ms(), &mut self.effects);
+        self.settle();
+    }
+
+    /// Tells on behalf of a port; how many were told.
+    ///
+    /// # Errors
+    ///
+    /// `denied` where the port may not say this.
+    pub fn emit(&mut self, port: &Arc<Port>, emission: Emission) -> Result<usize, Refusal> {
+        let told = self.hub.kernel.emit(port, emission, self.hub.now_ms(), &mut self.effects);
+        self.settle();
+        told
+    }
+
+    /// Answers on behalf of the owner of a request.
+    pub fn answer(&mut self, port: &Arc<Port>, token: Token, answer: Answer) {
+        if let Err(fault) = self.hub.kernel.answer(port, token, answer, self.hub.now_ms(), &mut self.effects)
+        {
+            tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
+        }
+        self.settle();
+    }
+
+    /// Gives up a request of a port.
+    pub fn cancel(&mut self, port: &Arc<Port>, id: Id) {
+        self.hub.kernel.cancel(port, id, &mut self.effects);
+        self.settle();
+    }
+
+    /// Allows more chunks.
+    pub fn credit(&mut self, port: &Arc<Port>, id: Id, n: u32) {
+        self.hub.kernel.credit(port, id, n, &mut self.effects);
+        self.settle();
+    }
+
+    /// An interceptor's word.
+    pub fn verdict(&mut self, port: &Arc<Port>, token: Token, verdict: Verdict) {
+        if let Err(fault) =
+            self.hub.kernel.verdict(port, token, verdict, self.hub.now_ms(), &mut self.effects)
+        {
+            tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
+        }
+        self.settle();
+    }
+
+    /// Ends a port: what it holds is refused for `reason`.
+    pub fn detach(&mut self, port: &Arc<Port>, reason: &Refusal) {
+        self.hub.kernel.detach(port, reason, &mut self.effects);
+        self.settle();
+    }
+
+    /// Marks a socket to be written at the end.
+    pub fn touch(&mut self, outbox: &Arc<Outbox>) {
+        if outbox.touched_by.swap(self.number, Ordering::Relaxed) != self.number {
+            self.sockets.push(Touched::Outbox(outbox.clone()));
+        }
+    }
+
+    /// Writes all touched sockets.
+    pub fn flush(&mut self) {
+        for socket in self.sockets.drain(..) {
+            match socket {
+                Touched::Outbox(outbox) => {
+                    outbox.flush();
+                }
+                Touched::Link(link) => link.flush(),
+            }
+        }
+        // What is touched from now on is written by the next flush.
+        self.number = self.hub.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Carries out what is left.
+    pub fn end(mut self) {
+        self.settle();
+        loop {
+            self.flush();
+            let Some(actor) = self.actors.pop() else { break };
+            actor.run(&mut self);
+        }
+        self.hub.check_idle();
+    }
+
+    /// Moves what the kernel decided into the queues.
+    fn settle(&mut self) {
+        if self.effects.deadline.take().is_some() {
+            self.hub.deadline.notify_one();
+        }
+        if self.effects.deliveries.is_empty() {
+            return;
+        }
+        let mut deliveries = std::mem::take(&mut self.effects.deliveries);
+        let mut shared: Option<(Arc<Envelope>, Tail)> = None;
+        for (port, delivery) in deliveries.drain(..) {
+            match &port.handle {
+                Handle::Daemon => self.to_daemon(delivery),
+                Handle::Session(outbox) => {
+                    to_session(outbox, delivery, &mut shared);
+                    self.touch(outbox);
+                }
+                Handle::Actor(actor) => {
+                    if actor.push(delivery) {
+                        self.actors.push(actor.clone());
+                    }
+                }
+                Handle::Link(link) => {
+                    link.push(delivery);
+                    let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
+                    if !self.sockets.last().is_some_and(listed) {
+                        self.sockets.push(Touched::Link(link.clone()));
+                    }
+                }
+            }
+        }
+        // Keeps the allocation; what was decided meanwhile stays in order.
+        if self.effects.deliveries.is_empty() {
+            self.effects.deliveries = deliveries;
+        } else {
+            self.settle();
+        }
+    }
+
+    fn to_daemon(&mut self, delivery: Delivery) {
+        let Delivery::Request { token, envelope } = delivery else { return };
+        if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
+            let busy = Refusal::new(ksi_protocol::Code::Busy, "too many requests to the daemon itself wait")
+                .retry_after_ms(100);
+            // Its refusal is settled by the loop that is under way.
+            let now = self.hub.now_ms();
+            let _ = self.hub.kernel.answer(
+                self.hub.daemon(),
+                token,
+                Answer::Refusal(busy),
+                now,
+                &mut self.effects,
+            );
+        }
+    }
+}
+
+fn to_session(outbox: &Outbox, delivery: Delivery, shared: &mut Option<(Arc<Envelope>, Tail)>) {
+    let Delivery::Event { sub, class, envelope } = delivery else { return outbox.answer(delivery) };
+    let name = envelope.event.clone();
+    let body = if outbox.wants_tail() {
+        match shared {
+            Some((of, tail)) if Arc::ptr_eq(of, &envelope) => Body::Tail(tail.clone()),
+            _ => {
+                let encoded = encode_tail(&envelope);
+                *shared = Some((envelope, encoded.clone()));
+                Body::Tail(encoded)
+            }
+        }
+    } else {
+        Body::Envelope(envelope)
+    };
+    outbox.event(sub, class, name.as_str(), body);
+}
+
+fn encode_tail(envelope: &Envelope) -> Tail {
+    tail(
+        envelope.event.as_str(),
+        &envelope.data,
+        &envelope.origin,
+        envelope.at_ms,
+        envelope.correlation_id.as_deref(),
+    )
+}
+
+/// Does what a plugin says, in either placement.
+pub fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
+    match frame {
+        Frame::Reply { id, data } => turn.answer(port, id, Answer::Reply(data)),
+        Frame::Chunk { id, data } => turn.answer(port, id, Answer::Chunk(data)),
+        Frame::End { id, data } => turn.answer(port, id, Answer::End(data)),
+        Frame::Accepted { id, request_id, seq } => {
+            turn.answer(port, id, Answer::Accepted { request_id, seq });
+        }
+        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, Answer::Refusal(refusal)),
+        Frame::Request(request) => turn.request(port, ask(request)),
+        Frame::Emit(emit) => {
+            let emission = Emission {
+                correlation_id: emit.correlation_id.map(Into::into),
+                ..Emission::new(emit.event, emit.data)
+            };
+            if let Err(refusal) = turn.emit(port, emission) {
+                tracing::warn!(origin = &*port.origin, "{refusal}");
+            }
+        }
+        Frame::Cancel { id } => turn.cancel(port, id),
+        Frame::Verdict(verdict) => {
+            let word = match (verdict.refuse, verdict.edit) {
+                (Some(refusal), _) => Verdict::Refuse(refusal),
+                (None, Some(data)) => Verdict::Edit(data),
+                (None, None) => Verdict::Pass,
+            };
+            turn.verdict(port, verdict.id, word);
+        }
+        Frame::Log { level, message } => log(&port.origin, &level, &message),
+        _ => {}
+    }
+}
+
+/// A request frame as the kernel takes it.
+#[must_use]
+pub fn ask(request: ksi_protocol::frame::Request) -> Ask {
+    Ask {
+        timeout: request.timeout_ms.map(Duration::from_millis),
+        credit: request.credit,
+        correlation_id: request.correlation_id.map(Into::into),
+        idempotency_key: request.idempotency_key.map(Into::into),
+        parent: request.parent,
+        ..Ask::new(request.id, request.event, request.data)
+    }
+}
+
+fn log(origin: &str, level: &str, message: &str) {
+    match level {
+        "error" => tracing::error!(origin, "{message}"),
+        "warn" => tracing::warn!(origin, "{message}"),
+        "info" => tracing::info!(origin, "{message}"),
+        "debug" => tracing::debug!(origin, "{message}"),
+        _ => tracing::trace!(origin, "{message}"),
+    }
+}

@@ -1,0 +1,380 @@
+//! One daemon for one runtime directory: the directory itself, the lock, and
+//! the socket to listen on.
+//!
+//! The lock is what says that a daemon runs; the kernel lets go of it with the
+//! process, however that ends. A pid in a file or a socket that nobody answers
+//! is a left-over and never in the way. What is not ours is never removed: a
+//! file or directory in the socket's place is refused, not deleted.
+//!
+//! # Invariants
+//!
+//! * Nobody but the owner can reach the socket, at no time: its directory is
+//!   0700, and it is made under a umask of 077.
+//! * The socket goes before the lock does, and only if it still is ours.
+//!
+//! # Failure
+//!
+//! Every error names the path and what to do. The umask belongs to the whole
+//! process, so [`Instance::listen`] is for the start, before other threads
+//! make files.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    io::{self, ErrorKind, Read as _, Write as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{
+                DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+                PermissionsExt as _,
+            },
+            net::UnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use ksi_protocol::{limits::SOCKET_PATH_BYTES_MAX, paths::Paths};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt},
+        stat::{Mode, umask},
+    },
+    unistd::geteuid,
+};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+/// Why this process cannot be the daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The runtime directory cannot be made or looked at.
+    #[error("cannot use the runtime directory {}: {error}\n  hint: KSI_HOME or XDG_RUNTIME_DIR can name another place", path.display())]
+    Dir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The runtime directory is a link, which may be turned elsewhere later.
+    #[error("the runtime directory {} is a symbolic link\n  hint: remove the link, or let KSI_HOME name the directory that it leads to", path.display())]
+    Symlink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// Something else lies where the runtime directory should.
+    #[error("the runtime directory {} is no directory\n  hint: move it away", path.display())]
+    NotDirectory {
+        /// What lies there.
+        path: PathBuf,
+    },
+    /// The runtime directory is another user's.
+    #[error("the runtime directory {} belongs to user {owner}, not to user {uid} who starts the daemon\n  hint: KSI_HOME or XDG_RUNTIME_DIR can name another place", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        uid: u32,
+    },
+    /// Others can enter or read the runtime directory.
+    #[error("the runtime directory {} is open to others (mode {mode:04o})\n  hint: chmod 700 {}", path.display(), path.display())]
+    OpenToOthers {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The lock file cannot be opened, locked or written.
+    #[error("cannot lock {}: {error}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another daemon holds the lock.
+    #[error("ksid is running already{}, socket {}\n  hint: `ksi status` asks it, `ksi stop` ends it", pid.map(|pid| format!(", pid {pid}")).unwrap_or_default(), socket.display())]
+    Running {
+        /// Its pid, where the lock file says it.
+        pid: Option<u32>,
+        /// Its socket.
+        socket: PathBuf,
+    },
+    /// Linux takes no socket path of this length.
+    #[error("the socket path {} has {bytes} bytes, and {SOCKET_PATH_BYTES_MAX} are possible\n  hint: KSI_SOCKET can name a shorter one", path.display())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Something that is no socket lies in its place.
+    #[error("{} is in the place of the socket and is no socket\n  hint: move it away, or let KSI_SOCKET name another place", path.display())]
+    NotSocket {
+        /// What lies there.
+        path: PathBuf,
+    },
+    /// Somebody answers on the socket without holding our lock.
+    #[error("another program listens on {}\n  hint: it may be a daemon with another KSI_HOME; KSI_SOCKET can name another place", path.display())]
+    Answered {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Others could put a socket of their own in the place of ours.
+    #[error("the directory {} of the socket can be written by others (mode {mode:04o})\n  hint: chmod go-w {}, or let KSI_SOCKET name another place", path.display(), path.display())]
+    SocketDir {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}: {error}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The service manager handed over something else than one socket.
+    #[error(
+        "cannot use the socket of the service manager: {reason}\n  hint: the socket unit needs one ListenStream= with a path, and Accept=no"
+    )]
+    Activation {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// This process is the daemon of a runtime directory, as long as this lives.
+#[derive(Debug)]
+pub struct Instance {
+    /// Held, never read: the lock goes with the open file.
+    lock: File,
+    socket: PathBuf,
+    /// Device and inode of the socket that we made.
+    made: Mutex<Option<(u64, u64)>>,
+}
+
+impl Instance {
+    /// Makes the runtime directory where it is missing, and takes its lock.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a directory that is not ours alone, and where another daemon
+    /// runs.
+    pub fn acquire(paths: &Paths) -> Result<Self, Error> {
+        private_dir(&paths.runtime_dir)?;
+        let path = paths.lock_file();
+        let lock = take_lock(&path, &paths.socket)?;
+        let written = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+        // Whether the pid can be written or not, the lock is what counts: on a
+        // full disk the daemon still starts.
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "cannot write the pid into the lock file");
+        }
+        Ok(Self { lock, socket: paths.socket.clone(), made: Mutex::default() })
+    }
+
+    /// The socket to accept clients from, non-blocking: the one that the
+    /// service manager has opened, or else one made here with mode 0600.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a path that is too long, taken by something that is no socket,
+    /// or answered by somebody.
+    pub fn listen(&self) -> Result<UnixListener, Error> {
+        if let Some(listener) = inherited()? {
+            return Ok(listener);
+        }
+        let path = self.socket.clone();
+        let bytes = path.as_os_str().as_bytes().len();
+        if bytes > SOCKET_PATH_BYTES_MAX {
+            return Err(Error::PathTooLong { path, bytes });
+        }
+        check_socket_dir(&path)?;
+        clear(&path)?;
+        let failed = |error| Error::Listen { path: path.clone(), error };
+        let listener = bind(&path).map_err(failed)?;
+        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+        let made = (metadata.dev(), metadata.ino());
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).replace(made);
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(listener)
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let made = self.made.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(made), Ok(found)) = (made, fs::symlink_metadata(&self.socket))
+            && (found.dev(), found.ino()) == made
+        {
+            // It may be gone in this very moment; then all is well too.
+            let _ = fs::remove_file(&self.socket);
+        }
+        // An empty file says that no daemon runs. It stays where it is: if it
+        // were removed, two daemons could lock two files of the same name.
+        let _ = self.lock.set_len(0);
+    }
+}
+
+/// Makes a directory of mode 0700, or makes sure that it is one of ours.
+fn private_dir(path: &Path) -> Result<(), Error> {
+    let failed = |error| Error::Dir { path: path.to_owned(), error };
+    let absent = fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    if absent {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    }
+    // Looked at through a descriptor, so that it cannot be swapped meanwhile.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path);
+    let dir = match opened {
+        Ok(dir) => dir,
+        Err(error) => {
+            return Err(match fs::symlink_metadata(path) {
+                Ok(found) if found.is_symlink() => Error::Symlink { path: path.to_owned() },
+                Ok(found) if !found.is_dir() => Error::NotDirectory { path: path.to_owned() },
+                _ => failed(error),
+            });
+        }
+    };
+    let metadata = dir.metadata().map_err(failed)?;
+    let (owner, uid) = (metadata.uid(), geteuid().as_raw());
+    if owner != uid {
+        return Err(Error::Owner { path: path.to_owned(), owner, uid });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(Error::OpenToOthers { path: path.to_owned(), mode });
+    }
+    Ok(())
+}
+
+fn take_lock(path: &Path, socket: &Path) -> Result<File, Error> {
+    let failed = |error| Error::Lock { path: path.to_owned(), error };
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Who cannot be asked for its pid runs all the same.
+                let _ = (&file).take(32).read_to_string(&mut text);
+                return Err(Error::Running { pid: text.trim().parse().ok(), socket: socket.to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        // A file that was removed between opening and locking guards nothing.
+        let held = file.metadata().map_err(failed)?;
+        match fs::symlink_metadata(path) {
+            Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => return Ok(file),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// The socket may lie elsewhere than the lock (`KSI_SOCKET`); then its
+/// directory must at least not let others replace it.
+fn check_socket_dir(socket: &Path) -> Result<(), Error> {
+    let dir = match socket.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let metadata = fs::metadata(dir).map_err(|error| Error::Listen { path: socket.to_owned(), error })?;
+    let mode = metadata.mode() & 0o7777;
+    let (writable, sticky) = (mode & 0o022 != 0, mode & 0o1000 != 0);
+    if writable && !sticky {
+        return Err(Error::SocketDir { path: dir.to_owned(), mode });
+    }
+    Ok(())
+}
+
+/// Removes a socket that nobody answers, and nothing else.
+fn clear(path: &Path) -> Result<(), Error> {
+    let failed = |error| Error::Listen { path: path.to_owned(), error };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::NotSocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match probe(path) {
+        // With its backlog full, connecting would block: somebody is there.
+        Ok(()) | Err(Errno::EAGAIN) => Err(Error::Answered { path: path.to_owned() }),
+        Err(Errno::ECONNREFUSED) => match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        },
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// Connects without ever waiting.
+fn probe(path: &Path) -> Result<(), Errno> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let client = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(client.as_raw_fd(), &UnixAddr::new(path)?)
+}
+
+/// The umask belongs to the process; two binds at once must not restore each
+/// other's.
+static UMASK: Mutex<()> = Mutex::new(());
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let guard = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let bound = UnixListener::bind(path);
+    umask(before);
+    drop(guard);
+    let listener = bound?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// The listening socket that the service manager has opened for us; `None`
+/// where it has not.
+fn inherited() -> Result<Option<UnixListener>, Error> {
+    let failed = |reason: String| Error::Activation { reason };
+    let mut descriptors = sd_notify::listen_fds().map_err(|error| failed(error.to_string()))?;
+    let number = match descriptors.len() {
+        0 => return Ok(None),
+        1 => descriptors.next().expect("one was counted"),
+        count => return Err(failed(format!("there are {count} of them"))),
+    };
+    // A number becomes an owned descriptor by asking the kernel for a copy of
+    // it. The one with the number stays open until the end, closed on exec.
+    let copy = pidfd_open(getpid(), PidfdFlags::empty())
+        .and_then(|own| pidfd_getfd(own, number, PidfdGetfdFlags::empty()))
+        .map_err(|errno| failed(format!("descriptor {number}: {errno}")))?;
+    let kind = socket::getsockopt(&copy, sockopt::SockType);
+    let listens = socket::getsockopt(&copy, sockopt::AcceptConn);
+    if !matches!(kind, Ok(SockType::Stream)) || !matches!(listens, Ok(true)) {
+        return Err(failed(format!("descriptor {number} is no listening stream socket")));
+    }
+    let listener = UnixListener::from(copy);
+    // Asks for the family too: an address that is none of a Unix socket fails.
+    listener.local_addr().map_err(|error| failed(format!("descriptor {number}: {error}")))?;
+    listener.set_nonblocking(true).map_err(|error| failed(error.to_string()))?;
+    Ok(Some(listener))
+}
+
+#[cfg(test)]
+mod tests;

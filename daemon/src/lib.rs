@@ -1,0 +1,17 @@
+//! The KSI daemon: what the kernel may not know. Files, sockets, processes,
+//! signals and clocks.
+//!
+//! [`server`] puts the parts together in the order of their start, and takes
+//! them apart in the order of the stop. [`hub`] is the middle: the kernel, and
+//! the way from its decisions to whoever is meant.
+
+pub mod config;
+pub mod instance;
+pub mod log;
+pub mod notify;
+pub mod wire;
+pub mod hub;
+pub mod session;
+pub mod plugin;
+pub mod system;
+pub mod server;

@@ -1,0 +1,104 @@
+//! `ksid`: the KSI daemon. Stays in the foreground; `ksi start` puts it into
+//! the background.
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "before the log exists, a person is told")]
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::Parser;
+use ksi_protocol::paths::Paths;
+use ksid::{
+    config::{self, Config},
+    instance::Instance,
+    log, server,
+};
+
+/// The KSI daemon: routes events between clients and plugins.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "`ksi up` starts it in the background and tells what to do next.")]
+struct Args {
+    /// Log to the terminal as well.
+    #[arg(long)]
+    foreground: bool,
+    /// Socket instead of the usual one.
+    #[arg(long, env = "KSI_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Configuration file instead of the usual one.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Manifest instead of the shipped one.
+    #[arg(long, env = "KSI_EVENTS", value_name = "FILE")]
+    events: Option<PathBuf>,
+    /// A value over all other sources: daemon.log_level=debug.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Check the configuration and end.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut paths =
+        Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
+    if let Some(socket) = args.socket {
+        paths.socket = socket;
+    }
+    if let Some(file) = args.config {
+        paths.config_file = file;
+    }
+    let sources = config::Sources::of_process(&paths, args.events, args.set);
+    let config = match Config::load(&sources) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(2);
+        }
+    };
+    if args.check_config {
+        println!("configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    match serve(paths, config, sources, args.foreground) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: bool) -> anyhow::Result<()> {
+    let instance = Instance::acquire(&paths)?;
+    std::fs::create_dir_all(&paths.state_dir)
+        .with_context(|| format!("cannot make {}", paths.state_dir.display()))?;
+    let log = Arc::new(log::init(&log::Options {
+        file: paths.log_file(),
+        level: config.daemon.log_level.clone(),
+        format: config.daemon.log_format,
+        bytes_max: config.daemon.log_bytes_max,
+        files: config.daemon.log_files,
+        stderr: foreground,
+    })?);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.daemon.threads {
+        runtime.worker_threads(threads);
+    }
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let level = log.clone();
+    let options = server::Options {
+        paths,
+        config,
+        reread: Box::new(move || Config::load(&sources).map_err(|errors| errors.to_string())),
+        apply: Box::new(move |config| {
+            // A level of a valid configuration is one.
+            let _ = level.set_level(&config.daemon.log_level);
+        }),
+    };
+    let ended = runtime.block_on(server::run(options, instance));
+    // A thread that hangs in a plugin must not keep the daemon.
+    runtime.shutdown_background();
+    drop(log);
+    ended
+}

@@ -1,0 +1,353 @@
+//! A plugin in this process: a mailbox, and whoever fills it runs it.
+//!
+//! There is no thread behind an actor. The task that puts the first job into
+//! an empty mailbox runs the plugin until the mailbox is empty again; others
+//! only add to it. So the plugin is handled by one thread at a time, and a
+//! request is answered without a switch of tasks.
+//!
+//! # Failure
+//!
+//! A panic poisons the instance. A call that does not come back within the
+//! hang limit is given up by the [`Watchdog`]: the thread that is in it is
+//! lost, everything else goes on, and the keeper starts the plugin again in a
+//! child process.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ksi_host::{Host, Instance, Output};
+use ksi_kernel::Delivery;
+
+use super::guest::{Guest, Life};
+use crate::hub::{Hub, Turn};
+
+/// Outputs that one call may make before the plugin is told that it says too
+/// much.
+const OUTPUTS_MAX: usize = 64 * 1024;
+
+/// Events that wait for a plugin that listens; more are dropped, and the log
+/// says so once.
+const EVENTS_MAX: usize = 64 * 1024;
+
+/// Time in one run after which sockets are written in between, so that others
+/// whose answers are ready do not wait for a slow plugin.
+const FLUSH_AFTER: Duration = Duration::from_millis(2);
+
+thread_local! {
+    /// The actor that this thread is running, by address.
+    static DRIVING: Cell<usize> = const { Cell::new(0) };
+}
+
+enum Job {
+    Deliver(Delivery),
+    Drain,
+    Fire(u64),
+    Poll,
+    Collect,
+}
+
+/// A plugin in this process.
+pub struct Actor {
+    /// Who it is.
+    pub guest: Guest,
+    hub: Weak<Hub>,
+    watchdog: Arc<Watchdog>,
+    instance: Mutex<Option<Instance>>,
+    mailbox: Mutex<VecDeque<Job>>,
+    outputs: Mutex<Vec<Output>>,
+    /// Jobs in the mailbox and in work. Whoever raises it from 0 must run.
+    pending: AtomicUsize,
+    poll_queued: AtomicBool,
+    collect_queued: AtomicBool,
+    /// When the call under way began, in milliseconds of the watchdog; 0 for
+    /// none.
+    busy_since: AtomicU64,
+    dead: AtomicBool,
+    overrun: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Actor {
+    /// An actor without its instance yet.
+    #[must_use]
+    pub fn new(guest: Guest, hub: &Arc<Hub>, watchdog: &Arc<Watchdog>) -> Arc<Self> {
+        let actor = Arc::new(Self {
+            guest,
+            hub: Arc::downgrade(hub),
+            watchdog: watchdog.clone(),
+            instance: Mutex::new(None),
+            mailbox: Mutex::default(),
+            outputs: Mutex::default(),
+            pending: AtomicUsize::new(0),
+            poll_queued: AtomicBool::new(false),
+            collect_queued: AtomicBool::new(false),
+            busy_since: AtomicU64::new(0),
+            dead: AtomicBool::new(false),
+            overrun: AtomicBool::new(false),
+        });
+        watchdog.watch(&actor);
+        actor
+    }
+
+    /// Gives the actor its instance, and handles what it said while it started.
+    pub fn begin(self: &Arc<Self>, instance: Instance) {
+        *lock(&self.instance) = Some(instance);
+        self.add(Job::Poll);
+    }
+
+    /// Queues a delivery; whether the caller must [`Actor::run`].
+    #[must_use]
+    pub fn push(&self, delivery: Delivery) -> bool {
+        if self.dead.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut mailbox = lock(&self.mailbox);
+        if matches!(delivery, Delivery::Event { .. }) && mailbox.len() >= EVENTS_MAX {
+            if !self.overrun.swap(true, Ordering::Relaxed) {
+                tracing::warn!(plugin = self.guest.name, "events are dropped: the plugin is too slow");
+            }
+            return false;
+        }
+        mailbox.push_back(Job::Deliver(delivery));
+        // Counted under the lock, so that no job is done before it counts.
+        self.pending.fetch_add(1, Ordering::AcqRel) == 0
+    }
+
+    /// Asks the plugin to finish.
+    pub fn drain(self: &Arc<Self>) {
+        self.add(Job::Drain);
+    }
+
+    /// Lets no more calls in. The instance goes with the last reference, or
+    /// never where a call does not come back.
+    pub fn stop(&self) {
+        self.dead.store(true, Ordering::Release);
+        lock(&self.mailbox).clear();
+        // Where a call is under way, its own runner drops the instance.
+        if let Ok(mut instance) = self.instance.try_lock() {
+            instance.take();
+        }
+    }
+
+    /// Queues a job from outside a turn, and has it run.
+    fn add(self: &Arc<Self>, job: Job) {
+        let first = {
+            let mut mailbox = lock(&self.mailbox);
+            mailbox.push_back(job);
+            self.pending.fetch_add(1, Ordering::AcqRel) == 0
+        };
+        if !first {
+            return;
+        }
+        let (actor, Some(hub)) = (self.clone(), self.hub.upgrade()) else { return };
+        let runtime = hub.runtime().clone();
+        runtime.spawn(async move {
+            let mut turn = hub.turn();
+            actor.run(&mut turn);
+            turn.end();
+        });
+    }
+
+    /// Runs the plugin until its mailbox is empty. Only for the one who was
+    /// told to.
+    pub fn run(self: &Arc<Self>, turn: &mut Turn<'_>) {
+        let mut since = Instant::now();
+        loop {
+            let jobs = std::mem::take(&mut *lock(&self.mailbox));
+            let done = jobs.len();
+            for job in jobs {
+                self.work(job, turn);
+                if since.elapsed() > FLUSH_AFTER {
+                    turn.flush();
+                    since = Instant::now();
+                }
+            }
+            if self.pending.fetch_sub(done, Ordering::AcqRel) == done {
+                return;
+            }
+        }
+    }
+
+    fn work(self: &Arc<Self>, job: Job, turn: &mut Turn<'_>) {
+        if self.dead.load(Ordering::Acquire) {
+            return;
+        }
+        let now_ms = turn.hub().now_ms();
+        let mut slot = lock(&self.instance);
+        let Some(instance) = slot.as_mut() else { return };
+        self.watchdog.begin(&self.busy_since);
+        DRIVING.set(Arc::as_ptr(self) as usize);
+        let called = match job {
+            Job::Deliver(delivery) => instance.deliver(&self.guest.frame(delivery, now_ms)),
+            Job::Drain => instance.deliver(&ksi_protocol::Frame::Drain),
+            Job::Fire(timer) => instance.fire(timer),
+            Job::Poll => {
+                self.poll_queued.store(false, Ordering::Release);
+                instance.poll()
+            }
+            Job::Collect => {
+                self.collect_queued.store(false, Ordering::Release);
+                Ok(())
+            }
+        };
+        DRIVING.set(0);
+        self.busy_since.store(0, Ordering::Release);
+        if self.dead.load(Ordering::Acquire) {
+            // Given up while it ran: what it says now comes too late, and its
+            // destructors are not to be trusted.
+            std::mem::forget(slot.take());
+            return;
+        }
+        if called.is_err() {
+            slot.take();
+        }
+        drop(slot);
+        self.collect(turn);
+        if let Err(fault) = called {
+            self.give_up(&fault.to_string());
+        }
+    }
+
+    fn give_up(&self, reason: &str) {
+        if !self.dead.swap(true, Ordering::AcqRel) {
+            lock(&self.mailbox).clear();
+            self.guest.tell(Life::Died(reason.into()));
+        }
+    }
+
+    fn collect(self: &Arc<Self>, turn: &mut Turn<'_>) {
+        let outputs = std::mem::take(&mut *lock(&self.outputs));
+        for output in outputs {
+            match output {
+                Output::Frame(frame) => self.guest.hear(turn, frame),
+                Output::Timer { id, delay_ms } => {
+                    let actor = Arc::downgrade(self);
+                    turn.hub().runtime().spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+                        if let Some(actor) = actor.upgrade() {
+                            actor.add(Job::Fire(id));
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// What an instance holds of its actor; weak, since the actor holds the
+/// instance.
+pub struct ActorHost(pub Weak<Actor>);
+
+impl Host for ActorHost {
+    fn output(&self, output: Output) -> bool {
+        let Some(actor) = self.0.upgrade() else { return false };
+        let mut outputs = lock(&actor.outputs);
+        let answer = matches!(&output, Output::Frame(frame) if !matches!(frame, ksi_protocol::Frame::Emit(_)));
+        if outputs.len() >= OUTPUTS_MAX && !answer {
+            return false;
+        }
+        outputs.push(output);
+        drop(outputs);
+        let driving = DRIVING.get() == Arc::as_ptr(&actor) as usize;
+        if !driving && !actor.collect_queued.swap(true, Ordering::AcqRel) {
+            actor.add(Job::Collect);
+        }
+        true
+    }
+
+    fn wake(&self) {
+        let Some(actor) = self.0.upgrade() else { return };
+        if !actor.poll_queued.swap(true, Ordering::AcqRel) {
+            actor.add(Job::Poll);
+        }
+    }
+}
+
+/// Notices calls into plugins of this process that do not come back. One
+/// thread for all; it sleeps while no plugin is at work.
+pub struct Watchdog {
+    started: Instant,
+    limit: Duration,
+    awake: AtomicBool,
+    actors: Mutex<Vec<Weak<Actor>>>,
+    wake: Condvar,
+}
+
+impl Watchdog {
+    /// Starts the thread. A call may take `limit`.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no thread left.
+    pub fn start(limit: Duration) -> std::io::Result<Arc<Self>> {
+        let watchdog = Arc::new(Self {
+            started: Instant::now(),
+            limit,
+            awake: AtomicBool::new(false),
+            actors: Mutex::default(),
+            wake: Condvar::new(),
+        });
+        let weak = Arc::downgrade(&watchdog);
+        std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+            while let Some(watchdog) = weak.upgrade() {
+                watchdog.round();
+            }
+        })?;
+        Ok(watchdog)
+    }
+
+    fn watch(&self, actor: &Arc<Actor>) {
+        let mut actors = lock(&self.actors);
+        actors.retain(|actor| actor.strong_count() > 0);
+        actors.push(Arc::downgrade(actor));
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    }
+
+    /// A call begins.
+    fn begin(&self, since: &AtomicU64) {
+        since.store(self.now_ms(), Ordering::Release);
+        if !self.awake.load(Ordering::Relaxed) && !self.awake.swap(true, Ordering::AcqRel) {
+            let _actors = lock(&self.actors);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sleeps until a plugin is at work, then for a part of the limit, then
+    /// looks who is still in the same call.
+    fn round(&self) {
+        let mut actors = lock(&self.actors);
+        while !self.awake.load(Ordering::Acquire) {
+            actors = self.wake.wait(actors).unwrap_or_else(PoisonError::into_inner);
+        }
+        (actors, _) =
+            self.wake.wait_timeout(actors, self.limit / 4).unwrap_or_else(PoisonError::into_inner);
+        let watched: Vec<Arc<Actor>> = actors.iter().filter_map(Weak::upgrade).collect();
+        drop(actors);
+        let (now, limit) = (self.now_ms(), u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX));
+        // Lowered before the look, so that a call that begins now wakes us.
+        self.awake.store(false, Ordering::Release);
+        for actor in watched {
+            let since = actor.busy_since.load(Ordering::Acquire);
+            if since == 0 {
+                continue;
+            }
+            self.awake.store(true, Ordering::Release);
+            if now.saturating_sub(since) >= limit && !actor.dead.load(Ordering::Acquire) {
+                actor.give_up(&format!("did not come back from a call for {limit} ms"));
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! All plugins together: starts and stops them, and answers what there is.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ksi_host::Image;
+use ksi_protocol::{
+    Code, Descriptor, EventName, Pattern, Refusal,
+    system::{Placement, PluginInspection, PluginLoad, PluginState, PluginStatus},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{
+    keeper::{Board, Command, Keeper, Means, Shared, Spec, with},
+    supervisor::Input,
+};
+use crate::{
+    config::{self, Config},
+    server::Current,
+};
+
+/// Where libraries are looked for, and where plugins keep their own.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Directories of libraries, in order.
+    pub libraries: Vec<PathBuf>,
+    /// Parent of the plugins' own directories.
+    pub state: PathBuf,
+    /// The user's models; handed to plugins that have a `models_dir`.
+    pub models: PathBuf,
+}
+
+struct Kept {
+    commands: mpsc::Sender<Command>,
+    board: Shared,
+    task: JoinHandle<()>,
+    in_manifest: bool,
+}
+
+/// All keepers.
+pub struct Fleet {
+    means: Means,
+    places: Places,
+    config: Current,
+    kept: Mutex<BTreeMap<String, Kept>>,
+}
+
+impl Fleet {
+    /// No plugin yet.
+    #[must_use]
+    pub fn new(means: Means, places: Places, config: Current) -> Self {
+        Self { means, places, config, kept: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts the policies of a new configuration in force; plugins are started
+    /// by it from now on.
+    pub async fn reconfigure(&self) {
+        let all: Vec<_> = self.lock().values().map(|kept| kept.commands.clone()).collect();
+        for commands in all {
+            let (done, declared) = oneshot::channel();
+            // A keeper that is gone has nothing to declare.
+            if commands.send(Command { input: None, spec: None, done }).await.is_ok() {
+                let _ = declared.await;
+            }
+        }
+    }
+
+    /// Starts every enabled plugin of the manifest; does not wait for them.
+    pub async fn start(&self) {
+        let config = self.config();
+        for plugin in config.plugins.values() {
+            let spec = self.spec(plugin.clone());
+            let commands = self.keep(spec, true);
+            if plugin.enabled {
+                let (done, _) = oneshot::channel();
+                // A keeper that was just made is there.
+                let _ = commands.send(Command { input: Some(Input::Start), spec: None, done }).await;
+            }
+        }
+    }
+
+    /// Stops every plugin, and waits until they are gone, or for `grace`.
+    pub async fn stop(&self, grace: Duration) {
+        let kept = std::mem::take(&mut *self.lock());
+        let stopping = kept.into_values().map(|kept| async move {
+            let (done, stopped) = oneshot::channel();
+            let _ = kept.commands.send(Command { input: Some(Input::Stop), spec: None, done }).await;
+            // Too late or not, the keeper ends with its channel, and what
+            // still runs ends with the keeper.
+            let _ = tokio::time::timeout(grace, stopped).await;
+            drop(kept.commands);
+            let _ = kept.task.await;
+        });
+        let tasks: Vec<_> = stopping.map(tokio::spawn).collect();
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+
+    fn keep(&self, spec: Spec, in_manifest: bool) -> mpsc::Sender<Command> {
+        let name = spec.plugin.name.clone();
+        let status = PluginStatus {
+            name: name.clone(),
+            version: String::new(),
+            about: String::new(),
+            state: PluginState::Stopped,
+            placement: spec.plugin.placement,
+            sandbox: String::new(),
+            pid: None,
+            generation: 0,
+            restarts: 0,
+            ready_ms: None,
+            rss_bytes: None,
+            in_flight: 0,
+            handled: 0,
+            library: spec.library.display().to_string(),
+            last_error: None,
+        };
+        let board: Shared = Arc::new(Mutex::new(Board {
+            status,
+            descriptor: None,
+            deaths: VecDeque::new(),
+            port: None,
+            ready_at_ms: None,
+        }));
+        let (commands, receiver) = mpsc::channel(16);
+        let keeper = Keeper::new(self.means.clone(), spec, board.clone());
+        let task = tokio::spawn(keeper.run(receiver));
+        self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest });
+        commands
+    }
+
+    fn spec(&self, mut plugin: config::Plugin) -> Spec {
+        let outer = plugin.namespace.clone().unwrap_or_else(|| plugin.name.clone());
+        let known = self
+            .config()
+            .events
+            .keys()
+            .filter_map(|name| EventName::parse(name).ok())
+            .filter(|name| name.namespace() == outer)
+            .collect();
+        // A plugin that keeps models and is not told where has the user's.
+        if let Some(directory) = plugin.config.get_mut("models_dir")
+            && directory.as_str() == Some("")
+        {
+            *directory = self.places.models.display().to_string().into();
+        }
+        Spec {
+            library: self.find(&plugin.library),
+            dir: self.places.state.join(&plugin.name),
+            known,
+            plugin,
+        }
+    }
+
+    /// The first place that has the library; the first place of all where none
+    /// has, so that the error names a path.
+    fn find(&self, library: &str) -> PathBuf {
+        let path = Path::new(library);
+        if path.is_absolute() {
+            return path.into();
+        }
+        let mut candidates = self.places.libraries.iter().map(|dir| dir.join(path));
+        let first = candidates.next().unwrap_or_else(|| path.into());
+        if first.exists() {
+            return first;
+        }
+        candidates.find(|candidate| candidate.exists()).unwrap_or(first)
+    }
+
+    /// Resolves at the next change of a plugin's state.
+    pub fn changed(&self) -> impl Future<Output = ()> + use<> {
+        self.means.changed.clone().notified_owned()
+    }
+
+    /// All plugins, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<PluginStatus> {
+        let now_ms = self.means.hub.now_ms();
+        self.lock().values().map(|kept| with(&kept.board, |board| figures(board, now_ms))).collect()
+    }
+
+    /// Which plugins should run: those that are not stopped.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<(PluginStatus, Option<Descriptor>, Option<String>)> {
+        let config = self.config();
+        let now_ms = self.means.hub.now_ms();
+        let alias = |name: &str| config.plugins.get(name).and_then(|plugin| plugin.namespace.clone());
+        self.lock()
+            .values()
+            .map(|kept| {
+                with(&kept.board, |board| {
+                    (figures(board, now_ms), board.descriptor.clone(), alias(&board.status.name))
+                })
+            })
+            .collect()
+    }
+
+    fn unknown(&self, name: &str) -> Refusal {
+        let names: Vec<String> = self.lock().keys().cloned().collect();
+        Refusal::not_found("plugin", name).hint(format!("there are: {}", names.join(", ")))
+    }
+
+    /// Everything about one plugin.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`.
+    pub fn inspect(&self, name: &str) -> Result<PluginInspection, Refusal> {
+        let config = self.config();
+        let now_ms = self.means.hub.now_ms();
+        let may_call = config.plugins.get(name).map(|plugin| plugin.may_call.clone()).unwrap_or_default();
+        let inspection = self.lock().get(name).map(|kept| {
+            with(&kept.board, |board| {
+                let descriptor = board.descriptor.clone();
+                PluginInspection {
+                    status: figures(board, now_ms),
+                    requests: descriptor.as_ref().map(|d| d.requests.clone()).unwrap_or_default(),
+                    emits: descriptor.as_ref().map(|d| d.emits.clone()).unwrap_or_default(),
+                    listens: descriptor
+                        .map(|d| d.listens.iter().map(ToString::to_string).collect())
+                        .unwrap_or_default(),
+                    may_call: may_call.iter().map(ToString::to_string).collect(),
+                    deaths: board.deaths.iter().cloned().collect(),
+                }
+            })
+        });
+        inspection.ok_or_else(|| self.unknown(name))
+    }
+
+    /// Carries out an operator's word, and waits until the plugin has settled.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`, or the reason why it does not run although it should.
+    pub async fn command(&self, name: &str, input: Input, fresh: bool) -> Result<PluginStatus, Refusal> {
+        let found = self.lock().get(name).map(|kept| (kept.commands.clone(), kept.in_manifest));
+        let Some((commands, in_manifest)) = found else { return Err(self.unknown(name)) };
+        let plugin = self.config().plugins.get(name).filter(|_| fresh && in_manifest).cloned();
+        let spec = plugin.map(|plugin| Box::new(self.spec(plugin)));
+        let (done, settled) = oneshot::channel();
+        let gone = || Refusal::new(Code::ShuttingDown, "the daemon is stopping");
+        commands.send(Command { input: Some(input), spec, done }).await.map_err(|_| gone())?;
+        let status = settled.await.map_err(|_| gone())?;
+        if input == Input::Stop || status.state == PluginState::Ready {
+            return Ok(status);
+        }
+        let why = status.last_error.clone().unwrap_or_else(|| "it was stopped meanwhile".into());
+        Err(Refusal::new(Code::Unavailable, format!("plugin {name} is {}: {why}", status.state.as_str()))
+            .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said")))
+    }
+
+    /// Loads a library that is not in the manifest, or a plugin of the
+    /// manifest that was unloaded.
+    ///
+    /// # Errors
+    ///
+    /// Says what the file is instead of a plugin, or why it does not start.
+    pub async fn load(&self, load: PluginLoad) -> Result<PluginStatus, Refusal> {
+        if self.lock().contains_key(&load.library) {
+            return self.command(&load.library, Input::Start, true).await;
+        }
+        let path = PathBuf::from(&load.library);
+        if !path.is_absolute() {
+            return Err(self.unknown(&load.library).hint(
+                "give the name of a plugin of the manifest, or the absolute path of a library",
+            ));
+        }
+        let image = Image::open(&path)?;
+        if self.lock().contains_key(&image.name) {
+            return Err(Refusal::new(Code::Conflict, format!("plugin {} is there already", image.name))
+                .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));
+        }
+        let placement = load.placement.unwrap_or(Placement::Child);
+        let own = Pattern::parse(&format!("{}:**", image.name))
+            .map_err(|error| Refusal::invalid_payload(format!("name of the plugin: {error}")))?;
+        let plugin = config::Plugin {
+            name: image.name.clone(),
+            library: load.library,
+            enabled: true,
+            placement,
+            namespace: None,
+            may_call: Vec::new(),
+            emits: vec![own],
+            limits: config::Limits::default(),
+            restart: config::Restart::of(placement),
+            require: None,
+            config: serde_json::json!({}),
+        };
+        self.keep(self.spec(plugin), false);
+        let loaded = self.command(&image.name, Input::Start, false).await;
+        if loaded.is_err() {
+            self.drop_unlisted(&image.name).await;
+        }
+        loaded
+    }
+
+    /// Stops a plugin. One that is not in the manifest is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`.
+    pub async fn unload(&self, name: &str) -> Result<PluginStatus, Refusal> {
+        let status = self.command(name, Input::Stop, false).await?;
+        self.drop_unlisted(name).await;
+        Ok(status)
+    }
+
+    async fn drop_unlisted(&self, name: &str) {
+        let unlisted = {
+            let mut kept = self.lock();
+            match kept.get(name) {
+                Some(plugin) if !plugin.in_manifest => kept.remove(name),
+                _ => None,
+            }
+        };
+        if let Some(Kept { commands, task, .. }) = unlisted {
+            drop(commands);
+            let _ = task.await;
+            self.means.hub.kernel.forget(&format!("plugin:{name}"));
+        }
+    }
+}
+
+/// The status on a board with the figures that are counted elsewhere.
+fn figures(board: &mut Board, now_ms: u64) -> PluginStatus {
+    let mut status = board.status.clone();
+    if let Some(port) = &board.port {
+        status.in_flight = port.holding() as usize;
+        status.handled = port.handled();
+    }
+    status.ready_ms = board.ready_at_ms.map(|since| now_ms.saturating_sub(since));
+    status.rss_bytes = status.pid.and_then(resident_bytes);
+    status
+}
+
+/// Resident memory of a process of this machine.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
+}

@@ -1,0 +1,166 @@
+//! What a running plugin is to the daemon, in either placement: its name, its
+//! port, and the translation between deliveries and frames.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use ksi_kernel::{Answer, Delivery};
+use ksi_protocol::{
+    Descriptor, EventName, Frame, Refusal,
+    frame::{Event, Id, Intercept, Request},
+};
+use tokio::sync::mpsc;
+
+use crate::hub::{Port, Turn, from_plugin};
+
+/// Subscriptions of plugins are numbered from here, so that they never meet
+/// the ids of the plugin's own requests.
+pub const SUBS_FROM: Id = 1 << 62;
+
+/// What happens in the life of one generation of a plugin.
+#[derive(Debug)]
+pub enum Life {
+    /// It was loaded, and says what it is.
+    Described(Box<Descriptor>),
+    /// It says that it can answer.
+    Ready,
+    /// It has finished what it had.
+    Drained,
+    /// It answered a ping.
+    Pong,
+    /// It could not start.
+    Refused(Refusal),
+    /// It is gone, or must be given up, for this reason.
+    Died(String),
+}
+
+/// A plugin's namespace under another name, so that one library can run
+/// twice: its own events are renamed at this boundary, and it does not notice.
+#[derive(Debug, Clone)]
+pub struct Alias {
+    /// The namespace that the library knows.
+    pub inner: String,
+    /// The namespace that everybody else sees.
+    pub outer: String,
+}
+
+impl Alias {
+    fn swap(name: EventName, from: &str, to: &str) -> EventName {
+        match name.as_str().strip_prefix(from).and_then(|rest| rest.strip_prefix(':')) {
+            Some(action) => EventName::parse(&format!("{to}:{action}")).unwrap_or(name),
+            None => name,
+        }
+    }
+}
+
+/// One generation of a plugin.
+#[derive(Debug)]
+pub struct Guest {
+    /// Name in the manifest.
+    pub name: String,
+    alias: Option<Alias>,
+    life: mpsc::Sender<Life>,
+    /// Set right after the port is attached. Weak, because the port's handle
+    /// holds this guest.
+    port: OnceLock<Weak<Port>>,
+}
+
+impl Guest {
+    /// A plugin that is about to run; `life` hears what becomes of it.
+    #[must_use]
+    pub fn new(name: &str, alias: Option<Alias>, life: mpsc::Sender<Life>) -> Self {
+        Self { name: name.into(), alias, life, port: OnceLock::new() }
+    }
+
+    /// Gives the guest its port.
+    pub fn set_port(&self, port: &Arc<Port>) {
+        // Set once, by whoever attaches.
+        let _ = self.port.set(Arc::downgrade(port));
+    }
+
+    /// Tells the keeper. The channel has room for all that one generation can
+    /// say of importance; a pong too many is no loss.
+    pub fn tell(&self, life: Life) {
+        let _ = self.life.try_send(life);
+    }
+
+    /// The name by which everybody else knows an event of the plugin's.
+    #[must_use]
+    pub fn outer(&self, name: EventName) -> EventName {
+        match &self.alias {
+            Some(alias) => Alias::swap(name, &alias.inner, &alias.outer),
+            None => name,
+        }
+    }
+
+    fn inner(&self, name: EventName) -> EventName {
+        match &self.alias {
+            Some(alias) => Alias::swap(name, &alias.outer, &alias.inner),
+            None => name,
+        }
+    }
+
+    /// The frame that a delivery is for the plugin.
+    #[must_use]
+    pub fn frame(&self, delivery: Delivery, now_ms: u64) -> Frame {
+        match delivery {
+            Delivery::Request { token, envelope } => Frame::Request(Request {
+                id: token,
+                event: self.inner(envelope.event),
+                data: envelope.data,
+                timeout_ms: envelope.deadline_ms.map(|at| at.saturating_sub(now_ms).max(1)),
+                credit: envelope.credit,
+                correlation_id: envelope.correlation_id.map(|id| (*id).to_owned()),
+                idempotency_key: envelope.idempotency_key.map(|key| (*key).to_owned()),
+                origin: Some((*envelope.origin).to_owned()),
+                parent: None,
+            }),
+            Delivery::Event { sub, envelope, .. } => Frame::Event(Event {
+                sub: sub.wrapping_sub(SUBS_FROM),
+                seq: 0,
+                event: self.inner(envelope.event.clone()),
+                data: envelope.data.clone(),
+                origin: (*envelope.origin).to_owned(),
+                at_ms: envelope.at_ms,
+                correlation_id: envelope.correlation_id.as_deref().map(str::to_owned),
+            }),
+            Delivery::Cancel { token } => Frame::Cancel { id: token },
+            Delivery::Credit { token, n } => Frame::Credit { id: token, n },
+            Delivery::Answer { id, answer, .. } => match answer {
+                Answer::Reply(data) => Frame::Reply { id, data },
+                Answer::Chunk(data) => Frame::Chunk { id, data },
+                Answer::End(data) => Frame::End { id, data },
+                Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
+                Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal },
+            },
+            Delivery::Intercept { token, stage, event, data, origin } => Frame::Intercept(Intercept {
+                id: token,
+                stage,
+                event: self.inner(event),
+                data,
+                origin: (*origin).to_owned(),
+            }),
+        }
+    }
+
+    /// Does what the plugin says.
+    pub fn hear(&self, turn: &mut Turn<'_>, frame: Frame) {
+        let frame = match frame {
+            Frame::Described { descriptor } => return self.tell(Life::Described(descriptor)),
+            Frame::Ready => return self.tell(Life::Ready),
+            Frame::Drained => return self.tell(Life::Drained),
+            Frame::Pong { .. } => return self.tell(Life::Pong),
+            Frame::Refusal { id: None, refusal } => return self.tell(Life::Refused(refusal)),
+            Frame::Request(request) => {
+                Frame::Request(Request { event: self.outer(request.event.clone()), ..request })
+            }
+            Frame::Emit(emit) => {
+                let event = self.outer(emit.event.clone());
+                Frame::Emit(ksi_protocol::frame::Emit { event, ..emit })
+            }
+            other => other,
+        };
+        if let Some(port) = self.port.get().and_then(Weak::upgrade) {
+            from_plugin(turn, &port, frame);
+        }
+    }
+}

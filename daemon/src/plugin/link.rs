@@ -1,0 +1,168 @@
+//! A plugin in a child process: the daemon's end of its socket.
+
+use std::{
+    os::unix::net::UnixStream as StdStream,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::BytesMut;
+use ksi_kernel::Delivery;
+use ksi_protocol::{Frame, limits};
+use tokio::{net::UnixStream, sync::Notify};
+
+use super::guest::{Guest, Life};
+use crate::{
+    hub::Hub,
+    wire::{Wire, write_when_full},
+};
+
+/// Unread bytes beyond which events for a listener are dropped. Requests are
+/// bounded by what the plugin may hold.
+const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The daemon's end of a child's socket.
+#[derive(Debug)]
+pub struct Link {
+    /// Who it is.
+    pub guest: Guest,
+    /// Told when the child has something to do, so that its keeper sees to
+    /// its heartbeat while it has.
+    pub busy: Notify,
+    idle: AtomicBool,
+    socket: UnixStream,
+    writer: Notify,
+    wire: Mutex<Wire>,
+    dropped: AtomicU64,
+}
+
+impl Link {
+    /// Takes the daemon's end.
+    ///
+    /// # Errors
+    ///
+    /// Where the runtime cannot watch the socket.
+    pub fn new(guest: Guest, socket: StdStream) -> std::io::Result<Arc<Self>> {
+        socket.set_nonblocking(true)?;
+        Ok(Arc::new(Self {
+            guest,
+            busy: Notify::new(),
+            idle: AtomicBool::new(true),
+            socket: UnixStream::from_std(socket)?,
+            writer: Notify::new(),
+            wire: Mutex::default(),
+            dropped: AtomicU64::new(0),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a delivery; it is written by the next flush.
+    pub fn push(&self, delivery: Delivery) {
+        let event = matches!(delivery, Delivery::Event { .. });
+        if matches!(delivery, Delivery::Request { .. }) && self.idle.swap(false, Ordering::AcqRel) {
+            self.busy.notify_one();
+        }
+        let frame = self.guest.frame(delivery, wall_ms());
+        let mut wire = self.lock();
+        if wire.is_dead() {
+            return;
+        }
+        if event && wire.buffer.len() > EVENT_BYTES_MAX {
+            if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!(plugin = self.guest.name, "events are dropped: the plugin is too slow");
+            }
+            return;
+        }
+        if let Err(error) = frame.encode(&mut wire.buffer) {
+            tracing::warn!(plugin = self.guest.name, "{error}");
+        }
+    }
+
+    /// Says something of the daemon's own.
+    pub fn send(&self, frame: &Frame) {
+        // Frames of the daemon's own are small.
+        let _ = frame.encode(&mut self.lock().buffer);
+        self.flush();
+    }
+
+    /// The child has nothing to do any more.
+    pub fn rest(&self) {
+        self.idle.store(true, Ordering::Release);
+    }
+
+    /// Writes as much as the socket takes now.
+    pub fn flush(&self) {
+        self.lock().flush(&self.socket, &self.writer);
+    }
+
+    /// Drops everything: the child is gone.
+    pub fn kill(&self) {
+        self.lock().kill();
+    }
+
+    /// Reads what the child says until it is gone, for the life of the link.
+    /// Also writes where the socket was full.
+    pub async fn serve(self: Arc<Self>, hub: Arc<Hub>) {
+        let writing = write_when_full(&self.socket, &self.writer, limits::REQUEST_TIMEOUT_MAX, || {
+            let mut wire = self.lock();
+            wire.unblock();
+            wire.flush(&self.socket, &self.writer)
+        });
+        let reason = tokio::select! {
+            reason = self.read(&hub) => reason,
+            _ = writing => None,
+        };
+        self.kill();
+        if let Some(reason) = reason {
+            self.guest.tell(Life::Died(reason));
+        }
+    }
+
+    /// Why the child must be given up; `None` where it closed its end, since
+    /// its exit status will say more.
+    async fn read(&self, hub: &Hub) -> Option<String> {
+        let mut input = BytesMut::with_capacity(64 * 1024);
+        loop {
+            self.socket.readable().await.ok()?;
+            input.reserve(64 * 1024);
+            match self.socket.try_read_buf(&mut input) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(_) => return None,
+            }
+            let mut turn = hub.turn();
+            loop {
+                match Frame::split(&mut input) {
+                    Ok(Some(frame)) => self.guest.hear(&mut turn, frame),
+                    Ok(None) => break,
+                    Err(error) => {
+                        turn.end();
+                        return Some(format!("broke the contract: {error}"));
+                    }
+                }
+            }
+            turn.end();
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if dropped > 0 {
+            tracing::warn!(plugin = self.guest.name, dropped, "events were dropped: the plugin was too slow");
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,307 @@
+//! The supervisor of one plugin: a pure table from state and input to state
+//! and action.
+//!
+//! Knows no process and no clock: time comes in, actions go out, and whoever
+//! keeps the plugin carries them out. Up is not ready: a plugin that runs is
+//! `Starting` until it says so itself.
+//!
+//! # Invariants
+//!
+//! - At most one instance runs: `Launch` comes only out of states in which
+//!   nothing runs.
+//! - Five failures within the window hold the plugin; only an operator lets it
+//!   go on. The daemon never ends because of a plugin.
+
+use std::{collections::VecDeque, time::Duration};
+
+pub use ksi_protocol::system::PluginState as State;
+
+/// How a plugin is restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// First delay; doubles with each failure.
+    pub backoff_min: Duration,
+    /// Longest delay.
+    pub backoff_max: Duration,
+    /// Time of health after which the delay starts over.
+    pub reset_after: Duration,
+    /// Failures within `window` that hold the plugin.
+    pub failures_max: usize,
+    /// See `failures_max`.
+    pub window: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(30),
+            reset_after: Duration::from_secs(60),
+            failures_max: 5,
+            window: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What happens to a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// An operator or the start of the daemon wants it to run.
+    Start,
+    /// An operator or the stop of the daemon wants it gone.
+    Stop,
+    /// An operator wants it anew.
+    Restart,
+    /// It says that it can answer.
+    Ready,
+    /// It could not be launched, or its process or instance is gone.
+    Died,
+    /// It has finished what it had.
+    Drained,
+    /// Time is up: the backoff is over, or the drain took too long.
+    Elapsed,
+}
+
+/// What is to be done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    None,
+    /// Launch a new generation.
+    Launch,
+    /// Let it finish; send `Elapsed` after the grace.
+    Drain,
+    /// End it now. `Died` follows.
+    Kill,
+    /// Send `Elapsed` after this time.
+    Wait(Duration),
+    /// It failed too often: tell the operator.
+    Hold,
+}
+
+/// The state of one plugin's supervision.
+#[derive(Debug)]
+pub struct Supervisor {
+    state: State,
+    policy: Policy,
+    /// What shall be after the present instance is gone.
+    again: bool,
+    failures: VecDeque<u64>,
+    streak: u32,
+    ready_at_ms: Option<u64>,
+}
+
+impl Supervisor {
+    /// A plugin that does not run.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            state: State::Stopped,
+            policy,
+            again: false,
+            failures: VecDeque::new(),
+            streak: 0,
+            ready_at_ms: None,
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Since when it is ready.
+    #[must_use]
+    pub fn ready_at_ms(&self) -> Option<u64> {
+        self.ready_at_ms
+    }
+
+    /// One step. `jitter` is a random number from 0 to 1: the delay before a
+    /// restart is between half and all of the backoff.
+    pub fn step(&mut self, input: Input, now_ms: u64, jitter: f64) -> Action {
+        use {Input as I, State as S};
+        let (state, action) = match (self.state, input) {
+            (S::Stopped | S::Held, I::Start | I::Restart) => {
+                self.forgive();
+                (S::Starting, Action::Launch)
+            }
+            (S::Backoff, I::Start | I::Restart | I::Elapsed) => (S::Starting, Action::Launch),
+            (S::Stopped | S::Held | S::Backoff, I::Stop) => (S::Stopped, Action::None),
+            (S::Starting, I::Ready) => {
+                self.ready_at_ms = Some(now_ms);
+                (S::Ready, Action::None)
+            }
+            (S::Starting, I::Stop | I::Restart) => {
+                self.again = input == I::Restart;
+                (S::Draining, Action::Kill)
+            }
+            (S::Ready, I::Stop | I::Restart) => {
+                self.again = input == I::Restart;
+                (S::Draining, Action::Drain)
+            }
+            (S::Draining, I::Drained | I::Elapsed) => (S::Draining, Action::Kill),
+            (S::Draining, I::Start | I::Restart) => {
+                self.again = true;
+                (S::Draining, Action::None)
+            }
+            (S::Draining, I::Stop) => {
+                self.again = false;
+                (S::Draining, Action::None)
+            }
+            (S::Draining, I::Died) if self.again => {
+                self.again = false;
+                self.forgive();
+                (S::Starting, Action::Launch)
+            }
+            (S::Draining, I::Died) => (S::Stopped, Action::None),
+            (S::Starting | S::Ready, I::Died) => self.failed(now_ms, jitter),
+            (state, _) => (state, Action::None),
+        };
+        if state != S::Ready {
+            self.ready_at_ms = None;
+        }
+        self.state = state;
+        action
+    }
+
+    fn forgive(&mut self) {
+        self.failures.clear();
+        self.streak = 0;
+    }
+
+    fn failed(&mut self, now_ms: u64, jitter: f64) -> (State, Action) {
+        let healthy = self.ready_at_ms.map_or(0, |since| now_ms.saturating_sub(since));
+        if u128::from(healthy) >= self.policy.reset_after.as_millis() {
+            self.streak = 0;
+        }
+        self.failures.push_back(now_ms);
+        let window = u64::try_from(self.policy.window.as_millis()).unwrap_or(u64::MAX);
+        while self.failures.front().is_some_and(|&at| now_ms.saturating_sub(at) > window) {
+            self.failures.pop_front();
+        }
+        if self.failures.len() >= self.policy.failures_max {
+            return (State::Held, Action::Hold);
+        }
+        let doubled = self.policy.backoff_min.saturating_mul(1 << self.streak.min(20));
+        self.streak += 1;
+        let delay = doubled.min(self.policy.backoff_max).mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0));
+        (State::Backoff, Action::Wait(delay))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Input; 7] = [
+        Input::Start,
+        Input::Stop,
+        Input::Restart,
+        Input::Ready,
+        Input::Died,
+        Input::Drained,
+        Input::Elapsed,
+    ];
+
+    /// Leads a fresh supervisor into a state.
+    fn in_state(state: State) -> Supervisor {
+        let mut supervisor = Supervisor::new(Policy::default());
+        let path: &[Input] = match state {
+            State::Stopped => &[],
+            State::Starting => &[Input::Start],
+            State::Ready => &[Input::Start, Input::Ready],
+            State::Draining => &[Input::Start, Input::Ready, Input::Stop],
+            State::Backoff => &[Input::Start, Input::Died],
+            State::Held => &[Input::Start, Input::Died],
+        };
+        for &input in path {
+            supervisor.step(input, 0, 1.0);
+        }
+        while supervisor.state() != state {
+            supervisor.step(Input::Elapsed, 0, 1.0);
+            supervisor.step(Input::Died, 0, 1.0);
+        }
+        supervisor
+    }
+
+    #[test]
+    fn every_pair_of_state_and_input_is_in_the_table() {
+        let table = "\
+            stopped: launch>starting none>stopped launch>starting none>stopped none>stopped none>stopped none>stopped\n\
+            starting: none>starting kill>draining kill>draining none>ready wait>backoff none>starting none>starting\n\
+            ready: none>ready drain>draining drain>draining none>ready wait>backoff none>ready none>ready\n\
+            draining: none>draining none>draining none>draining none>draining none>stopped kill>draining kill>draining\n\
+            backoff: launch>starting none>stopped launch>starting none>backoff none>backoff none>backoff launch>starting\n\
+            held: launch>starting none>stopped launch>starting none>held none>held none>held none>held";
+        let states =
+            [State::Stopped, State::Starting, State::Ready, State::Draining, State::Backoff, State::Held];
+        for (state, row) in states.into_iter().zip(table.lines()) {
+            let cells: Vec<String> = ALL
+                .into_iter()
+                .map(|input| {
+                    let mut supervisor = in_state(state);
+                    let action = match supervisor.step(input, 0, 1.0) {
+                        Action::None => "none",
+                        Action::Launch => "launch",
+                        Action::Drain => "drain",
+                        Action::Kill => "kill",
+                        Action::Wait(_) => "wait",
+                        Action::Hold => "hold",
+                    };
+                    format!("{action}>{}", supervisor.state().as_str())
+                })
+                .collect();
+            assert_eq!(format!("{}: {}", state.as_str(), cells.join(" ")), row.trim());
+        }
+    }
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_limit_and_starts_over_after_health() {
+        let mut supervisor = Supervisor::new(Policy { failures_max: 100, ..Policy::default() });
+        supervisor.step(Input::Start, 0, 1.0);
+        let mut delays = Vec::new();
+        for _ in 0..11 {
+            if let Action::Wait(delay) = supervisor.step(Input::Died, 0, 1.0) {
+                delays.push(delay.as_millis());
+            }
+            supervisor.step(Input::Elapsed, 0, 1.0);
+        }
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        supervisor.step(Input::Ready, 0, 1.0);
+        let action = supervisor.step(Input::Died, 60_000, 0.0);
+        assert_eq!(action, Action::Wait(Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn five_failures_in_the_window_hold_and_an_operator_frees() {
+        let mut supervisor = Supervisor::new(Policy::default());
+        supervisor.step(Input::Start, 0, 1.0);
+        for at in 1..=4 {
+            assert!(matches!(supervisor.step(Input::Died, at, 1.0), Action::Wait(_)));
+            supervisor.step(Input::Elapsed, at, 1.0);
+        }
+        assert_eq!(supervisor.step(Input::Died, 5, 1.0), Action::Hold);
+        assert_eq!(supervisor.state(), State::Held);
+        assert_eq!(supervisor.step(Input::Start, 6, 1.0), Action::Launch);
+        assert!(matches!(supervisor.step(Input::Died, 7, 1.0), Action::Wait(_)), "the tally starts over");
+    }
+
+    #[test]
+    fn failures_far_apart_do_not_hold() {
+        let mut supervisor = Supervisor::new(Policy::default());
+        supervisor.step(Input::Start, 0, 1.0);
+        for n in 1..=20 {
+            assert!(matches!(supervisor.step(Input::Died, n * 20_000, 1.0), Action::Wait(_)));
+            supervisor.step(Input::Elapsed, n * 20_000, 1.0);
+        }
+    }
+
+    #[test]
+    fn a_restart_launches_only_after_the_old_instance_is_gone() {
+        let mut supervisor = in_state(State::Ready);
+        assert_eq!(supervisor.step(Input::Restart, 0, 1.0), Action::Drain);
+        assert_eq!(supervisor.step(Input::Drained, 0, 1.0), Action::Kill);
+        assert_eq!(supervisor.step(Input::Died, 0, 1.0), Action::Launch);
+    }
+}

@@ -1,0 +1,216 @@
+//! The daemon from start to stop.
+//!
+//! Start: configuration, lock and socket (in `main`), hub, plugins, sessions,
+//! ready. Stop: no new requests, those in flight finish within the grace,
+//! plugins drain, sessions are written and closed, the socket goes. A second
+//! signal skips all waiting.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use ksi_kernel::Quota;
+use ksi_protocol::{limits, paths::Paths};
+use serde_json::json;
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, Delivery},
+    hub::Hub,
+    instance::Instance,
+    notify,
+    plugin::{
+        actor::Watchdog,
+        fleet::{Fleet, Places},
+        keeper::Means,
+        spawner::Spawner,
+    },
+    session::{Limits, Sessions},
+    system::{Apply, Parts, Reread, Stop, System},
+};
+
+/// Time a call into a plugin of this process may take before it is given up.
+const HANG_LIMIT: Duration = Duration::from_secs(1);
+
+/// The configuration in force, which a reload replaces.
+pub type Current = Arc<Mutex<Arc<Config>>>;
+
+/// What the daemon is started with.
+pub struct Options {
+    /// Where everything lies.
+    pub paths: Paths,
+    /// The configuration in force.
+    pub config: Config,
+    /// Reads it again.
+    pub reread: Reread,
+    /// Carries a new one to the log.
+    pub apply: Apply,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+///
+/// Where a part cannot be started.
+pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
+    let Options { paths, config, reread, apply } = options;
+    let listener = UnixListener::from_std(instance.listen()?).context("cannot watch the socket")?;
+    let config = Arc::new(config);
+    let current: Current = Arc::new(Mutex::new(config.clone()));
+    let runtime = tokio::runtime::Handle::current();
+    let (hub, system_requests) = Hub::new(runtime.clone());
+    let (stop_sender, mut stops) = mpsc::channel(4);
+    signals(&stop_sender)?;
+    let means = Means {
+        hub: hub.clone(),
+        spawner: Spawner::start(program("ksi-plugin-host")?, runtime).context("cannot start a thread")?,
+        watchdog: Watchdog::start(HANG_LIMIT).context("cannot start a thread")?,
+        changed: Arc::new(Notify::new()),
+        policies: {
+            let current = current.clone();
+            Arc::new(move |named, declared| {
+                let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                policy_of(&config, named, declared)
+            })
+        },
+    };
+    let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
+    let sessions = Sessions::new(hub.clone(), session_limits(&config));
+    let (stopping_sender, stopping) = watch::channel(false);
+    let system = System::new(Parts {
+        hub: hub.clone(),
+        fleet: fleet.clone(),
+        sessions: sessions.clone(),
+        config: current,
+        reread,
+        apply,
+        socket: paths.socket.clone(),
+        state_dir: paths.state_dir.clone(),
+        stop: stop_sender,
+        stopping,
+    })?;
+    let deadlines = tokio::spawn(hub.clone().keep_deadlines());
+    let answering = tokio::spawn(system.clone().run(system_requests));
+    fleet.start().await;
+    let no_more = CancellationToken::new();
+    let accepting = tokio::spawn(sessions.clone().accept(listener, no_more.clone()));
+    hub.tell("system:started", &json!({ "boot": hub.boot }));
+    tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
+    let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
+
+    let Stop { reason, grace } = stops.recv().await.unwrap_or(Stop { reason: "nobody is left".into(), grace: None });
+    tracing::info!("stopping: {reason}");
+    notify::stopping();
+    stopping_sender.send_replace(true);
+    hub.tell("system:stopping", &json!({ "reason": reason }));
+    no_more.cancel();
+    let grace = grace.unwrap_or(config.daemon.shutdown_grace);
+    let orderly = async {
+        hub.close();
+        if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
+            tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
+        }
+        fleet.stop(grace.max(Duration::from_secs(1))).await;
+        sessions.close().await;
+    };
+    tokio::select! {
+        () = orderly => tracing::info!("stopped"),
+        again = stops.recv() => {
+            tracing::warn!("hurried: {}", again.map(|stop| stop.reason).unwrap_or_default());
+            fleet.stop(Duration::ZERO).await;
+        }
+    }
+    for task in [deadlines, answering, accepting, watching] {
+        task.abort();
+    }
+    drop(instance);
+    Ok(())
+}
+
+/// SIGTERM and SIGINT stop the daemon; a second one hurries.
+fn signals(stop: &mpsc::Sender<Stop>) -> anyhow::Result<()> {
+    for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
+        let mut signal = signal(kind).context("cannot handle signals")?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                // Where the channel is full, enough has been said.
+                let _ = stop.try_send(Stop { reason: format!("got {name}"), grace: None });
+            }
+        });
+    }
+    // A terminal that closes is no reason to stop.
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
+    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
+    Ok(())
+}
+
+/// Tells the service manager that the daemon is ready, and then that it lives.
+async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
+    loop {
+        let changed = fleet.changed();
+        let health = system.health();
+        if health.status != ksi_protocol::system::HealthStatus::Starting {
+            tracing::info!(
+                ready = health.plugins_ready,
+                total = health.plugins_total,
+                after_ms = health.uptime_ms,
+                "ready"
+            );
+            break;
+        }
+        changed.await;
+    }
+    notify::ready();
+    let Some(interval) = notify::watchdog_interval() else { return };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        notify::alive();
+    }
+}
+
+fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, bool) {
+    config
+        .policy(named, declared)
+        .map_or((None, false), |policy| (policy.timeout, policy.delivery == Delivery::Durable))
+}
+
+fn session_limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.daemon.connections_max as usize,
+        quota: Quota {
+            in_flight: config.daemon.in_flight_max,
+            subscriptions: config.daemon.subscriptions_max,
+            holding: limits::IN_FLIGHT_MAX,
+        },
+        allow_uids: config.daemon.allow_uids.clone(),
+        handshake_timeout: config.daemon.handshake_timeout,
+        write_deadline: config.daemon.write_deadline,
+    }
+}
+
+fn beside_us() -> anyhow::Result<PathBuf> {
+    let ours = std::env::current_exe().context("cannot find this program's own path")?;
+    Ok(ours.parent().context("this program has no directory")?.to_owned())
+}
+
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(beside_us()?.join(name))
+}
+
+fn places(paths: &Paths) -> anyhow::Result<Places> {
+    let ours = beside_us()?;
+    let mut libraries: Vec<PathBuf> =
+        std::env::var_os("KSI_PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from).into_iter().collect();
+    libraries.extend([ours.clone(), ours.join("../lib/ksi/plugins")]);
+    Ok(Places { libraries, state: paths.state_dir.join("plugins"), models: paths.models_dir() })
+}

@@ -1,0 +1,136 @@
+//! Sessions: one client connection each, in either encoding.
+//!
+//! The first byte decides: `{` begins JSON lines, a zero the length of a
+//! MessagePack frame. Requests are handed to the hub in batches, as many as one
+//! read brought. A client may close its sending side and still gets its
+//! answers; one that is gone altogether has its requests cancelled.
+
+pub mod face;
+pub mod outbox;
+mod reader;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ksi_kernel::{Grant, Quota, Role};
+use ksi_protocol::{Code, Refusal};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::hub::Hub;
+
+/// What sessions may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// What each may have open.
+    pub quota: Quota,
+    /// Users besides the daemon's own who may connect.
+    pub allow_uids: Vec<u32>,
+    /// Time a new connection has to say its first whole frame.
+    pub handshake_timeout: Duration,
+    /// Time for which a client may leave its socket unread while data waits.
+    pub write_deadline: Duration,
+}
+
+/// All sessions.
+pub struct Sessions {
+    hub: Arc<Hub>,
+    limits: Limits,
+    next: AtomicU64,
+    open: AtomicUsize,
+    tracker: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Sessions {
+    /// No session yet.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            hub,
+            limits,
+            next: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            tracker: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        })
+    }
+
+    /// How many are open.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Accepts clients until `stop`.
+    pub async fn accept(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => self.clone().admit(stream),
+                Err(error) => {
+                    // Out of descriptors, most likely: clients that leave free some.
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Closes what is open, after it was written.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    fn admit(self: Arc<Self>, stream: UnixStream) {
+        if let Err(refusal) = self.check(&stream) {
+            tracing::warn!("connection refused: {refusal}");
+            // The peer has not said which encoding it speaks; a line is
+            // readable for a person at least.
+            let line = ksi_protocol::json::refusal_line(None, &refusal);
+            let _ = stream.try_write(format!("{line}\n").as_bytes());
+            return;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let sessions = self.clone();
+        self.tracker.spawn(async move {
+            reader::run(&sessions, stream, number).await;
+            sessions.open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    fn check(&self, stream: &UnixStream) -> Result<(), Refusal> {
+        let peer = getsockopt(stream, PeerCredentials).map_err(|errno| {
+            Refusal::new(Code::Denied, format!("the kernel does not tell who you are: {errno}"))
+        })?;
+        let (peer, owner) = (peer.uid(), nix::unistd::geteuid().as_raw());
+        if peer != owner && !self.limits.allow_uids.contains(&peer) {
+            return Err(Refusal::new(Code::Denied, format!("user {peer} may not use the daemon of user {owner}"))
+                .hint("its owner can allow you: daemon.allow_uids in ksi.toml"));
+        }
+        if self.count() >= self.limits.connections {
+            let message = format!("{} connections are open, the limit", self.limits.connections);
+            return Err(Refusal::new(Code::Busy, message).retry_after_ms(1000));
+        }
+        Ok(())
+    }
+
+    fn attach(&self, handle: crate::hub::Handle, number: u64) -> Arc<crate::hub::Port> {
+        let origin = format!("session:{number}");
+        self.hub.kernel.attach(&origin, Role::Client, handle, self.limits.quota, Grant::All)
+    }
+}

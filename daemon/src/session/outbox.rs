@@ -1,0 +1,432 @@
+//! What waits to be sent to one client.
+//!
+//! Answers are never dropped; live events are: they wait in a bounded ring,
+//! the oldest goes first, and a gap tells exactly which were lost. Both keep
+//! the order in which they were said. While the socket takes everything there
+//! is no queue at all: frames are encoded straight into the socket's buffer.
+//!
+//! # Invariants
+//!
+//! - Sequence numbers are given when an event enters the socket's buffer, so
+//!   that they have no hole but those that a gap announces.
+//! - Nothing here waits; a full socket is the writer task's matter.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ksi_kernel::{Answer, Delivery, Envelope};
+use ksi_protocol::{
+    Frame, Refusal,
+    fanout::{self, Tail},
+    frame::{Class, Gap, Id},
+    limits,
+};
+use tokio::{net::UnixStream, sync::Notify};
+
+use super::face::{Face, put_line};
+use crate::wire::{Flushed, Wire};
+
+/// Bytes in the socket's buffer beyond which things queue, so that old live
+/// events can still be dropped.
+const WIRE_BYTES: usize = 128 * 1024;
+
+/// Bytes of unread answers beyond which the session reads no more requests.
+const CONGESTED_BYTES: usize = 4 * 1024 * 1024;
+
+/// The queue of one client.
+#[derive(Debug)]
+pub struct Outbox {
+    /// The socket, shared with the reader.
+    pub socket: UnixStream,
+    /// Told when the socket is full.
+    pub writer: Notify,
+    /// Told when the queue has become short again.
+    pub relieved: Notify,
+    /// Told when the session must end.
+    pub closing: Notify,
+    /// The last turn that put this outbox on its list, so that one turn does
+    /// it once. Two turns may both do it; each writes what is there.
+    pub touched_by: AtomicU64,
+    dropped: Arc<AtomicU64>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    wire: Wire,
+    face: Face,
+    ticket: u64,
+    answers: VecDeque<(u64, Delivery)>,
+    answer_bytes: usize,
+    live: VecDeque<Live>,
+    live_bytes: usize,
+    /// Position of the front of `live` since the session began, so that an
+    /// entry keeps its position while others leave.
+    live_front: u64,
+    subs: HashMap<Id, Sub>,
+    gapped: Vec<Id>,
+    credits: HashMap<Id, Credit>,
+    overflow: bool,
+}
+
+#[derive(Debug)]
+struct Live {
+    ticket: u64,
+    sub: Id,
+    body: Body,
+}
+
+/// An event in the form that its face needs.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Encoded once for all clients that speak frames.
+    Tail(Tail),
+    /// For the JSON face, which is encoded when it is written.
+    Envelope(Arc<Envelope>),
+}
+
+impl Body {
+    fn bytes(&self) -> usize {
+        64 + match self {
+            Self::Tail(tail) => tail.len(),
+            Self::Envelope(envelope) => envelope.data.len(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sub {
+    seq: u64,
+    missed: u64,
+    /// For `latest`: where the newest event of each name waits.
+    newest: HashMap<Box<str>, u64>,
+}
+
+#[derive(Debug)]
+struct Credit {
+    left: u32,
+    held: VecDeque<Delivery>,
+    held_bytes: usize,
+}
+
+impl Outbox {
+    /// The queue of a client that speaks `face`. `dropped` counts lost events
+    /// for the whole daemon.
+    #[must_use]
+    pub fn new(socket: UnixStream, face: Face, dropped: Arc<AtomicU64>) -> Self {
+        Self {
+            socket,
+            writer: Notify::new(),
+            relieved: Notify::new(),
+            closing: Notify::new(),
+            touched_by: AtomicU64::new(0),
+            dropped,
+            state: Mutex::new(State {
+                wire: Wire::default(),
+                face,
+                ticket: 0,
+                answers: VecDeque::new(),
+                answer_bytes: 0,
+                live: VecDeque::new(),
+                live_bytes: 0,
+                live_front: 0,
+                subs: HashMap::new(),
+                gapped: Vec::new(),
+                credits: HashMap::new(),
+                overflow: false,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the reader change what the face remembers.
+    pub fn with_face<T>(&self, change: impl FnOnce(&mut Face) -> T) -> T {
+        change(&mut self.lock().face)
+    }
+
+    /// Whether events are wanted encoded.
+    #[must_use]
+    pub fn wants_tail(&self) -> bool {
+        matches!(self.lock().face, Face::Frames)
+    }
+
+    /// A request asks for flow control.
+    pub fn limit_chunks(&self, id: Id, credit: u32) {
+        let credit = Credit { left: credit, held: VecDeque::new(), held_bytes: 0 };
+        self.lock().credits.insert(id, credit);
+    }
+
+    /// The client can take more chunks.
+    pub fn add_credit(&self, id: Id, n: u32) {
+        let mut state = self.lock();
+        let Some(credit) = state.credits.get_mut(&id) else { return };
+        credit.left = credit.left.saturating_add(n);
+        let mut free = Vec::new();
+        while let Some(next) = credit.held.front() {
+            if is_chunk(next) {
+                if credit.left == 0 {
+                    break;
+                }
+                credit.left -= 1;
+            }
+            free.extend(credit.held.pop_front());
+        }
+        for delivery in free {
+            state.answer(delivery);
+        }
+    }
+
+    /// A subscription begins.
+    pub fn add_sub(&self, id: Id) {
+        self.lock().subs.insert(id, Sub::default());
+    }
+
+    /// A subscription ends; what waits for it is not sent any more.
+    pub fn remove_sub(&self, id: Id) {
+        self.lock().subs.remove(&id);
+    }
+
+    /// Queues a frame of the daemon's own.
+    pub fn frame(&self, frame: &Frame) {
+        let State { face, wire, .. } = &mut *self.lock();
+        face.frame(frame, &mut wire.buffer);
+    }
+
+    /// Queues the refusal of something that is no request.
+    pub fn refuse(&self, id: Option<Id>, refusal: Refusal) {
+        self.frame(&Frame::Refusal { id, refusal });
+    }
+
+    /// Queues a line that is made already; only for the JSON face.
+    pub fn line(&self, line: &str) {
+        put_line(&mut self.lock().wire.buffer, line);
+    }
+
+    /// Queues an answer.
+    pub fn answer(&self, delivery: Delivery) {
+        let mut state = self.lock();
+        let Delivery::Answer { id, answer, .. } = &delivery else { return };
+        let id = *id;
+        let last = answer.is_last();
+        if let Some(credit) = state.credits.get_mut(&id) {
+            let wait = !credit.held.is_empty() || (credit.left == 0 && !last);
+            if wait {
+                credit.held_bytes += weight(&delivery);
+                credit.held.push_back(delivery);
+                state.overflow |= state.credits[&id].held_bytes > limits::REPLY_BYTES_MAX;
+                return;
+            }
+            if last {
+                state.credits.remove(&id);
+            } else {
+                credit.left -= 1;
+            }
+        }
+        state.answer(delivery);
+    }
+
+    /// Queues an event.
+    pub fn event(&self, id: Id, class: Class, name: &str, body: Body) {
+        let mut state = self.lock();
+        let dropped = state.event(id, class, name, body);
+        if dropped > 0 {
+            self.dropped.fetch_add(dropped, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes as much as the socket takes now.
+    pub fn flush(&self) -> Flushed {
+        let mut state = self.lock();
+        if state.overflow {
+            state.wire.kill();
+        }
+        loop {
+            let flushed = state.wire.flush(&self.socket, &self.writer);
+            if flushed == Flushed::Dead {
+                self.closing.notify_one();
+            }
+            if flushed != Flushed::Done || !state.refill() {
+                if flushed == Flushed::Done {
+                    self.relieved.notify_one();
+                }
+                return flushed;
+            }
+        }
+    }
+
+    /// For the writer task: the socket has room again.
+    pub fn resume(&self) -> Flushed {
+        self.lock().wire.unblock();
+        self.flush()
+    }
+
+    /// Whether the client asks for more than it reads.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        let state = self.lock();
+        state.answer_bytes + state.wire.buffer.len() > CONGESTED_BYTES
+    }
+
+    /// Whether everything that was said is in the socket, or never will be, and
+    /// no subscription will say more.
+    #[must_use]
+    pub fn is_owed_nothing(&self) -> bool {
+        let state = self.lock();
+        let written = state.wire.buffer.is_empty() && state.answers.is_empty() && state.live.is_empty();
+        state.wire.is_dead() || (written && state.subs.is_empty())
+    }
+
+    /// Drops everything: the client is gone.
+    pub fn kill(&self) {
+        let mut state = self.lock();
+        state.wire.kill();
+        state.answers.clear();
+        state.live.clear();
+        state.credits.clear();
+    }
+}
+
+impl State {
+    fn room(&self) -> bool {
+        self.answers.is_empty() && self.live.is_empty() && self.wire.buffer.len() < WIRE_BYTES
+    }
+
+    fn next_ticket(&mut self) -> u64 {
+        self.ticket += 1;
+        self.ticket
+    }
+
+    fn answer(&mut self, delivery: Delivery) {
+        if self.wire.is_dead() {
+            return;
+        }
+        if self.room() {
+            return self.face.answer(delivery, &mut self.wire.buffer);
+        }
+        self.answer_bytes += weight(&delivery);
+        self.overflow |= self.answer_bytes > limits::REPLY_BYTES_MAX;
+        let ticket = self.next_ticket();
+        self.answers.push_back((ticket, delivery));
+    }
+
+    /// Returns how many older events had to go.
+    fn event(&mut self, id: Id, class: Class, name: &str, body: Body) -> u64 {
+        if self.wire.is_dead() || !self.subs.contains_key(&id) {
+            return 0;
+        }
+        if self.room() {
+            self.put_event(id, &body);
+            return 0;
+        }
+        if class == Class::Latest && self.replace_latest(id, name, &body) {
+            return 0;
+        }
+        let ticket = self.next_ticket();
+        self.live_bytes += body.bytes();
+        if class == Class::Latest
+            && let Some(sub) = self.subs.get_mut(&id)
+        {
+            sub.newest.insert(name.into(), self.live_front + self.live.len() as u64);
+        }
+        self.live.push_back(Live { ticket, sub: id, body });
+        let mut dropped = 0;
+        while self.live.len() > limits::LIVE_EVENTS_MAX
+            || (self.live_bytes > limits::LIVE_BYTES_MAX && self.live.len() > 1)
+        {
+            dropped += u64::from(self.drop_oldest());
+        }
+        dropped
+    }
+
+    /// Puts a newer value where an older one of the same name waits.
+    fn replace_latest(&mut self, id: Id, name: &str, body: &Body) -> bool {
+        let Some(at) = self.subs.get(&id).and_then(|sub| sub.newest.get(name)) else { return false };
+        let Some(index) = at.checked_sub(self.live_front) else { return false };
+        let Some(entry) = usize::try_from(index).ok().and_then(|index| self.live.get_mut(index)) else {
+            return false;
+        };
+        self.live_bytes = self.live_bytes + body.bytes() - entry.body.bytes();
+        entry.body = body.clone();
+        true
+    }
+
+    fn pop_live(&mut self) -> Option<Live> {
+        let entry = self.live.pop_front()?;
+        self.live_front += 1;
+        self.live_bytes -= entry.body.bytes();
+        Some(entry)
+    }
+
+    fn drop_oldest(&mut self) -> bool {
+        let Some(entry) = self.pop_live() else { return false };
+        let Some(sub) = self.subs.get_mut(&entry.sub) else { return false };
+        if sub.missed == 0 {
+            self.gapped.push(entry.sub);
+        }
+        sub.missed += 1;
+        true
+    }
+
+    fn put_event(&mut self, id: Id, body: &Body) {
+        let Some(sub) = self.subs.get_mut(&id) else { return };
+        sub.seq += 1;
+        match body {
+            Body::Tail(tail) => fanout::put(&mut self.wire.buffer, id, sub.seq, tail),
+            Body::Envelope(envelope) => self.face.event(id, sub.seq, envelope, &mut self.wire.buffer),
+        }
+    }
+
+    /// Moves what waits into the socket's buffer, in the order in which it was
+    /// said; whether there was anything.
+    fn refill(&mut self) -> bool {
+        for id in std::mem::take(&mut self.gapped) {
+            let Some(sub) = self.subs.get_mut(&id) else { continue };
+            let (from_seq, to_seq, missed) = (sub.seq + 1, sub.seq + sub.missed, sub.missed);
+            sub.seq = to_seq;
+            sub.missed = 0;
+            let gap = Gap { sub: id, missed, from_seq, to_seq };
+            self.face.frame(&Frame::Gap(gap), &mut self.wire.buffer);
+        }
+        while self.wire.buffer.len() < WIRE_BYTES {
+            let answer = self.answers.front().map(|(ticket, _)| *ticket);
+            let live = self.live.front().map(|live| live.ticket);
+            match (answer, live) {
+                (None, None) => break,
+                (Some(answer), live) if live.is_none_or(|live| answer < live) => {
+                    if let Some((_, delivery)) = self.answers.pop_front() {
+                        self.answer_bytes -= weight(&delivery);
+                        self.face.answer(delivery, &mut self.wire.buffer);
+                    }
+                }
+                _ => {
+                    if let Some(live) = self.pop_live() {
+                        self.put_event(live.sub, &live.body);
+                    }
+                }
+            }
+        }
+        !self.wire.buffer.is_empty()
+    }
+}
+
+fn is_chunk(delivery: &Delivery) -> bool {
+    matches!(delivery, Delivery::Answer { answer: Answer::Chunk(_), .. })
+}
+
+/// Bytes that an answer is charged for.
+fn weight(delivery: &Delivery) -> usize {
+    128 + match delivery {
+        Delivery::Answer { answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), .. } => {
+            data.len()
+        }
+        _ => 0,
+    }
+}

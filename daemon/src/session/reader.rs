@@ -1,0 +1,487 @@
+//! The reading side of one session.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use ksi_kernel::{Ask, Emission};
+use ksi_protocol::{
+    Code, Frame, PROTOCOL_VERSION, Refusal,
+    frame::{self, Hello, Subscribe, Welcome},
+    json::{self, Verb},
+    limits,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+};
+
+use super::{
+    Sessions,
+    face::{Face, Lines},
+    outbox::Outbox,
+};
+use crate::{
+    hub::{Handle, Hub, Port, Turn, ask},
+    wire::{Flushed, write_when_full},
+};
+
+/// Bytes that one read may bring. One batch of requests is what one read
+/// brought.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Time that a client may take to read what it was told before the daemon
+/// ended.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// How a session goes on after a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Read,
+    /// The peer broke the framing: what was said to it is written, then it is
+    /// cut off.
+    Close,
+}
+
+/// Serves one client until it is gone, or the daemon closes.
+pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u64) {
+    let mut input = BytesMut::new();
+    let first = first_byte(&stream, &mut input);
+    let first = tokio::select! {
+        first = tokio::time::timeout(sessions.limits.handshake_timeout, first) => first.ok().flatten(),
+        () = sessions.closing.cancelled() => None,
+    };
+    let Some(first) = first else { return };
+    if !matches!(first, 0 | b'{') {
+        return foreign(&stream, first).await;
+    }
+    let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
+    let outbox = Arc::new(Outbox::new(stream, face, sessions.hub.dropped.clone()));
+    let port = sessions.attach(Handle::Session(outbox.clone()), number);
+    let mut session = Session {
+        hub: &sessions.hub,
+        outbox: &outbox,
+        port: &port,
+        json: first != 0,
+        greeted: first != 0,
+        handshake_timeout: sessions.limits.handshake_timeout,
+    };
+    let writing = write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
+    tokio::pin!(writing);
+    let half_closed = tokio::select! {
+        half_closed = session.serve(&mut input) => half_closed,
+        unread = &mut writing => {
+            if unread {
+                tracing::warn!(session = number, "cut off: it does not read what it asked for");
+            }
+            false
+        }
+        () = outbox.closing.notified() => false,
+        () = sessions.closing.cancelled() => {
+            // Everything that was promised has been said; it only has to be
+            // written.
+            let _ = tokio::time::timeout(FLUSH_LIMIT, flushed(&outbox, &mut writing)).await;
+            false
+        }
+    };
+    if half_closed {
+        tokio::select! {
+            () = answered(&port, &outbox, &mut writing) => {}
+            () = gone(&outbox.socket) => {}
+            () = sessions.closing.cancelled() => {
+                let _ = tokio::time::timeout(FLUSH_LIMIT, flushed(&outbox, &mut writing)).await;
+            }
+        }
+    }
+    outbox.kill();
+    let mut turn = sessions.hub.turn();
+    turn.detach(&port, &Refusal::new(Code::Cancelled, "the client has disconnected"));
+    turn.end();
+}
+
+/// Waits for the first byte that is not white space.
+async fn first_byte(stream: &UnixStream, input: &mut BytesMut) -> Option<u8> {
+    loop {
+        while let Some(&byte) = input.first() {
+            if !byte.is_ascii_whitespace() {
+                return Some(byte);
+            }
+            input.advance(1);
+        }
+        if read(stream, input).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+/// Tells a client that speaks something else, HTTP for example, what is spoken
+/// here.
+async fn foreign(stream: &UnixStream, first: u8) {
+    let message = format!(
+        "this socket speaks JSON lines or length-delimited MessagePack, \
+         and not what begins with byte {first:#04x}"
+    );
+    let refusal =
+        Refusal::new(Code::InvalidFrame, message).hint(r#"try {"event":"system:health"} and a newline"#);
+    let line = format!("{}\n", json::refusal_line(None, &refusal));
+    // A few bytes into an empty socket: they fit, or the peer is gone.
+    let _ = stream.try_write(line.as_bytes());
+    hear_out(stream).await;
+}
+
+/// Gives a peer that is cut off a moment to read why: closing a socket with
+/// unread input would destroy what it has not read yet.
+async fn hear_out(stream: &UnixStream) {
+    let _ = nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+    let mut waste = BytesMut::new();
+    let reading = async {
+        while read(stream, &mut waste).await.is_ok_and(|n| n > 0) {
+            waste.clear();
+        }
+    };
+    // A peer that goes on sending does not matter any more.
+    let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
+}
+
+async fn read(stream: &UnixStream, input: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        input.reserve(READ_BYTES);
+        let mut window = bytes::BufMut::limit(&mut *input, READ_BYTES);
+        match stream.try_read_buf(&mut window) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
+}
+
+/// Until everything that was said is written. The writer task goes on
+/// meanwhile.
+async fn flushed(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
+    while outbox.flush() == Flushed::Blocked {
+        tokio::select! {
+            _ = &mut *writing => return,
+            () = outbox.relieved.notified() => {}
+        }
+    }
+}
+
+/// After the client's end of file: until nothing is owed to it.
+async fn answered(port: &Port, outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
+    loop {
+        if port.in_flight() == 0 && outbox.is_owed_nothing() {
+            return;
+        }
+        tokio::select! {
+            _ = &mut *writing => return,
+            () = outbox.relieved.notified() => {}
+        }
+    }
+}
+
+/// Until the client has closed both sides. Watches a second descriptor of the
+/// same socket, so that the readiness that writers rely on is not consumed.
+async fn gone(socket: &UnixStream) {
+    let Ok(second) = socket.as_fd().try_clone_to_owned() else { return };
+    let Ok(second) = UnixStream::from_std(second.into()) else { return };
+    loop {
+        if second.ready(Interest::WRITABLE).await.is_err() || hung_up(socket) {
+            return;
+        }
+        // Nothing is written here; this asks to be told of the next change.
+        let _ = second.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+}
+
+fn hung_up(socket: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(_) => {
+            fds[0].revents().is_some_and(|got| got.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        }
+        Err(_) => true,
+    }
+}
+
+struct Session<'a> {
+    hub: &'a Hub,
+    outbox: &'a Arc<Outbox>,
+    port: &'a Arc<Port>,
+    json: bool,
+    /// Whether `hello` was said; the JSON face has none.
+    greeted: bool,
+    handshake_timeout: Duration,
+}
+
+impl Session<'_> {
+    /// Reads until the client's end of file; whether it still listens.
+    async fn serve(&mut self, input: &mut BytesMut) -> bool {
+        let greeting = tokio::time::Instant::now() + self.handshake_timeout;
+        loop {
+            let mut turn = self.hub.turn();
+            let next = if self.json { self.lines(input, &mut turn) } else { self.frames(input, &mut turn) };
+            turn.touch(self.outbox);
+            turn.end();
+            if next == Next::Close {
+                hear_out(&self.outbox.socket).await;
+                return false;
+            }
+            while self.outbox.is_congested() {
+                self.outbox.relieved.notified().await;
+            }
+            tokio::task::coop::consume_budget().await;
+            let reading = read(&self.outbox.socket, input);
+            let got = if self.greeted {
+                reading.await
+            } else {
+                match tokio::time::timeout_at(greeting, reading).await {
+                    Ok(got) => got,
+                    Err(_) => return false,
+                }
+            };
+            match got {
+                Ok(0) => return self.end_of_file(input),
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// A last line without its newline still counts; a frame cut short is
+    /// refused.
+    fn end_of_file(&mut self, input: &mut BytesMut) -> bool {
+        let mut turn = self.hub.turn();
+        if self.json {
+            if !input.is_empty() {
+                let line = input.split();
+                self.line(&line, &mut turn);
+            }
+        } else if !input.is_empty() {
+            let message = format!("the connection ended inside a frame, {} bytes into it", input.len());
+            self.outbox.refuse(None, Refusal::new(Code::InvalidFrame, message));
+        }
+        turn.touch(self.outbox);
+        turn.end();
+        !hung_up(&self.outbox.socket)
+    }
+
+    fn lines(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
+        while let Some(end) = input.iter().position(|&byte| byte == b'\n') {
+            let line = input.split_to(end + 1);
+            self.line(line.trim_ascii(), turn);
+        }
+        if input.len() > limits::FRAME_BYTES_MAX {
+            let message = format!("line is longer than the limit of {} bytes", limits::FRAME_BYTES_MAX);
+            self.outbox.refuse(None, Refusal::new(Code::TooLarge, message));
+            return Next::Close;
+        }
+        Next::Read
+    }
+
+    fn line(&mut self, line: &[u8], turn: &mut Turn<'_>) {
+        if line.is_empty() {
+            return;
+        }
+        match json::parse(line) {
+            Ok(input) => {
+                let id = input.id.clone();
+                if let Err(refusal) = self.verb(input, turn) {
+                    self.refuse_line(id.as_ref(), &refusal);
+                }
+            }
+            Err(malformed) => self.refuse_line(malformed.id.as_ref(), &malformed.refusal),
+        }
+    }
+
+    fn refuse_line(&self, id: Option<&Value>, refusal: &Refusal) {
+        self.outbox.line(&json::refusal_line(id, refusal));
+    }
+
+    fn verb(&mut self, input: json::Input, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+        let json::Input { id, verb } = input;
+        let open = |id: Option<Value>| {
+            self.outbox.with_face(|face| match face {
+                Face::Json(lines) => lines.open(id),
+                Face::Frames => Err(Refusal::new(Code::Internal, "a line on the frames face")),
+            })
+        };
+        let find = |id: &Value| {
+            let found = self.outbox.with_face(|face| match face {
+                Face::Json(lines) => lines.find(id),
+                Face::Frames => None,
+            });
+            found.ok_or_else(|| Refusal::not_found("request or subscription", &id.to_string()))
+        };
+        match verb {
+            Verb::Request { event, data, timeout_ms, credit, correlation_id, idempotency_key } => {
+                let id = open(id)?;
+                if let Some(credit) = credit {
+                    self.outbox.limit_chunks(id, credit);
+                }
+                let ask = Ask {
+                    timeout: timeout_ms.map(Duration::from_millis),
+                    credit,
+                    correlation_id: correlation_id.map(Into::into),
+                    idempotency_key: idempotency_key.map(Into::into),
+                    ..Ask::new(id, event, data)
+                };
+                turn.request(self.port, ask);
+            }
+            Verb::Emit { event, data, correlation_id } => {
+                let emission = Emission {
+                    correlation_id: correlation_id.map(Into::into),
+                    ..Emission::new(event, data)
+                };
+                let told = turn.emit(self.port, emission)?;
+                if let Some(id) = id {
+                    self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
+                }
+            }
+            Verb::Subscribe { pattern, class } => {
+                let id = open(id)?;
+                let subscribe = Subscribe { id, pattern, class };
+                self.subscribe(subscribe);
+            }
+            Verb::Unsubscribe(id) => {
+                let ours = find(&id)?;
+                self.unsubscribe(ours)?;
+                self.outbox.with_face(|face| {
+                    if let Face::Json(lines) = face {
+                        lines.close(ours);
+                    }
+                });
+            }
+            Verb::Cancel(id) => turn.cancel(self.port, find(&id)?),
+            Verb::Credit(id, n) => {
+                let id = find(&id)?;
+                self.outbox.add_credit(id, n);
+                turn.credit(self.port, id, n);
+            }
+        }
+        Ok(())
+    }
+
+    fn frames(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
+        loop {
+            match Frame::split(input) {
+                Ok(Some(frame)) => {
+                    if self.frame(frame, turn) == Next::Close {
+                        return Next::Close;
+                    }
+                }
+                Ok(None) => return Next::Read,
+                Err(error) => {
+                    let broken = matches!(error, frame::Error::TooLarge(_));
+                    self.outbox.refuse(None, error.into());
+                    if broken || !self.greeted {
+                        return Next::Close;
+                    }
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Next {
+        if !self.greeted {
+            return self.greet(&frame);
+        }
+        match frame {
+            Frame::Request(mut request) => {
+                if let Some(credit) = request.credit {
+                    self.outbox.limit_chunks(request.id, credit);
+                }
+                // A client has no parent to speak for.
+                request.parent = None;
+                turn.request(self.port, ask(request));
+            }
+            Frame::Emit(emit) => {
+                let emission = Emission {
+                    correlation_id: emit.correlation_id.map(Into::into),
+                    ..Emission::new(emit.event, emit.data)
+                };
+                match (turn.emit(self.port, emission), emit.id) {
+                    (Ok(told), Some(id)) => {
+                        let data = serde_json::json!({ "delivered": told });
+                        let data = json::from_json(&data).unwrap_or_else(|_| ksi_protocol::empty());
+                        self.outbox.frame(&Frame::Reply { id, data });
+                    }
+                    (Ok(_), None) => {}
+                    (Err(refusal), id) => self.outbox.refuse(id, refusal),
+                }
+            }
+            Frame::Subscribe(subscribe) => self.subscribe(subscribe),
+            Frame::Unsubscribe { id } => {
+                if let Err(refusal) = self.unsubscribe(id) {
+                    self.outbox.refuse(Some(id), refusal);
+                }
+            }
+            Frame::Cancel { id } => turn.cancel(self.port, id),
+            Frame::Credit { id, n } => {
+                self.outbox.add_credit(id, n);
+                turn.credit(self.port, id, n);
+            }
+            _ => self.outbox.refuse(
+                None,
+                Refusal::new(Code::InvalidFrame, "a client may not send this frame")
+                    .hint("request, emit, subscribe, unsubscribe, cancel and credit are for clients"),
+            ),
+        }
+        Next::Read
+    }
+
+    fn greet(&mut self, frame: &Frame) -> Next {
+        let Frame::Hello(Hello { version, client, .. }) = frame else {
+            self.outbox.refuse(None, Refusal::new(Code::InvalidFrame, "the first frame must be `hello`"));
+            return Next::Close;
+        };
+        if *version != PROTOCOL_VERSION {
+            let message =
+                format!("client speaks protocol {version}, this daemon speaks {PROTOCOL_VERSION}");
+            self.outbox.refuse(
+                None,
+                Refusal::new(Code::Conflict, message).hint("install client and daemon of one version"),
+            );
+            return Next::Close;
+        }
+        tracing::debug!(session = &*self.port.origin, client, "client connected");
+        self.greeted = true;
+        self.outbox.frame(&Frame::Welcome(Welcome {
+            version: PROTOCOL_VERSION,
+            server: concat!("ksid ", env!("CARGO_PKG_VERSION")).into(),
+            features: vec!["latest".into(), "credit".into()],
+            session: (*self.port.origin).to_owned(),
+            boot: self.hub.boot.clone(),
+        }));
+        Next::Read
+    }
+
+    fn subscribe(&self, subscribe: Subscribe) {
+        let Subscribe { id, pattern, class } = subscribe;
+        // Told of the subscription before the first event can come.
+        self.outbox.add_sub(id);
+        match self.hub.kernel.subscribe(self.port, id, pattern, class) {
+            Ok(()) => {
+                let data = json::from_json(&serde_json::json!({ "subscribed": true }));
+                self.outbox.frame(&Frame::Reply { id, data: data.unwrap_or_else(|_| ksi_protocol::empty()) });
+            }
+            Err(refusal) => {
+                if refusal.code != Code::Conflict {
+                    self.outbox.remove_sub(id);
+                }
+                self.outbox.refuse(Some(id), refusal);
+            }
+        }
+    }
+
+    fn unsubscribe(&self, id: frame::Id) -> Result<(), Refusal> {
+        self.hub.kernel.unsubscribe(self.port, id)?;
+        self.outbox.remove_sub(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,316 @@
+//! What the daemon answers itself: `system:*`, `plugin:*` and `config:*`.
+//!
+//! One task takes these requests in turn; those that wait for a plugin go on
+//! in tasks of their own.
+
+mod catalog;
+mod specs;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use ksi_kernel::Declared;
+use ksi_protocol::{
+    Bytes, Code, EventName, Refusal, decode, encode,
+    system::{
+        Counters, Describe, Discover, Health, HealthStatus, PluginList, PluginLoad, PluginName, PluginState,
+        Shutdown, Status,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::Config,
+    hub::{Hub, SystemRequest},
+    plugin::{
+        fleet::{Fleet, resident_bytes},
+        supervisor::Input,
+    },
+    server::Current,
+    session::Sessions,
+};
+
+/// Why the daemon shall stop, and how long requests may take to finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// Who wants it.
+    pub reason: String,
+    /// Instead of the configured grace.
+    pub grace: Option<Duration>,
+}
+
+/// Reads the configuration again; what the daemon was started with decides
+/// how.
+pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+
+/// Carries a new configuration to what can change while the daemon runs.
+pub type Apply = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// The daemon's own namespaces.
+pub struct System {
+    hub: Arc<Hub>,
+    fleet: Arc<Fleet>,
+    sessions: Arc<Sessions>,
+    config: Current,
+    reread: Reread,
+    apply: Apply,
+    socket: PathBuf,
+    state_dir: PathBuf,
+    stop: mpsc::Sender<Stop>,
+    stopping: watch::Receiver<bool>,
+    waiting: TaskTracker,
+}
+
+/// What a [`System`] is made of.
+#[expect(missing_docs, reason = "the fields are those of the system")]
+pub struct Parts {
+    pub hub: Arc<Hub>,
+    pub fleet: Arc<Fleet>,
+    pub sessions: Arc<Sessions>,
+    pub config: Current,
+    pub reread: Reread,
+    pub apply: Apply,
+    pub socket: PathBuf,
+    pub state_dir: PathBuf,
+    pub stop: mpsc::Sender<Stop>,
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// The request of `system:ready`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ready {
+    #[serde(default)]
+    timeout_ms: Option<u64>,
+}
+
+impl System {
+    /// Declares and owns the daemon's events.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: nobody else owns them yet.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
+        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, stopping } = parts;
+        let names: Vec<EventName> =
+            specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
+        let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let declared: Vec<Declared> = names
+            .iter()
+            .map(|name| {
+                let timeout = policies.events.get(name.as_str()).and_then(|policy| policy.timeout);
+                Declared { name: name.clone(), timeout, durable: false }
+            })
+            .collect();
+        hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
+        hub.kernel.own(hub.daemon(), &names)?;
+        Ok(Arc::new(Self {
+            hub,
+            fleet,
+            sessions,
+            config,
+            reread,
+            apply,
+            socket,
+            state_dir,
+            stop,
+            stopping,
+            waiting: TaskTracker::new(),
+        }))
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes requests until there are no more.
+    pub async fn run(self: Arc<Self>, mut requests: mpsc::Receiver<SystemRequest>) {
+        while let Some(request) = requests.recv().await {
+            let SystemRequest { token, envelope } = request;
+            let event = envelope.event.as_str();
+            match event {
+                "system:ready" | "config:reload" => self.later(token, event, envelope.data.clone()),
+                _ if event.starts_with("plugin:") => self.later(token, event, envelope.data.clone()),
+                _ => self.hub.reply(token, self.now(event, &envelope.data)),
+            }
+        }
+    }
+
+    fn later(self: &Arc<Self>, token: u64, event: &str, data: Bytes) {
+        let (system, event) = (self.clone(), event.to_owned());
+        self.waiting.spawn(async move {
+            let answer = system.wait_for(&event, &data).await;
+            system.hub.reply(token, answer);
+        });
+    }
+
+    /// What can be answered at once.
+    fn now(&self, event: &str, data: &[u8]) -> Result<Bytes, Refusal> {
+        match event {
+            "system:health" => {
+                nothing(data)?;
+                answer(&self.health())
+            }
+            "system:status" => {
+                nothing(data)?;
+                answer(&self.status())
+            }
+            "system:discover" => {
+                let discover: Discover = decode(data)?;
+                answer(&catalog::discover(&self.fleet, &self.config(), &discover)?)
+            }
+            "system:describe" => {
+                let describe: Describe = decode(data)?;
+                answer(&catalog::describe(&self.fleet, &self.config(), &describe.event)?)
+            }
+            "system:shutdown" => {
+                let shutdown: Shutdown = decode(data)?;
+                let stop = Stop {
+                    reason: "system:shutdown was asked for".into(),
+                    grace: shutdown.grace_ms.map(Duration::from_millis),
+                };
+                // A stop that is under way already is as good.
+                let _ = self.stop.try_send(stop);
+                Ok(ksi_protocol::empty())
+            }
+            "config:show" => {
+                nothing(data)?;
+                let config = self.config();
+                answer(&json!({"config": config.as_json(), "sources": config.origins()}))
+            }
+            _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
+        }
+    }
+
+    /// What takes its time.
+    async fn wait_for(&self, event: &str, data: &[u8]) -> Result<Bytes, Refusal> {
+        let name = || decode::<PluginName>(data).map(|request| request.name);
+        match event {
+            "system:ready" => {
+                let Ready { timeout_ms } = decode(data)?;
+                self.ready(timeout_ms.map(Duration::from_millis)).await
+            }
+            "config:reload" => {
+                nothing(data)?;
+                self.reload().await
+            }
+            "plugin:list" => {
+                nothing(data)?;
+                answer(&PluginList { plugins: self.fleet.list() })
+            }
+            "plugin:inspect" => answer(&self.fleet.inspect(&name()?)?),
+            "plugin:load" => answer(&self.fleet.load(decode::<PluginLoad>(data)?).await?),
+            "plugin:unload" => answer(&self.fleet.unload(&name()?).await?),
+            "plugin:reload" => answer(&self.fleet.command(&name()?, Input::Restart, true).await?),
+            "plugin:restart" => answer(&self.fleet.command(&name()?, Input::Restart, false).await?),
+            _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
+        }
+    }
+
+    /// Alive, ready, whole?
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let plugins = self.fleet.list();
+        let wanted: Vec<_> = plugins
+            .iter()
+            .filter(|plugin| plugin.state != PluginState::Stopped)
+            .collect();
+        let mut reasons: Vec<String> = wanted
+            .iter()
+            .filter(|plugin| matches!(plugin.state, PluginState::Backoff | PluginState::Held))
+            .map(|plugin| {
+                let why = plugin.last_error.as_deref().unwrap_or("unknown");
+                format!("plugin {} is {}: {why}", plugin.name, plugin.state.as_str())
+            })
+            .collect();
+        reasons.extend(crate::log::health());
+        let starting = wanted.iter().any(|plugin| plugin.state == PluginState::Starting);
+        let status = match () {
+            () if *self.stopping.borrow() => HealthStatus::Stopping,
+            () if !reasons.is_empty() => HealthStatus::Degraded,
+            () if starting => HealthStatus::Starting,
+            () => HealthStatus::Ok,
+        };
+        Health {
+            status,
+            reasons,
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(self.hub.uptime().as_millis()).unwrap_or(u64::MAX),
+            plugins_ready: wanted.iter().filter(|plugin| plugin.state == PluginState::Ready).count(),
+            plugins_total: wanted.len(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let figures = self.hub.kernel.figures();
+        Status {
+            health: self.health(),
+            socket: self.socket.display().to_string(),
+            state_dir: self.state_dir.display().to_string(),
+            boot: self.hub.boot.clone(),
+            rss_bytes: resident_bytes(std::process::id()).unwrap_or(0),
+            sessions: self.sessions.count(),
+            subscriptions: figures.subscriptions,
+            in_flight: figures.in_flight,
+            counters: Counters {
+                requests: figures.requests,
+                emits: figures.emits,
+                deliveries: figures.deliveries,
+                refusals: figures.refusals,
+                dropped: self.hub.dropped.load(std::sync::atomic::Ordering::Relaxed),
+            },
+            plugins: self.fleet.list(),
+        }
+    }
+
+    /// Answers once no plugin is starting any more.
+    async fn ready(&self, timeout: Option<Duration>) -> Result<Bytes, Refusal> {
+        let deadline = tokio::time::Instant::now() + timeout.unwrap_or(Duration::from_secs(60));
+        loop {
+            let changed = self.fleet.changed();
+            let health = self.health();
+            if health.status != HealthStatus::Starting {
+                return answer(&health);
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                let message = format!("{} of {} plugins are ready", health.plugins_ready, health.plugins_total);
+                return Err(Refusal::new(Code::Timeout, message).hint("`ksi plugin list` shows which are not"));
+            }
+        }
+    }
+
+    async fn reload(&self) -> Result<Bytes, Refusal> {
+        let config = (self.reread)().map_err(|errors| {
+            Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
+                .hint("the daemon goes on with what it had")
+        })?;
+        let changes = self.config().changes(&config);
+        (self.apply)(&config);
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.fleet.reconfigure().await;
+        answer(&json!({
+            "changed": changes.changed,
+            "needs_restart": changes.needs_restart,
+            "plugins": changes.plugins,
+        }))
+    }
+}
+
+fn answer<T: Serialize>(value: &T) -> Result<Bytes, Refusal> {
+    encode(value).map_err(|error| Refusal::new(Code::Internal, format!("cannot encode the answer: {error}")))
+}
+
+/// The payload of an event that takes nothing.
+fn nothing(data: &[u8]) -> Result<(), Refusal> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    decode::<Nothing>(data).map(|Nothing {}| ())
+}

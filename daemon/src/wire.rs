@@ -1,0 +1,108 @@
+//! Bytes on their way into one socket.
+//!
+//! Whoever has something to say appends it to the buffer and flushes without
+//! waiting; where the socket is full, a task that waits for it goes on.
+
+use std::{io, time::Duration};
+
+use bytes::{Buf, BytesMut};
+use tokio::{io::Interest, net::UnixStream, sync::Notify};
+
+/// How a flush ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is in the socket.
+    Done,
+    /// The socket is full; the writer task goes on.
+    Blocked,
+    /// The peer is gone.
+    Dead,
+}
+
+/// The buffer before a socket. Lives under the lock of its owner.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// Encoded frames.
+    pub buffer: BytesMut,
+    blocked: bool,
+    dead: bool,
+}
+
+impl Wire {
+    /// Writes as much as the socket takes now. While the socket is full this
+    /// does nothing: the writer task will.
+    pub fn flush(&mut self, socket: &UnixStream, writer: &Notify) -> Flushed {
+        if self.dead {
+            return Flushed::Dead;
+        }
+        if self.blocked {
+            return Flushed::Blocked;
+        }
+        while !self.buffer.is_empty() {
+            match socket.try_write(&self.buffer) {
+                Ok(written) => self.buffer.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    writer.notify_one();
+                    return Flushed::Blocked;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.kill();
+                    return Flushed::Dead;
+                }
+            }
+        }
+        Flushed::Done
+    }
+
+    /// The socket can take more.
+    pub fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// The peer is gone; what is said from now on is dropped.
+    pub fn kill(&mut self) {
+        self.dead = true;
+        self.buffer.clear();
+    }
+
+    /// Whether the socket is full.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Whether the peer is gone.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+}
+
+/// The writer task of a socket: waits until `go` is told that the socket is
+/// full, then for room, then lets `flush` continue. Ends when the peer is gone
+/// or leaves its socket unread for longer than `deadline`; returns whether the
+/// latter was the reason.
+pub async fn write_when_full(
+    socket: &UnixStream,
+    go: &Notify,
+    deadline: Duration,
+    mut flush: impl FnMut() -> Flushed,
+) -> bool {
+    loop {
+        go.notified().await;
+        loop {
+            match tokio::time::timeout(deadline, socket.ready(Interest::WRITABLE)).await {
+                Err(_) => return true,
+                Ok(Err(_)) => return false,
+                Ok(Ok(_)) => {}
+            }
+            match flush() {
+                Flushed::Done => break,
+                Flushed::Blocked => {}
+                Flushed::Dead => return false,
+            }
+        }
+    }
+}

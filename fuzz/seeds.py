@@ -1,0 +1,330 @@
+#!/usr/bin/env python3
+"""Writes the hand-made part of the corpora: one file for each thing that a peer or a file may get wrong.
+
+Standard library only, and deterministic. What a fuzzer adds beside these files stays untouched.
+"""
+
+import pathlib
+import struct
+
+HERE = pathlib.Path(__file__).parent
+GOLDEN = HERE.parent / "kernel/protocol/tests/golden"
+
+
+def write(target, name, data):
+    folder = HERE / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def framed(body):
+    return struct.pack(">I", len(body)) + body
+
+
+def frame():
+    for path in sorted(GOLDEN.glob("*.hex")):
+        write("frame", f"golden-{path.stem}", bytes.fromhex(path.read_text()))
+    cancel = b"\x81\xa6cancel\x81\xa2id\x01"
+    head = b"\x81\xa6cancel\x82\xa2id\x01\xa3new"
+    reply = b"\x81\xa5reply\x82\xa2id\x01\xa4data"
+    bad = {
+        "empty-body": b"",
+        "empty-map": b"\x80",
+        "two-kinds": b"\x82\xa6cancel\x81\xa2id\x01\xa4ping\x81\xa2id\x01",
+        "kind-unknown": b"\x81\xa6custom\x81\xa2id\x01",
+        "kind-by-number": b"\x81\x06\x81\xa2id\x01",
+        "kind-as-array": b"\x91\xa6cancel",
+        "kind-not-utf8": b"\x81\xa6can\xff\xfel\x81\xa2id\x01",
+        "kind-without-fields": b"\xa6cancel",
+        "unit-with-fields": b"\x81\xa5ready\x80",
+        "fields-by-position": b"\x81\xa6cancel\x91\x01",
+        "field-missing": b"\x81\xa6cancel\x80",
+        "field-twice": b"\x81\xa6cancel\x82\xa2id\x01\xa2id\x02",
+        "field-nil": b"\x81\xa6cancel\x81\xa2id\xc0",
+        "id-negative": b"\x81\xa6cancel\x81\xa2id\xff",
+        "id-text": b"\x81\xa6cancel\x81\xa2id\xa11",
+        "id-float": b"\x81\xa6cancel\x81\xa2id\xcb\x3f\xf0\0\0\0\0\0\0",
+        "credit-too-large": b"\x81\xa6credit\x82\xa2id\x01\xa1n\xcf\0\0\0\x01\0\0\0\0",
+        "payload-map": reply + b"\x80",
+        "payload-text": reply + b"\xa2hi",
+        "payload-cut": reply + b"\xc6\x00\x00\xff\xffx",
+        "payload-empty": reply + b"\xc4\x00",
+        "payload-reserved": reply + b"\xc4\x01\xc1",
+        "unknown-field": head + b"\x92\x01\x81\xa1a\xc4\x01x",
+        "unknown-ext": head + b"\xc7\x02\x05ab",
+        "unknown-reserved": head + b"\xc1",
+        "depth-at-limit": head + b"\x91" * 63 + b"\x01",
+        "depth-beyond": head + b"\x91" * 64 + b"\x01",
+        "depth-bomb": head + b"\x91" * 5000,
+        "depth-bomb-maps": head + b"\x81\xa0" * 3000,
+        "huge-array": head + b"\xdd\xff\xff\xff\xff",
+        "huge-map": head + b"\xdf\xff\xff\xff\xff",
+        "huge-text": head + b"\xdb\xff\xff\xff\xff",
+        "trailing": cancel + b"\x01",
+        "event-not-a-name": b"\x81\xa7request\x83\xa2id\x01\xa5event\xa1x\xa4data\xc4\x01\x80",
+        "event-too-long": b"\x81\xa7request\x83\xa2id\x01\xa5event\xd9\xc8" + b"a:" * 100 + b"\xa4data\xc4\x01\x80",
+        "class-unknown": b"\x81\xa9subscribe\x83\xa2id\x01\xa7pattern\xa3a:*\xa5class\xa4fast",
+        "code-unknown": b"\x81\xa7refusal\x81\xa7refusal\x82\xa4code\xa5never\xa7message\xa1x",
+        "json": b'{"cancel":{"id":1}}',
+    }
+    for name, body in bad.items():
+        write("frame", name, framed(body) + framed(cancel))
+    write("frame", "prefix-zero-twice", bytes(8))
+    write("frame", "prefix-over-limit", b"\x01\x00\x00\x00")
+    write("frame", "prefix-at-limit-alone", b"\x00\xff\xff\xff")
+    write("frame", "prefix-all-ones", b"\xff\xff\xff\xff\xff")
+    write("frame", "prefix-cut", b"\x00\x00")
+    write("frame", "body-cut", framed(cancel)[:-1])
+    write("frame", "http", "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def json():
+    lines = {
+        "shortest": '{"event":"system:health"}',
+        "full": '{"id":"x","event":"completion:request","data":{"prompt":"hi"},"timeout_ms":5000,"credit":4,'
+        '"correlation_id":"c","idempotency_key":"k"}',
+        "emit": '{"emit":"my:event","data":[1,2.5,null,true,"\\u00e9\\ud83d\\ude00"]}',
+        "subscribe": '{"subscribe":"agent:*","id":3,"class":"latest"}',
+        "unsubscribe": '{"unsubscribe":3}',
+        "cancel": '{"cancel":"x"}',
+        "credit": '{"credit":"x","n":5}',
+        "numbers": '{"event":"a:b","data":[18446744073709551615,-9223372036854775808,1e308,1e999,-0.0,0.1]}',
+        "nulls": '{"event":"a:b","data":null,"id":null,"timeout_ms":null}',
+        "carriage-return": '{"event":"a:b"}\r',
+        "empty": "",
+        "blank": "   ",
+        "cut": '{"event":"a:b"',
+        "two": '{"event":"a:b"}{"event":"a:b"}',
+        "array": "[1]",
+        "text": '"event"',
+        "nothing-asked": '{"data":{}}',
+        "two-verbs": '{"event":"a:b","emit":"c:d"}',
+        "unknown-key": '{"event":"a:b","dta":{}}',
+        "id-array": '{"event":"a:b","id":[1]}',
+        "id-bool": '{"event":"a:b","id":true}',
+        "event-number": '{"event":5}',
+        "event-bad": '{"event":"A:b"}',
+        "pattern-bad": '{"subscribe":"a:b*"}',
+        "class-bad": '{"subscribe":"a:*","class":"fast"}',
+        "timeout-negative": '{"event":"a:b","timeout_ms":-1}',
+        "credit-null": '{"credit":null}',
+        "surrogate": '{"event":"a:b","data":"\\ud800"}',
+        "depth-at-limit": '{"event":"a:b","data":' + "[" * 64 + "]" * 64 + "}",
+        "depth-beyond": '{"event":"a:b","data":' + "[" * 65 + "]" * 65 + "}",
+        "depth-bomb": "[" * 5000,
+        "depth-bomb-objects": '{"a":' * 3000,
+        "key-twice": '{"event":"a:b","event":"c:d"}',
+        "newline-inside": '{"event":"a:b","data":"\\n"}',
+    }
+    for name, line in lines.items():
+        write("json", name, line)
+    write("json", "not-utf8", b'{"event":"a:b","data":"\xff\xfe"}')
+    write("json", "byte-order-mark", b'\xef\xbb\xbf{"event":"a:b"}')
+    write("json", "nul", b'{"event":"a:b\0"}')
+    # The same target reads its input as a payload too.
+    write("json", "payload-bytes", b"\x82\x01\xc4\x02\x01\x02\xa1n\xcb\x7f\xf8\0\0\0\0\0\0")
+    write("json", "payload-ext", b"\xc7\x02\x05ab")
+    write("json", "payload-time", b"\xd6\xff\0\0\0\0")
+    write("json", "payload-text-not-utf8", b"\xa2\xff\xfe")
+    write("json", "payload-map-as-key", b"\x81\x81\x01\x02\x03")
+    write("json", "payload-trailing", b"\x80\x80")
+
+
+def pattern():
+    pairs = {
+        "everything": ("*", "a:b:c"),
+        "any-number": ("**", "a:b"),
+        "one": ("a:*", "a:b"),
+        "one-not-two": ("a:*", "a:b:c"),
+        "inner": ("a:**:c", "a:b:b:c"),
+        "inner-none": ("a:**:c", "a:c"),
+        "end-none": ("a:b:**", "a:b"),
+        "all-doubles": ("**:**:**:**:**:**:**:**", "a:a:a:a:a:a:a:a"),
+        "backtrack": ("**:a:**:a:**:a:**:b", "a:a:a:a:a:a:a:a"),
+        "literal": ("a:b", "a:b"),
+        "literal-other": ("a:b", "a:bc"),
+        "nine": ("a:b:c:d:e:f:g:h:i", "a:b"),
+        "three-stars": ("***", "a:b"),
+        "star-inside": ("a:b*", "a:b"),
+        "empty": ("", "a:b"),
+        "empty-segment": ("a::b", "a:b"),
+        "upper": ("A:*", "A:b"),
+        "not-ascii": ("ä:*", "ä:b"),
+        "longest": ("a:" + "b" * 126, "a:" + "b" * 126),
+        "too-long": ("a:" + "b" * 127, "a:b"),
+        "newline": ("a:*\n", "a:b"),
+    }
+    for name, (wanted, event) in pairs.items():
+        write("pattern", name, f"{wanted}\n{event}")
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def entry(key, kind, value):
+    return text(key) + struct.pack("<I", kind) + value
+
+
+U32, F32, BOOL, TEXT, ARRAY, U64 = 4, 6, 7, 8, 9, 10
+
+
+def gguf_file(entries, tensors, magic=b"GGUF", version=3, tensor_count=None, entry_count=None, tail=b""):
+    head = magic + struct.pack("<I", version)
+    head += struct.pack("<QQ", len(tensors) if tensor_count is None else tensor_count,
+                        len(entries) if entry_count is None else entry_count)
+    return head + b"".join(entries) + b"".join(tensors) + tail
+
+
+def tensor(name, shape, kind=0, offset=0, dimensions=None):
+    head = text(name) + struct.pack("<I", len(shape) if dimensions is None else dimensions)
+    return head + b"".join(struct.pack("<Q", n) for n in shape) + struct.pack("<IQ", kind, offset)
+
+
+def array(kind, items, count=None):
+    return struct.pack("<IQ", kind, len(items) if count is None else count) + b"".join(items)
+
+
+def llama_entries(**changes):
+    entries = {
+        "general.architecture": (TEXT, text(b"llama")),
+        "general.name": (TEXT, text(b"seed")),
+        "general.alignment": (U32, struct.pack("<I", 32)),
+        "llama.block_count": (U32, struct.pack("<I", 1)),
+        "llama.context_length": (U32, struct.pack("<I", 64)),
+        "llama.embedding_length": (U32, struct.pack("<I", 8)),
+        "llama.feed_forward_length": (U32, struct.pack("<I", 16)),
+        "llama.attention.head_count": (U32, struct.pack("<I", 2)),
+        "llama.attention.layer_norm_rms_epsilon": (F32, struct.pack("<f", 1e-5)),
+        "tokenizer.ggml.model": (TEXT, text(b"gpt2")),
+        "tokenizer.ggml.pre": (TEXT, text(b"gpt-2")),
+        "tokenizer.ggml.tokens": (ARRAY, array(TEXT, [text(b"a"), text(b"b"), text(b"<eos>")])),
+        "tokenizer.ggml.token_type": (ARRAY, array(5, [struct.pack("<i", n) for n in (1, 1, 3)])),
+        "tokenizer.ggml.merges": (ARRAY, array(TEXT, [text(b"a b")])),
+        "tokenizer.ggml.eos_token_id": (U32, struct.pack("<I", 2)),
+    }
+    for key, value in changes.items():
+        key = key.replace("__", ".")
+        if value is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = value
+    return [entry(key.encode(), kind, value) for key, (kind, value) in entries.items()]
+
+
+def gguf_header():
+    weights = [tensor(b"token_embd.weight", [8, 3])]
+    good = gguf_file(llama_entries(), weights)
+    padded = good + bytes(-len(good) % 32) + bytes(96)
+    write("gguf_header", "whole", padded)
+    for at in (0, 3, 4, 8, 23, 24, 40, len(good) // 2, len(good) - 1):
+        write("gguf_header", f"cut-at-{at}", good[:at])
+    huge = struct.pack("<Q", 1 << 60)
+    cases = {
+        "magic-wrong": gguf_file([], [], magic=b"GGML"),
+        "magic-reversed": gguf_file([], [], magic=b"FUGG"),
+        "version-0": gguf_file([], [], version=0),
+        "version-1": gguf_file([], [], version=1),
+        "version-2": gguf_file(llama_entries(), weights, version=2),
+        "version-huge": gguf_file([], [], version=0xFFFFFFFF),
+        "version-big-endian": gguf_file([], [], version=0x03000000),
+        "entries-2-60": gguf_file(llama_entries(), weights, entry_count=1 << 60),
+        "tensors-2-60": gguf_file(llama_entries(), weights, tensor_count=1 << 60),
+        "nothing-inside": gguf_file([], []),
+        "key-twice": gguf_file(llama_entries() + llama_entries()[:1], weights),
+        "key-empty": gguf_file([entry(b"", U32, bytes(4))], []),
+        "key-length-2-60": gguf_file([huge], [], entry_count=1),
+        "key-not-utf8": gguf_file([entry(b"\xff\xfe", U32, bytes(4))], []),
+        "value-kind-unknown": gguf_file([entry(b"a", 99, bytes(4))], []),
+        "text-length-2-60": gguf_file([entry(b"a", TEXT, huge)], []),
+        "bool-2": gguf_file([entry(b"a", BOOL, b"\x02")], []),
+        "array-length-2-60": gguf_file([entry(b"a", ARRAY, array(U32, [], 1 << 60))], []),
+        "array-of-texts-2-60": gguf_file([entry(b"a", ARRAY, array(TEXT, [], 1 << 60))], []),
+        "array-of-arrays": gguf_file([entry(b"a", ARRAY, array(ARRAY, [array(U32, [bytes(4)])]))], []),
+        "array-kind-unknown": gguf_file([entry(b"a", ARRAY, array(77, [], 1))], []),
+        "alignment-0": gguf_file(llama_entries(general__alignment=(U32, bytes(4))), weights),
+        "alignment-7": gguf_file(llama_entries(general__alignment=(U32, struct.pack("<I", 7))), weights),
+        "alignment-text": gguf_file(llama_entries(general__alignment=(TEXT, text(b"32"))), weights),
+        "architecture-missing": gguf_file(llama_entries(general__architecture=None), weights),
+        "architecture-number": gguf_file(llama_entries(general__architecture=(U32, bytes(4))), weights),
+        "blocks-0": gguf_file(llama_entries(llama__block_count=(U32, bytes(4))), weights),
+        "blocks-100000": gguf_file(llama_entries(llama__block_count=(U32, struct.pack("<I", 100_000))), weights),
+        "context-0": gguf_file(llama_entries(llama__context_length=(U32, bytes(4))), weights),
+        "eos-beyond-vocabulary": gguf_file(
+            llama_entries(tokenizer__ggml__eos_token_id=(U32, struct.pack("<I", 3))), weights),
+        "token-twice": gguf_file(
+            llama_entries(tokenizer__ggml__tokens=(ARRAY, array(TEXT, [text(b"a")] * 3))), weights),
+        "token-types-too-few": gguf_file(
+            llama_entries(tokenizer__ggml__token_type=(ARRAY, array(5, [bytes(4)]))), weights),
+        "merge-without-space": gguf_file(
+            llama_entries(tokenizer__ggml__merges=(ARRAY, array(TEXT, [text(b"ab")]))), weights),
+        "heads-0": gguf_file(llama_entries(**{"llama__attention__head_count": (U32, bytes(4))}), weights),
+        "tensor-dimensions-0": gguf_file(llama_entries(), [tensor(b"t", [])]),
+        "tensor-dimensions-99": gguf_file(llama_entries(), [tensor(b"t", [1], dimensions=99)]),
+        "tensor-size-overflow": gguf_file(llama_entries(), [tensor(b"t", [1 << 32, 1 << 32, 1 << 32])]),
+        "tensor-dimension-0": gguf_file(llama_entries(), [tensor(b"t", [0, 4])]),
+        "tensor-kind-unknown": gguf_file(llama_entries(), [tensor(b"t", [32], kind=999)]),
+        "tensor-offset-odd": gguf_file(llama_entries(), [tensor(b"t", [32], offset=5)]),
+        "tensor-offset-2-63": gguf_file(llama_entries(), [tensor(b"t", [32], offset=1 << 63)]),
+        "tensor-twice": gguf_file(llama_entries(), weights * 2),
+        "tensor-overlap": gguf_file(llama_entries(), weights + [tensor(b"u", [8, 3], offset=32)], tail=bytes(256)),
+        "tensor-name-long": gguf_file(llama_entries(), [tensor(b"t" * 64, [32])]),
+        "tensor-name-empty": gguf_file(llama_entries(), [tensor(b"", [32])]),
+        "quantized-row-cut": gguf_file(llama_entries(), [tensor(b"t", [33], kind=8)]),
+        "data-missing": gguf_file(llama_entries(), [tensor(b"t", [1 << 20])]),
+    }
+    for name, data in cases.items():
+        write("gguf_header", name, data)
+
+
+def config():
+    echo = '[plugins.echo]\nlibrary = "libplugin_echo.so"\n'
+    cases = {
+        "empty": "",
+        "comment": "# nothing\n",
+        "plugin": echo + 'placement = "in-process"\nmay_call = ["completion:*"]\n',
+        "namespace": echo + 'namespace = "echo_child"\nplacement = "child"\nrequire = "L1"\n',
+        "limits": echo + "[plugins.echo.limits]\nholding = 16\nmemory_mb = 64\nfiles = 64\nfile_mb = 0\n",
+        "restart": echo + '[plugins.echo.restart]\nbackoff_min = "10ms"\nbackoff_max = "1s"\nfailures_max = 3\n',
+        "event": '[events."echo:say"]\ntimeout = "1s"\npermission = "echo.use"\n',
+        "daemon": '[daemon]\nlog_level = "debug"\nlog_bytes_max = 65536\nshutdown_grace = "5s"\n',
+        "free-config": echo + '[plugins.echo.config]\nanything = [1, "two", { three = 3 }]\n',
+        "not-toml": "[plugins",
+        "surrogate": 'a = "\\ud800"\n',
+        "key-twice": "[daemon]\nthreads = 1\nthreads = 2\n",
+        "unknown-section": "[deamon]\n",
+        "unknown-key": '[plugins.echo]\nlibary = "x"\n',
+        "wrong-type": "[plugins.echo]\nlibrary = 5\n",
+        "section-is-value": "plugins = 5\n",
+        "placement-unknown": echo + 'placement = "moon"\n',
+        "level-in-process": echo + 'placement = "in-process"\nrequire = "L1"\n',
+        "level-unknown": echo + 'require = "L9"\n',
+        "namespace-reserved": echo + 'namespace = "system"\n',
+        "two-owners": echo + '[plugins.other]\nlibrary = "libplugin_echo.so"\n',
+        "event-not-a-name": '[events."echo"]\ntimeout = "1s"\n',
+        "delivery-durable": '[events."echo:say"]\ndelivery = "durable"\n',
+        "pattern-bad": echo + 'may_call = ["a:b*"]\n',
+        "path-upwards": '[plugins.echo]\nlibrary = "../../etc/passwd"\n',
+        "name-upwards": '[plugins."../x"]\nlibrary = "x"\n',
+        "backoff-crossed": echo + '[plugins.echo.restart]\nbackoff_min = "10s"\nbackoff_max = "1s"\n',
+        "duration-bare": "[daemon]\nshutdown_grace = 5\n",
+        "duration-overflow": '[daemon]\nshutdown_grace = "99999999999999999999s"\n',
+        "negative": echo + "[plugins.echo.limits]\nholding = -1\n",
+        "huge": echo + "[plugins.echo.limits]\nholding = 99999999999999999999\n",
+        "uid-twice": "[daemon]\nallow_uids = [1000, 1000, -1]\n",
+        "date": "[daemon]\nlog_level = 1979-05-27T07:32:00Z\n",
+        "nan": "[daemon]\nthreads = nan\n",
+        "deep": "a = " + "[" * 2000 + "]" * 2000 + "\n",
+        "dotted": ".".join("a" * 500) + " = 1\n",
+        "control": "a = \"\x01\"\n",
+        "byte-order-mark": "\ufeff[daemon]\n",
+        "carriage-return": "[daemon]\r\nlog_level = \"info\"\r\n",
+        "secret": echo + '[plugins.echo.config]\napi_key = "never shown"\n',
+    }
+    for name, data in cases.items():
+        write("config", name, data)
+    write("config", "not-utf8", b'a = "\xff"\n')
+
+
+for build in (frame, json, pattern, gguf_header, config):
+    build()

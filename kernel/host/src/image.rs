@@ -1,0 +1,167 @@
+//! A plugin file, looked at before it is loaded.
+//!
+//! Reads the ELF headers and the plugin header in its own section. A text file
+//! named `.so`, a library of another architecture, one that is no plugin, and a
+//! plugin of another ABI are refused here, without running a line of theirs.
+
+use std::{
+    fs::File,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use ksi_abi::{ABI_MAJOR, ABI_MINOR, FEATURE_CHILD_ONLY, FEATURE_PANIC_WALL, FEATURES_KNOWN, MAGIC, SECTION};
+use ksi_protocol::{Code, Refusal};
+use object::{
+    Architecture, Object, ObjectKind, ObjectSection,
+    read::{ReadCache, elf::ElfFile64},
+};
+
+/// Why a file is not a plugin that this host can load.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error("cannot open {path}: {source}")]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error("{0} is not a file")]
+    NotAFile(PathBuf),
+    #[error("{path} is not a shared library for this machine: {why}")]
+    NotALibrary { path: PathBuf, why: String },
+    #[error("{0} is a shared library, but no KSI plugin: it has no section {SECTION}")]
+    NotAPlugin(PathBuf),
+    #[error("{path} has a damaged plugin header: {why}")]
+    Header { path: PathBuf, why: &'static str },
+    #[error("{path} speaks plugin ABI {theirs_major}.{theirs_minor}, this KSI speaks {ABI_MAJOR}.{ABI_MINOR}")]
+    Abi { path: PathBuf, theirs_major: u16, theirs_minor: u16 },
+    #[error("{path} needs features {unknown:#x} that this KSI does not have (it has {FEATURES_KNOWN:#x})")]
+    Features { path: PathBuf, unknown: u64 },
+    #[error("{0} was not built with ksi-sdk: its panics would not be caught")]
+    NoPanicWall(PathBuf),
+    #[error("cannot load {path}: {why}")]
+    Load { path: PathBuf, why: String },
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let (code, hint) = match &error {
+            Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                (Code::NotFound, "give the path of a plugin library, or build it with `cargo build --release`")
+            }
+            Error::Abi { .. } => (Code::Conflict, "build the plugin against the ksi-sdk of this KSI"),
+            Error::Load { .. } => (Code::Unavailable, "`ldd` on the file shows what it lacks"),
+            _ => (Code::InvalidPayload, "`ksi plugin new NAME` writes a plugin that builds"),
+        };
+        Self::new(code, error.to_string()).hint(hint)
+    }
+}
+
+/// A file that was checked. Holds it open, so that what is loaded is what was
+/// checked.
+#[derive(Debug)]
+pub struct Image {
+    /// Where the file was found.
+    pub path: PathBuf,
+    /// Name in the header.
+    pub name: String,
+    /// Version in the header.
+    pub version: String,
+    /// Whether the plugin says that it needs a process of its own.
+    pub child_only: bool,
+    file: OwnedFd,
+}
+
+impl Image {
+    /// Opens and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// Says what the file is instead of a plugin for this KSI.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let open = |source| Error::Open { path: path.into(), source };
+        let file = File::open(path).map_err(open)?;
+        if !file.metadata().map_err(open)?.is_file() {
+            return Err(Error::NotAFile(path.into()));
+        }
+        let header = section(&file, path)?;
+        let header = Header::parse(&header, path)?;
+        Ok(Self {
+            path: path.into(),
+            name: header.name,
+            version: header.version,
+            child_only: header.features & FEATURE_CHILD_ONLY != 0,
+            file: file.into(),
+        })
+    }
+
+    /// A path under which the dynamic linker finds exactly the checked file.
+    pub(crate) fn checked_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
+    let not_a_library = |why: String| Error::NotALibrary { path: path.into(), why };
+    let cache = ReadCache::new(file);
+    let elf: ElfFile64<'_, object::Endianness, _> =
+        ElfFile64::parse(&cache).map_err(|error| not_a_library(error.to_string()))?;
+    let ours = match std::env::consts::ARCH {
+        "x86_64" => Architecture::X86_64,
+        "aarch64" => Architecture::Aarch64,
+        "riscv64" => Architecture::Riscv64,
+        _ => Architecture::Unknown,
+    };
+    if elf.architecture() != ours {
+        return Err(not_a_library(format!("it is built for {:?}, this machine is {ours:?}", elf.architecture())));
+    }
+    if elf.kind() != ObjectKind::Dynamic {
+        return Err(not_a_library(format!("it is {:?}, not a shared library", elf.kind())));
+    }
+    let section = elf.section_by_name(SECTION).ok_or_else(|| Error::NotAPlugin(path.into()))?;
+    if section.size() > 64 * 1024 {
+        return Err(Error::Header { path: path.into(), why: "it is absurdly large" });
+    }
+    section.data().map(<[u8]>::to_vec).map_err(|error| not_a_library(error.to_string()))
+}
+
+/// The fields of a plugin header that survived the checks.
+struct Header {
+    features: u64,
+    name: String,
+    version: String,
+}
+
+impl Header {
+    /// Reads the header by its documented offsets, which the golden layout of
+    /// the ABI pins, so that no pointer is cast.
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+        let damaged = |why| Error::Header { path: path.into(), why };
+        if bytes.len() < size_of::<ksi_abi::Header>() {
+            return Err(damaged("it is too short"));
+        }
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let (theirs_major, theirs_minor) = (u16_at(8), u16_at(10));
+        if bytes[..8] != MAGIC {
+            return Err(damaged("its magic number is wrong"));
+        }
+        if theirs_major != ABI_MAJOR || theirs_minor.abs_diff(ABI_MINOR) > 1 {
+            return Err(Error::Abi { path: path.into(), theirs_major, theirs_minor });
+        }
+        let features =
+            u64::from_le_bytes(bytes[16..24].try_into().map_err(|_| damaged("its features are cut"))?);
+        if features & !FEATURES_KNOWN != 0 {
+            return Err(Error::Features { path: path.into(), unknown: features & !FEATURES_KNOWN });
+        }
+        if features & FEATURE_PANIC_WALL == 0 {
+            return Err(Error::NoPanicWall(path.into()));
+        }
+        let text = |field: &[u8]| {
+            let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+            std::str::from_utf8(&field[..end]).ok().filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        Ok(Self {
+            features,
+            name: text(&bytes[24..88]).ok_or_else(|| damaged("its name is no text"))?,
+            version: text(&bytes[88..120]).ok_or_else(|| damaged("its version is no text"))?,
+        })
+    }
+}

@@ -1,0 +1,70 @@
+//! A loaded plugin library: its table and its descriptor.
+#![expect(unsafe_code, reason = "this module calls the dynamic linker and the plugin's exports")]
+
+use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
+use ksi_abi::{Buffer, OK, PluginEntry, PluginTable, SYMBOL};
+use ksi_protocol::{Code, Descriptor, Refusal};
+
+use crate::image::{Error, Image};
+
+/// A library that was loaded, for good.
+#[derive(Debug, Clone)]
+pub struct Library {
+    pub(crate) table: &'static PluginTable,
+    /// What the plugin says of itself.
+    pub descriptor: Descriptor,
+}
+
+impl Library {
+    /// Loads a checked file and asks it for its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Where the dynamic linker refuses, the entry point is missing, or the
+    /// plugin's own registration panics.
+    pub fn load(image: &Image) -> Result<Self, Refusal> {
+        let failed = |why: String| Error::Load { path: image.path.clone(), why };
+        // SAFETY: loading runs the library's constructors. The file is a KSI
+        // plugin by its header, and the operator has put it into the manifest
+        // or named it himself; a plugin that is not trusted is loaded only in
+        // a child.
+        let library = unsafe { Dynamic::open(Some(image.checked_path()), RTLD_NOW | RTLD_LOCAL) }
+            .map_err(|error| failed(error.to_string()))?;
+        // SAFETY: the header says that this major version of the ABI holds,
+        // which fixes the type of the one exported symbol.
+        let entry = unsafe { library.get::<PluginEntry>(SYMBOL.as_bytes()) }
+            .map_err(|error| failed(error.to_string()))?;
+        let table = entry();
+        // The library stays for ever, so the table does as well.
+        std::mem::forget(library);
+        if table.is_null() {
+            return Err(failed("its entry point returned nothing".into()).into());
+        }
+        // SAFETY: a plugin of this ABI returns its static table, which begins
+        // with its size; the size is checked before another field is read.
+        let table: &'static PluginTable = unsafe { &*table };
+        if (table.size as usize) < size_of::<PluginTable>() {
+            return Err(failed(format!("its table has {} bytes", table.size)).into());
+        }
+        let mut out = Buffer::EMPTY;
+        let status = (table.describe)(&mut out);
+        let bytes = take(out);
+        if status != OK {
+            return Err(ksi_protocol::decode(&bytes).unwrap_or_else(|refusal| refusal));
+        }
+        let descriptor = ksi_protocol::decode(&bytes).map_err(|refusal| {
+            Refusal::new(Code::InvalidPayload, format!("descriptor of {}: {}", image.name, refusal.message))
+        })?;
+        Ok(Self { table, descriptor })
+    }
+}
+
+/// Copies the bytes of a plugin's buffer and gives it back.
+pub(crate) fn take(buffer: Buffer) -> Vec<u8> {
+    let Some(release) = buffer.release else { return Vec::new() };
+    // SAFETY: the plugin filled the buffer in the call that just returned, and
+    // it stays valid until `release`, which is called once, here.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.ptr, buffer.len) }.to_vec();
+    release(buffer.ptr, buffer.len, buffer.capacity);
+    bytes
+}

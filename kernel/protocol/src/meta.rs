@@ -1,0 +1,32 @@
+//! What accompanies a payload across the plugin boundary: the `meta` map of an
+//! ABI message.
+
+use serde::{Deserialize, Serialize};
+
+/// Facts about an envelope that a handler may ask for. All are optional; an
+/// absent map is an empty one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Meta {
+    /// Who sent it: `session:7`, `plugin:agent`, `daemon`. Set by the daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Ties together all that follows from one cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// Two requests with one key are one request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// From a plugin: time that its request may take, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// From a plugin: the request on whose behalf it asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u64>,
+    /// Chunks that may be sent before a credit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit: Option<u32>,
+    /// To a listener: when the event passed the router, milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<u64>,
+}

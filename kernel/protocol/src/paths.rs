@@ -1,0 +1,109 @@
+//! Where everything lies: one pure function from the environment to paths,
+//! shared by the daemon and by all who look for it.
+//!
+//! `KSI_HOME` moves everything below one directory. Otherwise the XDG base
+//! directories hold: configuration in `ksi/ksi.toml`, state in `ksi/`, the
+//! socket in `ksi/ksid.sock` of the runtime directory, or where there is none
+//! in `/tmp/ksi-UID`. `KSI_SOCKET` names the socket alone.
+
+use std::path::{Path, PathBuf};
+
+/// Places of one daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// The user's configuration file; may be absent.
+    pub config_file: PathBuf,
+    /// Logs, plugin state, models.
+    pub state_dir: PathBuf,
+    /// Lock and socket; mode 0700.
+    pub runtime_dir: PathBuf,
+    /// The socket.
+    pub socket: PathBuf,
+}
+
+impl Paths {
+    /// Resolves the places from environment variables and the user's id. A
+    /// relative path in a variable of the XDG is ignored, as its specification
+    /// demands; one in `KSI_HOME` or `KSI_SOCKET` is kept.
+    #[must_use]
+    pub fn resolve(variable: impl Fn(&str) -> Option<String>, uid: u32) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
+        let mut paths = match set("KSI_HOME") {
+            Some(home) => Self::below(&home),
+            None => {
+                let home = absolute("HOME").unwrap_or_else(|| PathBuf::from("/"));
+                let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"));
+                let state = absolute("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state"));
+                let runtime = absolute("XDG_RUNTIME_DIR")
+                    .map_or_else(|| PathBuf::from(format!("/tmp/ksi-{uid}")), |dir| dir.join("ksi"));
+                Self {
+                    config_file: config.join("ksi/ksi.toml"),
+                    state_dir: state.join("ksi"),
+                    socket: runtime.join("ksid.sock"),
+                    runtime_dir: runtime,
+                }
+            }
+        };
+        if let Some(socket) = set("KSI_SOCKET") {
+            paths.socket = socket;
+        }
+        paths
+    }
+
+    /// Everything below one directory.
+    #[must_use]
+    pub fn below(home: &Path) -> Self {
+        Self {
+            config_file: home.join("ksi.toml"),
+            state_dir: home.join("state"),
+            runtime_dir: home.join("run"),
+            socket: home.join("run/ksid.sock"),
+        }
+    }
+
+    /// The log of the daemon.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.state_dir.join("ksid.log")
+    }
+
+    /// The lock that the running daemon holds; its content is the pid.
+    #[must_use]
+    pub fn lock_file(&self) -> PathBuf {
+        self.runtime_dir.join("ksid.lock")
+    }
+
+    /// The directory of the user's models.
+    #[must_use]
+    pub fn models_dir(&self) -> PathBuf {
+        self.state_dir.join("models")
+    }
+
+    /// The directory that one plugin may call its own.
+    #[must_use]
+    pub fn plugin_dir(&self, plugin: &str) -> PathBuf {
+        self.state_dir.join("plugins").join(plugin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(variables: &[(&str, &str)]) -> String {
+        let find =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Paths::resolve(find, 1000).socket.display().to_string()
+    }
+
+    #[test]
+    fn the_socket_is_found_from_the_environment() {
+        assert_eq!(socket(&[("KSI_HOME", "/h")]), "/h/run/ksid.sock");
+        assert_eq!(socket(&[("XDG_RUNTIME_DIR", "/run/user/1000")]), "/run/user/1000/ksi/ksid.sock");
+        assert_eq!(socket(&[("XDG_RUNTIME_DIR", "relative")]), "/tmp/ksi-1000/ksid.sock");
+        assert_eq!(socket(&[]), "/tmp/ksi-1000/ksid.sock");
+        assert_eq!(socket(&[("KSI_HOME", "/h"), ("KSI_SOCKET", "/s")]), "/s");
+        assert_eq!(socket(&[("KSI_SOCKET", "")]), "/tmp/ksi-1000/ksid.sock");
+    }
+}

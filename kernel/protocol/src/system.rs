@@ -1,0 +1,305 @@
+//! What the daemon answers on its own namespaces, typed for the client
+//! library, the CLI and the monitor.
+
+use serde::{Deserialize, Serialize};
+
+use crate::descriptor::{FactSpec, RequestSpec};
+
+/// `system:health`: is it alive, ready, whole?
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok`, `starting`, `degraded` or `stopping`; the worst of all parts.
+    pub status: HealthStatus,
+    /// Why it is not `ok`, one sentence each.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// `ksid` version.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Milliseconds since the daemon started.
+    pub uptime_ms: u64,
+    /// Plugins that are ready.
+    pub plugins_ready: usize,
+    /// Plugins that should be ready.
+    pub plugins_total: usize,
+}
+
+/// The worst of all parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// Everything that should run is ready.
+    Ok,
+    /// Some plugins have not reported ready yet.
+    Starting,
+    /// Something that should run does not; the rest serves.
+    Degraded,
+    /// Draining.
+    Stopping,
+}
+
+/// `system:status`: health and figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// As `system:health`.
+    pub health: Health,
+    /// Path of the socket.
+    pub socket: String,
+    /// Directory of logs, plugin state and the like.
+    pub state_dir: String,
+    /// Changes with every start.
+    pub boot: String,
+    /// Resident memory of the daemon, bytes.
+    pub rss_bytes: u64,
+    /// Connected clients.
+    pub sessions: usize,
+    /// Active subscriptions.
+    pub subscriptions: usize,
+    /// Requests under way.
+    pub in_flight: usize,
+    /// Totals since the start.
+    pub counters: Counters,
+    /// All plugins.
+    pub plugins: Vec<PluginStatus>,
+}
+
+/// Totals since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Requests routed.
+    pub requests: u64,
+    /// Events emitted.
+    pub emits: u64,
+    /// Events handed to subscriptions.
+    pub deliveries: u64,
+    /// Requests refused, whatever the code.
+    pub refusals: u64,
+    /// Live events dropped because their reader was slow.
+    pub dropped: u64,
+}
+
+/// One plugin in `system:status` and `plugin:list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    /// Name in the manifest.
+    pub name: String,
+    /// Version, once known.
+    #[serde(default)]
+    pub version: String,
+    /// What it does, once known.
+    #[serde(default)]
+    pub about: String,
+    /// Where its supervisor stands.
+    pub state: PluginState,
+    /// `in-process` or `child`.
+    pub placement: Placement,
+    /// Sandbox level in force for a child (`L0`, `L1`…), `none` in-process.
+    pub sandbox: String,
+    /// Process id of the child.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Counts starts; part of the plugin's identity in routing.
+    pub generation: u32,
+    /// Restarts since the daemon started.
+    pub restarts: u32,
+    /// Milliseconds since it became ready.
+    #[serde(default)]
+    pub ready_ms: Option<u64>,
+    /// Resident memory of the child, bytes.
+    #[serde(default)]
+    pub rss_bytes: Option<u64>,
+    /// Requests it holds.
+    pub in_flight: usize,
+    /// Requests it has answered.
+    pub handled: u64,
+    /// Library file.
+    pub library: String,
+    /// Why it died last, or why it is held.
+    #[serde(default)]
+    pub last_error: Option<String>,
+}
+
+/// Where a plugin's supervisor stands. Up is not ready: `starting` means that
+/// it runs, `ready` that it said so itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it, and the supervisor documents the table")]
+pub enum PluginState {
+    Stopped,
+    Starting,
+    Ready,
+    Draining,
+    Backoff,
+    Held,
+}
+
+impl PluginState {
+    /// As it is written on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Backoff => "backoff",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// Where a plugin runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// Inside the daemon: trusted, fastest.
+    InProcess,
+    /// In a supervised process of its own.
+    Child,
+}
+
+impl Placement {
+    /// As it is written in the manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InProcess => "in-process",
+            Self::Child => "child",
+        }
+    }
+}
+
+/// `plugin:list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PluginList {
+    /// All plugins, by name.
+    pub plugins: Vec<PluginStatus>,
+}
+
+/// Names a plugin: the request of `plugin:inspect|unload|reload|restart`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluginName {
+    /// Name in the manifest.
+    pub name: String,
+}
+
+/// `plugin:load`: a library that is not in the manifest, or a manifest plugin
+/// that was unloaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluginLoad {
+    /// Absolute path of a library, or the name of a plugin of the manifest.
+    pub library: String,
+    /// Where it shall run; a library that is not in the manifest defaults to
+    /// `child`.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+}
+
+/// `plugin:inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PluginInspection {
+    /// As in the list.
+    pub status: PluginStatus,
+    /// Requests that it answers.
+    pub requests: Vec<RequestSpec>,
+    /// Facts that it emits.
+    pub emits: Vec<FactSpec>,
+    /// Patterns that it listens to.
+    pub listens: Vec<String>,
+    /// Patterns of what it may request.
+    pub may_call: Vec<String>,
+    /// The last deaths, newest last.
+    pub deaths: Vec<Death>,
+}
+
+/// One death of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Death {
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// Signal, exit code, panic, hang or broken contract.
+    pub reason: String,
+    /// The last lines of its standard error.
+    #[serde(default)]
+    pub last_words: Vec<String>,
+}
+
+/// `system:discover`: everything that can be asked or heard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Discovery {
+    /// All events, by name.
+    pub events: Vec<EventInfo>,
+}
+
+/// What kind of event it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// One answer.
+    Request,
+    /// Chunks, then a summary.
+    Stream,
+    /// Told to whoever listens.
+    Fact,
+}
+
+/// One event: what the plugin says of it, and the policy that holds for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventInfo {
+    /// Its name.
+    pub event: String,
+    /// The plugin that answers or emits it, or `daemon`.
+    pub owner: String,
+    /// What kind of event.
+    pub kind: EventKind,
+    /// What it does.
+    pub about: String,
+    /// Whether its owner is ready.
+    pub available: bool,
+    /// `live` or `durable`.
+    pub delivery: String,
+    /// Time that a request may take by default, milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// JSON schema of the payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<serde_json::Value>,
+    /// JSON schema of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<serde_json::Value>,
+    /// JSON schema of a chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<serde_json::Value>,
+}
+
+/// The request of `system:discover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discover {
+    /// Only events of this namespace.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// With schemas.
+    #[serde(default)]
+    pub detail: bool,
+}
+
+/// The request of `system:describe`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Describe {
+    /// The event.
+    pub event: String,
+}
+
+/// The request of `system:shutdown`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    /// Time that requests in flight may take to finish, milliseconds.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
+}

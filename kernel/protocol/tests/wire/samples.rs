@@ -1,0 +1,255 @@
+//! One of every frame, at its smallest and at its fullest, and the list of
+//! all kinds as the decoder itself knows it.
+
+use std::fmt;
+
+use ksi_protocol::{
+    Bytes, Code, Descriptor, EventName, Frame, Pattern, Refusal,
+    descriptor::{FactSpec, InterceptSpec, RequestSpec},
+    frame::{Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, Visitor},
+    forward_to_deserialize_any,
+};
+use serde_json::{Value, json};
+
+/// The names of all kinds, as the decoder declares them.
+pub(crate) fn kinds() -> &'static [&'static str] {
+    match Frame::<Bytes>::deserialize(Variants) {
+        Err(Names(names)) => names,
+        Ok(_) => unreachable!("the deserializer only asks for names"),
+    }
+}
+
+/// The name under which a frame is on the wire.
+pub(crate) fn kind(frame: &Frame) -> String {
+    match serde_json::to_value(frame).unwrap() {
+        Value::String(name) => name,
+        Value::Object(map) => map.keys().next().unwrap().clone(),
+        other => unreachable!("{other} is no frame"),
+    }
+}
+
+/// A deserializer that does nothing but ask an enum for its variants.
+struct Variants;
+
+impl<'de> Deserializer<'de> for Variants {
+    type Error = Names;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Names> {
+        Err(Names(&[]))
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Names> {
+        Err(Names(variants))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+#[derive(Debug)]
+struct Names(&'static [&'static str]);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl std::error::Error for Names {}
+
+impl Error for Names {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self(&[])
+    }
+}
+
+fn name(text: &str) -> EventName {
+    EventName::parse(text).unwrap()
+}
+
+fn pattern(text: &str) -> Pattern {
+    Pattern::parse(text).unwrap()
+}
+
+fn data(value: &Value) -> Bytes {
+    ksi_protocol::encode(value).unwrap()
+}
+
+/// Every sample with its name, `KIND` or `KIND-VARIETY`.
+pub(crate) fn all() -> Vec<(&'static str, Frame)> {
+    let mut samples = questions();
+    samples.extend(answers());
+    samples.extend(link());
+    samples
+}
+
+fn questions() -> Vec<(&'static str, Frame)> {
+    let request = Request {
+        id: 1,
+        event: name("system:health"),
+        data: ksi_protocol::empty(),
+        timeout_ms: None,
+        credit: None,
+        correlation_id: None,
+        idempotency_key: None,
+        origin: None,
+        parent: None,
+    };
+    let full = Request {
+        id: u64::MAX,
+        event: name("completion:request"),
+        data: data(&json!({"prompt": "hi", "max_tokens": 8})),
+        timeout_ms: Some(30_000),
+        credit: Some(16),
+        correlation_id: Some("c-1".into()),
+        idempotency_key: Some("order-7".into()),
+        origin: Some("session:2".into()),
+        parent: Some(11),
+    };
+    let emit = Emit { id: None, event: name("my:event"), data: data(&json!({"n": 1})), correlation_id: None };
+    let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
+    vec![
+        ("hello", Frame::Hello(Hello { version: 1, client: "ksi 0.1.0".into(), features: vec![] })),
+        (
+            "hello-features",
+            Frame::Hello(Hello { version: 1, client: "x".into(), features: vec!["later".into()] }),
+        ),
+        ("request", Frame::Request(request)),
+        ("request-full", Frame::Request(full)),
+        ("emit", Frame::Emit(emit)),
+        ("emit-counted", Frame::Emit(counted)),
+        ("subscribe", Frame::Subscribe(Subscribe { id: 3, pattern: pattern("agent:*"), class: Class::Live })),
+        (
+            "subscribe-latest",
+            Frame::Subscribe(Subscribe { id: 300, pattern: pattern("**"), class: Class::Latest }),
+        ),
+        (
+            "subscribe-durable",
+            Frame::Subscribe(Subscribe { id: 4, pattern: pattern("a:b"), class: Class::Durable }),
+        ),
+        ("unsubscribe", Frame::Unsubscribe { id: 3 }),
+        ("cancel", Frame::Cancel { id: 1 }),
+        ("credit", Frame::Credit { id: 1, n: 32 }),
+    ]
+}
+
+fn answers() -> Vec<(&'static str, Frame)> {
+    let payload = data(&json!({"text": "hi"}));
+    let full = Refusal::new(Code::TooLarge, "prompt of 5000 tokens is longer than 1024")
+        .hint("shorten it")
+        .retry_after_ms(250)
+        .details(json!({"tokens": 5000, "limit": 1024}));
+    let event = Event {
+        sub: 3,
+        seq: 1,
+        event: name("agent:spawned"),
+        data: payload.clone(),
+        origin: "plugin:agent".into(),
+        at_ms: 1_790_000_000_000,
+        correlation_id: None,
+    };
+    vec![
+        (
+            "welcome",
+            Frame::Welcome(Welcome {
+                version: 1,
+                server: "ksid 0.1.0".into(),
+                features: vec![],
+                session: "session:2".into(),
+                boot: "6f1c".into(),
+            }),
+        ),
+        ("reply", Frame::Reply { id: 1, data: payload.clone() }),
+        ("reply-empty", Frame::Reply { id: 128, data: ksi_protocol::empty() }),
+        ("chunk", Frame::Chunk { id: 1, data: payload.clone() }),
+        ("end", Frame::End { id: 1, data: payload }),
+        ("accepted", Frame::Accepted { id: 1, request_id: "r-9".into(), seq: 41 }),
+        ("refusal", Frame::Refusal { id: Some(1), refusal: full }),
+        (
+            "refusal-connection",
+            Frame::Refusal { id: None, refusal: Refusal::new(Code::InvalidFrame, "no frame") },
+        ),
+        ("event", Frame::Event(event.clone())),
+        ("event-correlated", Frame::Event(Event { correlation_id: Some("c-1".into()), ..event })),
+        ("gap", Frame::Gap(Gap { sub: 3, missed: 70_000, from_seq: 2, to_seq: 70_001 })),
+    ]
+}
+
+fn link() -> Vec<(&'static str, Frame)> {
+    let verdict = Verdict { id: 5, edit: None, refuse: None };
+    let edit = Verdict { edit: Some(data(&json!({"prompt": "changed"}))), ..verdict.clone() };
+    let refuse = Verdict { refuse: Some(Refusal::new(Code::Denied, "not here")), ..verdict.clone() };
+    let intercept = Intercept {
+        id: 5,
+        stage: Stage::Before,
+        event: name("completion:request"),
+        data: data(&json!({"prompt": "hi"})),
+        origin: "session:2".into(),
+    };
+    vec![
+        (
+            "setup",
+            Frame::Setup(Setup {
+                version: 1,
+                name: "echo".into(),
+                library: "/opt/ksi/libplugin_echo.so".into(),
+                dir: "/home/me/.local/state/ksi/plugins/echo".into(),
+                config: ksi_protocol::empty(),
+            }),
+        ),
+        ("described", Frame::Described { descriptor: Box::new(descriptor()) }),
+        ("ready", Frame::Ready),
+        ("drain", Frame::Drain),
+        ("drained", Frame::Drained),
+        ("log", Frame::Log { level: "info".into(), message: "model loaded".into() }),
+        ("ping", Frame::Ping { id: 6 }),
+        ("pong", Frame::Pong { id: 6 }),
+        ("intercept", Frame::Intercept(intercept.clone())),
+        ("intercept-after", Frame::Intercept(Intercept { stage: Stage::After, ..intercept })),
+        ("verdict", Frame::Verdict(verdict)),
+        ("verdict-edit", Frame::Verdict(edit)),
+        ("verdict-refuse", Frame::Verdict(refuse)),
+    ]
+}
+
+fn descriptor() -> Descriptor {
+    let say = RequestSpec {
+        event: name("echo:say"),
+        about: "Say something and get it back.".into(),
+        request: json!({"type": "object", "required": ["text"]}),
+        reply: json!({"type": "object"}),
+        chunk: None,
+    };
+    let count = RequestSpec { event: name("echo:count"), chunk: Some(json!(true)), ..say.clone() };
+    Descriptor {
+        name: "echo".into(),
+        version: "0.1.0".into(),
+        about: "Answers with what it is asked".into(),
+        requests: vec![say, count],
+        emits: vec![FactSpec {
+            event: name("echo:said"),
+            about: "Something was said.".into(),
+            schema: json!({}),
+        }],
+        listens: vec![pattern("agent:*")],
+        intercepts: vec![InterceptSpec {
+            pattern: pattern("completion:*"),
+            stage: Stage::Before,
+            order: -5,
+            fail_open: true,
+        }],
+        state_version: 2,
+        child_only: true,
+    }
+}

@@ -1,0 +1,301 @@
+//! The context of a handler: everything that a plugin can do to the world.
+
+use std::{
+    cell::OnceCell,
+    future::{Future, poll_fn},
+    path::Path,
+    rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Poll,
+    time::Duration,
+};
+
+use ksi_abi::Kind;
+use ksi_protocol::{Bytes, Code, EventName, Refusal, meta::Meta};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    call::{Answers, CallOptions},
+    cancel::CancelToken,
+    core::Core,
+    link::{Outgoing, encode, send},
+};
+
+/// Blocking threads that one instance may have at once; more are refused
+/// `busy`, so that a flood of requests cannot exhaust the process.
+const BLOCKING_MAX: usize = 64;
+
+/// How grave a line of the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Level {
+    Error = 1,
+    Warn = 2,
+    Info = 3,
+    Debug = 4,
+    Trace = 5,
+}
+
+/// What a handler is given: who asks, and everything it can do. Cheap to
+/// clone; stays on the thread of the plugin.
+#[derive(Clone)]
+pub struct Ctx {
+    core: Rc<Core>,
+    envelope: Rc<EnvelopeFacts>,
+}
+
+/// Facts of the envelope under way. `meta` is decoded when first asked for.
+#[derive(Default)]
+pub(crate) struct EnvelopeFacts {
+    pub(crate) token: Option<u64>,
+    pub(crate) deadline_ms: u64,
+    pub(crate) meta: Bytes,
+    pub(crate) decoded: OnceCell<Meta>,
+    pub(crate) cancel: CancelToken,
+}
+
+impl Ctx {
+    pub(crate) fn new(core: Rc<Core>, envelope: EnvelopeFacts) -> Self {
+        Self { core, envelope: Rc::new(envelope) }
+    }
+
+    pub(crate) fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    fn meta(&self) -> &Meta {
+        let meta = &self.envelope.meta;
+        self.envelope.decoded.get_or_init(|| match meta.is_empty() {
+            true => Meta::default(),
+            false => ksi_protocol::decode(meta).unwrap_or_default(),
+        })
+    }
+
+    /// Who sent the envelope: `session:7`, `plugin:agent`, `daemon`. Set by the
+    /// daemon, never by the sender.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        self.meta().origin.as_deref().unwrap_or("daemon")
+    }
+
+    /// What ties this envelope to its cause.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.meta().correlation_id.as_deref()
+    }
+
+    /// The asker's key for "this is the same request as before".
+    #[must_use]
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.meta().idempotency_key.as_deref()
+    }
+
+    /// Time that was left for the request when it was handed over.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        (self.envelope.deadline_ms > 0).then(|| Duration::from_millis(self.envelope.deadline_ms))
+    }
+
+    /// Set when the request is cancelled or its handler has ended.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.envelope.cancel.clone()
+    }
+
+    /// The plugin's configuration: its `config` table in the manifest and the
+    /// user's file.
+    ///
+    /// # Errors
+    ///
+    /// Names the key that does not fit.
+    pub fn config<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
+        match self.core.config.is_empty() {
+            true => Ok(T::default()),
+            false => ksi_protocol::decode(&self.core.config).map_err(|refusal| {
+                let message = refusal.message.replace("payload does not fit", "configuration does not fit");
+                Refusal { message, ..refusal }.hint("`ksi config show` prints it with its sources")
+            }),
+        }
+    }
+
+    /// A directory that is the plugin's own.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.core.dir
+    }
+
+    /// A name that no other call on any instance of any start returns.
+    #[must_use]
+    pub fn unique_id(&self) -> String {
+        format!("{:016x}{:x}", self.core.nonce, self.core.next_id())
+    }
+
+    /// Asks the owner of an event and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// The owner's refusal, or the daemon's where nobody answers.
+    pub async fn request<Q: Serialize, A: DeserializeOwned>(&self, event: &str, ask: &Q) -> Result<A, Refusal> {
+        self.request_with(event, ask, CallOptions::default()).await
+    }
+
+    /// The same with a timeout or key.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ctx::request`].
+    pub async fn request_with<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        event: &str,
+        ask: &Q,
+        options: CallOptions,
+    ) -> Result<A, Refusal> {
+        self.stream(event, ask, options)?.last().await
+    }
+
+    /// Asks for a streamed answer.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a payload that cannot be encoded, and anything while the
+    /// daemon's queue for this plugin is full. What the owner says comes
+    /// through the answers.
+    pub fn stream<Q: Serialize>(
+        &self,
+        event: &str,
+        ask: &Q,
+        options: CallOptions,
+    ) -> Result<Answers, Refusal> {
+        let name = EventName::parse(event).map_err(|e| Refusal::new(Code::InvalidFrame, e.to_string()))?;
+        let meta = Meta {
+            correlation_id: self.meta().correlation_id.clone(),
+            idempotency_key: options.idempotency_key,
+            timeout_ms: options.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            parent: if options.detached { None } else { self.envelope.token },
+            ..Meta::default()
+        };
+        Answers::open(&self.core, &name, &encode(ask)?, &encode(&meta)?)
+    }
+
+    /// Tells whoever listens.
+    ///
+    /// # Errors
+    ///
+    /// Refuses what cannot be encoded or may not be emitted, and anything
+    /// while the daemon's queue for this plugin is full.
+    pub fn emit<T: Serialize>(&self, event: &str, fact: &T) -> Result<(), Refusal> {
+        let name = EventName::parse(event).map_err(|e| Refusal::new(Code::InvalidFrame, e.to_string()))?;
+        let meta = match self.meta().correlation_id.clone() {
+            None => Bytes::new(),
+            correlation_id => encode(&Meta { correlation_id, ..Meta::default() })?,
+        };
+        let payload = encode(fact)?;
+        let message = Outgoing {
+            name: name.as_str(),
+            payload: &payload,
+            meta: &meta,
+            ..Outgoing::new(Kind::Emit, 0)
+        };
+        send(&self.core.link, &message)
+    }
+
+    /// Waits.
+    pub fn sleep(&self, time: Duration) -> impl Future<Output = ()> + use<> {
+        let core = self.core.clone();
+        let id = core.next_id();
+        core.timers.borrow_mut().insert(id, Default::default());
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        core.link.send(&Outgoing { arg: ms, ..Outgoing::new(Kind::Timer, id) });
+        let sleeping = Sleeping { core, id };
+        poll_fn(move |cx| {
+            let mut timers = sleeping.core.timers.borrow_mut();
+            match timers.get_mut(&sleeping.id) {
+                Some(slot) if !slot.fired => {
+                    slot.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        })
+    }
+
+    /// Runs a task beside the handlers. It outlives the request, and ends with
+    /// the plugin.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.core.spawned.borrow_mut().push(Box::pin(task));
+        self.core.link.wake();
+    }
+
+    /// Runs what blocks on a thread of its own, and waits for it. Dropping the
+    /// future does not stop the thread: give it a [`CancelToken`].
+    ///
+    /// # Errors
+    ///
+    /// `internal` where the work panicked, `busy` where too many threads run.
+    pub async fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        struct Running;
+        impl Drop for Running {
+            fn drop(&mut self) {
+                RUNNING.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        if RUNNING.fetch_add(1, Ordering::Relaxed) >= BLOCKING_MAX {
+            drop(Running);
+            return Err(Refusal::new(Code::Busy, format!("{BLOCKING_MAX} blocking tasks already run"))
+                .retry_after_ms(100));
+        }
+        let running = Running;
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        std::thread::Builder::new()
+            .name("blocking".into())
+            .spawn(move || {
+                let _running = running;
+                // The asker may be gone; then nobody wants the result.
+                let _ = sender.send(work());
+            })
+            .map_err(|error| Refusal::new(Code::Unavailable, format!("cannot start a thread: {error}")))?;
+        receiver.await.map_err(|_| Refusal::new(Code::Internal, "blocking work panicked"))
+    }
+
+    /// Writes a line to the daemon's log. Never a prompt, never a secret.
+    pub fn log(&self, level: Level, text: &str) {
+        let line = Outgoing { arg: level as u64, payload: text.as_bytes(), ..Outgoing::new(Kind::Log, 0) };
+        self.core.link.send(&line);
+    }
+
+    /// [`Ctx::log`] at [`Level::Error`].
+    pub fn error(&self, text: &str) {
+        self.log(Level::Error, text);
+    }
+
+    /// [`Ctx::log`] at [`Level::Warn`].
+    pub fn warn(&self, text: &str) {
+        self.log(Level::Warn, text);
+    }
+
+    /// [`Ctx::log`] at [`Level::Info`].
+    pub fn info(&self, text: &str) {
+        self.log(Level::Info, text);
+    }
+
+    /// [`Ctx::log`] at [`Level::Debug`].
+    pub fn debug(&self, text: &str) {
+        self.log(Level::Debug, text);
+    }
+}
+
+/// A timer that is forgotten when its future is dropped.
+struct Sleeping {
+    core: Rc<Core>,
+    id: u64,
+}
+
+impl Drop for Sleeping {
+    fn drop(&mut self) {
+        self.core.timers.borrow_mut().remove(&self.id);
+    }
+}

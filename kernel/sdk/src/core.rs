@@ -1,0 +1,106 @@
+//! What all contexts of one instance share: the link to the host, the
+//! requests that the plugin has asked, its timers, and tasks to be spawned.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    task::Waker,
+};
+
+use futures_util::future::LocalBoxFuture;
+use ksi_abi::Kind;
+use ksi_protocol::{Bytes, Refusal};
+
+use crate::link::Link;
+
+/// One answer to a request of the plugin's own.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Reply(Bytes),
+    Chunk(Bytes),
+    End(Bytes),
+    Accepted(String, u64),
+    Refusal(Refusal),
+}
+
+/// A request of the plugin's own: answers that wait to be taken.
+#[derive(Default)]
+pub(crate) struct CallSlot {
+    pub(crate) answers: VecDeque<Incoming>,
+    pub(crate) waker: Option<Waker>,
+}
+
+#[derive(Default)]
+pub(crate) struct TimerSlot {
+    pub(crate) fired: bool,
+    pub(crate) waker: Option<Waker>,
+}
+
+/// State shared by all contexts of one instance. Lives on the thread that
+/// drives the instance; only `link` leaves it.
+pub(crate) struct Core {
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) config: Bytes,
+    pub(crate) dir: PathBuf,
+    pub(crate) nonce: u64,
+    next: Cell<u64>,
+    pub(crate) calls: RefCell<HashMap<u64, CallSlot>>,
+    pub(crate) timers: RefCell<HashMap<u64, TimerSlot>>,
+    pub(crate) spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
+}
+
+impl Core {
+    pub(crate) fn new(link: Arc<dyn Link>, config: Bytes, dir: PathBuf) -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        Self {
+            link,
+            config,
+            dir,
+            // The hasher's keys are random for each process, which is all that
+            // a name unique over restarts needs.
+            nonce: RandomState::new().hash_one(std::process::id()),
+            next: Cell::new(1),
+            calls: RefCell::default(),
+            timers: RefCell::default(),
+            spawned: RefCell::default(),
+        }
+    }
+
+    /// A number that this instance has not used yet.
+    pub(crate) fn next_id(&self) -> u64 {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        id
+    }
+
+    /// Puts an answer where its asker finds it. One for a call that was given
+    /// up is dropped.
+    pub(crate) fn answered(&self, id: u64, answer: Incoming) {
+        if let Some(slot) = self.calls.borrow_mut().get_mut(&id) {
+            slot.answers.push_back(answer);
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// A timer is due.
+    pub(crate) fn fired(&self, id: u64) {
+        if let Some(slot) = self.timers.borrow_mut().get_mut(&id) {
+            slot.fired = true;
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Forgets a call; one that had not ended is cancelled at the host.
+    pub(crate) fn close_call(&self, id: u64, ended: bool) {
+        self.calls.borrow_mut().remove(&id);
+        if !ended {
+            self.link.send(&crate::link::Outgoing::new(Kind::Cancel, id));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What goes in and comes out: the shapes of what is asked, told and answered.
+//!
+//! Nothing here is a frame: how these travel is the daemon's matter, and so
+//! none of them can be serialized.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use ksi_protocol::{EventName, Refusal, frame::Id};
+
+/// Names a pending request, or a word that an interceptor owes; unique for the
+/// life of the kernel, counted from 1. Whoever is asked sees it as the id.
+pub type Token = u64;
+
+/// What is routed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// What is asked, or what happened.
+    pub event: EventName,
+    /// The payload, opaque.
+    pub data: Bytes,
+    /// Who sent it.
+    pub origin: Arc<str>,
+    /// Ties together all that follows from one cause; inherited from `parent`
+    /// where the sender gave none.
+    pub correlation_id: Option<Arc<str>>,
+    /// Two requests with one key are one request; whoever answers acts on it.
+    pub idempotency_key: Option<Arc<str>>,
+    /// The request on whose behalf this was sent.
+    pub parent: Option<Token>,
+    /// When it passed the kernel, milliseconds since 1970.
+    pub at_ms: u64,
+    /// When the asker stops waiting; `None` for what was emitted.
+    pub deadline_ms: Option<u64>,
+    /// Chunks that may be sent before a `Credit`; `None` for any number.
+    pub credit: Option<u32>,
+}
+
+/// A request, as its asker states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// The asker's name for it, unique among what it has in flight.
+    pub id: Id,
+    /// What is asked.
+    pub event: EventName,
+    /// The payload.
+    pub data: Bytes,
+    /// How long the asker waits; by default as long as the event declares.
+    pub timeout: Option<Duration>,
+    /// Chunks that may be sent before a credit.
+    pub credit: Option<u32>,
+    /// Ties together all that follows from one cause.
+    pub correlation_id: Option<Arc<str>>,
+    /// Two requests with one key are one request.
+    pub idempotency_key: Option<Arc<str>>,
+    /// What the asker holds and is asking for: this request ends with it.
+    pub parent: Option<Token>,
+}
+
+impl Ask {
+    /// A request with nothing but what it needs.
+    #[must_use]
+    pub fn new(id: Id, event: EventName, data: Bytes) -> Self {
+        Self {
+            id,
+            event,
+            data,
+            timeout: None,
+            credit: None,
+            correlation_id: None,
+            idempotency_key: None,
+            parent: None,
+        }
+    }
+}
+
+/// Something to tell whoever listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emission {
+    /// What happened.
+    pub event: EventName,
+    /// The payload.
+    pub data: Bytes,
+    /// Ties together all that follows from one cause.
+    pub correlation_id: Option<Arc<str>>,
+    /// The request on whose behalf it happened.
+    pub parent: Option<Token>,
+}
+
+impl Emission {
+    /// An emission without a cause.
+    #[must_use]
+    pub fn new(event: EventName, data: Bytes) -> Self {
+        Self { event, data, correlation_id: None, parent: None }
+    }
+}
+
+/// What an owner says to a request. All but a chunk are the last word.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The one answer.
+    Reply(Bytes),
+    /// A part of a streamed answer.
+    Chunk(Bytes),
+    /// The last part of a streamed answer.
+    End(Bytes),
+    /// The request is safe as durable work and is no longer waited for: the
+    /// result can be fetched by `request_id`, and nothing cancels it any more.
+    Accepted {
+        /// Name of the work.
+        request_id: String,
+        /// Its position in the journal.
+        seq: u64,
+    },
+    /// No.
+    Refusal(Refusal),
+}
+
+impl Answer {
+    /// Whether nothing may follow it.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Chunk(_))
+    }
+}
+
+/// An interceptor's word.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Go on unchanged.
+    Pass,
+    /// Go on with this payload.
+    Edit(Bytes),
+    /// Go no further. The asker of a request gets the refusal; what was
+    /// emitted is dropped.
+    Refuse(Refusal),
+}

@@ -1,0 +1,96 @@
+//! Interceptors: who has a word before or after an event, and in which order.
+//!
+//! This is the register of them; what they hold up is in `interception`.
+//!
+//! # Failure
+//!
+//! An interceptor whose port was detached and that fails closed stays in the
+//! register, and all that it should hear is refused `unavailable`: a guard that
+//! dies must not open the gate. It goes when its origin comes back and
+//! intercepts anew, or is forgotten. One that fails open goes at once.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use ksi_protocol::{EventName, Pattern, frame::Stage};
+
+use crate::port::{Port, locked};
+
+/// One who has a word.
+pub(crate) struct Interceptor<H> {
+    pub(crate) port: Arc<Port<H>>,
+    pub(crate) fail_open: bool,
+    pub(crate) pattern: Pattern,
+    pub(crate) stage: Stage,
+    pub(crate) order: i32,
+}
+
+/// Those who are still to be heard, in order.
+pub(crate) type Chain<H> = std::vec::IntoIter<Arc<Interceptor<H>>>;
+
+/// All who have a word, in order.
+pub(crate) struct Interceptors<H> {
+    /// Whether there are any: all that an event costs where there are none.
+    any: AtomicBool,
+    all: ArcSwap<Vec<Arc<Interceptor<H>>>>,
+    /// Held while a changed copy is made.
+    change: Mutex<()>,
+}
+
+impl<H> Interceptors<H> {
+    pub(crate) fn new() -> Self {
+        Self { any: AtomicBool::new(false), all: ArcSwap::default(), change: Mutex::default() }
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    /// Who has a word on an event that `sender` sent or asked for; itself it
+    /// has none, nor has what it was before a restart.
+    pub(crate) fn chain(&self, stage: Stage, event: &EventName, sender: &Port<H>) -> Option<Chain<H>> {
+        if !self.any() {
+            return None;
+        }
+        let heard = |one: &&Arc<Interceptor<H>>| {
+            one.stage == stage && one.port.origin != sender.origin && one.pattern.matches(event.as_str())
+        };
+        let chain: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
+        (!chain.is_empty()).then(|| chain.into_iter())
+    }
+
+    /// Adds one, after those of the same order, in place of those that an
+    /// earlier port of the same origin has left.
+    pub(crate) fn add(&self, new: Interceptor<H>) {
+        self.change(|all| {
+            if !new.port.is_open() && new.fail_open {
+                return;
+            }
+            all.retain(|one| one.port.is_open() || one.port.origin != new.port.origin);
+            let place = all.partition_point(|one| one.order <= new.order);
+            all.insert(place, Arc::new(new));
+        });
+    }
+
+    /// Removes those of a closed port that fail open.
+    pub(crate) fn remove(&self, port: &Port<H>) {
+        self.change(|all| all.retain(|one| one.port.id != port.id || !one.fail_open));
+    }
+
+    /// Removes those that closed ports of an origin have left.
+    pub(crate) fn forget(&self, origin: &str) {
+        self.change(|all| all.retain(|one| one.port.is_open() || &*one.port.origin != origin));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Interceptor<H>>>)) {
+        let _one_at_a_time = locked(&self.change);
+        let mut all = Vec::clone(&self.all.load());
+        change(&mut all);
+        let any = !all.is_empty();
+        self.all.store(Arc::new(all));
+        self.any.store(any, Ordering::Release);
+    }
+}

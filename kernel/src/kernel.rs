@@ -1,0 +1,192 @@
+//! The kernel itself: its tables, and everything that changes who is there.
+//!
+//! What happens to envelopes is in `routing`, `interception` and `endings`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use ksi_protocol::{
+    EventName, Pattern, Refusal,
+    frame::{Class, Id, Stage},
+};
+
+use crate::{
+    figures::{Counters, Figures},
+    interceptors::{Interceptor, Interceptors},
+    pending::Table,
+    port::{Grant, Port, Quota, Role, Slots},
+    refusals,
+    registry::{Declared, Registry},
+    subscriptions::Subscriptions,
+};
+
+/// The routing machine. `H` is the daemon's handle of an endpoint, which the
+/// kernel keeps and never looks into.
+pub struct Kernel<H> {
+    pub(crate) slots: Slots,
+    pub(crate) registry: Registry<H>,
+    pub(crate) subscriptions: Subscriptions<H>,
+    pub(crate) interceptors: Interceptors<H>,
+    pub(crate) pending: Table<H>,
+    pub(crate) counters: Counters,
+    closing: AtomicBool,
+}
+
+impl<H: Clone + Send + Sync + 'static> Default for Kernel<H> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<H: Clone + Send + Sync + 'static> Kernel<H> {
+    /// A kernel that knows nobody.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            slots: Slots::default(),
+            registry: Registry::new(),
+            subscriptions: Subscriptions::new(),
+            interceptors: Interceptors::new(),
+            pending: Table::new(),
+            counters: Counters::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Attaches an endpoint. Two attachments of one origin are two ports.
+    pub fn attach(&self, origin: &str, role: Role, handle: H, quota: Quota, grant: Grant) -> Arc<Port<H>> {
+        Arc::new(Port::new(self.slots.take(), origin, role, handle, quota, grant))
+    }
+
+    /// Says which events exist, whether or not somebody answers them now;
+    /// whoever asks for one without an owner gets `absent`. Replaces what
+    /// `declarer` declared before; an event that is declared again keeps its
+    /// owner. Returns the events that somebody else declares, which are left as
+    /// they were.
+    ///
+    /// `declarer` is the origin of the port that will own them.
+    pub fn declare(&self, declarer: &str, events: &[Declared], absent: Refusal) -> Vec<EventName> {
+        self.registry.declare(declarer, events, absent)
+    }
+
+    /// Forgets what `declarer` declared, and the interceptors that failed
+    /// closed when its port was detached. Asking for its events is
+    /// `unknown_event` from now on, even where a port still answers them.
+    pub fn forget(&self, declarer: &str) {
+        self.registry.forget(declarer);
+        self.interceptors.forget(declarer);
+    }
+
+    /// From now on this port answers these events, all or none of them. An
+    /// event that nobody declared is declared by its origin.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where another attached port owns one of them.
+    pub fn own(&self, port: &Arc<Port<H>>, events: &[EventName]) -> Result<(), Refusal> {
+        self.registry.own(port, events)
+    }
+
+    /// Who answers an event now.
+    #[must_use]
+    pub fn owner(&self, event: &str) -> Option<Arc<Port<H>>> {
+        self.registry.load().get(event).and_then(|entry| entry.owner().ok().cloned())
+    }
+
+    /// What is declared of an event.
+    #[must_use]
+    pub fn declared(&self, event: &str) -> Option<Declared> {
+        self.registry.load().get(event).map(|entry| entry.declared.clone())
+    }
+
+    /// Tells this port of every event that matches, until it unsubscribes.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where it has a subscription of that id, `busy` over its
+    /// quota, `unavailable` for [`Class::Durable`], which needs a journal.
+    pub fn subscribe(
+        &self,
+        port: &Arc<Port<H>>,
+        id: Id,
+        pattern: Pattern,
+        class: Class,
+    ) -> Result<(), Refusal> {
+        if class == Class::Durable {
+            return Err(refusals::no_durable(&pattern));
+        }
+        self.subscriptions.add(port, id, pattern, class)
+    }
+
+    /// Ends a subscription. An event that is being routed may still come.
+    ///
+    /// # Errors
+    ///
+    /// `not_found` where there is none of that id.
+    pub fn unsubscribe(&self, port: &Arc<Port<H>>, id: Id) -> Result<(), Refusal> {
+        self.subscriptions.remove(port, id)
+    }
+
+    /// Gives this port a word on all that matches: before requests and
+    /// emissions, or after replies and ends, lower `order` first. Chunks are
+    /// not intercepted, nor is what the port itself sends or asks for.
+    ///
+    /// With `fail_open` things go on when it is dead, silent or busy, otherwise
+    /// they are refused.
+    pub fn intercept(
+        &self,
+        port: &Arc<Port<H>>,
+        pattern: Pattern,
+        stage: Stage,
+        order: i32,
+        fail_open: bool,
+    ) {
+        self.interceptors.add(Interceptor { port: Arc::clone(port), fail_open, pattern, stage, order });
+    }
+
+    /// From now on requests of clients are refused `shutting_down`. Everything
+    /// else goes on: answers, cancels, events, and what plugins and the daemon
+    /// ask, because what is in flight may need it.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_closed_to(&self, port: &Port<H>) -> bool {
+        self.closing.load(Ordering::Relaxed) && port.role == Role::Client
+    }
+
+    /// What has been done so far, and what is open.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures {
+            requests: self.counters.requests.get(),
+            emits: self.counters.emits.get(),
+            deliveries: self.counters.deliveries.get(),
+            refusals: self.counters.refusals.get(),
+            late: self.counters.late.get(),
+            subscriptions: self.subscriptions.len(),
+            in_flight: self.in_flight(),
+            endpoints: self.slots.in_use(),
+        }
+    }
+
+    /// Requests that wait for an answer. Looks at all of them.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.pending.requests()
+    }
+
+    /// Requests and words that are waited for from a port.
+    #[must_use]
+    pub fn held_by(&self, port: &Port<H>) -> usize {
+        port.holding() as usize
+    }
+
+    /// Requests that a port has answered.
+    #[must_use]
+    pub fn handled(&self, port: &Port<H>) -> u64 {
+        port.handled()
+    }
+}

@@ -1,0 +1,156 @@
+//! Every "no" of the kernel, in one place: its words, its code, who is to
+//! blame.
+//!
+//! Texts are for a person, codes and `details.blame` for a program.
+
+use std::time::Duration;
+
+use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Id};
+use serde_json::json;
+
+use crate::{envelope::Token, port::Port};
+
+/// Milliseconds after which it makes sense to try a busy peer again: long
+/// enough not to spin, short beside any request worth limiting.
+const BUSY_RETRY_MS: u64 = 50;
+
+/// Who made a delivery fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// Whoever sent it.
+    Sender,
+    /// Whoever it was for, or an interceptor on the way.
+    Receiver,
+    /// The daemon itself.
+    Kernel,
+}
+
+impl Blame {
+    /// As it is written in `details.blame`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sender => "sender",
+            Self::Receiver => "receiver",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// A peer broke the contract. What it said had no effect; a session is to be
+/// closed and a plugin to be restarted for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It answers something that nobody ever asked.
+    #[error("answers {0}, which nobody ever asked")]
+    Unknown(Token),
+    /// It answers what somebody else was asked.
+    #[error("answers {0}, which somebody else was asked")]
+    NotTheirs(Token),
+    /// It gives a verdict on a request, or answers a question for a verdict.
+    #[error("answers {0} with an answer of the wrong kind")]
+    WrongKind(Token),
+}
+
+fn no(blame: Blame, code: Code, message: String) -> Refusal {
+    Refusal::new(code, message).details(json!({ "blame": blame.as_str() }))
+}
+
+pub(crate) fn unknown_event(event: &EventName, nearest: &[&str]) -> Refusal {
+    let hint = match nearest {
+        [] => "`ksi discover` lists all events".to_owned(),
+        names => format!("did you mean `{}`? `ksi discover` lists all events", names.join("`, `")),
+    };
+    no(Blame::Sender, Code::UnknownEvent, format!("no plugin knows the event `{event}`")).hint(hint)
+}
+
+pub(crate) fn no_owner(event: &EventName) -> Refusal {
+    no(Blame::Receiver, Code::NoOwner, format!("nobody answers `{event}` now"))
+        .hint("`ksi plugin list` shows what runs")
+}
+
+pub(crate) fn owned(event: &EventName, owner: &str) -> Refusal {
+    no(Blame::Sender, Code::Conflict, format!("`{event}` is answered by `{owner}` already"))
+}
+
+pub(crate) fn denied<H>(port: &Port<H>, event: &EventName, right: &str) -> Refusal {
+    let origin = &port.origin;
+    no(Blame::Sender, Code::Denied, format!("`{origin}` may not send `{event}`: no `{right}` covers it"))
+        .hint(format!("add `{event}` to `{right}` of `{origin}` in the manifest if it should"))
+}
+
+pub(crate) fn shutting_down() -> Refusal {
+    no(Blame::Kernel, Code::ShuttingDown, "the daemon is stopping and takes no new requests".into())
+        .hint("try again when it is back: `ksi start`")
+}
+
+pub(crate) fn detached() -> Refusal {
+    no(Blame::Sender, Code::Cancelled, "the sender is no longer attached".into())
+}
+
+pub(crate) fn asker_busy(limit: u32) -> Refusal {
+    no(Blame::Sender, Code::Busy, format!("{limit} requests are in flight, and that is the limit"))
+        .retry_after_ms(BUSY_RETRY_MS)
+        .hint("wait for answers before asking more")
+}
+
+pub(crate) fn holder_busy<H>(port: &Port<H>) -> Refusal {
+    let (origin, limit) = (&port.origin, port.quota.holding);
+    no(
+        Blame::Receiver,
+        Code::Busy,
+        format!("`{origin}` has {limit} requests to answer, and that is its limit"),
+    )
+    .retry_after_ms(BUSY_RETRY_MS)
+}
+
+pub(crate) fn duplicate_request(id: Id) -> Refusal {
+    no(Blame::Sender, Code::Conflict, format!("a request with the id {id} is in flight already"))
+        .hint("use another id for every request")
+}
+
+pub(crate) fn duplicate_subscription(id: Id) -> Refusal {
+    no(Blame::Sender, Code::Conflict, format!("a subscription with the id {id} exists already"))
+}
+
+pub(crate) fn too_many_subscriptions(limit: u32) -> Refusal {
+    no(Blame::Sender, Code::Busy, format!("{limit} subscriptions exist, and that is the limit"))
+        .hint("unsubscribe first, or use a pattern that covers more")
+}
+
+pub(crate) fn no_subscription(id: Id) -> Refusal {
+    no(Blame::Sender, Code::NotFound, format!("no subscription has the id {id}"))
+}
+
+pub(crate) fn no_durable(pattern: &Pattern) -> Refusal {
+    no(Blame::Kernel, Code::Unavailable, format!("`{pattern}` cannot be subscribed to as `durable`"))
+        .hint("`live` and `latest` are the classes that exist")
+}
+
+pub(crate) fn timeout(event: &EventName, after: Duration) -> Refusal {
+    let ms = after.as_millis();
+    no(Blame::Receiver, Code::Timeout, format!("`{event}` was not answered within {ms} ms"))
+        .hint("ask with a longer timeout if it needs one")
+}
+
+pub(crate) fn cancelled() -> Refusal {
+    no(Blame::Sender, Code::Cancelled, "the request was cancelled".into())
+}
+
+pub(crate) fn parent_ended(parent: Token) -> Refusal {
+    no(Blame::Sender, Code::Cancelled, format!("the request {parent}, for which this was asked, has ended"))
+}
+
+pub(crate) fn not_the_parent(parent: Token) -> Refusal {
+    no(Blame::Sender, Code::Denied, format!("the request {parent} is not the sender's to ask for"))
+}
+
+pub(crate) fn interceptor_gone(origin: &str, event: &EventName) -> Refusal {
+    let message = format!("`{origin}` must be heard before `{event}` passes, and it is not there");
+    no(Blame::Receiver, Code::Unavailable, message).hint("`ksi plugin list` shows what runs")
+}
+
+pub(crate) fn interceptor_silent(origin: &str, event: &EventName) -> Refusal {
+    let message = format!("`{origin}` must be heard before `{event}` passes, and it said nothing in time");
+    no(Blame::Receiver, Code::Unavailable, message)
+}

@@ -1,0 +1,273 @@
+//! Scripts: what tests of the kernel are written in.
+//!
+//! A line with `>` is an input, and the lines after it are all that comes of
+//! it: `<` a delivery, `=` a result, `!` a refusal or fault that the caller
+//! sees. A refusal is written as its code and whom it blames. Time is 0 until
+//! `at` moves it; tokens count from 1, one for each request and question.
+
+use std::{collections::HashMap, fmt::Write, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use ksi_protocol::{
+    Code, EventName, Pattern, Refusal,
+    frame::{Class, Stage},
+};
+
+use crate::{
+    Answer, Ask, Declared, Delivery, Effects, Emission, Fault, Grant, Kernel, Port, Quota, Role, Verdict,
+};
+
+/// Runs a script on a new kernel, and compares what comes of it with what it
+/// says. Empty lines and those with `#` are for the reader.
+pub(crate) fn check(script: &str) {
+    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let expected: String = lines.map(|line| format!("{line}\n")).collect();
+    let mut stage = Play::default();
+    for input in expected.lines().filter_map(|line| line.strip_prefix("> ")) {
+        stage.run(input);
+    }
+    assert_eq!(stage.transcript, expected, "\n--- came out:\n{}", stage.transcript);
+}
+
+#[derive(Default)]
+struct Play {
+    kernel: Kernel<String>,
+    ports: HashMap<String, Arc<Port<String>>>,
+    effects: Effects<String>,
+    now_ms: u64,
+    transcript: String,
+}
+
+/// The words of a line: those by position and those by name.
+struct Words<'a> {
+    plain: std::vec::IntoIter<&'a str>,
+    named: HashMap<&'a str, &'a str>,
+}
+
+impl<'a> Words<'a> {
+    fn of(line: &'a str) -> Self {
+        let (named, plain): (Vec<_>, Vec<_>) = line.split(' ').partition(|word| word.contains('='));
+        let named = named.into_iter().filter_map(|word| word.split_once('=')).collect();
+        Self { plain: plain.into_iter(), named }
+    }
+
+    fn word(&mut self) -> &'a str {
+        self.plain.next().unwrap_or_default()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.word().parse().unwrap()
+    }
+
+    fn data(&mut self) -> Bytes {
+        Bytes::copy_from_slice(self.word().as_bytes())
+    }
+
+    fn event(&mut self) -> EventName {
+        EventName::parse(self.word()).unwrap()
+    }
+
+    fn events(&mut self) -> Vec<EventName> {
+        self.word().split(',').map(|name| EventName::parse(name).unwrap()).collect()
+    }
+
+    fn refusal(&mut self) -> Refusal {
+        refusal(self.word())
+    }
+
+    fn option<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.named.get(name).and_then(|text| text.parse().ok())
+    }
+
+    fn patterns(&self, name: &str) -> Vec<Pattern> {
+        let list = self.named.get(name).copied().unwrap_or_default();
+        list.split(',').filter_map(|text| Pattern::parse(text).ok()).collect()
+    }
+}
+
+fn refusal(code: &str) -> Refusal {
+    Refusal::new(*Code::ALL.iter().find(|known| known.as_str() == code).unwrap(), code)
+}
+
+fn text(data: &Bytes) -> &str {
+    std::str::from_utf8(data).unwrap()
+}
+
+fn no(refusal: &Refusal) -> String {
+    let blame = refusal.details.as_ref().and_then(|details| details["blame"].as_str());
+    blame.map_or(refusal.code.to_string(), |blame| format!("{} {blame}", refusal.code))
+}
+
+impl Play {
+    fn run(&mut self, input: &str) {
+        writeln!(self.transcript, "> {input}").unwrap();
+        let mut words = Words::of(input);
+        let outcome = match words.word() {
+            "close" => {
+                self.kernel.close();
+                Ok(None)
+            }
+            "at" => {
+                self.now_ms = words.number();
+                let next = self.kernel.expire(self.now_ms, &mut self.effects);
+                Ok(Some(next.map_or("never".into(), |next| next.to_string())))
+            }
+            name => self.act(name, words.word(), &mut words),
+        };
+        match outcome {
+            Ok(Some(result)) => writeln!(self.transcript, "= {result}").unwrap(),
+            Ok(None) => {}
+            Err(error) => writeln!(self.transcript, "! {error}").unwrap(),
+        }
+        for (port, delivery) in self.effects.deliveries.drain(..) {
+            writeln!(self.transcript, "< {} {}", port.handle, written(&delivery)).unwrap();
+        }
+    }
+
+    fn act(&mut self, name: &str, verb: &str, words: &mut Words<'_>) -> Result<Option<String>, String> {
+        if verb == "attach" {
+            self.attach(name, words);
+            return Ok(None);
+        }
+        let Self { kernel, effects, now_ms, .. } = self;
+        let (port, now_ms) = (&self.ports[name], *now_ms);
+        let refused = |result: Result<(), Refusal>| result.map(|()| None).map_err(|refusal| no(&refusal));
+        match verb {
+            "detach" => kernel.detach(port, &words.refusal(), effects),
+            "forget" => kernel.forget(name),
+            "own" => return refused(kernel.own(port, &words.events())),
+            "declare" => {
+                let timeout = words.option("timeout").map(Duration::from_millis);
+                let declared = |name| Declared { name, timeout, durable: false };
+                let events: Vec<_> = words.events().into_iter().map(declared).collect();
+                let taken = kernel.declare(name, &events, words.refusal());
+                return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));
+            }
+            "sub" => {
+                let (id, pattern) = (words.number(), Pattern::parse(words.word()).unwrap());
+                let class = match words.word() {
+                    "durable" => Class::Durable,
+                    "latest" => Class::Latest,
+                    _ => Class::Live,
+                };
+                return refused(kernel.subscribe(port, id, pattern, class));
+            }
+            "unsub" => return refused(kernel.unsubscribe(port, words.number())),
+            "intercept" => {
+                let pattern = Pattern::parse(words.word()).unwrap();
+                let stage = if words.word() == "after" { Stage::After } else { Stage::Before };
+                let order = words.option("order").unwrap_or(0);
+                kernel.intercept(port, pattern, stage, order, words.word() == "open");
+            }
+            "emit" => {
+                let mut emission = Emission::new(words.event(), words.data());
+                emission.parent = words.option("parent");
+                emission.correlation_id = words.named.get("corr").map(|&text| text.into());
+                let told = kernel.emit(port, emission, now_ms, effects);
+                return told.map(|n| Some(n.to_string())).map_err(|refusal| no(&refusal));
+            }
+            "request" => {
+                let mut ask = Ask::new(words.number(), words.event(), words.data());
+                ask.timeout = words.option("timeout").map(Duration::from_millis);
+                ask.credit = words.option("credit");
+                ask.parent = words.option("parent");
+                ask.correlation_id = words.named.get("corr").map(|&text| text.into());
+                kernel.request(port, ask, now_ms, effects);
+            }
+            "cancel" => kernel.cancel(port, words.number(), effects),
+            "credit" => {
+                let (id, n) = (words.number(), words.number());
+                kernel.credit(port, id, u32::try_from(n).unwrap(), effects);
+            }
+            _ => {
+                let said = Self::say(kernel, port, verb, words, now_ms, effects);
+                return said.map(|()| None).map_err(|fault| fault.to_string());
+            }
+        }
+        Ok(None)
+    }
+
+    /// What owners and interceptors say to what they were asked.
+    fn say(
+        kernel: &Kernel<String>,
+        port: &Arc<Port<String>>,
+        verb: &str,
+        words: &mut Words<'_>,
+        now_ms: u64,
+        effects: &mut Effects<String>,
+    ) -> Result<(), Fault> {
+        let token = words.number();
+        let verdict = match verb {
+            "pass" => Verdict::Pass,
+            "edit" => Verdict::Edit(words.data()),
+            "veto" => Verdict::Refuse(words.refusal()),
+            _ => {
+                let answer = match verb {
+                    "reply" => Answer::Reply(words.data()),
+                    "chunk" => Answer::Chunk(words.data()),
+                    "end" => Answer::End(words.data()),
+                    "accept" => Answer::Accepted { request_id: words.word().into(), seq: 1 },
+                    "refuse" => Answer::Refusal(words.refusal()),
+                    other => unreachable!("no such verb: {other}"),
+                };
+                return kernel.answer(port, token, answer, now_ms, effects);
+            }
+        };
+        kernel.verdict(port, token, verdict, now_ms, effects)
+    }
+
+    fn attach(&mut self, name: &str, words: &mut Words<'_>) {
+        let role = match words.word() {
+            "plugin" => Role::Plugin,
+            "daemon" => Role::Daemon,
+            _ => Role::Client,
+        };
+        let default = Quota::default();
+        let quota = Quota {
+            in_flight: words.option("in_flight").unwrap_or(default.in_flight),
+            subscriptions: words.option("subs").unwrap_or(default.subscriptions),
+            holding: words.option("holding").unwrap_or(default.holding),
+        };
+        let (may_call, emits) = (words.patterns("may_call"), words.patterns("emits"));
+        let limited = ["may_call", "emits"].iter().any(|right| words.named.contains_key(right));
+        let grant = if limited { Grant::Only { may_call, emits } } else { Grant::All };
+        let origin = words.named.get("origin").copied().unwrap_or(name);
+        let port = self.kernel.attach(origin, role, name.to_owned(), quota, grant);
+        self.ports.insert(name.to_owned(), port);
+    }
+}
+
+fn written(delivery: &Delivery) -> String {
+    match delivery {
+        Delivery::Request { token, envelope: e } => {
+            let mut line = format!("request {token} {} {} from {}", e.event, text(&e.data), e.origin);
+            if e.deadline_ms != Some(e.at_ms + 60_000) {
+                write!(line, " until {}", e.deadline_ms.unwrap()).unwrap();
+            }
+            if let Some(credit) = e.credit {
+                write!(line, " credit {credit}").unwrap();
+            }
+            if let Some(correlation_id) = &e.correlation_id {
+                write!(line, " corr {correlation_id}").unwrap();
+            }
+            line
+        }
+        Delivery::Event { sub, envelope: e, .. } => {
+            let cause = e.correlation_id.as_ref().map_or(String::new(), |id| format!(" corr {id}"));
+            format!("event {sub} {} {} from {}{cause}", e.event, text(&e.data), e.origin)
+        }
+        Delivery::Cancel { token } => format!("cancel {token}"),
+        Delivery::Credit { token, n } => format!("credit {token} {n}"),
+        Delivery::Answer { id, answer, .. } => match answer {
+            Answer::Reply(data) => format!("reply {id} {}", text(data)),
+            Answer::Chunk(data) => format!("chunk {id} {}", text(data)),
+            Answer::End(data) => format!("end {id} {}", text(data)),
+            Answer::Accepted { request_id, .. } => format!("accepted {id} {request_id}"),
+            Answer::Refusal(refusal) => format!("refused {id} {}", no(refusal)),
+        },
+        Delivery::Intercept { token, stage, event, data, origin } => {
+            let stage = if *stage == Stage::Before { "before" } else { "after" };
+            format!("intercept {token} {stage} {event} {} from {origin}", text(data))
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The ledger: every request that is open, and what became of the others.
+//!
+//! It decides when a request starts and remembers how it ended; it does no
+//! work itself. The tasks that do wait on their entry's signal. It never
+//! reads a clock: the time is an argument, in milliseconds since the start.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+};
+
+use ksi_sdk::prelude::{Code, Refusal, json};
+
+use crate::{
+    config::Config,
+    order::Order,
+    payload::{Completed, Load, Open, State, Status},
+    provider::Provider,
+    queue::{Error, Job, Scheduler, Ticket},
+    results::Results,
+    signal::Signal,
+};
+
+/// Bounds of what a refused client is told to wait, milliseconds.
+const RETRY_MS: std::ops::RangeInclusive<u64> = 100..=30_000;
+/// How long a request takes, as long as nothing is known, milliseconds.
+const FIRST_GUESS_MS: u64 = 1000;
+
+/// Where an open request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Queued,
+    Running,
+    Ended,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ended {
+    Done(Box<Completed>),
+    Failed(Refusal),
+    Cancelled,
+}
+
+impl Ended {
+    pub(crate) fn state(&self) -> State {
+        match self {
+            Self::Done(_) => State::Done,
+            Self::Failed(_) => State::Failed,
+            Self::Cancelled => State::Cancelled,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        512 + match self {
+            Self::Done(completed) => completed.text.len(),
+            Self::Failed(refusal) => refusal.message.len() + refusal.hint.len(),
+            Self::Cancelled => 0,
+        }
+    }
+}
+
+/// One open request, shared between the ledger and the task that carries it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    ticket: Ticket,
+    provider: Provider,
+    model: String,
+    conversation: Option<String>,
+    priority: i8,
+    pub(crate) accepted_ms: u64,
+    pub(crate) started_ms: Cell<u64>,
+    pub(crate) phase: Cell<Phase>,
+    /// Why its task shall stop.
+    pub(crate) stop: RefCell<Option<Refusal>>,
+    /// Says that `phase` or `stop` changed.
+    pub(crate) changed: Signal,
+}
+
+/// All requests.
+pub(crate) struct Ledger {
+    scheduler: Scheduler,
+    open: BTreeMap<Ticket, Rc<Entry>>,
+    tickets: HashMap<String, Ticket>,
+    results: Results<Ended>,
+    /// How long a request of each provider takes, a moving mean.
+    mean_ms: Vec<u64>,
+}
+
+impl Ledger {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            scheduler: Scheduler::new(config.queue_bounds(), &config.limits()),
+            open: BTreeMap::new(),
+            tickets: HashMap::new(),
+            results: Results::new(config.result_bounds()),
+            mean_ms: vec![FIRST_GUESS_MS; Provider::ALL.len()],
+        }
+    }
+
+    /// Takes an order in, and starts it where it may start at once.
+    pub(crate) fn admit(&mut self, id: String, order: &Order, now_ms: u64) -> Result<Rc<Entry>, Refusal> {
+        let provider = order.model.provider();
+        let job = Job {
+            lane: provider.lane(),
+            conversation: order.conversation.clone(),
+            priority: order.priority,
+            bytes: order.bytes(),
+        };
+        let ticket = self.scheduler.push(job).map_err(|error| self.refusal(provider, error))?;
+        let entry = Rc::new(Entry {
+            id: id.clone(),
+            ticket,
+            provider,
+            model: order.model.to_string(),
+            conversation: order.conversation.clone(),
+            priority: order.priority,
+            accepted_ms: now_ms,
+            started_ms: Cell::new(now_ms),
+            phase: Cell::new(Phase::Queued),
+            stop: RefCell::new(None),
+            changed: Signal::default(),
+        });
+        self.open.insert(ticket, entry.clone());
+        self.tickets.insert(id, ticket);
+        self.start(now_ms);
+        Ok(entry)
+    }
+
+    fn refusal(&self, provider: Provider, error: Error) -> Refusal {
+        let name = provider.name();
+        match error {
+            Error::TooLarge { bytes, max } => {
+                Refusal::new(Code::TooLarge, error.to_string()).details(json!({ "bytes": bytes, "max": max }))
+            }
+            Error::Requests(_) | Error::Bytes { .. } => {
+                let limit = self.scheduler.limit(provider.lane()).max(1) as u64;
+                let wait = self.mean_ms[provider.lane()] / limit;
+                Refusal::new(Code::Busy, format!("provider `{name}`: {error}"))
+                    .hint("try again later, or ask another provider")
+                    .retry_after_ms(wait.clamp(*RETRY_MS.start(), *RETRY_MS.end()))
+            }
+        }
+    }
+
+    /// Starts everything that may start.
+    fn start(&mut self, now_ms: u64) {
+        while let Some(ticket) = self.scheduler.start() {
+            let entry = &self.open[&ticket];
+            entry.phase.set(Phase::Running);
+            entry.started_ms.set(now_ms);
+            entry.changed.notify();
+        }
+    }
+
+    /// Writes down how a request ended, frees its place and starts others. A
+    /// request ends once; what comes later is ignored.
+    pub(crate) fn close(&mut self, entry: &Entry, ended: Ended, now_ms: u64) {
+        if self.open.remove(&entry.ticket).is_none() {
+            return;
+        }
+        self.tickets.remove(&entry.id);
+        if matches!(ended, Ended::Done(_)) {
+            let mean = &mut self.mean_ms[entry.provider.lane()];
+            *mean = (*mean * 7 + now_ms.saturating_sub(entry.started_ms.get())) / 8;
+        }
+        let bytes = ended.bytes();
+        self.results.add(entry.id.clone(), ended, bytes, now_ms);
+        self.scheduler.release(entry.ticket);
+        entry.phase.set(Phase::Ended);
+        entry.changed.notify();
+        self.start(now_ms);
+    }
+
+    /// Asks every request that waits to stop.
+    pub(crate) fn stop_queued(&self, why: &Refusal) {
+        for entry in self.open.values().filter(|entry| entry.phase.get() == Phase::Queued) {
+            entry.stop(why.clone());
+        }
+    }
+
+    pub(crate) fn open(&self, id: &str) -> Option<&Rc<Entry>> {
+        self.open.get(self.tickets.get(id)?)
+    }
+
+    pub(crate) fn ended(&mut self, id: &str, now_ms: u64) -> Option<&Ended> {
+        self.results.get(id, now_ms)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn position(&self, entry: &Entry) -> Option<usize> {
+        self.scheduler.position(entry.ticket)
+    }
+
+    /// Load of one provider.
+    pub(crate) fn load(&self, provider: Provider) -> Load {
+        let lane = provider.lane();
+        Load {
+            name: provider.name().into(),
+            concurrency: self.scheduler.limit(lane),
+            running: self.scheduler.running(lane),
+            queued: self.scheduler.queued(lane),
+        }
+    }
+
+    /// Everything that is open, or the one request asked for.
+    pub(crate) fn status(&self, only: Option<&Rc<Entry>>, now_ms: u64) -> Status {
+        let providers = Provider::ALL.map(|provider| self.load(provider)).to_vec();
+        let view = |entry: &Rc<Entry>| self.view(entry, now_ms);
+        Status {
+            queued: providers.iter().map(|load| load.queued).sum(),
+            running: providers.iter().map(|load| load.running).sum(),
+            requests: match only {
+                Some(entry) => vec![view(entry)],
+                None => self.open.values().map(view).collect(),
+            },
+            providers,
+        }
+    }
+
+    fn view(&self, entry: &Entry, now_ms: u64) -> Open {
+        Open {
+            request_id: entry.id.clone(),
+            state: entry.state(),
+            conversation_id: entry.conversation.clone(),
+            model: entry.model.clone(),
+            position: self.position(entry),
+            priority: entry.priority,
+            age_ms: now_ms.saturating_sub(entry.accepted_ms),
+        }
+    }
+}
+
+impl Entry {
+    /// Asks the task of the request to stop. It looks at this before anything
+    /// else, so a request that waits never asks its provider any more.
+    pub(crate) fn stop(&self, why: Refusal) {
+        self.stop.borrow_mut().get_or_insert(why);
+        self.changed.notify();
+    }
+
+    /// Where an open request is, as it is told to others.
+    pub(crate) fn state(&self) -> State {
+        match self.phase.get() {
+            _ if self.stop.borrow().is_some() => State::Cancelled,
+            Phase::Queued => State::Queued,
+            Phase::Running | Phase::Ended => State::Running,
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Payloads of the `completion:*` events, as they travel.
+//!
+//! The doc comments are what users read in `ksi describe`. Numbers are wide
+//! here and checked in [`crate::order`], so that a value out of range is
+//! refused with the path of its field.
+
+use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};
+use serde_json::{Map, Value};
+
+/// Ask a model. The text comes in chunks while it is made; the end repeats all
+/// of it with what it cost. A client that goes away cancels the request.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// What to ask, as one message of the user. Either this or `messages`.
+    pub prompt: Option<String>,
+    /// The conversation so far, oldest first. Either this or `prompt`.
+    pub messages: Option<Vec<Message>>,
+    /// Instructions that go before everything else.
+    pub system: Option<String>,
+    /// `provider/model`, for example `llama/ksi-tiny` or `mock/echo`; without it the configured default.
+    pub model: Option<String>,
+    /// Requests of one conversation are answered one after the other.
+    #[schemars(length(min = 1, max = 128))]
+    pub conversation_id: Option<String>,
+    /// Most tokens to generate.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_tokens: Option<i64>,
+    /// 0 always takes the likeliest token; higher is more varied.
+    #[schemars(range(min = 0, max = 5))]
+    pub temperature: Option<f64>,
+    /// Considers only the likeliest tokens that together have this probability.
+    #[schemars(range(min = 0, max = 1))]
+    pub top_p: Option<f64>,
+    /// Considers only this many of the likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub top_k: Option<i64>,
+    /// Considers only tokens at least this likely, relative to the likeliest.
+    #[schemars(range(min = 0, max = 1))]
+    pub min_p: Option<f64>,
+    /// Above 1 makes what was said already less likely.
+    #[schemars(range(min = 0.1, max = 10))]
+    pub repetition_penalty: Option<f64>,
+    /// The same seed, model and settings give the same answer.
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
+    pub seed: Option<i64>,
+    /// Texts at which the answer ends; they are not part of it.
+    #[schemars(length(max = 16))]
+    pub stop: Option<Vec<String>>,
+    /// Higher goes first; 0 is normal.
+    #[schemars(range(min = -10, max = 10))]
+    pub priority: Option<i64>,
+    /// Time from acceptance to the end of the answer, waiting included.
+    #[schemars(range(min = 1, max = 86_400_000))]
+    pub timeout_ms: Option<i64>,
+}
+
+/// Ask a model and do not wait. The answer says under which `request_id` the work
+/// goes on; `completion:result` or `completion:error` tells when it has ended, and
+/// `completion:get` fetches the result. It goes on when the client goes away.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct AsyncRequest(pub Request);
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who said it.
+    #[schemars(extend("enum" = ["system", "user", "assistant", "tool"]))]
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// The next piece of the text.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Chunk {
+    /// The piece; all pieces in order are the text.
+    pub text: String,
+}
+
+/// A provider and one of its models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelName {
+    /// The provider.
+    pub provider: String,
+    /// The model, as the provider calls it.
+    pub model: String,
+}
+
+/// Tokens of a request; a mock counts words instead.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Usage {
+    /// Tokens that were read.
+    pub prompt_tokens: u64,
+    /// Tokens that were made.
+    pub completion_tokens: u64,
+    /// Both.
+    pub total_tokens: u64,
+}
+
+/// Where the time went, as the provider measured it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Timings {
+    /// Milliseconds to load the model, where it had to be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_ms: Option<f64>,
+    /// Milliseconds that the provider let it wait, where it has a queue of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_ms: Option<f64>,
+    /// Milliseconds to read the prompt.
+    pub prompt_ms: f64,
+    /// Milliseconds to make the text.
+    pub generate_ms: f64,
+    /// Milliseconds until the first piece of text.
+    pub first_token_ms: f64,
+    /// Prompt tokens read in a second.
+    pub prompt_per_second: f64,
+    /// Tokens made in a second.
+    pub generate_per_second: f64,
+}
+
+/// A request that was answered in full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Completed {
+    /// Names the request.
+    pub request_id: String,
+    /// The whole text.
+    pub text: String,
+    /// Which model was asked for.
+    pub requested: ModelName,
+    /// Which model answered.
+    pub answered: ModelName,
+    /// Why that one: `as requested`, `default model`, or a sentence.
+    pub why: String,
+    /// Whether the answer comes from something too small to be of use: a toy model or a mock.
+    pub toy: bool,
+    /// Why the text ends: `stop` (the model was done), `length` or `stop_string`.
+    pub stop_reason: String,
+    /// The seed that was used, where the provider tells: with it the answer can be had again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u32>,
+    /// What it cost.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings: Timings,
+    /// Milliseconds that the request waited for its turn.
+    pub queued_ms: u64,
+    /// How many times the provider was asked.
+    pub attempts: u32,
+    /// The conversation, where the request named one.
+    pub conversation_id: Option<String>,
+}
+
+/// An accepted request.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Accepted {
+    /// Names the request in every later event.
+    pub request_id: String,
+    /// Always `accepted`.
+    pub status: String,
+    /// 0 if it is under way already, 1 if it is the next for its provider, and so on.
+    pub position: usize,
+}
+
+/// A request has reached its provider.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Started {
+    /// Names the request.
+    pub request_id: String,
+}
+
+/// A request has made its next piece of text.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Delta {
+    /// Names the request.
+    pub request_id: String,
+    /// The piece.
+    pub text: String,
+}
+
+/// A request has failed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Failed {
+    /// Names the request.
+    pub request_id: String,
+    /// Why.
+    #[schemars(with = "Map<String, Value>")]
+    pub refusal: Refusal,
+}
+
+/// A request was cancelled.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Cancelled {
+    /// Names the request.
+    pub request_id: String,
+}
+
+/// Stop a request, waiting or running. What it had made so far is dropped.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cancel {
+    /// The request.
+    pub request_id: String,
+}
+
+/// What has become of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It waits for its turn.
+    Queued,
+    /// Its provider works on it.
+    Running,
+    /// It ended with a result.
+    Done,
+    /// It ended with a refusal.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// What a cancel did.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct CancelAnswer {
+    /// Names the request.
+    pub request_id: String,
+    /// `cancelled`; or `done` or `failed` where the request had ended before.
+    pub status: State,
+}
+
+/// Show the requests that wait or run.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StatusRequest {
+    /// Only this one.
+    pub request_id: Option<String>,
+}
+
+/// A request that waits or runs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Open {
+    /// Names the request.
+    pub request_id: String,
+    /// `queued` or `running`; in the answer for one request also how it ended.
+    pub state: State,
+    /// Its conversation.
+    pub conversation_id: Option<String>,
+    /// `provider/model`.
+    pub model: String,
+    /// 0 if it runs, 1 if it is the next for its provider, and so on.
+    pub position: Option<usize>,
+    /// Its priority.
+    pub priority: i8,
+    /// Milliseconds since it was accepted.
+    pub age_ms: u64,
+}
+
+/// Load of one provider.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Load {
+    /// The provider.
+    pub name: String,
+    /// Requests that it may work on at once.
+    pub concurrency: usize,
+    /// Requests that it works on.
+    pub running: usize,
+    /// Requests that wait for it.
+    pub queued: usize,
+}
+
+/// The requests that wait or run.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    /// How many wait.
+    pub queued: usize,
+    /// How many run.
+    pub running: usize,
+    /// Each of them, in the order of acceptance.
+    pub requests: Vec<Open>,
+    /// Each provider.
+    pub providers: Vec<Load>,
+}
+
+/// Fetch what became of a request. Results are kept for an hour, unless there are very many.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Get {
+    /// The request.
+    pub request_id: String,
+    /// Waits up to this long for the request to end; without it the answer comes at once.
+    #[schemars(range(min = 0, max = 86_400_000))]
+    pub wait_ms: Option<i64>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GetAnswer {
+    /// Names the request.
+    pub request_id: String,
+    /// Where it is.
+    pub state: State,
+    /// The result, of a request that is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Completed>,
+    /// Why it failed, of one that did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Map<String, Value>>")]
+    pub refusal: Option<Refusal>,
+}
+
+/// Show the providers of models, their models and their load.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProvidersRequest {}
+
+/// One provider.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ProviderInfo {
+    /// Its name, the part of a model's name before the `/`.
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    /// Names of its models, where it could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
+    /// Why it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable: Option<String>,
+    /// Requests that it may work on at once.
+    pub concurrency: usize,
+    /// Requests that it works on.
+    pub running: usize,
+    /// Requests that wait for it.
+    pub queued: usize,
+}
+
+/// The providers of models.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Providers {
+    /// Each of them.
+    pub providers: Vec<ProviderInfo>,
+}

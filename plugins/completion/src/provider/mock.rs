@@ -1,0 +1,237 @@
+//! The provider `mock`: scripted answers, so that everything around a model
+//! can be tested without one.
+//!
+//! | model | what it does |
+//! |---|---|
+//! | `mock/echo` | repeats the last message of the user, word by word |
+//! | `mock/fixed:TEXT` | says TEXT |
+//! | `mock/slow:MS` | as `echo`, and waits MS milliseconds before each word |
+//! | `mock/long:N` | says N words: `w1 w2 …` |
+//! | `mock/fail:CODE` | refuses with this code |
+//! | `mock/fail-then-ok:N` | refuses the first N attempts with `unavailable`, then as `echo` |
+//! | `mock/break:N` | says the first N words of `echo`, then refuses with `unavailable` |
+//! | `mock/hang` | never says anything |
+//!
+//! Of the settings only `max_tokens` has an effect: it counts words. Tokens
+//! are words, timings are zero, and every answer is marked as a toy.
+
+use std::{fmt, future::pending, str::FromStr};
+
+use ksi_sdk::prelude::{Code, Ctx, Duration, Refusal, json};
+
+use super::{Answer, Attempt, Piece};
+use crate::{
+    order::{Order, invalid},
+    payload::{Timings, Usage},
+    signal::yield_now,
+};
+
+/// The scripts, as they are listed to users.
+pub(crate) const SCRIPTS: [&str; 8] =
+    ["echo", "fixed:TEXT", "slow:MS", "long:N", "fail:CODE", "fail-then-ok:N", "break:N", "hang"];
+
+/// Longest wait between two words, and most words: a mock runs inside the
+/// daemon.
+const SLOW_MS_MAX: u64 = 60_000;
+const WORDS_MAX: u32 = 1_000_000;
+
+/// What a mock does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Script {
+    Echo,
+    Fixed(String),
+    Slow(u64),
+    Long(u32),
+    Fail(Code),
+    FailThenOk(u32),
+    Break(u32),
+    Hang,
+}
+
+impl Script {
+    /// Reads the part of the model's name after `mock/`.
+    pub(super) fn parse(text: &str) -> Result<Self, Refusal> {
+        let (name, parameter) = match text.split_once(':') {
+            Some((name, parameter)) => (name, Some(parameter)),
+            None => (text, None),
+        };
+        let known = SCRIPTS.iter().find(|script| script.split(':').next() == Some(name));
+        let Some(script) = known else {
+            return Err(Refusal::not_found("mock script", &name.escape_debug().to_string())
+                .hint(format!("scripts: {}", SCRIPTS.join(", ")))
+                .details(json!({ "path": "model", "known": SCRIPTS })));
+        };
+        let wrong = || invalid("model", &format!("does not fit the script mock/{script}"));
+        match (name, parameter) {
+            ("echo", None) => Ok(Self::Echo),
+            ("hang", None) => Ok(Self::Hang),
+            ("fixed", Some(text)) if !text.is_empty() => Ok(Self::Fixed(text.into())),
+            ("slow", Some(ms)) => number(ms, SLOW_MS_MAX).map(Self::Slow).ok_or_else(wrong),
+            ("long", Some(n)) => number(n, WORDS_MAX).map(Self::Long).ok_or_else(wrong),
+            ("fail-then-ok", Some(n)) => number(n, WORDS_MAX).map(Self::FailThenOk).ok_or_else(wrong),
+            ("break", Some(n)) => number(n, WORDS_MAX).map(Self::Break).ok_or_else(wrong),
+            ("fail", Some(name)) => {
+                let code = Code::ALL.into_iter().find(|code| code.as_str() == name);
+                code.map(Self::Fail).ok_or_else(wrong)
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+fn number<T: FromStr + PartialOrd>(text: &str, max: T) -> Option<T> {
+    text.parse().ok().filter(|number| *number <= max)
+}
+
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Echo => write!(f, "echo"),
+            Self::Fixed(text) => write!(f, "fixed:{text}"),
+            Self::Slow(ms) => write!(f, "slow:{ms}"),
+            Self::Long(n) => write!(f, "long:{n}"),
+            Self::Fail(code) => write!(f, "fail:{code}"),
+            Self::FailThenOk(n) => write!(f, "fail-then-ok:{n}"),
+            Self::Break(n) => write!(f, "break:{n}"),
+            Self::Hang => write!(f, "hang"),
+        }
+    }
+}
+
+/// What follows the last word.
+enum Ending {
+    Answer,
+    Refusal(Refusal),
+    Silence,
+}
+
+/// Words on their way from a script.
+pub(crate) struct Stream {
+    ctx: Ctx,
+    words: Box<dyn Iterator<Item = String>>,
+    wait: Duration,
+    ending: Option<Ending>,
+    /// How many words may be said.
+    left: u32,
+    said: u64,
+    text: String,
+    model: String,
+    prompt_words: u64,
+}
+
+impl Stream {
+    pub(super) fn open(ctx: &Ctx, script: &Script, order: &Order, attempt: Attempt) -> Self {
+        let spoken = order.messages.iter().rev().find(|message| message.role == "user");
+        let echo = || words(spoken.map_or("", |message| &message.content));
+        let none = || -> Box<dyn Iterator<Item = String>> { Box::new(std::iter::empty()) };
+        let refusal = |code| Ending::Refusal(Refusal::new(code, "the script says so"));
+        let (words, ending) = match script {
+            Script::Echo | Script::Slow(_) => (echo(), Ending::Answer),
+            Script::Fixed(text) => (words(text), Ending::Answer),
+            Script::Long(n) => (count(*n), Ending::Answer),
+            Script::Fail(code) => (none(), refusal(*code)),
+            Script::FailThenOk(n) if attempt.number <= *n => (none(), refusal(Code::Unavailable)),
+            Script::FailThenOk(_) => (echo(), Ending::Answer),
+            Script::Break(n) => {
+                let first = echo().take(usize::try_from(*n).unwrap_or(usize::MAX));
+                (Box::new(first) as Box<_>, refusal(Code::Unavailable))
+            }
+            Script::Hang => (none(), Ending::Silence),
+        };
+        let wait = if let Script::Slow(ms) = script { Duration::from_millis(*ms) } else { Duration::ZERO };
+        let count = |message: &crate::payload::Message| message.content.split_whitespace().count() as u64;
+        Self {
+            ctx: ctx.clone(),
+            words,
+            wait,
+            ending: Some(ending),
+            left: order.sampling.max_tokens.unwrap_or(u32::MAX),
+            said: 0,
+            text: String::new(),
+            model: script.to_string(),
+            prompt_words: order.messages.iter().map(count).sum(),
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Piece, Refusal> {
+        // Without a break a long text would hold up every other request.
+        yield_now().await;
+        let word = self.words.next();
+        match (word, self.ending.take()) {
+            (Some(word), ending) if self.left > 0 => {
+                if !self.wait.is_zero() {
+                    self.ctx.sleep(self.wait).await;
+                }
+                self.ending = ending;
+                self.left -= 1;
+                self.said += 1;
+                self.text.push_str(&word);
+                Ok(Piece::Text(word))
+            }
+            (Some(_), _) => Ok(self.answer("length")),
+            (None, Some(Ending::Answer)) => Ok(self.answer("stop")),
+            (None, Some(Ending::Refusal(refusal))) => Err(refusal),
+            (None, Some(Ending::Silence)) => pending().await,
+            (None, None) => Err(Refusal::new(Code::Internal, "the mock was asked after its end")),
+        }
+    }
+
+    fn answer(&mut self, stop_reason: &str) -> Piece {
+        let (prompt_tokens, completion_tokens) = (self.prompt_words, self.said);
+        Piece::Last(Box::new(Answer {
+            model: std::mem::take(&mut self.model),
+            text: std::mem::take(&mut self.text),
+            stop_reason: stop_reason.into(),
+            toy: true,
+            seed: None,
+            usage: Usage {
+                prompt_tokens,
+                completion_tokens,
+                total_tokens: prompt_tokens + completion_tokens,
+            },
+            timings: Timings::default(),
+        }))
+    }
+}
+
+/// The words of a text, each with the space after it, so that together they
+/// are the text.
+fn words(text: &str) -> Box<dyn Iterator<Item = String>> {
+    let words: Vec<String> = text.split_inclusive(char::is_whitespace).map(str::to_owned).collect();
+    Box::new(words.into_iter())
+}
+
+fn count(n: u32) -> Box<dyn Iterator<Item = String>> {
+    Box::new((1..=n).map(|i| if i == 1 { "w1".into() } else { format!(" w{i}") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_are_written_as_they_are_read() {
+        for text in
+            ["echo", "fixed:a:b", "slow:0", "long:3", "fail:busy", "fail-then-ok:2", "break:1", "hang"]
+        {
+            assert_eq!(Script::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_script_is_refused() {
+        assert_eq!(Script::parse("gpt").unwrap_err().code, Code::NotFound);
+        for text in
+            ["echo:1", "fixed", "fixed:", "slow", "slow:-1", "slow:60001", "long:1000001", "fail:no", "hang:"]
+        {
+            assert_eq!(Script::parse(text).unwrap_err().code, Code::InvalidPayload, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_together_are_the_text() {
+        let text = " two  spaces\nand a line ";
+        assert_eq!(words(text).collect::<String>(), text);
+        assert_eq!(count(3).collect::<String>(), "w1 w2 w3");
+    }
+}

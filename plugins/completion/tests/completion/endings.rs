@@ -1,0 +1,149 @@
+//! Requests that do not run to their end: cancelled, abandoned, too late, or
+//! stopped with the plugin.
+
+use std::time::Duration;
+
+use ksi_sdk::prelude::{Code, Refusal};
+
+use super::*;
+
+fn cancel(host: &Host, request_id: &str) -> Value {
+    host.request("completion:cancel", json!({ "request_id": request_id })).unwrap()["status"].clone()
+}
+
+#[test]
+fn a_running_request_is_cancelled_at_its_provider() {
+    let host = default_host();
+    let (id, _) = accept(&host, json!({"prompt": "x"}));
+    let asked = host.expect("llama:generate");
+    host.chunk(&asked, json!({"text": "a"}));
+    assert_eq!(cancel(&host, &id), "cancelled");
+    assert!(host.has_cancelled(&asked));
+    assert_eq!(facts(&host, &id), ["completion:started", "completion:delta", "completion:cancelled"]);
+    assert_eq!(get(&host, &id), json!({"request_id": id, "state": "cancelled"}));
+    assert_eq!(status(&host), (0, 0));
+}
+
+#[test]
+fn a_queued_request_is_cancelled_without_ever_starting() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let (running, _) = accept(&host, json!({"prompt": "1", "conversation_id": "a"}));
+    let (queued, _) = accept(&host, json!({"prompt": "2", "conversation_id": "a"}));
+    let (last, _) = accept(&host, json!({"prompt": "3", "conversation_id": "a"}));
+    let asked = host.expect("llama:generate");
+    assert_eq!(cancel(&host, &queued), "cancelled");
+    assert_eq!(facts(&host, &queued), ["completion:cancelled"]);
+    generate(&host, &asked, "x");
+    let next = host.expect("llama:generate");
+    assert_eq!(next.data["messages"][0]["content"], "3");
+    generate(&host, &next, "y");
+    assert_eq!(get(&host, &running)["state"], "done");
+    assert_eq!(get(&host, &last)["state"], "done");
+    assert_eq!(get(&host, &queued)["state"], "cancelled");
+}
+
+#[test]
+fn a_cancel_frees_the_place_for_the_next() {
+    let host = host(json!({"providers": {"mock": {"concurrency": 1}}}));
+    let (hanging, _) = accept(&host, json!({"prompt": "x", "model": "mock/hang"}));
+    let (next, position) = accept(&host, json!({"prompt": "y", "model": "mock/echo"}));
+    assert_eq!(position, 1);
+    cancel(&host, &hanging);
+    assert_eq!(get(&host, &next)["result"]["text"], "y");
+}
+
+#[test]
+fn whoever_waits_for_a_request_that_another_cancels_is_told() {
+    let host = default_host();
+    let call = ask(&host, json!({"prompt": "x", "model": "mock/hang"}));
+    let status = host.request("completion:status", json!({})).unwrap();
+    let id = status["requests"][0]["request_id"].as_str().unwrap();
+    assert_eq!(cancel(&host, id), "cancelled");
+    assert_eq!(refusal(&host, &call).code, Code::Cancelled);
+    assert_eq!(cancel(&host, id), "cancelled", "a second cancel changes nothing");
+}
+
+#[test]
+fn a_cancel_that_comes_too_late_says_how_the_request_ended() {
+    let host = default_host();
+    let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/echo"}));
+    assert_eq!(cancel(&host, &id), "done");
+    assert_eq!(get(&host, &id)["state"], "done");
+    let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/fail:conflict"}));
+    assert_eq!(cancel(&host, &id), "failed");
+}
+
+#[test]
+fn a_client_that_disconnects_cancels_what_it_waited_for() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let running = ask(&host, json!({"prompt": "1"}));
+    let queued = ask(&host, json!({"prompt": "2"}));
+    let last = ask(&host, json!({"prompt": "3"}));
+    let asked = host.expect("llama:generate");
+    host.cancel(&queued);
+    host.cancel(&running);
+    assert!(host.has_cancelled(&asked));
+    let next = host.expect("llama:generate");
+    assert_eq!(next.data["messages"][0]["content"], "3");
+    generate(&host, &next, "x");
+    assert_eq!(end(&host, &last)["text"], "x");
+    assert_eq!(status(&host), (0, 0));
+    assert!(host.emitted().is_empty());
+}
+
+#[test]
+fn the_deadline_covers_waiting_and_running() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let running = ask(&host, json!({"prompt": "1", "timeout_ms": 500}));
+    let queued = ask(&host, json!({"prompt": "2", "timeout_ms": 200}));
+    let asked = host.expect("llama:generate");
+    host.advance(Duration::from_millis(199));
+    assert_eq!(host.try_next(&queued), None);
+    host.advance(Duration::from_millis(1));
+    let refused = refusal(&host, &queued);
+    assert_eq!(refused.code, Code::Timeout);
+    assert!(refused.message.contains("waiting"), "{refused}");
+    assert!(refused.details.unwrap()["request_id"].is_string());
+    assert!(!host.has_cancelled(&asked));
+    host.advance(Duration::from_millis(300));
+    let refused = refusal(&host, &running);
+    assert_eq!(refused.code, Code::Timeout);
+    assert!(refused.message.contains("running"), "{refused}");
+    assert!(host.has_cancelled(&asked));
+    assert_eq!(status(&host), (0, 0));
+}
+
+#[test]
+fn async_work_has_a_deadline_too() {
+    let host = host(json!({"timeout_ms": 1000}));
+    let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/hang"}));
+    host.advance(Duration::from_millis(1000));
+    assert_eq!(host.expect_emitted("completion:error")["refusal"]["code"], "timeout");
+    assert_eq!(get(&host, &id)["state"], "failed");
+}
+
+#[test]
+fn a_provider_that_gives_up_is_not_mistaken_for_a_cancel() {
+    let host = default_host();
+    let (id, _) = accept(&host, json!({"prompt": "x"}));
+    let asked = host.expect("llama:generate");
+    host.refuse(&asked, Refusal::new(Code::Cancelled, "model unloaded"));
+    let kept = get(&host, &id);
+    assert_eq!((&kept["state"], &kept["refusal"]["code"]), (&json!("failed"), &json!("unavailable")));
+}
+
+#[test]
+fn a_graceful_stop_finishes_what_runs_and_refuses_what_waits() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let (running, _) = accept(&host, json!({"prompt": "1"}));
+    let (queued, _) = accept(&host, json!({"prompt": "2"}));
+    let asked = host.expect("llama:generate");
+    assert!(!host.drain());
+    assert_eq!(host.expect_emitted("completion:error")["refusal"]["code"], "shutting_down");
+    assert_eq!(get(&host, &queued)["state"], "failed");
+    let refusal = host.request("completion:request", json!({"prompt": "3"})).unwrap_err();
+    assert_eq!(refusal.code, Code::ShuttingDown);
+    generate(&host, &asked, "x");
+    assert!(host.drained());
+    assert_eq!(get(&host, &running)["state"], "done");
+}

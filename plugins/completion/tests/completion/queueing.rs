@@ -1,0 +1,145 @@
+//! Several requests at once: conversations, limits, priorities, full queues.
+
+use ksi_sdk::prelude::Code;
+
+use super::*;
+
+#[test]
+fn a_conversation_is_answered_one_after_the_other_and_others_go_on() {
+    let host = default_host();
+    let first = ask(&host, json!({"prompt": "1", "conversation_id": "a"}));
+    let second = ask(&host, json!({"prompt": "2", "conversation_id": "a"}));
+    let other = ask(&host, json!({"prompt": "3", "conversation_id": "b"}));
+    let alone = ask(&host, json!({"prompt": "4"}));
+    let prompt = |asked: &Asked| asked.data["messages"][0]["content"].as_str().unwrap().to_owned();
+    let running: Vec<_> = (0..3).map(|_| host.expect("llama:generate")).collect();
+    assert_eq!(running.iter().map(prompt).collect::<Vec<_>>(), ["1", "3", "4"]);
+    assert!(!host.has_asked());
+    assert_eq!(status(&host), (1, 3));
+    generate(&host, &running[0], "one");
+    assert_eq!(end(&host, &first)["text"], "one");
+    let next = host.expect("llama:generate");
+    assert_eq!(prompt(&next), "2");
+    generate(&host, &next, "two");
+    assert_eq!(end(&host, &second)["text"], "two");
+    for (asked, call) in running[1..].iter().zip([other, alone]) {
+        generate(&host, asked, "x");
+        end(&host, &call);
+    }
+    assert_eq!(status(&host), (0, 0));
+}
+
+#[test]
+fn a_provider_is_never_asked_for_more_at_once_than_its_limit() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 2}}}));
+    let calls: Vec<_> = (0..5).map(|n| ask(&host, json!({"prompt": n.to_string()}))).collect();
+    let mut running = vec![host.expect("llama:generate"), host.expect("llama:generate")];
+    for _ in 0..3 {
+        assert!(!host.has_asked());
+        generate(&host, &running.remove(0), "x");
+        running.push(host.expect("llama:generate"));
+    }
+    for asked in &running {
+        generate(&host, asked, "x");
+    }
+    for call in &calls {
+        end(&host, call);
+    }
+    let mock = host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+    assert_eq!(mock["text"], "x");
+}
+
+#[test]
+fn higher_priorities_go_first_and_positions_say_so() {
+    let host = host(json!({"providers": {"mock": {"concurrency": 1}}}));
+    let order = |prompt: &str, priority: i64| {
+        accept(&host, json!({"prompt": prompt, "model": "mock/slow:10", "priority": priority}))
+    };
+    let (first, at) = order("first", 0);
+    assert_eq!(at, 0);
+    let (low, at) = order("low", -1);
+    assert_eq!(at, 1);
+    let (normal, at) = order("normal", 0);
+    assert_eq!(at, 1);
+    let (high, at) = order("high", 9);
+    assert_eq!(at, 1);
+    let status = host.request("completion:status", json!({"request_id": low})).unwrap();
+    assert_eq!(
+        (&status["requests"][0]["position"], &status["requests"][0]["state"]),
+        (&json!(3), &json!("queued"))
+    );
+    assert_eq!(status["requests"].as_array().unwrap().len(), 1);
+    host.advance(std::time::Duration::from_millis(100));
+    let started: Vec<_> = host
+        .emitted()
+        .into_iter()
+        .filter(|(event, _)| event == "completion:started")
+        .map(|(_, data)| data["request_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(started, [first, high, normal, low]);
+}
+
+#[test]
+fn a_full_queue_is_busy_and_says_when_to_come_back() {
+    let host = host(json!({"queue_max": 2, "providers": {"llama": {"concurrency": 1}}}));
+    let calls: Vec<_> = (0..3).map(|_| ask(&host, json!({"prompt": "x"}))).collect();
+    let refusal = host.request("completion:async", json!({"prompt": "x"})).unwrap_err();
+    assert_eq!((refusal.code, refusal.retryable), (Code::Busy, true));
+    assert!(refusal.retry_after_ms.is_some_and(|ms| ms >= 100), "{refusal:?}");
+    let mock = host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"}));
+    assert!(mock.is_ok(), "another provider has its own queue");
+    host.cancel(&calls[1]);
+    accept(&host, json!({"prompt": "x"}));
+    assert_eq!(status(&host), (2, 1));
+}
+
+#[test]
+fn requests_hold_no_more_memory_than_allowed() {
+    let host = host(json!({"queue_bytes_max": 10_000, "providers": {"llama": {"concurrency": 1}}}));
+    let big = |bytes: usize| json!({"prompt": "x".repeat(bytes)});
+    let refusal = host.request("completion:request", big(10_000)).unwrap_err();
+    assert_eq!(refusal.code, Code::TooLarge);
+    assert_eq!(refusal.details.unwrap()["max"], 10_000);
+    let call = ask(&host, big(8_000));
+    assert_eq!(host.request("completion:request", big(3_000)).unwrap_err().code, Code::Busy);
+    generate(&host, &host.expect("llama:generate"), "x");
+    end(&host, &call);
+    ask(&host, big(3_000));
+    assert_eq!(status(&host), (0, 1));
+}
+
+#[test]
+fn status_lists_what_is_open_in_the_order_of_acceptance() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    ask(&host, json!({"prompt": "x", "conversation_id": "a", "model": "llama/m"}));
+    ask(&host, json!({"prompt": "x", "priority": 5}));
+    let status = host.request("completion:status", json!({})).unwrap();
+    let requests = status["requests"].as_array().unwrap();
+    assert_eq!((&requests[0]["state"], &requests[0]["position"]), (&json!("running"), &json!(0)));
+    assert_eq!((&requests[0]["model"], &requests[0]["conversation_id"]), (&json!("llama/m"), &json!("a")));
+    assert_eq!((&requests[1]["state"], &requests[1]["priority"]), (&json!("queued"), &json!(5)));
+    assert_eq!(
+        status["providers"],
+        json!([{"name": "llama", "concurrency": 1, "running": 1, "queued": 1},
+               {"name": "mock", "concurrency": 16, "running": 0, "queued": 0}])
+    );
+}
+
+#[test]
+fn results_are_forgotten_beyond_their_number() {
+    let host = host(json!({"results": {"max": 2}}));
+    let ids: Vec<_> = (0..3).map(|_| accept(&host, json!({"prompt": "x", "model": "mock/echo"})).0).collect();
+    let first = host.request("completion:get", json!({"request_id": ids[0]}));
+    assert_eq!(first.unwrap_err().code, Code::NotFound);
+    assert_eq!(get(&host, &ids[2])["state"], "done");
+}
+
+#[test]
+fn every_word_of_a_long_answer_arrives_and_others_are_answered_beside_it() {
+    let host = default_host();
+    let long = ask(&host, json!({"prompt": "x", "model": "mock/long:20000"}));
+    let short = ask(&host, json!({"prompt": "x", "model": "mock/echo"}));
+    let parts_of = |call: &Call| std::iter::from_fn(|| host.try_next(call)).count();
+    assert_eq!(parts_of(&short), 2);
+    assert_eq!(parts_of(&long), 20_001);
+}

@@ -1,0 +1,246 @@
+//! The engine: one loaded model, one thread that owns its context, and many
+//! conversations that generate on it at once.
+//!
+//! [`Engine::submit`] hands a [`Job`] over and returns at once; the pieces of
+//! the answer go straight to the asker, and the whole through a one-shot
+//! channel. All calls into llama.cpp that need `unsafe` are in `context` and
+//! `log` below this module, and nowhere else in the plugin.
+//!
+//! # Invariants
+//!
+//! - A job that was accepted is answered exactly once: with its text, with a
+//!   refusal, or, should the engine's thread die, by its channel closing.
+//! - At most `slots + WAITING_MAX` jobs exist; each holds a [`Ticket`].
+//! - A model with a ticket out is never unloaded.
+//!
+//! # Failure
+//!
+//! llama.cpp aborts the process where its own assertions fail. What a request
+//! can contain is checked before it gets there; a bad model file may still do
+//! it, which is why this plugin always runs in a child process.
+
+pub mod backend;
+mod context;
+mod log;
+pub mod model;
+pub mod sampler;
+mod scheduler;
+mod slot;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_channel::oneshot;
+use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
+use llama_cpp_2::token::LlamaToken;
+
+use crate::payload::{Delta, StopReason};
+use model::Model;
+use sampler::Settings;
+
+/// Jobs that wait for a slot, beyond those that have one. More than this is
+/// minutes of waiting on any machine, so the asker should know at once.
+pub const WAITING_MAX: usize = 64;
+/// When to ask again after `busy`: about the length of a short answer.
+pub const RETRY_AFTER_MS: u64 = 500;
+
+/// How a model is set up to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    /// Tokens of context for each conversation.
+    pub context: u32,
+    /// Conversations at the same time; a power of two.
+    pub slots: u32,
+    /// Processor threads, at least 1 and at most the number of cores.
+    pub threads: u32,
+}
+
+/// One generation to be done.
+pub struct Job {
+    /// The input; at least one token, and fewer than the context holds.
+    pub prompt: Vec<LlamaToken>,
+    /// Most tokens to generate, at least 1.
+    pub max_tokens: u32,
+    /// How tokens are chosen.
+    pub settings: Settings,
+    /// Strings before which the text ends.
+    pub stops: Vec<String>,
+    /// Set once nobody waits for the answer.
+    pub cancel: CancelToken,
+    /// Where the pieces of the answer go.
+    pub out: Chunks<Delta>,
+    /// Where the whole answer goes.
+    pub answer: oneshot::Sender<Result<Outcome, Refusal>>,
+    /// When the request came in, for its timings.
+    pub received: Instant,
+    /// The place that the job takes up; free when the job is gone.
+    pub ticket: Ticket,
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The whole text.
+    pub text: String,
+    /// Why it ended.
+    pub stop_reason: StopReason,
+    /// Tokens of the input.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer, without the one that ended the turn.
+    pub completion_tokens: usize,
+    /// From the arrival to the start in a slot.
+    pub queued: Duration,
+    /// From the start in a slot to the first token.
+    pub prompt_time: Duration,
+    /// From the arrival to the first token.
+    pub first_token: Duration,
+    /// From the first token to the end.
+    pub generate_time: Duration,
+}
+
+/// The right to use an engine. While one exists, the model stays loaded.
+pub struct Ticket {
+    engine: Arc<Engine>,
+}
+
+impl Ticket {
+    /// The engine that may be used.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Hands a job over, with this ticket in it.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where the engine's thread has died.
+    pub fn submit(self, job: impl FnOnce(Self) -> Job) -> Result<(), Refusal> {
+        let jobs = self.engine.jobs.clone();
+        // There is room for every ticket that can exist, so this never blocks
+        // and only fails where nobody receives any more.
+        jobs.try_send(Box::new(job(self))).map_err(|_| stopped())
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.engine.tickets.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A loaded model with the thread that runs it.
+pub struct Engine {
+    model: Arc<Model>,
+    setup: Setup,
+    jobs: SyncSender<Box<Job>>,
+    /// Tickets that exist.
+    tickets: AtomicUsize,
+    stop: Arc<AtomicBool>,
+    /// Joined on drop, so that no thread outlives what it works on.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Makes the context of a model and starts its thread.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` with llama.cpp's own words where the context cannot be
+    /// made, which is nearly always a lack of memory.
+    pub fn start(model: Arc<Model>, setup: Setup) -> Result<Arc<Self>, Refusal> {
+        let (jobs, inbox) = sync_channel(setup.slots as usize + WAITING_MAX);
+        let (ready, started) = sync_channel(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (model, stop) = (model.clone(), stop.clone());
+            std::thread::Builder::new()
+                .name("engine".to_owned())
+                .spawn(move || {
+                    // The context is made, used and freed on this one thread.
+                    match context::Context::new(model, setup, stop.clone()) {
+                        Ok(context) => {
+                            let told = ready.send(Ok(()));
+                            if told.is_ok() {
+                                scheduler::Scheduler::new(context, inbox, stop).run();
+                            }
+                        }
+                        Err(refusal) => drop(ready.send(Err(refusal))),
+                    }
+                })
+                .map_err(|error| {
+                    Refusal::new(Code::Unavailable, format!("cannot start the engine's thread: {error}"))
+                })?
+        };
+        started.recv().map_err(|_| stopped())??;
+        Ok(Arc::new(Self { model, setup, jobs, tickets: AtomicUsize::new(0), stop, thread: Some(thread) }))
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// How it runs.
+    #[must_use]
+    pub fn setup(&self) -> Setup {
+        self.setup
+    }
+
+    /// Whether its thread still runs. One that has died must be replaced.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Tickets that exist: the engine is idle at 0.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.tickets.load(Ordering::Acquire)
+    }
+
+    /// Takes a place among the jobs.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where all slots and all places to wait are taken.
+    pub fn ticket(self: &Arc<Self>) -> Result<Ticket, Refusal> {
+        let places = self.setup.slots as usize + WAITING_MAX;
+        let taken = self
+            .tickets
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < places).then_some(taken + 1));
+        match taken {
+            Ok(_) => Ok(Ticket { engine: self.clone() }),
+            Err(taken) => {
+                let waiting = taken - self.setup.slots as usize;
+                Err(Refusal::new(Code::Busy, format!("{waiting} requests wait for this model already"))
+                    .hint("ask again later, or raise `slots` of the llama plugin")
+                    .details(json!({ "slots": self.setup.slots, "waiting": waiting }))
+                    .retry_after_ms(RETRY_AFTER_MS))
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Closing the channel ends a thread that waits for a job.
+        let (closed, _) = sync_channel(0);
+        self.jobs = closed;
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A thread that panicked has told its askers already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn stopped() -> Refusal {
+    Refusal::new(Code::Unavailable, "the model was stopped").hint("ask again; it is loaded anew")
+}

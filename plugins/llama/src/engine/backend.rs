@@ -1,0 +1,63 @@
+//! llama.cpp itself, made ready once for the process.
+//!
+//! Checks first that the processor has what the library was compiled for: the
+//! first instruction that it lacks would kill the process without a word.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use ksi_sdk::prelude::{Code, Refusal, json};
+use llama_cpp_2::llama_backend::LlamaBackend;
+
+use super::log;
+
+/// The one backend. Never freed: models on other threads may still use it.
+static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
+/// Held while the backend is made, since a second attempt at the same time
+/// would fail.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// The backend, made at the first call.
+///
+/// # Errors
+///
+/// `unavailable` where the processor is too old for this build.
+pub fn get() -> Result<&'static LlamaBackend, Refusal> {
+    let missing = missing_features();
+    if !missing.is_empty() {
+        let mut refusal = Refusal::new(
+            Code::Unavailable,
+            format!("the processor lacks {}, which this build of llama.cpp needs", missing.join(", ")),
+        )
+        .hint("use a processor from 2013 or later, or build with `--features dynamic-backends`")
+        .details(json!({ "missing": missing }));
+        refusal.retryable = false;
+        return Err(refusal);
+    }
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(backend) = BACKEND.get() {
+        return Ok(backend);
+    }
+    log::capture();
+    #[cfg(feature = "dynamic-backends")]
+    llama_cpp_2::llama_backend::load_backends();
+    let backend = LlamaBackend::init()
+        .map_err(|error| Refusal::new(Code::Internal, format!("llama.cpp cannot be set up: {error}")))?;
+    Ok(BACKEND.get_or_init(|| backend))
+}
+
+/// Instruction sets that the build uses and the processor does not have.
+fn missing_features() -> Vec<&'static str> {
+    #[cfg(all(target_arch = "x86_64", not(feature = "dynamic-backends")))]
+    {
+        let present = [
+            ("avx", std::is_x86_feature_detected!("avx")),
+            ("avx2", std::is_x86_feature_detected!("avx2")),
+            ("fma", std::is_x86_feature_detected!("fma")),
+            ("f16c", std::is_x86_feature_detected!("f16c")),
+            ("bmi2", std::is_x86_feature_detected!("bmi2")),
+        ];
+        present.into_iter().filter(|(_, present)| !present).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(feature = "dynamic-backends"))))]
+    Vec::new()
+}

@@ -1,0 +1,301 @@
+//! The only door to llama.cpp's contexts: memory of conversations, decoding,
+//! scores.
+//!
+//! The safe crate hides the abort callback and the limit on outputs, so this
+//! module calls the C interface itself. Everything that llama.cpp asserts on
+//! is checked here: sizes of batches, numbers of sequences and positions,
+//! indices of scores. Callers get a [`Fault`], never an abort.
+//!
+//! # Invariants
+//!
+//! - A [`Context`] is made, used and freed by one thread.
+//! - Scores are handed out only for tokens that asked for them in the last
+//!   batch, and only until the next batch.
+
+#![expect(unsafe_code, reason = "the safe crate offers no abort callback and no limit on outputs")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ksi_sdk::prelude::{CancelToken, Code, Refusal};
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_sys_2 as sys;
+
+use super::model::Model;
+use super::{Setup, log};
+
+/// Most tokens that are decoded at once. Long enough to keep the processor
+/// busy, short enough that others get their next token in between.
+const BATCH_TOKENS_MAX: u32 = 512;
+/// llama.cpp rounds the context of a sequence up to this many tokens.
+const CONTEXT_STEP: u32 = 256;
+
+/// Making a context changes the model for a moment, so it happens one at a
+/// time.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// Why a batch was not decoded. The memory of its sequences is undefined until
+/// [`Context::forget_after`] has been called for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Somebody in the batch was cancelled.
+    Aborted,
+    /// llama.cpp returned this code.
+    Failed(i32),
+}
+
+/// Who may end a running batch. Read by llama.cpp between any two steps of a
+/// computation.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    /// Whether `cancels` is worth a look: a batch of single tokens is over
+    /// sooner than it is worth.
+    armed: AtomicBool,
+    cancels: Mutex<Vec<CancelToken>>,
+}
+
+unsafe extern "C" fn is_over(data: *mut c_void) -> bool {
+    // SAFETY: `data` is the `Watch` of the context that computes. The context
+    // owns it in a box and frees itself before the box.
+    let watch = unsafe { &*data.cast::<Watch>() };
+    if watch.stop.load(Ordering::Relaxed) {
+        return true;
+    }
+    watch.armed.load(Ordering::Relaxed)
+        && watch.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter().any(CancelToken::is_cancelled)
+}
+
+/// A batch to be decoded: tokens with their places.
+pub(super) struct Batch {
+    tokens: Vec<sys::llama_token>,
+    positions: Vec<sys::llama_pos>,
+    sequences: Vec<sys::llama_seq_id>,
+    outputs: Vec<i8>,
+    capacity: usize,
+    sequences_max: i32,
+    context: i32,
+    vocabulary: i32,
+}
+
+impl Batch {
+    pub(super) fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.outputs.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Tokens that still fit.
+    pub(super) fn room(&self) -> usize {
+        self.capacity - self.tokens.len()
+    }
+
+    /// Adds a token; whether it fits and its numbers are in range. `output`
+    /// asks for scores after it.
+    #[must_use]
+    pub(super) fn push(&mut self, token: LlamaToken, position: usize, sequence: i32, output: bool) -> bool {
+        let Ok(position) = i32::try_from(position) else { return false };
+        let fits = self.room() > 0
+            && (0..self.vocabulary).contains(&token.0)
+            && (0..self.context).contains(&position)
+            && (0..self.sequences_max).contains(&sequence);
+        if fits {
+            self.tokens.push(token.0);
+            self.positions.push(position);
+            self.sequences.push(sequence);
+            self.outputs.push(i8::from(output));
+        }
+        fits
+    }
+
+    /// Index of the token that was added last.
+    pub(super) fn last(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+}
+
+/// A context of llama.cpp.
+pub(super) struct Context {
+    pointer: NonNull<sys::llama_context>,
+    /// Freed after the context, which has a pointer to it.
+    watch: Box<Watch>,
+    /// Kept loaded as long as the context works on it.
+    model: Arc<Model>,
+    setup: Setup,
+    batch_max: usize,
+    /// Which tokens of the last batch have scores.
+    scored: Vec<i8>,
+}
+
+impl Context {
+    /// Makes the context of a model.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` with llama.cpp's words.
+    pub(super) fn new(model: Arc<Model>, setup: Setup, stop: Arc<AtomicBool>) -> Result<Self, Refusal> {
+        let watch = Box::new(Watch { stop, armed: AtomicBool::new(false), cancels: Mutex::new(Vec::new()) });
+        // SAFETY: returns a plain struct by value.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        // Every sequence has its own part of the memory, so none can take
+        // another's place, and attention looks at its own part only.
+        params.kv_unified = false;
+        params.n_ctx = setup.slots * setup.context.next_multiple_of(CONTEXT_STEP);
+        params.n_seq_max = setup.slots;
+        params.n_batch = BATCH_TOKENS_MAX;
+        params.n_ubatch = BATCH_TOKENS_MAX;
+        // One token of each sequence needs scores; room for more would be
+        // hundreds of megabytes with a large vocabulary.
+        params.n_outputs_max = setup.slots;
+        params.n_threads = i32::try_from(setup.threads).unwrap_or(1);
+        params.n_threads_batch = params.n_threads;
+        params.abort_callback = Some(is_over);
+        params.abort_callback_data = std::ptr::from_ref(watch.as_ref()).cast_mut().cast();
+        params.no_perf = true;
+        let making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the model is loaded and `model` keeps it so; `MAKING` makes
+        // sure that no other thread makes a context of it now.
+        let pointer = unsafe { sys::llama_init_from_model(raw(model.inner()), params) };
+        drop(making);
+        let Some(pointer) = NonNull::new(pointer) else {
+            let reason = log::last_errors().unwrap_or_else(|| "no reason given".to_owned());
+            return Err(Refusal::new(
+                Code::Unavailable,
+                format!("llama.cpp cannot make a context: {reason}"),
+            )
+            .hint("lower `context` or `slots` of the llama plugin"));
+        };
+        // SAFETY: the pointer was just made.
+        let batch_max = unsafe { sys::llama_n_batch(pointer.as_ptr()) };
+        let batch_max = usize::try_from(batch_max).unwrap_or(1);
+        Ok(Self { pointer, watch, model, setup, batch_max, scored: Vec::new() })
+    }
+
+    pub(super) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    pub(super) fn setup(&self) -> Setup {
+        self.setup
+    }
+
+    /// An empty batch with the limits of this context.
+    pub(super) fn batch(&self) -> Batch {
+        Batch {
+            tokens: Vec::with_capacity(self.batch_max),
+            positions: Vec::with_capacity(self.batch_max),
+            sequences: Vec::with_capacity(self.batch_max),
+            outputs: Vec::with_capacity(self.batch_max),
+            capacity: self.batch_max,
+            sequences_max: i32::try_from(self.setup.slots).unwrap_or(1),
+            context: i32::try_from(self.setup.context).unwrap_or(i32::MAX),
+            vocabulary: self.model.vocabulary(),
+        }
+    }
+
+    /// Decodes a batch. Ends early when one of `cancels` is set.
+    ///
+    /// # Errors
+    ///
+    /// See [`Fault`].
+    pub(super) fn decode(&mut self, batch: &mut Batch, cancels: Vec<CancelToken>) -> Result<(), Fault> {
+        self.scored.clear();
+        let count = batch.tokens.len();
+        if count == 0 || count > self.batch_max {
+            return Err(Fault::Failed(-1));
+        }
+        self.watch.armed.store(!cancels.is_empty(), Ordering::Relaxed);
+        *self.watch.cancels.lock().unwrap_or_else(PoisonError::into_inner) = cancels;
+        let mut counts = vec![1_i32; count];
+        let mut sequences: Vec<*mut sys::llama_seq_id> =
+            batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
+        let raw_batch = sys::llama_batch {
+            n_tokens: i32::try_from(count).unwrap_or(i32::MAX),
+            token: batch.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_mut_ptr(),
+            n_seq_id: counts.as_mut_ptr(),
+            seq_id: sequences.as_mut_ptr(),
+            logits: batch.outputs.as_mut_ptr(),
+        };
+        // SAFETY: every array has `count` elements and lives through the call;
+        // `Batch::push` has checked every number in them.
+        let code = unsafe { sys::llama_decode(self.pointer.as_ptr(), raw_batch) };
+        self.watch.armed.store(false, Ordering::Relaxed);
+        match code {
+            0 => {
+                self.scored.clone_from(&batch.outputs);
+                Ok(())
+            }
+            2 => Err(Fault::Aborted),
+            code => Err(Fault::Failed(code)),
+        }
+    }
+
+    /// Scores of the whole vocabulary after the token at this index of the
+    /// last batch; `None` where it has none.
+    pub(super) fn scores(&self, index: usize) -> Option<&[f32]> {
+        if self.scored.get(index) != Some(&1) {
+            return None;
+        }
+        // SAFETY: the index has scores, as the line above has checked.
+        let scores = unsafe { sys::llama_get_logits_ith(self.pointer.as_ptr(), i32::try_from(index).ok()?) };
+        let length = usize::try_from(self.model.vocabulary()).ok()?;
+        if scores.is_null() {
+            return None;
+        }
+        // SAFETY: llama.cpp keeps one number for each vocabulary entry there
+        // until the next batch, which needs `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(scores, length) })
+    }
+
+    /// Forgets a sequence from a position on; whether that was possible. Some
+    /// models can only forget a whole sequence.
+    pub(super) fn forget_after(&mut self, sequence: i32, position: usize) -> bool {
+        let in_range = (0..i32::try_from(self.setup.slots).unwrap_or(1)).contains(&sequence);
+        let Ok(position) = i32::try_from(position) else { return false };
+        // SAFETY: the context is alive, and the number of the sequence is one
+        // that it has.
+        in_range
+            && unsafe {
+                let memory = sys::llama_get_memory(self.pointer.as_ptr());
+                !memory.is_null() && sys::llama_memory_seq_rm(memory, sequence, position, -1)
+            }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed only here; model and watch outlive it.
+        unsafe { sys::llama_free(self.pointer.as_ptr()) };
+    }
+}
+
+/// Whether a model generates text, and not only embeddings or translations.
+pub(super) fn can_generate(model: &LlamaModel) -> bool {
+    let model = raw(model);
+    // SAFETY: the model is borrowed, so it is alive.
+    unsafe {
+        sys::llama_model_has_decoder(model)
+            && !sys::llama_model_has_encoder(model)
+            && !sys::llama_model_is_diffusion(model)
+    }
+}
+
+/// The pointer inside a model of the safe crate.
+fn raw(model: &LlamaModel) -> *mut sys::llama_model {
+    const {
+        assert!(size_of::<LlamaModel>() == size_of::<*mut sys::llama_model>());
+        assert!(align_of::<LlamaModel>() == align_of::<*mut sys::llama_model>());
+    }
+    // SAFETY: `LlamaModel` is `repr(transparent)` around a non-null pointer in
+    // the one version of the crate that the workspace pins.
+    unsafe { std::ptr::from_ref(model).cast::<*mut sys::llama_model>().read() }
+}

@@ -1,0 +1,166 @@
+//! One running generation: how far its input is read, what it has said, and
+//! what it still holds back.
+
+use std::time::Instant;
+
+use ksi_sdk::prelude::{Code, Refusal};
+use llama_cpp_2::token::LlamaToken;
+
+use super::model::Model;
+use super::sampler::{NotANumber, Sampler};
+use super::{Job, Outcome};
+use crate::payload::{Delta, StopReason};
+use crate::text::{Characters, Stops};
+
+/// A generation that has a slot.
+pub(super) struct Running {
+    job: Job,
+    sampler: Sampler,
+    /// The prompt, then what was generated.
+    tokens: Vec<LlamaToken>,
+    prompt_length: usize,
+    /// Tokens that are in the memory of the sequence.
+    pub(super) decoded: usize,
+    /// Tokens of this slot in the batch under way.
+    pub(super) in_batch: usize,
+    /// Where in the batch the scores for the next token will be.
+    pub(super) output: Option<usize>,
+    characters: Characters,
+    stops: Stops,
+    text: String,
+    /// Text that the host did not take yet because its queue was full.
+    unsent: String,
+    gone: bool,
+    started: Instant,
+    first: Option<Instant>,
+}
+
+/// What follows a new token.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Continue,
+    Finish(StopReason),
+    /// The weights are damaged.
+    Broken,
+}
+
+impl Running {
+    pub(super) fn new(mut job: Job, vocabulary: i32) -> Self {
+        let tokens = std::mem::take(&mut job.prompt);
+        Self {
+            sampler: Sampler::new(&job.settings, vocabulary, &tokens),
+            prompt_length: tokens.len(),
+            tokens,
+            decoded: 0,
+            in_batch: 0,
+            output: None,
+            characters: Characters::default(),
+            stops: Stops::new(&job.stops),
+            text: String::new(),
+            unsent: String::new(),
+            gone: false,
+            started: Instant::now(),
+            first: None,
+            job,
+        }
+    }
+
+    pub(super) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone || self.job.cancel.is_cancelled()
+    }
+
+    /// Tokens that are still to be decoded: one while generating, more while
+    /// the prompt is read.
+    pub(super) fn pending(&self) -> &[LlamaToken] {
+        &self.tokens[self.decoded..]
+    }
+
+    /// Chooses the next token by these scores.
+    pub(super) fn step(&mut self, scores: &[f32], model: &Model, context: usize) -> Next {
+        let token = match self.sampler.choose(scores) {
+            Ok(token) => token,
+            Err(NotANumber) => return Next::Broken,
+        };
+        self.first.get_or_insert_with(Instant::now);
+        if model.is_end(token) {
+            return Next::Finish(StopReason::Stop);
+        }
+        self.tokens.push(token);
+        let text = self.characters.push(&model.piece(token));
+        let passed = self.stops.push(&text);
+        self.send(&passed.text);
+        let generated = self.tokens.len() - self.prompt_length;
+        if passed.stopped {
+            Next::Finish(StopReason::StopString)
+        } else if generated >= self.job.max_tokens as usize || self.tokens.len() >= context {
+            Next::Finish(StopReason::Length)
+        } else {
+            Next::Continue
+        }
+    }
+
+    fn send(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.unsent.push_str(text);
+        if self.unsent.is_empty() || self.gone {
+            return;
+        }
+        match self.job.out.send(&Delta { text: self.unsent.clone() }) {
+            Ok(()) => self.unsent.clear(),
+            // The asker reads too slowly: the next piece takes this one along.
+            Err(refusal) if refusal.code == Code::Busy => {}
+            Err(_) => self.gone = true,
+        }
+    }
+
+    /// Ends the generation and answers. The ticket is given back first, so
+    /// that whoever has the answer finds the model idle.
+    pub(super) fn finish(mut self, mut reason: StopReason) {
+        if reason != StopReason::StopString {
+            let rest = self.characters.finish();
+            let passed = self.stops.push(&rest);
+            self.send(&passed.text);
+            if passed.stopped {
+                reason = StopReason::StopString;
+            } else {
+                let held = self.stops.finish();
+                self.send(&held);
+            }
+        }
+        let ended = Instant::now();
+        let first = self.first.unwrap_or(ended);
+        let answer = if self.unsent.is_empty() {
+            Ok(Outcome {
+                text: self.text,
+                stop_reason: reason,
+                prompt_tokens: self.prompt_length,
+                completion_tokens: self.tokens.len() - self.prompt_length,
+                queued: self.started.saturating_duration_since(self.job.received),
+                prompt_time: first.saturating_duration_since(self.started),
+                first_token: first.saturating_duration_since(self.job.received),
+                generate_time: ended.saturating_duration_since(first),
+            })
+        } else {
+            Err(Refusal::new(Code::Busy, "the answer was read too slowly, and its last part did not fit")
+                .retry_after_ms(super::RETRY_AFTER_MS))
+        };
+        reply(self.job, answer);
+    }
+
+    /// Ends the generation with a refusal.
+    pub(super) fn refuse(self, refusal: Refusal) {
+        reply(self.job, Err(refusal));
+    }
+}
+
+/// Answers a job. Nobody may be there any more; then nobody is told.
+pub(super) fn reply(job: Job, answer: Result<Outcome, Refusal>) {
+    let Job { ticket, answer: asker, .. } = job;
+    drop(ticket);
+    let _ = asker.send(answer);
+}

@@ -1,0 +1,276 @@
+//! The models that there are: one built into the library, and the GGUF files
+//! of one directory.
+//!
+//! Names come from file names and lead to files only through the listing, so
+//! a request can never name a path. Files are looked at again on every
+//! request; their headers are read again only when they have changed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use ksi_sdk::prelude::{Code, Refusal, json};
+
+use crate::gguf::{self, Header};
+
+/// Name of the built-in model.
+pub const BUILTIN_NAME: &str = "ksi-tiny";
+/// The built-in model: a toy of 2.8 million weights that makes everything work
+/// without a download. `MODEL.md` beside it says how it was made.
+static BUILTIN: &[u8] = include_bytes!("../model/ksi-tiny.gguf");
+/// Most files of the directory that are looked at.
+const FILES_MAX: usize = 1000;
+
+/// A model file.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its name, unique in the library.
+    pub name: String,
+    /// Where the file is.
+    pub path: PathBuf,
+    /// Whether it is the built-in model.
+    pub builtin: bool,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// What its header says, or what is wrong with it.
+    pub header: Result<Header, String>,
+}
+
+/// A header that was read, and the state of the file at that time.
+struct Seen {
+    size_bytes: u64,
+    modified: Option<SystemTime>,
+    header: Result<Header, String>,
+}
+
+/// All models that can be asked for.
+pub struct Library {
+    models_dir: PathBuf,
+    builtin: PathBuf,
+    /// Headers by path, so that a listing does not read every vocabulary
+    /// again. Entries of files that are gone are dropped by the next listing.
+    seen: Mutex<HashMap<PathBuf, Seen>>,
+}
+
+impl Library {
+    /// Opens the directory and puts the built-in model into `own_dir`.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where a directory or the file cannot be written.
+    pub fn open(models_dir: PathBuf, own_dir: &Path) -> Result<Self, Refusal> {
+        let builtin = own_dir.join(format!("{BUILTIN_NAME}.gguf"));
+        place(&builtin, BUILTIN).map_err(|error| {
+            Refusal::new(
+                Code::Unavailable,
+                format!("cannot write the built-in model to {}: {error}", builtin.display()),
+            )
+        })?;
+        Ok(Self { models_dir, builtin, seen: Mutex::default() })
+    }
+
+    /// Every model: the built-in one, then the directory's by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Entry> {
+        let mut entries = vec![self.entry(BUILTIN_NAME.to_owned(), self.builtin.clone(), true)];
+        let mut files = self.files();
+        files.sort();
+        for (name, path) in files {
+            let mut entry = self.entry(name, path, false);
+            if entry.name == BUILTIN_NAME {
+                entry.header = Err("has the name of the built-in model; rename the file".to_owned());
+            }
+            entries.push(entry);
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|path, _| entries.iter().any(|entry| &entry.path == path));
+        entries
+    }
+
+    /// The model of this name, with a header that has passed all checks.
+    ///
+    /// # Errors
+    ///
+    /// `not_found` with the names that there are; `unavailable` for a file
+    /// that is broken, with what is wrong.
+    pub fn find(&self, name: &str) -> Result<(Entry, Header), Refusal> {
+        let found = if name == BUILTIN_NAME {
+            Some(self.entry(BUILTIN_NAME.to_owned(), self.builtin.clone(), true))
+        } else {
+            let file = self.files().into_iter().find(|(stem, _)| stem == name);
+            file.map(|(stem, path)| self.entry(stem, path, false))
+        };
+        let Some(entry) = found else { return Err(self.unknown(name)) };
+        match entry.header.clone() {
+            Ok(header) => Ok((entry, header)),
+            Err(error) => Err(broken(name, &error)),
+        }
+    }
+
+    fn unknown(&self, name: &str) -> Refusal {
+        let mut known = vec![BUILTIN_NAME.to_owned()];
+        known.extend(self.files().into_iter().map(|(stem, _)| stem));
+        known.sort();
+        known.dedup();
+        Refusal::not_found("model", name)
+            .hint(format!("known models: {}; `ksi model add PATH.gguf` adds one", known.join(", ")))
+            .details(json!({ "known": known }))
+    }
+
+    /// Names and paths of the files that look like models.
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        // A directory that is not there yet holds no models.
+        let Ok(read) = fs::read_dir(&self.models_dir) else { return Vec::new() };
+        read.flatten()
+            .map(|file| file.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+            .filter_map(|path| {
+                let stem = path.file_stem()?.to_str()?.to_owned();
+                (!stem.starts_with('.') && path.is_file()).then_some((stem, path))
+            })
+            .take(FILES_MAX)
+            .collect()
+    }
+
+    fn entry(&self, name: String, path: PathBuf, builtin: bool) -> Entry {
+        let metadata = fs::metadata(&path);
+        let size_bytes = metadata.as_ref().map_or(0, fs::Metadata::len);
+        let modified = metadata.as_ref().ok().and_then(|metadata| metadata.modified().ok());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = seen.get(&path).filter(|seen| seen.size_bytes == size_bytes && seen.modified == modified);
+        let header = match fresh {
+            Some(seen) => seen.header.clone(),
+            None => {
+                let header = gguf::inspect(&path).map_err(|error| error.to_string());
+                seen.insert(path.clone(), Seen { size_bytes, modified, header: header.clone() });
+                header
+            }
+        };
+        Entry { name, path, builtin, size_bytes, header }
+    }
+}
+
+/// The refusal for a file that cannot be used. Not retryable: the file must be
+/// replaced first.
+pub(crate) fn broken(name: &str, why: &str) -> Refusal {
+    let mut refusal = Refusal::new(Code::Unavailable, format!("the file of model `{name}` {why}"))
+        .hint("get the file again and compare its checksum with the publisher's")
+        .details(json!({ "model": name, "error": why }));
+    refusal.retryable = false;
+    refusal
+}
+
+/// Makes `path` hold exactly `content`, never something in between.
+fn place(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    // Comparing the bytes is stricter than comparing a checksum of them, and
+    // takes as long as reading them. A file that cannot be read is replaced.
+    let right_size = fs::metadata(path).is_ok_and(|metadata| metadata.len() == content.len() as u64);
+    if right_size && fs::read(path).is_ok_and(|bytes| bytes == content) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+    let mut file = fs::File::create(&unfinished)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(error) = written.and_then(|()| fs::rename(&unfinished, path)) {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&unfinished);
+        return Err(error);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    fn library() -> (tempfile::TempDir, Library) {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
+        (dir, library)
+    }
+
+    #[test]
+    fn the_built_in_model_is_the_published_one() {
+        let digest = Sha256::digest(BUILTIN);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "d1126049f5719c928a5d9bb9a6c31461e7b03de427dee2c90cd4b10d85001fa9");
+        assert!(include_str!("../model/MODEL.md").contains(&hex));
+    }
+
+    #[test]
+    fn the_built_in_model_is_written_whole_and_repaired_when_damaged() {
+        let (_dir, library) = library();
+        assert_eq!(fs::read(&library.builtin).unwrap(), BUILTIN);
+        for damage in [&BUILTIN[..1000], &vec![7; BUILTIN.len()]] {
+            fs::write(&library.builtin, damage).unwrap();
+            place(&library.builtin, BUILTIN).unwrap();
+            assert_eq!(fs::read(&library.builtin).unwrap(), BUILTIN);
+        }
+        let names: Vec<_> = fs::read_dir(library.builtin.parent().unwrap()).unwrap().flatten().collect();
+        assert_eq!(names.len(), 1, "no unfinished file is left: {names:?}");
+    }
+
+    #[test]
+    fn the_built_in_model_is_listed_without_a_models_directory() {
+        let (_dir, library) = library();
+        let list = library.list();
+        assert_eq!(list.len(), 1);
+        let header = list[0].header.as_ref().unwrap();
+        assert_eq!(header.architecture, "llama");
+        assert_eq!(header.context_length, 1024);
+        assert_eq!(header.quantization, "Q8_0");
+        assert_eq!(header.vocabulary, 2048);
+        assert!(header.chat_template.as_ref().unwrap().contains("<|im_start|>"));
+    }
+
+    #[test]
+    fn a_broken_file_is_listed_with_what_is_wrong() {
+        let (_dir, library) = library();
+        fs::create_dir(&library.models_dir).unwrap();
+        fs::write(library.models_dir.join("cut.gguf"), &BUILTIN[..BUILTIN.len() - 10]).unwrap();
+        fs::write(library.models_dir.join("copy.gguf"), BUILTIN).unwrap();
+        fs::write(library.models_dir.join("ksi-tiny.gguf"), BUILTIN).unwrap();
+        fs::write(library.models_dir.join("notes.txt"), "x").unwrap();
+        fs::create_dir(library.models_dir.join("folder.gguf")).unwrap();
+        let list = library.list();
+        let names: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["ksi-tiny", "copy", "cut", "ksi-tiny"]);
+        assert!(list[1].header.is_ok());
+        let error = list[2].header.as_ref().unwrap_err();
+        assert!(error.contains("truncated: 10 bytes"), "{error}");
+        assert!(list[3].header.as_ref().unwrap_err().contains("rename"));
+        let refusal = library.find("cut").unwrap_err();
+        assert_eq!(refusal.code, Code::Unavailable);
+        assert!(!refusal.retryable);
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again() {
+        let (_dir, library) = library();
+        fs::create_dir(&library.models_dir).unwrap();
+        let path = library.models_dir.join("new.gguf");
+        fs::write(&path, b"nonsense").unwrap();
+        assert!(library.find("new").is_err());
+        fs::write(&path, BUILTIN).unwrap();
+        assert!(library.find("new").is_ok());
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones_and_never_taken_as_a_path() {
+        let (dir, library) = library();
+        let path = dir.path().join("ksi-tiny").display().to_string();
+        for name in ["nope", "../ksi-tiny", "", ".", path.as_str()] {
+            let refusal = library.find(name).unwrap_err();
+            assert_eq!(refusal.code, Code::NotFound, "{name}");
+            assert!(refusal.hint.contains("ksi-tiny"));
+        }
+    }
+}

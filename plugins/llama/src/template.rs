@@ -1,0 +1,222 @@
+//! Chat templates: a conversation in, the prompt that the model was trained on
+//! out.
+//!
+//! The template comes with the model file and is a program of somebody else,
+//! so it runs in an engine without any access to the machine, with a limit on
+//! steps and on output. A model without a usable template gets ChatML, and
+//! [`Template::describe`] says so: it is a guess, and never a silent one.
+//!
+//! # Invariants
+//!
+//! - What a user writes cannot turn into a control token: where a message
+//!   contains the text of one, that text travels as a [`Part::Plain`], which
+//!   is tokenized as ordinary text.
+
+mod clock;
+
+use std::io::Write;
+
+use ksi_sdk::prelude::{Code, Refusal, json};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+
+use crate::payload::Message;
+
+/// Steps that one rendering may take: a long conversation needs some ten
+/// thousand, an endless loop ends here within a second.
+const STEPS_MAX: u64 = 2_000_000;
+/// Bytes that a template may add to the messages.
+const OVERHEAD_BYTES_MAX: usize = 1024 * 1024;
+/// Name of the one template in its environment.
+const NAME: &str = "chat";
+/// Marks where text that looks like a control token was taken out of a
+/// message. Noncharacters of Unicode, so they occur in no honest text.
+const MARKS: [char; 4] = ['\u{FDD0}', '\u{FDD2}', '\u{FDD4}', '\u{FDD6}'];
+
+/// The format for models that bring no usable template.
+const CHATML: &str = "{%- for message in messages -%}\
+    {{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\
+    {%- endfor -%}\
+    {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}";
+
+/// A piece of a rendered prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// May contain control tokens.
+    Marked(String),
+    /// Is text only, whatever it looks like.
+    Plain(String),
+}
+
+/// A compiled chat template.
+pub struct Template {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+    origin: String,
+}
+
+impl Template {
+    /// Compiles the template of a model; `bos` and `eos` are the texts of its
+    /// tokens for start and end.
+    #[must_use]
+    pub fn new(source: Option<&str>, bos: String, eos: String) -> Self {
+        let (environment, origin) = match source.map(compile) {
+            Some(Ok(environment)) => (environment, "model".to_owned()),
+            Some(Err(error)) => {
+                (chatml(), format!("chatml (fallback: the model's template does not compile: {error})"))
+            }
+            None => (chatml(), "chatml (fallback: the model has no template)".to_owned()),
+        };
+        Self { environment, bos, eos, origin }
+    }
+
+    /// Where the template is from.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        &self.origin
+    }
+
+    /// Renders a conversation up to where the assistant speaks. `controls` are
+    /// the texts of the model's control tokens.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` with the template's own words where it refuses the
+    /// conversation; `internal` where the template itself fails.
+    pub fn render(&self, messages: &[Message], controls: &[String]) -> Result<Vec<Part>, Refusal> {
+        let hidden = Hidden::new(messages, controls)?;
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let list: Vec<Value> = messages
+            .iter()
+            .map(|message| {
+                context! { role => message.role.as_str(), content => hidden.hide(&message.content) }
+            })
+            .collect();
+        let context = context! {
+            messages => list,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+            add_generation_prompt => true,
+        };
+        // A template may repeat a message, but not without end.
+        let mut output = Bounded { bytes: Vec::new(), left: bytes.saturating_mul(4) + OVERHEAD_BYTES_MAX };
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render_captured_to(context, &mut output).map(drop))
+            .map_err(|error| refused(&error))?;
+        let text = String::from_utf8_lossy(&output.bytes).into_owned();
+        Ok(hidden.reveal(&text))
+    }
+
+    /// The text of the token that starts a sequence.
+    #[must_use]
+    pub fn bos(&self) -> &str {
+        &self.bos
+    }
+}
+
+fn compile(source: &str) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    // The settings that templates are written for.
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(STEPS_MAX));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    environment.add_function("strftime_now", |format: String| clock::now(&format));
+    environment.add_template_owned(NAME, source.to_owned())?;
+    Ok(environment)
+}
+
+/// Starts the text of an error that the template raised itself.
+const RAISED: &str = "raised: ";
+
+fn chatml() -> Environment<'static> {
+    compile(CHATML).expect("the built-in template is constant and a test compiles it")
+}
+
+fn refused(error: &Error) -> Refusal {
+    if let Some(words) = error.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
+        return Refusal::new(Code::InvalidPayload, format!("the model's chat template refuses: {words}"))
+            .hint("change the order or the roles of the messages")
+            .details(json!({ "template": words }));
+    }
+    Refusal::new(Code::Internal, format!("the model's chat template fails: {error}"))
+        .hint("give `prompt` instead of `messages`, or use another file of the model")
+}
+
+/// A writer that ends where its limit is.
+struct Bounded {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Write for &mut Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > self.left {
+            return Err(std::io::Error::other("the output of the template is too large"));
+        }
+        self.left -= bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Texts of control tokens taken out of messages, to be put back after
+/// rendering as plain text.
+struct Hidden<'a> {
+    controls: Vec<&'a str>,
+    mark: char,
+}
+
+impl<'a> Hidden<'a> {
+    fn new(messages: &[Message], controls: &'a [String]) -> Result<Self, Refusal> {
+        let mut controls: Vec<&str> =
+            controls.iter().map(String::as_str).filter(|control| !control.is_empty()).collect();
+        // The longest first, so that none hides a part of another.
+        controls.sort_by_key(|control| std::cmp::Reverse(control.len()));
+        let unused = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
+        let Some(mark) = MARKS.into_iter().find(unused) else {
+            return Err(crate::payload::invalid(
+                "the messages contain noncharacters that are reserved",
+                "remove U+FDD0 to U+FDD6 from the messages",
+            ));
+        };
+        Ok(Self { controls, mark })
+    }
+
+    fn hide(&self, content: &str) -> String {
+        let mut content = content.to_owned();
+        for (index, control) in self.controls.iter().enumerate() {
+            if content.contains(control) {
+                content = content.replace(control, &format!("{0}{index}{0}", self.mark));
+            }
+        }
+        content
+    }
+
+    fn reveal(&self, text: &str) -> Vec<Part> {
+        let mut parts = Vec::new();
+        // Marks come in pairs, so every second piece is a number.
+        for (at, piece) in text.split(self.mark).enumerate() {
+            if at % 2 == 0 {
+                if !piece.is_empty() {
+                    parts.push(Part::Marked(piece.to_owned()));
+                }
+            } else if let Some(control) = piece.parse::<usize>().ok().and_then(|at| self.controls.get(at)) {
+                parts.push(Part::Plain((*control).to_owned()));
+            }
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests;

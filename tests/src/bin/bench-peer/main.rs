@@ -1,0 +1,68 @@
+//! Programs that KSI is measured against, as one binary.
+//!
+//! `bench-peer echo` is the least that a MessagePack service on a Unix socket
+//! can be: frames of the same bytes as KSI's, answered by a loop without a
+//! router. `bench-peer nats` drives a NATS server, which must be installed.
+//! Both start what they talk to as a process of its own, as KSI's daemon is
+//! one, and print one JSON object a line: `test`, `p50_us`, `p99_us`, `per_s`.
+//!
+//! It measures nothing of KSI itself; `ksi bench` does that, and
+//! `scripts/bench` puts the two side by side.
+
+#![expect(clippy::print_stdout, reason = "figures are this program's output")]
+
+mod echo;
+mod figures;
+mod nats;
+
+use std::process::ExitCode;
+
+use tokio::runtime::Builder;
+
+/// Requests one after the other.
+const ONE_BY_ONE: usize = 20_000;
+/// Requests in all where many are in flight.
+const PIPELINED: usize = 200_000;
+/// Requests in flight.
+const IN_FLIGHT: usize = 256;
+/// Receivers of each event in the fan-out.
+const SUBSCRIBERS: usize = 64;
+/// Events of the fan-out; each is delivered to every subscriber.
+const FANOUT: usize = 20_000;
+
+/// Which of tokio's runtimes the bare echo runs on, on both sides. The daemon
+/// and its clients run on many threads; one thread is the floor below which no
+/// program that serves more than one thing comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    Many,
+    One,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (threads, words) = match words.split_first() {
+        Some((&"--one-thread", rest)) => (Threads::One, rest),
+        _ => (Threads::Many, &words[..]),
+    };
+    let mut builder = match threads {
+        Threads::Many => Builder::new_multi_thread(),
+        Threads::One => Builder::new_current_thread(),
+    };
+    builder.enable_all().build()?.block_on(run(threads, words))
+}
+
+async fn run(threads: Threads, words: &[&str]) -> anyhow::Result<ExitCode> {
+    match words {
+        ["echo"] => echo::measure(threads).await?,
+        ["echo", "serve", socket] => echo::serve(socket.as_ref()).await?,
+        ["nats"] => nats::measure().await?,
+        ["nats", "respond", port] => nats::respond(port.parse()?).await?,
+        _ => {
+            println!("usage: bench-peer [--one-thread] echo | bench-peer nats");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
