@@ -126,6 +126,7 @@ def json():
     write("json", "payload-ext", b"\xc7\x02\x05ab")
     write("json", "payload-time", b"\xd6\xff\0\0\0\0")
     write("json", "payload-text-not-utf8", b"\xa2\xff\xfe")
+    write("json", "payload-maps-as-keys-deep", b"\x81" * 60 + bytes(120))
     write("json", "payload-map-as-key", b"\x81\x81\x01\x02\x03")
     write("json", "payload-trailing", b"\x80\x80")
 

@@ -156,9 +156,13 @@ impl Summary {
 
     /// The warning that no real model has answered, where that is so.
     pub(crate) fn toy_note(&self) -> Option<String> {
-        let model = &self.answered.model;
-        self.toy
-            .then(|| format!("({model}, KSI's built-in toy model; add a real one: ksi model add PATH.gguf)"))
+        let Answered { provider, model } = &self.answered;
+        let add = "add a real one: ksi model add PATH.gguf";
+        match (self.toy, provider.as_str()) {
+            (false, _) => None,
+            (true, "llama") => Some(format!("({model}, KSI's built-in toy model; {add})")),
+            (true, _) => Some(format!("({provider}/{model} is a stand-in and no model; {add})")),
+        }
     }
 }
 
@@ -261,6 +265,9 @@ mod tests {
         let summary = Summary::of(&end).unwrap();
         assert_eq!(summary.footer(), "llama/ksi-tiny · 12 tokens · 85.0 tokens/s · first after 8 ms");
         assert!(summary.toy_note().unwrap().starts_with("(ksi-tiny, KSI's built-in toy model"));
+        let mock = Answered { provider: "mock".into(), model: "echo".into() };
+        let note = Summary { answered: mock, ..summary.clone() }.toy_note().unwrap();
+        assert!(note.starts_with("(mock/echo is a stand-in and no model"), "{note}");
         assert_eq!(Summary { toy: false, ..summary }.toy_note(), None);
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Failure {
     /// What to do next; empty where nothing helps.
     pub(crate) hint: String,
     /// Facts for a program.
-    pub(crate) details: Option<Value>,
+    pub(crate) details: Option<Box<Value>>,
     /// Nothing is printed: the reader is gone, or all has been said.
     pub(crate) silent: bool,
 }
@@ -105,7 +105,7 @@ impl Failure {
             error.insert("hint".into(), self.hint.clone().into());
         }
         if let Some(details) = &self.details {
-            error.insert("details".into(), details.clone());
+            error.insert("details".into(), details.as_ref().clone());
         }
         error.insert("exit".into(), (self.exit as u8).into());
         json!({ "error": error })
@@ -123,7 +123,7 @@ impl From<Refusal> for Failure {
             code: refusal.code.as_str().into(),
             message,
             hint: refusal.hint,
-            details: refusal.details,
+            details: refusal.details.map(Box::new),
             silent: false,
         }
     }

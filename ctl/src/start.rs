@@ -232,7 +232,7 @@ fn died(status: ExitStatus, log: &mut Log) -> Failure {
     failure.code = "start_failed".into();
     if !words.is_empty() {
         failure.message = format!("{}; its last words:\n{words}", failure.message);
-        failure.details = Some(json!({ "last_words": words.lines().collect::<Vec<_>>() }));
+        failure.details = Some(Box::new(json!({ "last_words": words.lines().collect::<Vec<_>>() })));
     }
     failure.hint("check the configuration and the installation: ksi doctor")
 }

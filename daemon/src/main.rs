@@ -86,7 +86,7 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
         runtime.worker_threads(threads);
     }
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
-    let level = log.clone();
+    let (level, file) = (log.clone(), log.clone());
     let options = server::Options {
         paths,
         config,
@@ -95,6 +95,7 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
             // A level of a valid configuration is one.
             let _ = level.set_level(&config.daemon.log_level);
         }),
+        reopen: Box::new(move || file.reopen()),
     };
     let ended = runtime.block_on(server::run(options, instance));
     // A thread that hangs in a plugin must not keep the daemon.

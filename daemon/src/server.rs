@@ -37,9 +37,6 @@ use crate::{
     system::{Apply, Parts, Reread, Stop, System},
 };
 
-/// Time a call into a plugin of this process may take before it is given up.
-const HANG_LIMIT: Duration = Duration::from_secs(1);
-
 /// The configuration in force, which a reload replaces.
 pub type Current = Arc<Mutex<Arc<Config>>>;
 
@@ -53,6 +50,8 @@ pub struct Options {
     pub reread: Reread,
     /// Carries a new one to the log.
     pub apply: Apply,
+    /// Opens the log anew, after something else has moved it.
+    pub reopen: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -61,18 +60,18 @@ pub struct Options {
 ///
 /// Where a part cannot be started.
 pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
-    let Options { paths, config, reread, apply } = options;
+    let Options { paths, config, reread, apply, reopen } = options;
     let listener = UnixListener::from_std(instance.listen()?).context("cannot watch the socket")?;
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
     let (hub, system_requests) = Hub::new(runtime.clone());
     let (stop_sender, mut stops) = mpsc::channel(4);
-    signals(&stop_sender)?;
+    signals(&stop_sender, reopen)?;
     let means = Means {
         hub: hub.clone(),
         spawner: Spawner::start(program("ksi-plugin-host")?, runtime).context("cannot start a thread")?,
-        watchdog: Watchdog::start(HANG_LIMIT).context("cannot start a thread")?,
+        watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: {
             let current = current.clone();
@@ -135,8 +134,9 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT stop the daemon; a second one hurries.
-fn signals(stop: &mpsc::Sender<Stop>) -> anyhow::Result<()> {
+/// SIGTERM and SIGINT stop the daemon; a second one hurries. SIGHUP opens the
+/// log anew, as those who rotate logs expect.
+fn signals(stop: &mpsc::Sender<Stop>, reopen: Box<dyn Fn() + Send + Sync>) -> anyhow::Result<()> {
     for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
         let mut signal = signal(kind).context("cannot handle signals")?;
         let stop = stop.clone();
@@ -147,9 +147,12 @@ fn signals(stop: &mpsc::Sender<Stop>) -> anyhow::Result<()> {
             }
         });
     }
-    // A terminal that closes is no reason to stop.
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
-    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reopen();
+        }
+    });
     Ok(())
 }
 

@@ -73,6 +73,11 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// A text, or `-` where there is none.
+pub(crate) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

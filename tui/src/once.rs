@@ -132,7 +132,7 @@ fn table(status: &Status) -> String {
             figures::printable(&plugin.name),
             plugin.state.as_str().into(),
             plugin.placement.as_str().into(),
-            figures::printable(&plugin.sandbox),
+            figures::or_dash(&figures::printable(&plugin.sandbox)),
             plugin.generation.to_string(),
             plugin.restarts.to_string(),
             plugin.pid.map_or_else(|| "-".into(), |pid| pid.to_string()),

@@ -51,7 +51,7 @@ pub(super) async fn chat(at: &Invocation, options: args::Chat) -> Result<()> {
                 Some(Command::Exit) => break,
                 Some(command) => at.out.warn(&command.apply(&mut transcript)),
                 None if text.trim().is_empty() => {}
-                None => turn(at, &options.sampling, &mut transcript, text).await?,
+                None => turn(at, &options.sampling, &mut transcript, said(text)).await?,
             },
             Line::Interrupted => at.out.note("/exit or Ctrl-D leaves"),
             Line::Eof => break,
@@ -61,6 +61,11 @@ pub(super) async fn chat(at: &Invocation, options: args::Chat) -> Result<()> {
         at.out.note(&format!("go on later: ksi chat --resume {}", transcript.id()));
     }
     Ok(())
+}
+
+/// What is said: a second slash at the start only tells it from a command.
+fn said(text: String) -> String {
+    if text.starts_with("//") { text[1..].to_owned() } else { text }
 }
 
 /// One question and its answer. A failure of the model or the daemon is shown
@@ -129,4 +134,15 @@ async fn answered(
 fn new_id() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("chat-{:x}-{:x}", now.as_millis(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubled_slash_is_said_as_one() {
+        assert_eq!(said("//etc".into()), "/etc");
+        assert_eq!(said("a //b".into()), "a //b");
+    }
 }

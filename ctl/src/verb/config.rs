@@ -154,7 +154,9 @@ fn check(at: &Invocation) -> Result<()> {
     let ksid = required_program("ksid", "KSI_DAEMON")?;
     checked(&ksid).map_err(|failure| {
         let place = short(&at.paths.config_file);
-        if failure.hint.is_empty() { failure.hint(format!("the file is {place}")) } else { failure }
+        // The daemon's own words have a hint for each mistake.
+        let hinted = failure.message.contains("hint:") || !failure.hint.is_empty();
+        if hinted { failure } else { failure.hint(format!("the file is {place}")) }
     })
 }
 
@@ -170,7 +172,7 @@ fn checked(ksid: &Path) -> Result<()> {
     let words = String::from_utf8_lossy(&output.stderr);
     let words = words.trim().trim_start_matches("error: ");
     let mut failure = Failure::new(Exit::Usage, "invalid_config", words);
-    failure.details = Some(json!({ "lines": words.lines().collect::<Vec<_>>() }));
+    failure.details = Some(Box::new(json!({ "lines": words.lines().collect::<Vec<_>>() })));
     Err(failure)
 }
 

@@ -89,6 +89,9 @@ fn text(info: &EventInfo) -> String {
     lines.push(format!("  kind      {}", kind(info.kind)));
     lines.push(format!("  owner     {}{availability}", info.owner));
     lines.push(format!("  delivery  {}", info.delivery));
+    if !info.permission.is_empty() {
+        lines.push(format!("  needs     permission {}", info.permission));
+    }
     if let Some(ms) = info.timeout_ms {
         lines.push(format!("  timeout   {}", millis(ms)));
     }
@@ -149,6 +152,8 @@ mod tests {
             about: "Say something and get it back. Nothing more.".into(),
             available: true,
             delivery: "live".into(),
+            permission: "echo.use".into(),
+            permission: String::new(),
             timeout_ms: Some(60_000),
             request: Some(json!({"type": "object", "required": ["text"], "properties": {
                 "text": {"type": "string", "description": "What to say."},
@@ -163,6 +168,7 @@ mod tests {
         let text = text(&say());
         for part in [
             "owner     echo",
+            "needs     permission echo.use",
             "timeout   1m 0s",
             "text   text     What to say. [required]",
             "times  integer   [default: 1]",

@@ -302,9 +302,14 @@ fn health_check(health: &Health) -> Check {
 }
 
 fn plugins(list: &PluginList) -> Check {
-    let total = list.plugins.len();
+    // One that was stopped without a failure is one that nobody wants to run.
+    let wanted = list
+        .plugins
+        .iter()
+        .filter(|plugin| plugin.state != PluginState::Stopped || plugin.last_error.is_some());
+    let total = wanted.clone().count();
     let mut troubled = Vec::new();
-    for plugin in list.plugins.iter().filter(|plugin| plugin.state != PluginState::Ready) {
+    for plugin in wanted.filter(|plugin| plugin.state != PluginState::Ready) {
         let why = plugin.last_error.as_deref().unwrap_or("no reason given");
         troubled.push(format!("{} {}: {why}", plugin.name, plugin.state.as_str()));
     }

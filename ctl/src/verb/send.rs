@@ -75,6 +75,7 @@ fn undeclared(event: &str) -> EventInfo {
         about: "An event that nobody declares; any field goes.".to_owned(),
         available: true,
         delivery: "live".to_owned(),
+        permission: String::new(),
         timeout_ms: None,
         request: None,
         reply: None,

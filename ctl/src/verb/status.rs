@@ -135,7 +135,7 @@ fn text(at: &Invocation, status: &Status) -> String {
     let Status { health, counters, .. } = status;
     let mut lines = vec![
         format!("{} ksid {} - event daemon for AI agents", dot(health.status), health.version),
-        format!("   Active:  {} since {}, pid {}", word(health.status), millis(health.uptime_ms), health.pid),
+        format!("   Active:  {}, up {}, pid {}", word(health.status), millis(health.uptime_ms), health.pid),
         format!("   Socket:  {}", short(status.socket.as_ref())),
         format!("   State:   {}", short(status.state_dir.as_ref())),
         format!("   Log:     {}", short(&at.paths.log_file())),
@@ -150,18 +150,23 @@ fn text(at: &Invocation, status: &Status) -> String {
             counters.requests, counters.emits, counters.deliveries, counters.refusals, counters.dropped
         ),
     ];
-    lines
-        .extend(health.reasons.iter().map(|reason| format!("   {}: {reason}", painted("!", AnsiColor::Red))));
+    lines.extend(
+        health.reasons.iter().map(|reason| format!("   {} {reason}", painted("Trouble:", AnsiColor::Red))),
+    );
     lines.join("\n")
 }
 
-/// The plugins that are not ready, by name.
+/// The plugins that are not ready, by name; one that nobody wants to run is
+/// just off.
 fn unready(status: &Status) -> String {
     let unready: Vec<_> = status
         .plugins
         .iter()
         .filter(|plugin| plugin.state != PluginState::Ready)
-        .map(|plugin| format!("{} {}", plugin.name, plugin.state.as_str()))
+        .map(|plugin| match (plugin.state, &plugin.last_error) {
+            (PluginState::Stopped, None) => format!("{} off", plugin.name),
+            (state, _) => format!("{} {}", plugin.name, state.as_str()),
+        })
         .collect();
     if unready.is_empty() { String::new() } else { format!(" ({})", unready.join(", ")) }
 }

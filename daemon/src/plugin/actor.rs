@@ -40,6 +40,9 @@ const EVENTS_MAX: usize = 64 * 1024;
 /// whose answers are ready do not wait for a slow plugin.
 const FLUSH_AFTER: Duration = Duration::from_millis(2);
 
+/// How often the watchdog looks while a plugin is at work.
+const WATCH: Duration = Duration::from_millis(200);
+
 thread_local! {
     /// The actor that this thread is running, by address.
     static DRIVING: Cell<usize> = const { Cell::new(0) };
@@ -59,6 +62,8 @@ pub struct Actor {
     pub guest: Guest,
     hub: Weak<Hub>,
     watchdog: Arc<Watchdog>,
+    /// Time that one call may take.
+    limit_ms: u64,
     instance: Mutex<Option<Instance>>,
     mailbox: Mutex<VecDeque<Job>>,
     outputs: Mutex<Vec<Output>>,
@@ -80,11 +85,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Actor {
     /// An actor without its instance yet.
     #[must_use]
-    pub fn new(guest: Guest, hub: &Arc<Hub>, watchdog: &Arc<Watchdog>) -> Arc<Self> {
+    pub fn new(guest: Guest, hub: &Arc<Hub>, watchdog: &Arc<Watchdog>, limit: Duration) -> Arc<Self> {
         let actor = Arc::new(Self {
             guest,
             hub: Arc::downgrade(hub),
             watchdog: watchdog.clone(),
+            limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             instance: Mutex::new(None),
             mailbox: Mutex::default(),
             outputs: Mutex::default(),
@@ -277,22 +283,20 @@ impl Host for ActorHost {
 /// thread for all; it sleeps while no plugin is at work.
 pub struct Watchdog {
     started: Instant,
-    limit: Duration,
     awake: AtomicBool,
     actors: Mutex<Vec<Weak<Actor>>>,
     wake: Condvar,
 }
 
 impl Watchdog {
-    /// Starts the thread. A call may take `limit`.
+    /// Starts the thread.
     ///
     /// # Errors
     ///
     /// Where the system has no thread left.
-    pub fn start(limit: Duration) -> std::io::Result<Arc<Self>> {
+    pub fn start() -> std::io::Result<Arc<Self>> {
         let watchdog = Arc::new(Self {
             started: Instant::now(),
-            limit,
             awake: AtomicBool::new(false),
             actors: Mutex::default(),
             wake: Condvar::new(),
@@ -325,18 +329,17 @@ impl Watchdog {
         }
     }
 
-    /// Sleeps until a plugin is at work, then for a part of the limit, then
-    /// looks who is still in the same call.
+    /// Sleeps until a plugin is at work, then for a moment, then looks who has
+    /// been in the same call for too long.
     fn round(&self) {
         let mut actors = lock(&self.actors);
         while !self.awake.load(Ordering::Acquire) {
             actors = self.wake.wait(actors).unwrap_or_else(PoisonError::into_inner);
         }
-        (actors, _) =
-            self.wake.wait_timeout(actors, self.limit / 4).unwrap_or_else(PoisonError::into_inner);
+        (actors, _) = self.wake.wait_timeout(actors, WATCH).unwrap_or_else(PoisonError::into_inner);
         let watched: Vec<Arc<Actor>> = actors.iter().filter_map(Weak::upgrade).collect();
         drop(actors);
-        let (now, limit) = (self.now_ms(), u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX));
+        let now = self.now_ms();
         // Lowered before the look, so that a call that begins now wakes us.
         self.awake.store(false, Ordering::Release);
         for actor in watched {
@@ -345,6 +348,7 @@ impl Watchdog {
                 continue;
             }
             self.awake.store(true, Ordering::Release);
+            let limit = actor.limit_ms;
             if now.saturating_sub(since) >= limit && !actor.dead.load(Ordering::Acquire) {
                 actor.give_up(&format!("did not come back from a call for {limit} ms"));
             }

@@ -416,7 +416,7 @@ impl Keeper {
     }
 
     async fn launch_here(&mut self, guest: Guest, image: Image) -> Result<(), Refusal> {
-        let actor = Actor::new(guest, &self.means.hub, &self.means.watchdog);
+        let actor = Actor::new(guest, &self.means.hub, &self.means.watchdog, self.spec.plugin.restart.hang);
         let port = self.attach(Handle::Actor(actor.clone()));
         actor.guest.set_port(&port);
         let host = Arc::new(ActorHost(Arc::downgrade(&actor)));

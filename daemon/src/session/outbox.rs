@@ -8,20 +8,24 @@
 //! # Invariants
 //!
 //! - Sequence numbers are given when an event enters the socket's buffer, so
-//!   that they have no hole but those that a gap announces.
+//!   that they have no hole but those that a gap announces, and those of a
+//!   `latest` subscription's older values.
+//! - Everything that waits here is counted: events in a ring, answers and
+//!   chunks without credit against one limit, beyond which the client is cut
+//!   off.
 //! - Nothing here waits; a full socket is the writer task's matter.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use ksi_kernel::{Answer, Delivery, Envelope};
 use ksi_protocol::{
-    Frame, Refusal,
+    Code, Frame, Refusal,
     fanout::{self, Tail},
     frame::{Class, Gap, Id},
     limits,
@@ -52,6 +56,9 @@ pub struct Outbox {
     /// The last turn that put this outbox on its list, so that one turn does
     /// it once. Two turns may both do it; each writes what is there.
     pub touched_by: AtomicU64,
+    /// Whether any request has asked for flow control, so that a session
+    /// without pays nothing for it.
+    limited: AtomicBool,
     dropped: Arc<AtomicU64>,
     state: Mutex<State>,
 }
@@ -69,8 +76,12 @@ struct State {
     /// entry keeps its position while others leave.
     live_front: u64,
     subs: HashMap<Id, Sub>,
+    /// Counts subscriptions, so that an event that waits for one is never
+    /// taken for one of a later subscription with the same id.
+    opened: u64,
     gapped: Vec<Id>,
     credits: HashMap<Id, Credit>,
+    held_bytes: usize,
     overflow: bool,
 }
 
@@ -78,6 +89,9 @@ struct State {
 struct Live {
     ticket: u64,
     sub: Id,
+    opened: u64,
+    /// Older values that this one has taken the place of.
+    replaced: u64,
     body: Body,
 }
 
@@ -101,9 +115,11 @@ impl Body {
 
 #[derive(Debug, Default)]
 struct Sub {
+    opened: u64,
     seq: u64,
     missed: u64,
-    /// For `latest`: where the newest event of each name waits.
+    /// For `latest`: where the newest event of each name waits. May know
+    /// events that have left since.
     newest: HashMap<Box<str>, u64>,
 }
 
@@ -111,7 +127,6 @@ struct Sub {
 struct Credit {
     left: u32,
     held: VecDeque<Delivery>,
-    held_bytes: usize,
 }
 
 impl Outbox {
@@ -125,6 +140,7 @@ impl Outbox {
             relieved: Notify::new(),
             closing: Notify::new(),
             touched_by: AtomicU64::new(0),
+            limited: AtomicBool::new(false),
             dropped,
             state: Mutex::new(State {
                 wire: Wire::default(),
@@ -136,8 +152,10 @@ impl Outbox {
                 live_bytes: 0,
                 live_front: 0,
                 subs: HashMap::new(),
+                opened: 0,
                 gapped: Vec::new(),
                 credits: HashMap::new(),
+                held_bytes: 0,
                 overflow: false,
             }),
         }
@@ -158,35 +176,47 @@ impl Outbox {
         matches!(self.lock().face, Face::Frames)
     }
 
-    /// A request asks for flow control.
-    pub fn limit_chunks(&self, id: Id, credit: u32) {
-        let credit = Credit { left: credit, held: VecDeque::new(), held_bytes: 0 };
-        self.lock().credits.insert(id, credit);
+    /// A request begins, with flow control where it names a credit.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where chunks of an earlier request still wait under its id.
+    pub fn begin(&self, id: Id, credit: Option<u32>) -> Result<(), Refusal> {
+        if credit.is_none() && !self.limited.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        if state.credits.contains_key(&id) {
+            let message = format!("a request with the id {id} is in flight already");
+            return Err(Refusal::new(Code::Conflict, message).hint("use another id for every request"));
+        }
+        if let Some(left) = credit {
+            state.credits.insert(id, Credit { left, held: VecDeque::new() });
+            self.limited.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The client can take more chunks.
     pub fn add_credit(&self, id: Id, n: u32) {
-        let mut state = self.lock();
-        let Some(credit) = state.credits.get_mut(&id) else { return };
-        credit.left = credit.left.saturating_add(n);
-        let mut free = Vec::new();
-        while let Some(next) = credit.held.front() {
-            if is_chunk(next) {
-                if credit.left == 0 {
-                    break;
-                }
-                credit.left -= 1;
-            }
-            free.extend(credit.held.pop_front());
-        }
-        for delivery in free {
-            state.answer(delivery);
-        }
+        self.lock().add_credit(id, n);
     }
 
     /// A subscription begins.
-    pub fn add_sub(&self, id: Id) {
-        self.lock().subs.insert(id, Sub::default());
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where there is one of this id.
+    pub fn add_sub(&self, id: Id) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.subs.contains_key(&id) {
+            let message = format!("a subscription with the id {id} exists already");
+            return Err(Refusal::new(Code::Conflict, message));
+        }
+        state.opened += 1;
+        let opened = state.opened;
+        state.subs.insert(id, Sub { opened, ..Sub::default() });
+        Ok(())
     }
 
     /// A subscription ends; what waits for it is not sent any more.
@@ -213,24 +243,9 @@ impl Outbox {
     /// Queues an answer.
     pub fn answer(&self, delivery: Delivery) {
         let mut state = self.lock();
-        let Delivery::Answer { id, answer, .. } = &delivery else { return };
-        let id = *id;
-        let last = answer.is_last();
-        if let Some(credit) = state.credits.get_mut(&id) {
-            let wait = !credit.held.is_empty() || (credit.left == 0 && !last);
-            if wait {
-                credit.held_bytes += weight(&delivery);
-                credit.held.push_back(delivery);
-                state.overflow |= state.credits[&id].held_bytes > limits::REPLY_BYTES_MAX;
-                return;
-            }
-            if last {
-                state.credits.remove(&id);
-            } else {
-                credit.left -= 1;
-            }
+        if let Some(delivery) = state.limit(delivery) {
+            state.answer(delivery);
         }
-        state.answer(delivery);
     }
 
     /// Queues an event.
@@ -291,6 +306,7 @@ impl Outbox {
         state.answers.clear();
         state.live.clear();
         state.credits.clear();
+        state.held_bytes = 0;
     }
 }
 
@@ -312,31 +328,84 @@ impl State {
             return self.face.answer(delivery, &mut self.wire.buffer);
         }
         self.answer_bytes += weight(&delivery);
-        self.overflow |= self.answer_bytes > limits::REPLY_BYTES_MAX;
+        self.check_overflow();
         let ticket = self.next_ticket();
         self.answers.push_back((ticket, delivery));
     }
 
+    fn check_overflow(&mut self) {
+        self.overflow |= self.answer_bytes + self.held_bytes > limits::REPLY_BYTES_MAX;
+    }
+
+    /// Holds back what there is no credit for, and gives back what there is.
+    fn limit(&mut self, delivery: Delivery) -> Option<Delivery> {
+        let Delivery::Answer { id, answer, .. } = &delivery else { return None };
+        let id = *id;
+        let Some(credit) = self.credits.get_mut(&id) else { return Some(delivery) };
+        if matches!(answer, Answer::Refusal(_)) {
+            // Who has given up, or is too late, is not to pay for chunks first.
+            self.held_bytes -= credit.held.iter().map(weight).sum::<usize>();
+            self.credits.remove(&id);
+            return Some(delivery);
+        }
+        let last = answer.is_last();
+        if !credit.held.is_empty() || (credit.left == 0 && !last) {
+            self.held_bytes += weight(&delivery);
+            credit.held.push_back(delivery);
+            self.check_overflow();
+            return None;
+        }
+        if last {
+            self.credits.remove(&id);
+        } else {
+            credit.left -= 1;
+        }
+        Some(delivery)
+    }
+
+    fn add_credit(&mut self, id: Id, n: u32) {
+        let Some(credit) = self.credits.get_mut(&id) else { return };
+        credit.left = credit.left.saturating_add(n);
+        let mut free = Vec::new();
+        let mut ended = false;
+        while let Some(next) = credit.held.front() {
+            if is_chunk(next) {
+                if credit.left == 0 {
+                    break;
+                }
+                credit.left -= 1;
+            } else {
+                ended = true;
+            }
+            free.extend(credit.held.pop_front());
+        }
+        if ended {
+            self.credits.remove(&id);
+        }
+        for delivery in free {
+            self.held_bytes -= weight(&delivery);
+            self.answer(delivery);
+        }
+    }
+
     /// Returns how many older events had to go.
     fn event(&mut self, id: Id, class: Class, name: &str, body: Body) -> u64 {
-        if self.wire.is_dead() || !self.subs.contains_key(&id) {
+        let Some(opened) = self.subs.get(&id).map(|sub| sub.opened) else { return 0 };
+        if self.wire.is_dead() {
             return 0;
         }
         if self.room() {
-            self.put_event(id, &body);
+            self.put_event(&Live { ticket: 0, sub: id, opened, replaced: 0, body });
             return 0;
         }
-        if class == Class::Latest && self.replace_latest(id, name, &body) {
-            return 0;
+        if class != Class::Latest || !self.replace_latest(id, name, &body) {
+            let ticket = self.next_ticket();
+            self.live_bytes += body.bytes();
+            if class == Class::Latest {
+                self.remember_latest(id, name);
+            }
+            self.live.push_back(Live { ticket, sub: id, opened, replaced: 0, body });
         }
-        let ticket = self.next_ticket();
-        self.live_bytes += body.bytes();
-        if class == Class::Latest
-            && let Some(sub) = self.subs.get_mut(&id)
-        {
-            sub.newest.insert(name.into(), self.live_front + self.live.len() as u64);
-        }
-        self.live.push_back(Live { ticket, sub: id, body });
         let mut dropped = 0;
         while self.live.len() > limits::LIVE_EVENTS_MAX
             || (self.live_bytes > limits::LIVE_BYTES_MAX && self.live.len() > 1)
@@ -344,6 +413,17 @@ impl State {
             dropped += u64::from(self.drop_oldest());
         }
         dropped
+    }
+
+    /// The next entry is the newest of its name.
+    fn remember_latest(&mut self, id: Id, name: &str) {
+        let (front, next) = (self.live_front, self.live_front + self.live.len() as u64);
+        let Some(sub) = self.subs.get_mut(&id) else { return };
+        if sub.newest.len() >= limits::LIVE_EVENTS_MAX {
+            // Names are the client's to choose, so the list of them is bounded.
+            sub.newest.retain(|_, at| *at >= front);
+        }
+        sub.newest.insert(name.into(), next);
     }
 
     /// Puts a newer value where an older one of the same name waits.
@@ -355,6 +435,7 @@ impl State {
         };
         self.live_bytes = self.live_bytes + body.bytes() - entry.body.bytes();
         entry.body = body.clone();
+        entry.replaced += 1;
         true
     }
 
@@ -367,18 +448,21 @@ impl State {
 
     fn drop_oldest(&mut self) -> bool {
         let Some(entry) = self.pop_live() else { return false };
-        let Some(sub) = self.subs.get_mut(&entry.sub) else { return false };
+        let Some(sub) = self.subs.get_mut(&entry.sub).filter(|sub| sub.opened == entry.opened) else {
+            return false;
+        };
         if sub.missed == 0 {
             self.gapped.push(entry.sub);
         }
-        sub.missed += 1;
+        sub.missed += 1 + entry.replaced;
         true
     }
 
-    fn put_event(&mut self, id: Id, body: &Body) {
-        let Some(sub) = self.subs.get_mut(&id) else { return };
-        sub.seq += 1;
-        match body {
+    fn put_event(&mut self, live: &Live) {
+        let id = live.sub;
+        let Some(sub) = self.subs.get_mut(&id).filter(|sub| sub.opened == live.opened) else { return };
+        sub.seq += 1 + live.replaced;
+        match &live.body {
             Body::Tail(tail) => fanout::put(&mut self.wire.buffer, id, sub.seq, tail),
             Body::Envelope(envelope) => self.face.event(id, sub.seq, envelope, &mut self.wire.buffer),
         }
@@ -388,7 +472,7 @@ impl State {
     /// said; whether there was anything.
     fn refill(&mut self) -> bool {
         for id in std::mem::take(&mut self.gapped) {
-            let Some(sub) = self.subs.get_mut(&id) else { continue };
+            let Some(sub) = self.subs.get_mut(&id).filter(|sub| sub.missed > 0) else { continue };
             let (from_seq, to_seq, missed) = (sub.seq + 1, sub.seq + sub.missed, sub.missed);
             sub.seq = to_seq;
             sub.missed = 0;
@@ -408,7 +492,7 @@ impl State {
                 }
                 _ => {
                     if let Some(live) = self.pop_live() {
-                        self.put_event(live.sub, &live.body);
+                        self.put_event(&live);
                     }
                 }
             }

@@ -20,6 +20,7 @@ fn all(fleet: &Fleet, config: &Config) -> Vec<EventInfo> {
             about: spec.about.into(),
             available: true,
             delivery: String::new(),
+            permission: String::new(),
             timeout_ms: None,
             request: Some(specs::schema(spec)),
             reply: None,
@@ -40,6 +41,7 @@ fn all(fleet: &Fleet, config: &Config) -> Vec<EventInfo> {
             about: spec.about.clone(),
             available,
             delivery: String::new(),
+            permission: String::new(),
             timeout_ms: None,
             request: Some(spec.request.clone()),
             reply: Some(spec.reply.clone()),
@@ -52,6 +54,7 @@ fn all(fleet: &Fleet, config: &Config) -> Vec<EventInfo> {
             about: spec.about.clone(),
             available,
             delivery: String::new(),
+            permission: String::new(),
             timeout_ms: None,
             request: Some(spec.schema.clone()),
             reply: None,
@@ -62,6 +65,7 @@ fn all(fleet: &Fleet, config: &Config) -> Vec<EventInfo> {
     for event in &mut events {
         let policy = config.policy(&event.event, &event.event);
         event.delivery = policy.map_or("live", |policy| policy.delivery.as_str()).into();
+        event.permission = policy.map(|policy| policy.permission.clone()).unwrap_or_default();
         event.timeout_ms = policy
             .and_then(|policy| policy.timeout)
             .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));

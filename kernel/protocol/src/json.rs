@@ -3,8 +3,9 @@
 //! A line is parsed into an [`Input`] (an optional `id` of any scalar kind and
 //! what is wanted), and answers are written as lines that echo the id.
 //! Payloads are MessagePack inside the daemon; this module transcodes at the
-//! edge. MessagePack bytes become arrays of numbers, map keys become texts,
-//! and numbers that JSON lacks (NaN, infinities) become `null`.
+//! edge. MessagePack bytes become arrays of numbers, map keys become texts
+//! (arrays and maps as keys are refused), and numbers that JSON lacks (NaN,
+//! infinities) become `null`.
 
 use std::{fmt, time::Duration};
 
@@ -373,14 +374,59 @@ impl<'de> Visitor<'de> for TranscodeVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        while let Some((Transcoded(key), Transcoded(value))) = map.next_entry()? {
-            let key = match key {
-                Value::String(text) => text,
-                other => other.to_string(),
-            };
+        while let Some((Key(key), Transcoded(value))) = map.next_entry()? {
             object.insert(key, value);
         }
         Ok(object.into())
+    }
+}
+
+/// The key of a map as a text. Arrays and maps are refused: each level of maps
+/// as keys would double the backslashes of the one below, so that a payload of
+/// some dozen bytes would fill the memory.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(KeyVisitor).map(Self)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map key that is no array and no map")
+    }
+
+    fn visit_bool<E>(self, key: bool) -> Result<String, E> {
+        Ok(key.to_string())
+    }
+
+    fn visit_i64<E>(self, key: i64) -> Result<String, E> {
+        Ok(key.to_string())
+    }
+
+    fn visit_u64<E>(self, key: u64) -> Result<String, E> {
+        Ok(key.to_string())
+    }
+
+    fn visit_f64<E>(self, key: f64) -> Result<String, E> {
+        Ok(Value::from(key).to_string())
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<String, E> {
+        Ok(key.to_owned())
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<String, E> {
+        Ok(Value::from(key.to_vec()).to_string())
+    }
+
+    fn visit_unit<E>(self) -> Result<String, E> {
+        Ok(Value::Null.to_string())
     }
 }
 

@@ -261,6 +261,9 @@ pub struct EventInfo {
     pub available: bool,
     /// `live` or `durable`.
     pub delivery: String,
+    /// What a client must be allowed to ask it.
+    #[serde(default)]
+    pub permission: String,
     /// Time that a request may take by default, milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,

@@ -15,7 +15,6 @@
 //! What waits or runs lives in memory and is gone with the plugin; whoever
 //! waits is told so by the daemon. At a graceful stop requests that wait are
 //! refused, and those that run are finished.
-#![expect(clippy::unused_async, reason = "handlers are async, also those that answer at once")]
 
 use std::{
     cell::{Cell, RefCell},

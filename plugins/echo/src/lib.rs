@@ -29,7 +29,6 @@ impl Plugin for Echo {
     }
 }
 
-#[expect(clippy::unused_async, reason = "handlers are async, also one that answers at once")]
 impl Echo {
     async fn say(self: Rc<Self>, _ctx: Ctx, say: Say) -> Result<Said, Refusal> {
         Ok(Said { text: say.text })

@@ -85,6 +85,9 @@ pub struct Job {
 pub struct Outcome {
     /// The whole text.
     pub text: String,
+    /// The end of the text, where the host's queue was too full for it. It is
+    /// to be sent before the answer.
+    pub unsent: String,
     /// Why it ended.
     pub stop_reason: StopReason,
     /// Tokens of the input.

@@ -359,9 +359,10 @@ fn check_byte_tokens(tokens: &[Vec<u8>], kinds: &[i64]) -> Result<(), Error> {
 fn check_unique(tokens: &[Vec<u8>]) -> Result<(), Error> {
     let mut seen = HashSet::with_capacity(tokens.len());
     for (index, token) in tokens.iter().enumerate() {
-        // llama.cpp gives an empty entry this name, so that is what must be
-        // unique.
-        let token = if token.is_empty() { format!("[EMPTY_{index}]").into_bytes() } else { token.clone() };
+        // What must be unique is what llama.cpp makes of an entry: it ends at
+        // its first NUL, and an empty one gets this name.
+        let text = token.split(|byte| *byte == 0).next().unwrap_or_default();
+        let token = if text.is_empty() { format!("[EMPTY_{index}]").into_bytes() } else { text.to_vec() };
         if !seen.insert(token) {
             return Err(Error::TokenTwice(index));
         }

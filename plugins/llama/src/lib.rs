@@ -152,6 +152,7 @@ impl Llama {
         let seed = settings.seed();
         let cancel = ctx.cancel_token();
         let (answer, answered) = oneshot::channel();
+        let rest = out.clone();
         ticket.submit(|ticket| Job {
             prompt,
             max_tokens,
@@ -163,9 +164,10 @@ impl Llama {
             received,
             ticket,
         })?;
-        let outcome = answered
+        let mut outcome = answered
             .await
             .map_err(|_| Refusal::new(Code::Internal, "the engine failed while it generated"))??;
+        send_rest(&ctx, &rest, std::mem::take(&mut outcome.unsent)).await?;
         Ok(generated(name, toy, seed, load_time, outcome))
     }
 
@@ -268,6 +270,22 @@ fn check_length(tokens: usize, context: usize) -> Result<(), Refusal> {
     Err(Refusal::new(Code::TooLarge, message)
         .hint("shorten the conversation, or load the model with a larger `context`")
         .details(json!({ "prompt_tokens": tokens, "context": context })))
+}
+
+/// Sends the last piece of an answer once the host's queue has room for it.
+async fn send_rest(ctx: &Ctx, out: &Chunks<Delta>, text: String) -> Result<(), Refusal> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let rest = Delta { text };
+    loop {
+        match out.send(&rest) {
+            Err(refusal) if refusal.code == Code::Busy => {
+                ctx.sleep(Duration::from_millis(refusal.retry_after_ms.unwrap_or(50))).await;
+            }
+            sent => return sent,
+        }
+    }
 }
 
 fn generated(

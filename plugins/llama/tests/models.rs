@@ -217,3 +217,50 @@ fn a_configuration_that_does_not_fit_stops_the_start() {
         assert!(refusal.message.contains(part), "{refusal}");
     }
 }
+
+/// The toy with another pre-tokenizer. The description gives up as many bytes
+/// as the longer name takes, so that nothing else moves.
+fn with_pre_tokenizer(name: &str) -> Vec<u8> {
+    let mut bytes = TINY.to_vec();
+    let find = |bytes: &[u8], part: &[u8]| {
+        bytes.windows(part.len()).position(|window| window == part).expect("a part of the header")
+    };
+    let key = b"tokenizer.ggml.pre";
+    let at = find(&bytes, key) + key.len() + 4;
+    let old = usize::from(bytes[at]);
+    let longer = name.len() - old;
+    let mut value = (name.len() as u64).to_le_bytes().to_vec();
+    value.extend(name.as_bytes());
+    bytes.splice(at..at + 8 + old, value);
+    let key = b"general.description";
+    let at = find(&bytes, key) + key.len() + 4;
+    let length = usize::from(bytes[at]);
+    bytes[at] = u8::try_from(length - longer).expect("a shorter length");
+    let end = at + 8 + length;
+    bytes.drain(end - longer..end);
+    assert_eq!(bytes.len(), TINY.len());
+    bytes
+}
+
+#[test]
+fn long_runs_do_not_overflow_the_stack_of_recursive_pre_tokenizers() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["gpt-4o", "tekken", "falcon", "deepseek-llm"];
+    for name in names {
+        std::fs::write(dir.path().join(format!("{name}.gguf")), with_pre_tokenizer(name)).unwrap();
+    }
+    let host = host(dir.path(), json!({}));
+    for name in names {
+        for character in ["a", "!", " "] {
+            let text = character.repeat(100_000);
+            let ask = json!({"model": name, "text": text});
+            let tokenized = host.request("llama:tokenize", ask).unwrap();
+            assert!(tokenized["count"].as_u64().unwrap() > 10, "{name} {character:?}");
+            // Just what is still tokenized without a thread of its own.
+            let ask = json!({"model": name, "prompt": character.repeat(1024), "max_tokens": 1});
+            if let Err(refusal) = host.request("llama:generate", ask) {
+                assert_eq!(refusal.code, Code::TooLarge, "{refusal}");
+            }
+        }
+    }
+}

@@ -85,9 +85,10 @@ pub(crate) fn severity(plugin: &PluginStatus) -> u8 {
     match plugin.state {
         PluginState::Held => 0,
         PluginState::Backoff => 1,
-        PluginState::Stopped => 2,
+        PluginState::Starting => 2,
         PluginState::Draining => 3,
-        PluginState::Starting => 4,
+        // Usually somebody wanted it so.
+        PluginState::Stopped => 4,
         PluginState::Ready if plugin.last_error.is_some() || plugin.restarts > 0 => 5,
         PluginState::Ready => CALM,
     }

@@ -37,11 +37,11 @@ static COLUMNS: [Column; 12] = [
     column("RST", 4, 0, |p| p.restarts.to_string()),
     column("HANDLED", 9, 60, |p| figures::count(p.handled)),
     column("PLACE", 10, 60, |p| p.placement.as_str().into()),
-    column("SBX", 4, 60, |p| p.sandbox.clone()),
+    column("SBX", 4, 60, |p| figures::or_dash(&p.sandbox)),
     column("GEN", 4, 60, |p| p.generation.to_string()),
     column("RSS", 10, 80, |p| p.rss_bytes.map_or_else(|| "-".into(), figures::bytes)),
     column("PID", 8, 100, |p| p.pid.map_or_else(|| "-".into(), |pid| pid.to_string())),
-    column("VERSION", 8, 100, |p| p.version.clone()),
+    column("VERSION", 8, 100, |p| figures::or_dash(&p.version)),
     column("READY", 8, 110, |p| p.ready_ms.map_or_else(|| "-".into(), figures::span)),
 ];
 

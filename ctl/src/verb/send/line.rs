@@ -205,6 +205,8 @@ mod tests {
             about: "Say something and get it back.".into(),
             available: true,
             delivery: "live".into(),
+            permission: "echo.use".into(),
+            permission: String::new(),
             timeout_ms: None,
             request,
             reply: None,

@@ -395,6 +395,18 @@ fn a_depth_bomb_in_a_field_is_refused_and_does_not_overflow() {
 }
 
 #[test]
+fn map_keys_become_texts_and_maps_as_keys_do_not_blow_up() {
+    let shown = json::to_json(b"\x86\x01\0\xff\0\xc3\0\xc0\0\xc4\x01\x07\0\xca\x3f\0\0\0\0").unwrap();
+    assert_eq!(shown, json!({"1": 0, "-1": 0, "true": 0, "null": 0, "[7]": 0, "0.5": 0}));
+    for bomb in [[0x81; 60], [0x91; 60]] {
+        let mut bytes = vec![0x81];
+        bytes.extend(bomb);
+        bytes.extend([0; 120]);
+        assert_eq!(json::to_json(&bytes).unwrap_err().code, Code::InvalidPayload);
+    }
+}
+
+#[test]
 fn a_declared_length_costs_no_memory() {
     let huge = [
         &b"\xdd\xff\xff\xff\xff"[..],

@@ -86,7 +86,10 @@ fn data(value: &Value) -> Bytes {
     ksi_protocol::encode(value).unwrap()
 }
 
-/// Every sample with its name, `KIND` or `KIND-VARIETY`.
+/// Every sample with its name. Keys of JSON objects are in the order of the
+/// alphabet, so that the bytes are the same whether or not `serde_json` keeps
+/// the order in which they are written here.
+/// A name is `KIND` or `KIND-VARIETY`.
 pub(crate) fn all() -> Vec<(&'static str, Frame)> {
     let mut samples = questions();
     samples.extend(answers());
@@ -109,7 +112,7 @@ fn questions() -> Vec<(&'static str, Frame)> {
     let full = Request {
         id: u64::MAX,
         event: name("completion:request"),
-        data: data(&json!({"prompt": "hi", "max_tokens": 8})),
+        data: data(&json!({"max_tokens": 8, "prompt": "hi"})),
         timeout_ms: Some(30_000),
         credit: Some(16),
         correlation_id: Some("c-1".into()),
@@ -149,7 +152,7 @@ fn answers() -> Vec<(&'static str, Frame)> {
     let full = Refusal::new(Code::TooLarge, "prompt of 5000 tokens is longer than 1024")
         .hint("shorten it")
         .retry_after_ms(250)
-        .details(json!({"tokens": 5000, "limit": 1024}));
+        .details(json!({"limit": 1024, "tokens": 5000}));
     let event = Event {
         sub: 3,
         seq: 1,
@@ -227,7 +230,7 @@ fn descriptor() -> Descriptor {
     let say = RequestSpec {
         event: name("echo:say"),
         about: "Say something and get it back.".into(),
-        request: json!({"type": "object", "required": ["text"]}),
+        request: json!({"required": ["text"], "type": "object"}),
         reply: json!({"type": "object"}),
         chunk: None,
     };

@@ -299,3 +299,6 @@ fn raw(model: &LlamaModel) -> *mut sys::llama_model {
     // the one version of the crate that the workspace pins.
     unsafe { std::ptr::from_ref(model).cast::<*mut sys::llama_model>().read() }
 }
+
+#[cfg(test)]
+mod tests;

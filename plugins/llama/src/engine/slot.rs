@@ -134,22 +134,18 @@ impl Running {
         }
         let ended = Instant::now();
         let first = self.first.unwrap_or(ended);
-        let answer = if self.unsent.is_empty() {
-            Ok(Outcome {
-                text: self.text,
-                stop_reason: reason,
-                prompt_tokens: self.prompt_length,
-                completion_tokens: self.tokens.len() - self.prompt_length,
-                queued: self.started.saturating_duration_since(self.job.received),
-                prompt_time: first.saturating_duration_since(self.started),
-                first_token: first.saturating_duration_since(self.job.received),
-                generate_time: ended.saturating_duration_since(first),
-            })
-        } else {
-            Err(Refusal::new(Code::Busy, "the answer was read too slowly, and its last part did not fit")
-                .retry_after_ms(super::RETRY_AFTER_MS))
+        let outcome = Outcome {
+            text: self.text,
+            unsent: self.unsent,
+            stop_reason: reason,
+            prompt_tokens: self.prompt_length,
+            completion_tokens: self.tokens.len() - self.prompt_length,
+            queued: self.started.saturating_duration_since(self.job.received),
+            prompt_time: first.saturating_duration_since(self.started),
+            first_token: first.saturating_duration_since(self.job.received),
+            generate_time: ended.saturating_duration_since(first),
         };
-        reply(self.job, answer);
+        reply(self.job, Ok(outcome));
     }
 
     /// Ends the generation with a refusal.

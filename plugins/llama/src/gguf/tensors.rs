@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
+use super::Error;
 use super::cursor::Cursor;
 use super::kinds::{self, TensorKind};
-use super::Error;
 
 /// Longest tensor name, in bytes; ggml holds 63 and a closing NUL.
 const TENSOR_NAME_BYTES_MAX: u64 = 63;
@@ -79,7 +79,12 @@ fn read_tensor<R: Read>(cursor: &mut Cursor<R>) -> Result<Tensor, Error> {
 
 /// Checks that every tensor lies inside the file, aligned and apart from the
 /// others.
-pub(super) fn check_placement(tensors: &[Tensor], at: u64, alignment: u64, size_bytes: u64) -> Result<Totals, Error> {
+pub(super) fn check_placement(
+    tensors: &[Tensor],
+    at: u64,
+    alignment: u64,
+    size_bytes: u64,
+) -> Result<Totals, Error> {
     // `at` is at most the size of a file, which is far below the range.
     let data_start = at.next_multiple_of(alignment);
     let mut parameters = 0_u64;

@@ -225,6 +225,17 @@ fn a_broken_head_is_refused_with_the_rule_that_it_breaks() {
             "`general.file_type` twice",
         ),
         (good().set("", Written::U32(1)), "empty or not UTF-8"),
+    ]);
+}
+
+#[test]
+fn a_broken_vocabulary_is_refused_with_the_rule_that_it_breaks() {
+    let good = Builder::good;
+    check(vec![
+        (
+            good().set("tokenizer.ggml.tokens", Written::Texts(vec!["a", "b", "a\0c", "<0x0A>"])),
+            "same text, at 2",
+        ),
         (
             good().set("tokenizer.ggml.tokens", Written::I32s(vec![1])),
             "wrong type at `tokenizer.ggml.tokens`",
@@ -258,6 +269,13 @@ fn a_broken_head_is_refused_with_the_rule_that_it_breaks() {
             good().set("tokenizer.ggml.merges", Written::I32s(vec![1])),
             "wrong type at `tokenizer.ggml.merges`",
         ),
+    ]);
+}
+
+#[test]
+fn a_broken_table_of_tensors_is_refused_with_the_rule_that_it_breaks() {
+    let good = Builder::good;
+    check(vec![
         (good().with(|b| b.tensors[0].1 = vec![]), "0 dimensions"),
         (good().with(|b| b.tensors[0].1 = vec![1; 5]), "5 dimensions"),
         (good().with(|b| b.tensors[0].1 = vec![64, 0]), "dimension of zero"),
@@ -275,7 +293,10 @@ fn a_broken_head_is_refused_with_the_rule_that_it_breaks() {
         (good().with(|b| b.data -= 1), "truncated: 1 bytes"),
         (good().with(|b| b.data = 0), "truncated: 290 bytes"),
         (good().with(|b| b.tensors[1].3 = 1 << 40), "truncated"),
-    ];
+    ]);
+}
+
+fn check(cases: Vec<(Builder, &str)>) {
     for (builder, expected) in cases {
         let error = builder.parse().map(|_| "no error".to_owned()).unwrap_or_else(|error| error.to_string());
         assert!(error.contains(expected), "expected `{expected}`, got `{error}`");

@@ -43,7 +43,7 @@ fn state(lines: &mut Vec<String>, plugin: &PluginStatus) {
     for (label, value) in [
         ("state", since),
         ("placement", plugin.placement.as_str().to_owned()),
-        ("sandbox", plugin.sandbox.clone()),
+        ("sandbox", figures::or_dash(&plugin.sandbox)),
         ("generation", plugin.generation.to_string()),
         ("restarts", plugin.restarts.to_string()),
         ("pid", plugin.pid.map_or_else(|| "-".into(), |pid| pid.to_string())),
