@@ -53,7 +53,11 @@ impl Invocation {
 
     /// How the client library shall connect.
     pub(crate) fn client_options(&self) -> Options {
-        Options::new(&self.paths.socket).name(concat!("ksi ", env!("CARGO_PKG_VERSION")))
+        let options = Options::new(&self.paths.socket).name(concat!("ksi ", env!("CARGO_PKG_VERSION")));
+        match self.timeout {
+            Some(time) => options.connect_timeout(time),
+            None => options,
+        }
     }
 
     /// Options of a request: `--timeout`.

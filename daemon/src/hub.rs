@@ -22,9 +22,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Kernel, Token, Verdict};
+use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
 use ksi_protocol::{
-    Bytes, EventName, Frame, Refusal,
+    Bytes, Code, EventName, Frame, Refusal,
     fanout::{Tail, tail},
     frame::Id,
 };
@@ -127,7 +127,7 @@ impl Hub {
         self.daemon.get_or_init(|| {
             self.kernel.attach(
                 "daemon",
-                ksi_kernel::Role::Daemon,
+                Role::Daemon,
                 Handle::Daemon,
                 ksi_kernel::Quota::default(),
                 ksi_kernel::Grant::All,
@@ -206,6 +206,9 @@ impl Hub {
     }
 }
 
+/// Namespaces in which only the daemon speaks.
+const RESERVED: [&str; 3] = ["system", "plugin", "config"];
+
 /// One batch of work; see the module.
 pub struct Turn<'a> {
     hub: &'a Hub,
@@ -241,6 +244,10 @@ impl Turn<'_> {
     ///
     /// `denied` where the port may not say this.
     pub fn emit(&mut self, port: &Arc<Port>, emission: Emission) -> Result<usize, Refusal> {
+        if port.role == Role::Client && RESERVED.contains(&emission.event.namespace()) {
+            let message = format!("only the daemon itself says `{}`", emission.event);
+            return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
+        }
         let told = self.hub.kernel.emit(port, emission, self.hub.now_ms(), &mut self.effects);
         self.settle();
         told
@@ -324,10 +331,10 @@ impl Turn<'_> {
             return;
         }
         let mut deliveries = std::mem::take(&mut self.effects.deliveries);
-        let mut shared: Option<(Arc<Envelope>, Tail)> = None;
+        let mut shared: Option<(Arc<Envelope>, Body)> = None;
         for (port, delivery) in deliveries.drain(..) {
             match &port.handle {
-                Handle::Daemon => self.to_daemon(delivery),
+                Handle::Daemon => self.pass_to_daemon(delivery),
                 Handle::Session(outbox) => {
                     to_session(outbox, delivery, &mut shared);
                     self.touch(outbox);
@@ -354,10 +361,10 @@ impl Turn<'_> {
         }
     }
 
-    fn to_daemon(&mut self, delivery: Delivery) {
+    fn pass_to_daemon(&mut self, delivery: Delivery) {
         let Delivery::Request { token, envelope } = delivery else { return };
         if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
-            let busy = Refusal::new(ksi_protocol::Code::Busy, "too many requests to the daemon itself wait")
+            let busy = Refusal::new(Code::Busy, "too many requests to the daemon itself wait")
                 .retry_after_ms(100);
             // Its refusal is settled by the loop that is under way.
             let now = self.hub.now_ms();
@@ -372,22 +379,18 @@ impl Turn<'_> {
     }
 }
 
-fn to_session(outbox: &Outbox, delivery: Delivery, shared: &mut Option<(Arc<Envelope>, Tail)>) {
+fn to_session(outbox: &Outbox, delivery: Delivery, shared: &mut Option<(Arc<Envelope>, Body)>) {
     let Delivery::Event { sub, class, envelope } = delivery else { return outbox.answer(delivery) };
-    let name = envelope.event.clone();
-    let body = if outbox.wants_tail() {
-        match shared {
-            Some((of, tail)) if Arc::ptr_eq(of, &envelope) => Body::Tail(tail.clone()),
-            _ => {
-                let encoded = encode_tail(&envelope);
-                *shared = Some((envelope, encoded.clone()));
-                Body::Tail(encoded)
-            }
-        }
-    } else {
-        Body::Envelope(envelope)
-    };
-    outbox.event(sub, class, name.as_str(), body);
+    if !outbox.wants_tail {
+        return outbox.event(sub, class, envelope.event.as_str(), &Body::Envelope(envelope.clone()));
+    }
+    let fresh = !shared.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, &envelope));
+    if fresh {
+        *shared = Some((envelope.clone(), Body::Tail(encode_tail(&envelope))));
+    }
+    if let Some((_, body)) = shared {
+        outbox.event(sub, class, envelope.event.as_str(), body);
+    }
 }
 
 fn encode_tail(envelope: &Envelope) -> Tail {

@@ -6,11 +6,13 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::Parser;
-use ksi_protocol::paths::Paths;
+use ksi_protocol::{paths::Paths, system::Placement};
 use ksid::{
     config::{self, Config},
     instance::Instance,
-    log, server,
+    log,
+    plugin::actor::apart,
+    server,
 };
 
 /// The KSI daemon: routes events between clients and plugins.
@@ -82,9 +84,7 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
         stderr: foreground,
     })?);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = config.daemon.threads {
-        runtime.worker_threads(threads);
-    }
+    runtime.worker_threads(config.daemon.threads.unwrap_or_else(|| threads(&config)));
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let (level, file) = (log.clone(), log.clone());
     let options = server::Options {
@@ -97,9 +97,18 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
         }),
         reopen: Box::new(move || file.reopen()),
     };
-    let ended = runtime.block_on(server::run(options, instance));
+    let ended = runtime.block_on(apart(server::run(options, instance)));
     // A thread that hangs in a plugin must not keep the daemon.
     runtime.shutdown_background();
     drop(log);
     ended
+}
+
+/// Threads where nothing else is configured: one for each processor, but one
+/// more than the plugins in this process can lose by hanging.
+fn threads(config: &Config) -> usize {
+    let in_process =
+        config.plugins.values().filter(|plugin| plugin.enabled && plugin.placement == Placement::InProcess);
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.max(in_process.count() + 1)
 }

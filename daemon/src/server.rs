@@ -28,14 +28,17 @@ use crate::{
     instance::Instance,
     notify,
     plugin::{
-        actor::Watchdog,
+        actor::{Watchdog, apart},
         fleet::{Fleet, Places},
         keeper::Means,
         spawner::Spawner,
     },
     session::{Limits, Sessions},
-    system::{Apply, Parts, Reread, Stop, System},
+    system::{Apply, Parts, Reread, Stop, System, is_starting},
 };
+
+/// Time that sessions have to be written and closed.
+const SESSIONS_GRACE: Duration = Duration::from_secs(5);
 
 /// The configuration in force, which a reload replaces.
 pub type Current = Arc<Mutex<Arc<Config>>>;
@@ -96,8 +99,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
         stop: stop_sender,
         stopping,
     })?;
-    let deadlines = tokio::spawn(hub.clone().keep_deadlines());
-    let answering = tokio::spawn(system.clone().run(system_requests));
+    let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
+    let answering = tokio::spawn(apart(system.clone().run(system_requests)));
     fleet.start().await;
     let no_more = CancellationToken::new();
     let accepting = tokio::spawn(sessions.clone().accept(listener, no_more.clone()));
@@ -118,7 +121,10 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
             tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
         }
         fleet.stop(grace.max(Duration::from_secs(1))).await;
-        sessions.close().await;
+        // A session whose task is lost in a plugin that hangs never closes.
+        if tokio::time::timeout(SESSIONS_GRACE, sessions.close()).await.is_err() {
+            tracing::warn!(open = sessions.count(), "sessions that do not close are cut off");
+        }
     };
     tokio::select! {
         () = orderly => tracing::info!("stopped"),
@@ -160,8 +166,8 @@ fn signals(stop: &mpsc::Sender<Stop>, reopen: Box<dyn Fn() + Send + Sync>) -> an
 async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
     loop {
         let changed = fleet.changed();
-        let health = system.health();
-        if health.status != ksi_protocol::system::HealthStatus::Starting {
+        if !fleet.list().iter().any(is_starting) {
+            let health = system.health();
             tracing::info!(
                 ready = health.plugins_ready,
                 total = health.plugins_total,

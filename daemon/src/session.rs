@@ -5,9 +5,11 @@
 //! read brought. A client may close its sending side and still gets its
 //! answers; one that is gone altogether has its requests cancelled.
 
+mod credit;
 pub mod face;
 pub mod outbox;
 mod reader;
+mod socket;
 
 use std::{
     sync::{

@@ -17,7 +17,7 @@ use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
         Counters, Describe, Discover, Health, HealthStatus, PluginList, PluginLoad, PluginName, PluginState,
-        Shutdown, Status,
+        PluginStatus, Shutdown, Status,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -219,7 +219,7 @@ impl System {
         let plugins = self.fleet.list();
         let wanted: Vec<_> = plugins
             .iter()
-            .filter(|plugin| plugin.state != PluginState::Stopped)
+            .filter(|plugin| plugin.wanted)
             .collect();
         let mut reasons: Vec<String> = wanted
             .iter()
@@ -230,7 +230,7 @@ impl System {
             })
             .collect();
         reasons.extend(crate::log::health());
-        let starting = wanted.iter().any(|plugin| plugin.state == PluginState::Starting);
+        let starting = plugins.iter().any(is_starting);
         let status = match () {
             () if *self.stopping.borrow() => HealthStatus::Stopping,
             () if !reasons.is_empty() => HealthStatus::Degraded,
@@ -276,7 +276,7 @@ impl System {
         loop {
             let changed = self.fleet.changed();
             let health = self.health();
-            if health.status != HealthStatus::Starting {
+            if !self.fleet.list().iter().any(is_starting) {
                 return answer(&health);
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
@@ -301,6 +301,12 @@ impl System {
             "plugins": changes.plugins,
         }))
     }
+}
+
+/// Whether a plugin has yet to show whether it runs.
+#[must_use]
+pub fn is_starting(plugin: &PluginStatus) -> bool {
+    plugin.wanted && matches!(plugin.state, PluginState::Stopped | PluginState::Starting)
 }
 
 fn answer<T: Serialize>(value: &T) -> Result<Bytes, Refusal> {

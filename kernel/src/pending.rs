@@ -24,6 +24,7 @@ use std::{
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use ksi_protocol::{
     EventName, Refusal,
     frame::{Id, Stage},
@@ -168,14 +169,14 @@ pub(crate) struct Address<H> {
 
 /// All that is waited for.
 pub(crate) struct Table<H> {
-    entries: DashMap<Token, Pending<H>>,
+    entries: DashMap<Token, Pending<H>, RandomState>,
     last: AtomicU64,
     earliest: AtomicU64,
 }
 
 impl<H> Table<H> {
     pub(crate) fn new() -> Self {
-        Self { entries: DashMap::new(), last: AtomicU64::new(0), earliest: AtomicU64::new(u64::MAX) }
+        Self { entries: DashMap::default(), last: AtomicU64::new(0), earliest: AtomicU64::new(u64::MAX) }
     }
 
     pub(crate) fn issue(&self) -> Token {

@@ -20,6 +20,7 @@ use std::{
     },
 };
 
+use foldhash::fast::RandomState;
 use ksi_protocol::{EventName, Pattern, frame::Id, limits};
 
 use crate::envelope::Token;
@@ -123,7 +124,7 @@ pub struct Port<H> {
     holding: AtomicU32,
     handled: AtomicU64,
     /// What it waits for, by its own ids; its size is the charge.
-    asks: Mutex<HashMap<Id, Token>>,
+    asks: Mutex<HashMap<Id, Token, RandomState>>,
     /// What it listens to, by its own ids; its size is the charge.
     subscriptions: Mutex<HashMap<Id, Pattern>>,
 }
@@ -201,7 +202,7 @@ impl<H> Port<H> {
         self.asks().len()
     }
 
-    pub(crate) fn asks(&self) -> MutexGuard<'_, HashMap<Id, Token>> {
+    pub(crate) fn asks(&self) -> MutexGuard<'_, HashMap<Id, Token, RandomState>> {
         locked(&self.asks)
     }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use foldhash::fast::RandomState;
 use ksi_protocol::{EventName, Refusal};
 
 use crate::{
@@ -68,7 +69,11 @@ impl<H> Entry<H> {
 }
 
 /// One state of the table.
-pub(crate) struct Events<H>(HashMap<EventName, Arc<Entry<H>>>);
+pub(crate) struct Events<H>(Entries<H>);
+
+/// Names are looked up for every request, and come from clients: the hash is
+/// fast, and seeded at random.
+type Entries<H> = HashMap<EventName, Arc<Entry<H>>, RandomState>;
 
 impl<H> Clone for Events<H> {
     fn clone(&self) -> Self {
@@ -106,14 +111,14 @@ pub(crate) struct Registry<H> {
 
 impl<H> Registry<H> {
     pub(crate) fn new() -> Self {
-        Self { events: ArcSwap::from_pointee(Events(HashMap::new())), change: Mutex::default() }
+        Self { events: ArcSwap::from_pointee(Events(HashMap::default())), change: Mutex::default() }
     }
 
     pub(crate) fn load(&self) -> Guard<Arc<Events<H>>> {
         self.events.load()
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<EventName, Arc<Entry<H>>>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Entries<H>) -> T) -> T {
         let _one_at_a_time = locked(&self.change);
         let mut events = Events::clone(&self.events.load());
         let result = change(&mut events.0);

@@ -18,6 +18,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use dashmap::{DashMap, mapref::entry};
+use foldhash::fast::RandomState;
 use ksi_protocol::{
     EventName, Pattern, Refusal,
     frame::{Class, Id},
@@ -56,7 +57,7 @@ impl Place {
 }
 
 type Listeners<H> = Vec<Arc<Subscription<H>>>;
-type Index<H> = DashMap<Box<str>, Arc<Listeners<H>>>;
+type Index<H> = DashMap<Box<str>, Arc<Listeners<H>>, RandomState>;
 
 /// All who listen.
 pub(crate) struct Subscriptions<H> {
@@ -69,8 +70,8 @@ pub(crate) struct Subscriptions<H> {
 impl<H> Subscriptions<H> {
     pub(crate) fn new() -> Self {
         Self {
-            exact: DashMap::new(),
-            prefixed: DashMap::new(),
+            exact: DashMap::default(),
+            prefixed: DashMap::default(),
             everywhere: ArcSwap::default(),
             count: AtomicUsize::new(0),
         }

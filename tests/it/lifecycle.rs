@@ -1,1 +1,5 @@
-//! Tests of lifecycle.
+//! The life of a daemon: start, stop, crash, and what it leaves.
+
+mod log;
+mod start;
+mod stop;

@@ -4,6 +4,8 @@
 //! daemon that a test leaves running is killed with it. Waiting is always for a
 //! condition, with a deadline.
 
+pub mod frames;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
@@ -13,7 +15,10 @@ use std::{
 };
 
 use ksi_client::{Client, Options};
-use ksi_protocol::{paths::Paths, system::PluginStatus};
+use ksi_protocol::{
+    paths::Paths,
+    system::{Health, PluginStatus, Status},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -245,6 +250,36 @@ impl Daemon {
     #[must_use]
     pub fn lines(&self) -> Lines {
         Lines::new(self.raw())
+    }
+
+    /// A connection that speaks frames, past its `hello`.
+    #[must_use]
+    pub fn frames(&self) -> frames::Frames {
+        let mut frames = frames::Frames::new(self.raw());
+        frames.greet();
+        frames
+    }
+
+    /// The daemon's figures.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not tell them.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let status = self.ask("system:status", json!({})).expect("the daemon knows its figures");
+        serde_json::from_value(status).expect("figures")
+    }
+
+    /// The daemon's health.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not tell it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let health = self.ask("system:health", json!({})).expect("the daemon knows how it is");
+        serde_json::from_value(health).expect("health")
     }
 
     /// One request over JSON lines: its data, or its refusal.

@@ -153,7 +153,6 @@ mod tests {
             available: true,
             delivery: "live".into(),
             permission: "echo.use".into(),
-            permission: String::new(),
             timeout_ms: Some(60_000),
             request: Some(json!({"type": "object", "required": ["text"], "properties": {
                 "text": {"type": "string", "description": "What to say."},

@@ -187,6 +187,7 @@ mod tests {
 
     fn status() -> PluginStatus {
         PluginStatus {
+        wanted: true,
             name: "echo".into(),
             version: "0.1.0".into(),
             about: "Answers".into(),

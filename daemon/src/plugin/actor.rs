@@ -9,8 +9,10 @@
 //!
 //! A panic poisons the instance. A call that does not come back within the
 //! hang limit is given up by the [`Watchdog`]: the thread that is in it is
-//! lost, everything else goes on, and the keeper starts the plugin again in a
-//! child process.
+//! lost, and with it the task that made the call, everything else goes on, and
+//! the keeper starts the plugin again in a child process. So that nothing else
+//! is lost, what the daemon itself lives by is wrapped in [`apart`], and a
+//! plugin loses one thread at most: see [`Actor::is_stuck`].
 
 use std::{
     cell::Cell,
@@ -46,6 +48,17 @@ const WATCH: Duration = Duration::from_millis(200);
 thread_local! {
     /// The actor that this thread is running, by address.
     static DRIVING: Cell<usize> = const { Cell::new(0) };
+}
+
+tokio::task_local! {
+    /// Set in tasks that must not be lost.
+    static APART: ();
+}
+
+/// A task that must not be lost to a plugin that hangs: plugins that it gives
+/// something to do run in tasks of their own.
+pub async fn apart<F: Future>(task: F) -> F::Output {
+    APART.scope((), task).await
 }
 
 enum Job {
@@ -134,11 +147,17 @@ impl Actor {
         self.add(Job::Drain);
     }
 
+    /// Whether a call is under way: where it was given up, whether its thread
+    /// is still lost.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.busy_since.load(Ordering::Acquire) != 0
+    }
+
     /// Lets no more calls in. The instance goes with the last reference, or
     /// never where a call does not come back.
     pub fn stop(&self) {
         self.dead.store(true, Ordering::Release);
-        lock(&self.mailbox).clear();
         // Where a call is under way, its own runner drops the instance.
         if let Ok(mut instance) = self.instance.try_lock() {
             instance.take();
@@ -147,14 +166,21 @@ impl Actor {
 
     /// Queues a job from outside a turn, and has it run.
     fn add(self: &Arc<Self>, job: Job) {
+        if self.dead.load(Ordering::Acquire) {
+            return;
+        }
         let first = {
             let mut mailbox = lock(&self.mailbox);
             mailbox.push_back(job);
             self.pending.fetch_add(1, Ordering::AcqRel) == 0
         };
-        if !first {
-            return;
+        if first {
+            self.run_soon();
         }
+    }
+
+    /// Runs the plugin in a task of its own.
+    fn run_soon(self: &Arc<Self>) {
         let (actor, Some(hub)) = (self.clone(), self.hub.upgrade()) else { return };
         let runtime = hub.runtime().clone();
         runtime.spawn(async move {
@@ -167,6 +193,13 @@ impl Actor {
     /// Runs the plugin until its mailbox is empty. Only for the one who was
     /// told to.
     pub fn run(self: &Arc<Self>, turn: &mut Turn<'_>) {
+        if APART.try_with(|()| ()).is_ok() {
+            return self.run_soon();
+        }
+        // The task that this one has woken last waits on this very thread,
+        // where no other can take it over, until another is woken. So another
+        // is: whoever that was, it shall not be lost with this thread.
+        turn.hub().runtime().spawn(std::future::ready(()));
         let mut since = Instant::now();
         loop {
             let jobs = std::mem::take(&mut *lock(&self.mailbox));
@@ -225,8 +258,9 @@ impl Actor {
     }
 
     fn give_up(&self, reason: &str) {
+        // What waits in the mailbox is passed over by whoever runs it: taken
+        // out here, it would be counted for ever.
         if !self.dead.swap(true, Ordering::AcqRel) {
-            lock(&self.mailbox).clear();
             self.guest.tell(Life::Died(reason.into()));
         }
     }
@@ -344,12 +378,12 @@ impl Watchdog {
         self.awake.store(false, Ordering::Release);
         for actor in watched {
             let since = actor.busy_since.load(Ordering::Acquire);
-            if since == 0 {
+            if since == 0 || actor.dead.load(Ordering::Acquire) {
                 continue;
             }
             self.awake.store(true, Ordering::Release);
             let limit = actor.limit_ms;
-            if now.saturating_sub(since) >= limit && !actor.dead.load(Ordering::Acquire) {
+            if now.saturating_sub(since) >= limit {
                 actor.give_up(&format!("did not come back from a call for {limit} ms"));
             }
         }

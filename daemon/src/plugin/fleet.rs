@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    actor::apart,
     keeper::{Board, Command, Keeper, Means, Shared, Spec, with},
     supervisor::Input,
 };
@@ -74,7 +75,7 @@ impl Fleet {
         for commands in all {
             let (done, declared) = oneshot::channel();
             // A keeper that is gone has nothing to declare.
-            if commands.send(Command { input: None, spec: None, done }).await.is_ok() {
+            if commands.send(Command { input: None, spec: None, anew: false, done }).await.is_ok() {
                 let _ = declared.await;
             }
         }
@@ -89,7 +90,7 @@ impl Fleet {
             if plugin.enabled {
                 let (done, _) = oneshot::channel();
                 // A keeper that was just made is there.
-                let _ = commands.send(Command { input: Some(Input::Start), spec: None, done }).await;
+                let _ = commands.send(Command { input: Some(Input::Start), spec: None, anew: false, done }).await;
             }
         }
     }
@@ -99,7 +100,7 @@ impl Fleet {
         let kept = std::mem::take(&mut *self.lock());
         let stopping = kept.into_values().map(|kept| async move {
             let (done, stopped) = oneshot::channel();
-            let _ = kept.commands.send(Command { input: Some(Input::Stop), spec: None, done }).await;
+            let _ = kept.commands.send(Command { input: Some(Input::Stop), spec: None, anew: false, done }).await;
             // Too late or not, the keeper ends with its channel, and what
             // still runs ends with the keeper.
             let _ = tokio::time::timeout(grace, stopped).await;
@@ -119,6 +120,7 @@ impl Fleet {
             version: String::new(),
             about: String::new(),
             state: PluginState::Stopped,
+            wanted: in_manifest && spec.plugin.enabled,
             placement: spec.plugin.placement,
             sandbox: String::new(),
             pid: None,
@@ -140,7 +142,7 @@ impl Fleet {
         }));
         let (commands, receiver) = mpsc::channel(16);
         let keeper = Keeper::new(self.means.clone(), spec, board.clone());
-        let task = tokio::spawn(keeper.run(receiver));
+        let task = tokio::spawn(apart(keeper.run(receiver)));
         self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest });
         commands
     }
@@ -255,7 +257,7 @@ impl Fleet {
         let spec = plugin.map(|plugin| Box::new(self.spec(plugin)));
         let (done, settled) = oneshot::channel();
         let gone = || Refusal::new(Code::ShuttingDown, "the daemon is stopping");
-        commands.send(Command { input: Some(input), spec, done }).await.map_err(|_| gone())?;
+        commands.send(Command { input: Some(input), spec, anew: fresh, done }).await.map_err(|_| gone())?;
         let status = settled.await.map_err(|_| gone())?;
         if input == Input::Stop || status.state == PluginState::Ready {
             return Ok(status);
@@ -277,9 +279,9 @@ impl Fleet {
         }
         let path = PathBuf::from(&load.library);
         if !path.is_absolute() {
-            return Err(self.unknown(&load.library).hint(
-                "give the name of a plugin of the manifest, or the absolute path of a library",
-            ));
+            let unknown = self.unknown(&load.library);
+            let hint = format!("{}; or give the absolute path of a library", unknown.hint);
+            return Err(unknown.hint(hint));
         }
         let image = Image::open(&path)?;
         if self.lock().contains_key(&image.name) {

@@ -4,49 +4,44 @@
 //! once they are ready, refuses what they held when they die, and answers the
 //! operator's commands when the plugin has settled.
 
+mod body;
+mod launch;
+
 use std::{
     collections::VecDeque,
     path::PathBuf,
-    process::ExitStatus,
-    sync::{Arc, Mutex, PoisonError, atomic::{AtomicU32, Ordering}},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-use ksi_host::{Image, Instance, Library, sandbox};
-use ksi_kernel::{Declared, Grant, Quota, Role};
+use ksi_host::sandbox;
 use ksi_protocol::{
-    Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Refusal,
-    frame::{Class, Setup},
-    json,
+    Code, Descriptor, EventName, Frame, Refusal,
     system::{Death, Placement, PluginState, PluginStatus},
 };
 use serde_json::json;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Child,
     sync::{mpsc, oneshot},
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
+use self::body::{Body, Heartbeat, Running, Sign, sign_of_child};
 use super::{
-    actor::{Actor, ActorHost, Watchdog},
-    guest::{Alias, Guest, Life, SUBS_FROM},
-    link::Link,
+    actor::{Actor, Watchdog},
+    guest::Life,
     spawner::Spawner,
     supervisor::{Action, Input, Policy, Supervisor},
 };
 use crate::{
     config,
-    hub::{Handle, Hub, Port},
+    hub::{Hub, Port},
 };
 
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
-/// Lines of a child's standard error that are kept as its last words.
-const WORDS_MAX: usize = 12;
-/// Longest line of a child's standard error that is kept.
-const WORD_BYTES_MAX: u64 = 4096;
 
 /// What all keepers share.
 #[derive(Clone)]
@@ -85,6 +80,8 @@ pub struct Command {
     pub input: Option<Input>,
     /// With another specification than before.
     pub spec: Option<Box<Spec>>,
+    /// Where its placement says, also after it has failed there.
+    pub anew: bool,
     /// Hears the outcome.
     pub done: oneshot::Sender<PluginStatus>,
 }
@@ -111,17 +108,6 @@ pub fn with<T>(board: &Shared, look: impl FnOnce(&mut Board) -> T) -> T {
     look(&mut board.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The generation that runs.
-struct Running {
-    port: Arc<Port>,
-    body: Body,
-}
-
-enum Body {
-    Actor(Arc<Actor>),
-    Child { link: Arc<Link>, child: Child, serving: JoinHandle<()>, words: JoinHandle<Vec<String>> },
-}
-
 pub(super) struct Keeper {
     means: Means,
     spec: Spec,
@@ -139,13 +125,8 @@ pub(super) struct Keeper {
     /// What the last child wrote to its standard error.
     words: Vec<String>,
     heartbeat: Heartbeat,
-}
-
-/// Whether a busy child still answers pings.
-#[derive(Default)]
-struct Heartbeat {
-    next: Option<Instant>,
-    unanswered: bool,
+    /// An earlier generation whose thread in this process is still lost.
+    stuck: Option<Arc<Actor>>,
 }
 
 impl Keeper {
@@ -171,6 +152,7 @@ impl Keeper {
             reason: None,
             words: Vec::new(),
             heartbeat: Heartbeat::default(),
+            stuck: None,
         }
     }
 
@@ -190,16 +172,18 @@ impl Keeper {
                         Some(Input::Died)
                     }
                     Sign::Busy => {
-                        let hang = self.spec.plugin.restart.hang;
-                        self.heartbeat.next = Some(Instant::now() + hang / 2);
+                        self.watch();
                         None
                     }
                 },
                 () = until(self.timer) => {
                     self.timer = None;
-                    self.elapsed()
+                    self.elapsed().await
                 }
-                () = until(self.heartbeat.next) => self.beat(),
+                () = until(self.heartbeat.next) => {
+                    self.beat();
+                    None
+                }
             };
             if let Some(input) = step {
                 self.step(input).await;
@@ -212,6 +196,8 @@ impl Keeper {
     fn command(&mut self, command: Command) -> Option<Input> {
         if let Some(spec) = command.spec {
             self.spec = *spec;
+        }
+        if command.anew {
             self.placement = self.spec.plugin.placement;
         }
         if command.input.is_none() {
@@ -220,33 +206,33 @@ impl Keeper {
             let _ = command.done.send(self.publish());
             return None;
         }
+        let wanted = command.input != Some(Input::Stop);
+        with(&self.board, |board| board.status.wanted = wanted);
         self.waiting.push(command.done);
         command.input
     }
 
     /// A timer has two meanings: a start that takes too long is a death, all
     /// else is for the supervisor.
-    fn elapsed(&mut self) -> Option<Input> {
+    async fn elapsed(&mut self) -> Option<Input> {
         if self.supervisor.state() != PluginState::Starting {
             return Some(Input::Elapsed);
         }
         let limit = self.spec.plugin.restart.start_timeout;
         self.reason = Some(format!("did not report ready within {} ms", limit.as_millis()));
-        self.kill_child();
-        match &self.running {
-            Some(Running { body: Body::Child { .. }, .. }) => None,
-            _ => Some(Input::Died),
+        if matches!(self.running, Some(Running { body: Body::Child { .. }, .. })) {
+            // Its exit follows.
+            self.kill_child();
+            return None;
         }
+        self.lose("it did not start").await;
+        Some(Input::Died)
     }
 
     async fn hear(&mut self, life: Life) -> Option<Input> {
         match life {
             Life::Described(descriptor) => {
-                with(&self.board, |board| {
-                    board.status.version.clone_from(&descriptor.version);
-                    board.status.about.clone_from(&descriptor.about);
-                    board.descriptor = Some(*descriptor);
-                });
+                self.described(*descriptor);
                 None
             }
             Life::Ready => {
@@ -263,7 +249,7 @@ impl Keeper {
             }
             Life::Drained => Some(Input::Drained),
             Life::Pong => {
-                self.heartbeat.unanswered = false;
+                self.heartbeat.asked = None;
                 None
             }
             Life::Refused(refusal) => {
@@ -285,6 +271,14 @@ impl Keeper {
                 Some(Input::Died)
             }
         }
+    }
+
+    fn described(&self, descriptor: Descriptor) {
+        with(&self.board, |board| {
+            board.status.version.clone_from(&descriptor.version);
+            board.status.about.clone_from(&descriptor.about);
+            board.descriptor = Some(descriptor);
+        });
     }
 
     async fn step(&mut self, mut input: Input) {
@@ -368,201 +362,6 @@ impl Keeper {
         }
     }
 
-    async fn launch(&mut self) -> Result<(), Refusal> {
-        let image = Image::open(&self.spec.library)?;
-        if image.child_only {
-            self.placement = Placement::Child;
-        }
-        if let Some(require) = self.spec.plugin.require.as_deref().filter(|_| self.placement == Placement::Child)
-            && require > sandbox::LEVEL
-        {
-            let message = format!("it requires sandbox {require}, and {} can be had here", sandbox::LEVEL);
-            return Err(Refusal::new(Code::Unavailable, message));
-        }
-        std::fs::create_dir_all(&self.spec.dir).map_err(|error| {
-            Refusal::new(Code::Unavailable, format!("cannot make {}: {error}", self.spec.dir.display()))
-        })?;
-        let (life, receiver) = mpsc::channel(64);
-        self.life = receiver;
-        self.heartbeat = Heartbeat::default();
-        let outer = self.spec.plugin.namespace.clone();
-        let alias = outer.map(|outer| Alias { inner: image.name.clone(), outer });
-        let guest = Guest::new(&self.spec.plugin.name, alias, life);
-        let generation = with(&self.board, |board| {
-            board.status.generation += 1;
-            board.status.generation
-        });
-        match self.placement {
-            Placement::InProcess => self.launch_here(guest, image).await?,
-            Placement::Child => self.launch_child(guest).await?,
-        }
-        let status = self.publish();
-        let fact = json!({"name": status.name, "generation": generation, "placement": status.placement,
-            "sandbox": status.sandbox, "pid": status.pid});
-        self.means.hub.tell("plugin:started", &fact);
-        Ok(())
-    }
-
-    /// How the kernel and everybody else knows the plugin.
-    fn origin(&self) -> String {
-        format!("plugin:{}", self.spec.plugin.name)
-    }
-
-    fn attach(&self, handle: Handle) -> Arc<Port> {
-        let plugin = &self.spec.plugin;
-        let quota = Quota { holding: plugin.limits.holding, ..Quota::default() };
-        let grant = Grant::Only { may_call: plugin.may_call.clone(), emits: plugin.emits.clone() };
-        self.means.hub.kernel.attach(&self.origin(), Role::Plugin, handle, quota, grant)
-    }
-
-    async fn launch_here(&mut self, guest: Guest, image: Image) -> Result<(), Refusal> {
-        let actor = Actor::new(guest, &self.means.hub, &self.means.watchdog, self.spec.plugin.restart.hang);
-        let port = self.attach(Handle::Actor(actor.clone()));
-        actor.guest.set_port(&port);
-        let host = Arc::new(ActorHost(Arc::downgrade(&actor)));
-        let config = json::from_json(&self.spec.plugin.config)?;
-        let dir = self.spec.dir.clone();
-        let created = tokio::task::spawn_blocking(move || {
-            let library = Library::load(&image)?;
-            let instance = Instance::create(&library, host, &config, &dir)?;
-            Ok::<_, Refusal>((library.descriptor, instance))
-        });
-        let created = match tokio::time::timeout(self.spec.plugin.restart.start_timeout, created).await {
-            Ok(Ok(created)) => created,
-            Ok(Err(_)) => Err(Refusal::new(Code::Internal, "loading panicked")),
-            Err(_) => Err(Refusal::new(Code::Timeout, "did not start in time")),
-        };
-        match created {
-            Ok((descriptor, instance)) => {
-                actor.guest.tell(Life::Described(Box::new(descriptor)));
-                actor.begin(instance);
-                self.running = Some(Running { port, body: Body::Actor(actor) });
-                Ok(())
-            }
-            Err(refusal) => {
-                self.detach(&port, "it did not start");
-                Err(refusal)
-            }
-        }
-    }
-
-    async fn launch_child(&mut self, guest: Guest) -> Result<(), Refusal> {
-        let limits = &self.spec.plugin.limits;
-        let limits = sandbox::Limits {
-            memory_bytes: limits.memory_mb.map(|mb| mb << 20),
-            files: Some(limits.files),
-            file_bytes: limits.file_mb.map(|mb| mb << 20),
-        };
-        let failed = |error: std::io::Error| Refusal::new(Code::Unavailable, error.to_string());
-        let spawned = self.means.spawner.spawn(&self.spec.dir, &limits).await.map_err(failed)?;
-        let mut child = spawned.child;
-        let link = Link::new(guest, spawned.link).map_err(failed)?;
-        let port = self.attach(Handle::Link(link.clone()));
-        link.guest.set_port(&port);
-        link.send(&Frame::Setup(Setup {
-            version: PROTOCOL_VERSION,
-            name: self.spec.plugin.name.clone(),
-            library: self.spec.library.display().to_string(),
-            dir: self.spec.dir.display().to_string(),
-            config: json::from_json(&self.spec.plugin.config)?,
-        }));
-        let name = self.spec.plugin.name.clone();
-        let words = tokio::spawn(listen(name, child.stderr.take()));
-        let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
-        self.running = Some(Running { port, body: Body::Child { link, child, serving, words } });
-        Ok(())
-    }
-
-    /// Gives the plugin its events.
-    fn open(&mut self) -> Result<(), Refusal> {
-        let Some(running) = &self.running else { return Ok(()) };
-        let guest = match &running.body {
-            Body::Actor(actor) => &actor.guest,
-            Body::Child { link, .. } => &link.guest,
-        };
-        let kernel = &self.means.hub.kernel;
-        let Some(descriptor) = with(&self.board, |board| board.descriptor.clone()) else { return Ok(()) };
-        let events: Vec<EventName> =
-            descriptor.requests.iter().map(|spec| guest.outer(spec.event.clone())).collect();
-        self.declare(self.absent());
-        kernel.own(&running.port, &events)?;
-        for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
-            kernel.subscribe(&running.port, id, pattern, Class::Live)?;
-        }
-        for spec in descriptor.intercepts {
-            kernel.intercept(&running.port, spec.pattern, spec.stage, spec.order, spec.fail_open);
-        }
-        Ok(())
-    }
-
-    /// Declares the plugin's events, with what is said while nobody answers.
-    fn declare(&self, absent: Refusal) {
-        let alias = self.spec.plugin.namespace.as_deref();
-        let described = with(&self.board, |board| board.descriptor.clone());
-        let mut names: Vec<(EventName, EventName)> =
-            self.spec.known.iter().map(|name| (name.clone(), name.clone())).collect();
-        for spec in described.iter().flat_map(|descriptor| &descriptor.requests) {
-            let outer = match (alias, spec.event.as_str().split_once(':')) {
-                (Some(outer), Some((_, action))) => EventName::parse(&format!("{outer}:{action}")).ok(),
-                _ => None,
-            };
-            names.push((outer.unwrap_or_else(|| spec.event.clone()), spec.event.clone()));
-        }
-        let declared: Vec<Declared> = names
-            .into_iter()
-            .map(|(name, inner)| {
-                let (timeout, durable) = (self.means.policies)(name.as_str(), inner.as_str());
-                Declared { name, timeout, durable }
-            })
-            .collect();
-        self.means.hub.kernel.declare(&self.origin(), &declared, absent);
-    }
-
-    /// What is said to whoever asks while the plugin does not answer.
-    fn absent(&self) -> Refusal {
-        let name = &self.spec.plugin.name;
-        let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        match self.supervisor.state() {
-            PluginState::Starting | PluginState::Ready => {
-                Refusal::new(Code::Unavailable, format!("plugin {name} is starting")).retry_after_ms(200)
-            }
-            PluginState::Backoff => {
-                Refusal::new(Code::Unavailable, format!("plugin {name} is being restarted{why}"))
-                    .retry_after_ms(500)
-            }
-            PluginState::Held => {
-                let mut refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is held after repeated failures{why}"))
-                    .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi plugin restart {name}` tries again"));
-                refusal.retryable = false;
-                refusal
-            }
-            PluginState::Draining | PluginState::Stopped => {
-                Refusal::new(Code::NoOwner, format!("plugin {name} is not loaded"))
-                    .hint(format!("`ksi plugin load {name}` loads it"))
-            }
-        }
-    }
-
-    /// Detaches what runs, and refuses what it held.
-    async fn lose(&mut self, why: &str) {
-        let Some(running) = self.running.take() else { return };
-        self.detach(&running.port, why);
-        match running.body {
-            Body::Actor(actor) => actor.stop(),
-            Body::Child { link, mut child, serving, words } => {
-                link.kill();
-                // A child that is gone already is none to be killed.
-                let _ = child.start_kill();
-                let _ = child.wait().await;
-                serving.abort();
-                if let Ok(words) = words.await {
-                    with(&self.board, |board| board.status.pid = None);
-                    self.last_words(words);
-                }
-            }
-        }
-    }
-
     fn detach(&self, port: &Arc<Port>, why: &str) {
         let name = &self.spec.plugin.name;
         let reason = self.reason.as_deref().unwrap_or(why);
@@ -572,29 +371,6 @@ impl Keeper {
         let mut turn = self.means.hub.turn();
         turn.detach(port, &refusal);
         turn.end();
-    }
-
-    async fn child_exited(&mut self, status: std::io::Result<ExitStatus>) {
-        let said = self.reason.take();
-        let how = match status {
-            Ok(status) => describe_exit(status),
-            Err(error) => format!("its exit status is unknown: {error}"),
-        };
-        self.reason = Some(match said {
-            Some(said) => format!("{said} ({how})"),
-            None => how,
-        });
-        self.lose("its process ended").await;
-    }
-
-    fn last_words(&mut self, words: Vec<String>) {
-        if let (Some(last), Some(reason)) = (words.last(), &mut self.reason)
-            && !reason.contains(last.as_str())
-            && self.supervisor.state() != PluginState::Draining
-        {
-            *reason = format!("{reason}; it said: {last}");
-        }
-        self.words = words;
     }
 
     fn record_death(&mut self, at_ms: u64) {
@@ -613,46 +389,18 @@ impl Keeper {
         self.means.hub.tell("plugin:died", &json!({"name": name, "reason": reason}));
     }
 
-    fn kill_child(&mut self) {
-        if let Some(Running { body: Body::Child { child, .. }, .. }) = &mut self.running {
-            // Gone already is as good.
-            let _ = child.start_kill();
-        }
-    }
-
-    /// Pings a child that is busy; one that does not answer is given up.
-    fn beat(&mut self) -> Option<Input> {
-        self.heartbeat.next = None;
-        let hang = self.spec.plugin.restart.hang;
-        let Some(Running { body: Body::Child { link, .. }, port }) = &self.running else { return None };
-        if self.heartbeat.unanswered {
-            self.reason = Some(format!("did not answer for {} ms", hang.as_millis()));
-            self.heartbeat.unanswered = false;
-            self.kill_child();
-            return None;
-        }
-        if port.holding() == 0 {
-            link.rest();
-            return None;
-        }
-        link.send(&Frame::Ping { id: 0 });
-        self.heartbeat.unanswered = true;
-        self.heartbeat.next = Some(Instant::now() + hang);
-        None
-    }
-
     /// Writes the board; what it now says.
     fn publish(&self) -> PluginStatus {
-        let pid = match &self.running {
-            Some(Running { body: Body::Child { child, .. }, .. }) => child.id(),
-            _ => None,
+        let (placement, pid) = match &self.running {
+            Some(Running { body: Body::Child { child, .. }, .. }) => (Placement::Child, child.id()),
+            Some(Running { body: Body::Actor(_), .. }) => (Placement::InProcess, None),
+            None => (self.placement, None),
         };
         with(&self.board, |board| {
             let status = &mut board.status;
             status.state = self.supervisor.state();
-            status.placement = self.placement;
-            status.sandbox =
-                if self.placement == Placement::Child { sandbox::LEVEL.into() } else { "none".into() };
+            status.placement = placement;
+            status.sandbox = if placement == Placement::Child { sandbox::LEVEL } else { "none" }.into();
             status.pid = pid;
             status.library = self.spec.library.display().to_string();
             board.ready_at_ms = self.supervisor.ready_at_ms();
@@ -666,59 +414,6 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What a child shows without saying it.
-enum Sign {
-    Exited(std::io::Result<ExitStatus>),
-    /// It was idle, and has been given work.
-    Busy,
-}
-
-async fn sign_of_child(running: &mut Option<Running>) -> Sign {
-    match running {
-        Some(Running { body: Body::Child { link, child, .. }, .. }) => tokio::select! {
-            status = child.wait() => Sign::Exited(status),
-            () = link.busy.notified() => Sign::Busy,
-        },
-        _ => std::future::pending().await,
-    }
-}
-
-/// Logs what a child writes to its standard error, and keeps the last of it.
-async fn listen(plugin: String, stderr: Option<tokio::process::ChildStderr>) -> Vec<String> {
-    use tokio::io::AsyncReadExt;
-    let mut kept = VecDeque::new();
-    let Some(stderr) = stderr else { return Vec::new() };
-    let mut reader = BufReader::new(stderr);
-    loop {
-        let mut line = Vec::new();
-        match (&mut reader).take(WORD_BYTES_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return kept.into(),
-            Ok(_) => {}
-        }
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if text.is_empty() {
-            continue;
-        }
-        tracing::info!(plugin, "stderr: {text}");
-        if kept.len() == WORDS_MAX {
-            kept.pop_front();
-        }
-        kept.push_back(text);
-    }
-}
-
-fn describe_exit(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it exited with code {code}"),
-        (None, Some(signal)) => {
-            let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown signal", |s| s.as_str());
-            format!("it was killed by {name}")
-        }
-        (None, None) => "it ended".into(),
     }
 }
 

@@ -64,7 +64,8 @@ impl Link {
     /// Queues a delivery; it is written by the next flush.
     pub fn push(&self, delivery: Delivery) {
         let event = matches!(delivery, Delivery::Event { .. });
-        if matches!(delivery, Delivery::Request { .. }) && self.idle.swap(false, Ordering::AcqRel) {
+        let work = matches!(delivery, Delivery::Request { .. } | Delivery::Intercept { .. });
+        if work && self.idle.swap(false, Ordering::AcqRel) {
             self.busy.notify_one();
         }
         let frame = self.guest.frame(delivery, wall_ms());
@@ -113,9 +114,13 @@ impl Link {
             wire.unblock();
             wire.flush(&self.socket, &self.writer)
         });
+        tokio::pin!(writing);
+        let reading = self.read(&hub);
+        tokio::pin!(reading);
         let reason = tokio::select! {
-            reason = self.read(&hub) => reason,
-            _ = writing => None,
+            reason = &mut reading => reason,
+            // It takes nothing more, but what it has said still counts.
+            _ = &mut writing => reading.await,
         };
         self.kill();
         if let Some(reason) = reason {

@@ -23,6 +23,8 @@ use std::{
     },
 };
 
+use bytes::BytesMut;
+use foldhash::fast::RandomState;
 use ksi_kernel::{Answer, Delivery, Envelope};
 use ksi_protocol::{
     Code, Frame, Refusal,
@@ -32,7 +34,10 @@ use ksi_protocol::{
 };
 use tokio::{net::UnixStream, sync::Notify};
 
-use super::face::{Face, put_line};
+use super::{
+    credit::Credits,
+    face::{Face, put_line},
+};
 use crate::wire::{Flushed, Wire};
 
 /// Bytes in the socket's buffer beyond which things queue, so that old live
@@ -47,6 +52,8 @@ const CONGESTED_BYTES: usize = 4 * 1024 * 1024;
 pub struct Outbox {
     /// The socket, shared with the reader.
     pub socket: UnixStream,
+    /// Whether events are wanted encoded.
+    pub wants_tail: bool,
     /// Told when the socket is full.
     pub writer: Notify,
     /// Told when the queue has become short again.
@@ -75,13 +82,12 @@ struct State {
     /// Position of the front of `live` since the session began, so that an
     /// entry keeps its position while others leave.
     live_front: u64,
-    subs: HashMap<Id, Sub>,
+    subs: HashMap<Id, Sub, RandomState>,
     /// Counts subscriptions, so that an event that waits for one is never
     /// taken for one of a later subscription with the same id.
     opened: u64,
     gapped: Vec<Id>,
-    credits: HashMap<Id, Credit>,
-    held_bytes: usize,
+    credits: Credits,
     overflow: bool,
 }
 
@@ -123,12 +129,6 @@ struct Sub {
     newest: HashMap<Box<str>, u64>,
 }
 
-#[derive(Debug)]
-struct Credit {
-    left: u32,
-    held: VecDeque<Delivery>,
-}
-
 impl Outbox {
     /// The queue of a client that speaks `face`. `dropped` counts lost events
     /// for the whole daemon.
@@ -136,6 +136,7 @@ impl Outbox {
     pub fn new(socket: UnixStream, face: Face, dropped: Arc<AtomicU64>) -> Self {
         Self {
             socket,
+            wants_tail: matches!(face, Face::Frames),
             writer: Notify::new(),
             relieved: Notify::new(),
             closing: Notify::new(),
@@ -151,11 +152,10 @@ impl Outbox {
                 live: VecDeque::new(),
                 live_bytes: 0,
                 live_front: 0,
-                subs: HashMap::new(),
+                subs: HashMap::default(),
                 opened: 0,
                 gapped: Vec::new(),
-                credits: HashMap::new(),
-                held_bytes: 0,
+                credits: Credits::default(),
                 overflow: false,
             }),
         }
@@ -170,12 +170,6 @@ impl Outbox {
         change(&mut self.lock().face)
     }
 
-    /// Whether events are wanted encoded.
-    #[must_use]
-    pub fn wants_tail(&self) -> bool {
-        matches!(self.lock().face, Face::Frames)
-    }
-
     /// A request begins, with flow control where it names a credit.
     ///
     /// # Errors
@@ -185,21 +179,17 @@ impl Outbox {
         if credit.is_none() && !self.limited.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut state = self.lock();
-        if state.credits.contains_key(&id) {
-            let message = format!("a request with the id {id} is in flight already");
-            return Err(Refusal::new(Code::Conflict, message).hint("use another id for every request"));
-        }
-        if let Some(left) = credit {
-            state.credits.insert(id, Credit { left, held: VecDeque::new() });
-            self.limited.store(true, Ordering::Relaxed);
-        }
+        self.lock().credits.begin(id, credit)?;
+        self.limited.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// The client can take more chunks.
     pub fn add_credit(&self, id: Id, n: u32) {
-        self.lock().add_credit(id, n);
+        let mut state = self.lock();
+        for delivery in state.credits.add(id, n) {
+            state.answer(delivery);
+        }
     }
 
     /// A subscription begins.
@@ -243,13 +233,14 @@ impl Outbox {
     /// Queues an answer.
     pub fn answer(&self, delivery: Delivery) {
         let mut state = self.lock();
-        if let Some(delivery) = state.limit(delivery) {
+        if let Some(delivery) = state.credits.limit(delivery) {
             state.answer(delivery);
         }
+        state.check_overflow();
     }
 
     /// Queues an event.
-    pub fn event(&self, id: Id, class: Class, name: &str, body: Body) {
+    pub fn event(&self, id: Id, class: Class, name: &str, body: &Body) {
         let mut state = self.lock();
         let dropped = state.event(id, class, name, body);
         if dropped > 0 {
@@ -306,7 +297,6 @@ impl Outbox {
         state.answers.clear();
         state.live.clear();
         state.credits.clear();
-        state.held_bytes = 0;
     }
 }
 
@@ -328,83 +318,34 @@ impl State {
             return self.face.answer(delivery, &mut self.wire.buffer);
         }
         self.answer_bytes += weight(&delivery);
-        self.check_overflow();
         let ticket = self.next_ticket();
         self.answers.push_back((ticket, delivery));
     }
 
     fn check_overflow(&mut self) {
-        self.overflow |= self.answer_bytes + self.held_bytes > limits::REPLY_BYTES_MAX;
-    }
-
-    /// Holds back what there is no credit for, and gives back what there is.
-    fn limit(&mut self, delivery: Delivery) -> Option<Delivery> {
-        let Delivery::Answer { id, answer, .. } = &delivery else { return None };
-        let id = *id;
-        let Some(credit) = self.credits.get_mut(&id) else { return Some(delivery) };
-        if matches!(answer, Answer::Refusal(_)) {
-            // Who has given up, or is too late, is not to pay for chunks first.
-            self.held_bytes -= credit.held.iter().map(weight).sum::<usize>();
-            self.credits.remove(&id);
-            return Some(delivery);
-        }
-        let last = answer.is_last();
-        if !credit.held.is_empty() || (credit.left == 0 && !last) {
-            self.held_bytes += weight(&delivery);
-            credit.held.push_back(delivery);
-            self.check_overflow();
-            return None;
-        }
-        if last {
-            self.credits.remove(&id);
-        } else {
-            credit.left -= 1;
-        }
-        Some(delivery)
-    }
-
-    fn add_credit(&mut self, id: Id, n: u32) {
-        let Some(credit) = self.credits.get_mut(&id) else { return };
-        credit.left = credit.left.saturating_add(n);
-        let mut free = Vec::new();
-        let mut ended = false;
-        while let Some(next) = credit.held.front() {
-            if is_chunk(next) {
-                if credit.left == 0 {
-                    break;
-                }
-                credit.left -= 1;
-            } else {
-                ended = true;
-            }
-            free.extend(credit.held.pop_front());
-        }
-        if ended {
-            self.credits.remove(&id);
-        }
-        for delivery in free {
-            self.held_bytes -= weight(&delivery);
-            self.answer(delivery);
-        }
+        self.overflow |= self.answer_bytes + self.credits.held_bytes() > limits::REPLY_BYTES_MAX;
     }
 
     /// Returns how many older events had to go.
-    fn event(&mut self, id: Id, class: Class, name: &str, body: Body) -> u64 {
-        let Some(opened) = self.subs.get(&id).map(|sub| sub.opened) else { return 0 };
+    fn event(&mut self, id: Id, class: Class, name: &str, body: &Body) -> u64 {
         if self.wire.is_dead() {
             return 0;
         }
-        if self.room() {
-            self.put_event(&Live { ticket: 0, sub: id, opened, replaced: 0, body });
+        let room = self.room();
+        let Some(sub) = self.subs.get_mut(&id) else { return 0 };
+        if room {
+            sub.seq += 1;
+            put_event(&mut self.face, &mut self.wire.buffer, id, sub.seq, body);
             return 0;
         }
-        if class != Class::Latest || !self.replace_latest(id, name, &body) {
+        let opened = sub.opened;
+        if class != Class::Latest || !self.replace_latest(id, name, body) {
             let ticket = self.next_ticket();
             self.live_bytes += body.bytes();
             if class == Class::Latest {
                 self.remember_latest(id, name);
             }
-            self.live.push_back(Live { ticket, sub: id, opened, replaced: 0, body });
+            self.live.push_back(Live { ticket, sub: id, opened, replaced: 0, body: body.clone() });
         }
         let mut dropped = 0;
         while self.live.len() > limits::LIVE_EVENTS_MAX
@@ -462,10 +403,7 @@ impl State {
         let id = live.sub;
         let Some(sub) = self.subs.get_mut(&id).filter(|sub| sub.opened == live.opened) else { return };
         sub.seq += 1 + live.replaced;
-        match &live.body {
-            Body::Tail(tail) => fanout::put(&mut self.wire.buffer, id, sub.seq, tail),
-            Body::Envelope(envelope) => self.face.event(id, sub.seq, envelope, &mut self.wire.buffer),
-        }
+        put_event(&mut self.face, &mut self.wire.buffer, id, sub.seq, &live.body);
     }
 
     /// Moves what waits into the socket's buffer, in the order in which it was
@@ -501,12 +439,15 @@ impl State {
     }
 }
 
-fn is_chunk(delivery: &Delivery) -> bool {
-    matches!(delivery, Delivery::Answer { answer: Answer::Chunk(_), .. })
+fn put_event(face: &mut Face, buffer: &mut BytesMut, id: Id, seq: u64, body: &Body) {
+    match body {
+        Body::Tail(tail) => fanout::put(buffer, id, seq, tail),
+        Body::Envelope(envelope) => face.event(id, seq, envelope, buffer),
+    }
 }
 
 /// Bytes that an answer is charged for.
-fn weight(delivery: &Delivery) -> usize {
+pub(super) fn weight(delivery: &Delivery) -> usize {
     128 + match delivery {
         Delivery::Answer { answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), .. } => {
             data.len()
@@ -514,3 +455,6 @@ fn weight(delivery: &Delivery) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

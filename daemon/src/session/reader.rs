@@ -1,13 +1,8 @@
 //! The reading side of one session.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Bytes, BytesMut};
 use ksi_kernel::{Ask, Emission};
 use ksi_protocol::{
     Code, Frame, PROTOCOL_VERSION, Refusal,
@@ -15,26 +10,19 @@ use ksi_protocol::{
     json::{self, Verb},
     limits,
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
-use tokio::{
-    io::Interest,
-    net::UnixStream,
-};
+use tokio::{net::UnixStream, time::Instant};
 
 use super::{
     Sessions,
     face::{Face, Lines},
     outbox::Outbox,
+    socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
 };
 use crate::{
     hub::{Handle, Hub, Port, Turn, ask},
     wire::{Flushed, write_when_full},
 };
-
-/// Bytes that one read may bring. One batch of requests is what one read
-/// brought.
-const READ_BYTES: usize = 64 * 1024;
 
 /// Time that a client may take to read what it was told before the daemon
 /// ended.
@@ -51,10 +39,11 @@ enum Next {
 
 /// Serves one client until it is gone, or the daemon closes.
 pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u64) {
+    let greeting = Instant::now() + sessions.limits.handshake_timeout;
     let mut input = BytesMut::new();
     let first = first_byte(&stream, &mut input);
     let first = tokio::select! {
-        first = tokio::time::timeout(sessions.limits.handshake_timeout, first) => first.ok().flatten(),
+        first = tokio::time::timeout_at(greeting, first) => first.ok().flatten(),
         () = sessions.closing.cancelled() => None,
     };
     let Some(first) = first else { return };
@@ -69,8 +58,9 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
         outbox: &outbox,
         port: &port,
         json: first != 0,
-        greeted: first != 0,
-        handshake_timeout: sessions.limits.handshake_timeout,
+        greeted: false,
+        greeting,
+        searched: 0,
     };
     let writing = write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
     tokio::pin!(writing);
@@ -94,6 +84,7 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
         tokio::select! {
             () = answered(&port, &outbox, &mut writing) => {}
             () = gone(&outbox.socket) => {}
+            () = outbox.closing.notified() => {}
             () = sessions.closing.cancelled() => {
                 let _ = tokio::time::timeout(FLUSH_LIMIT, flushed(&outbox, &mut writing)).await;
             }
@@ -103,62 +94,6 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
     let mut turn = sessions.hub.turn();
     turn.detach(&port, &Refusal::new(Code::Cancelled, "the client has disconnected"));
     turn.end();
-}
-
-/// Waits for the first byte that is not white space.
-async fn first_byte(stream: &UnixStream, input: &mut BytesMut) -> Option<u8> {
-    loop {
-        while let Some(&byte) = input.first() {
-            if !byte.is_ascii_whitespace() {
-                return Some(byte);
-            }
-            input.advance(1);
-        }
-        if read(stream, input).await.ok()? == 0 {
-            return None;
-        }
-    }
-}
-
-/// Tells a client that speaks something else, HTTP for example, what is spoken
-/// here.
-async fn foreign(stream: &UnixStream, first: u8) {
-    let message = format!(
-        "this socket speaks JSON lines or length-delimited MessagePack, \
-         and not what begins with byte {first:#04x}"
-    );
-    let refusal =
-        Refusal::new(Code::InvalidFrame, message).hint(r#"try {"event":"system:health"} and a newline"#);
-    let line = format!("{}\n", json::refusal_line(None, &refusal));
-    // A few bytes into an empty socket: they fit, or the peer is gone.
-    let _ = stream.try_write(line.as_bytes());
-    hear_out(stream).await;
-}
-
-/// Gives a peer that is cut off a moment to read why: closing a socket with
-/// unread input would destroy what it has not read yet.
-async fn hear_out(stream: &UnixStream) {
-    let _ = nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Write);
-    let mut waste = BytesMut::new();
-    let reading = async {
-        while read(stream, &mut waste).await.is_ok_and(|n| n > 0) {
-            waste.clear();
-        }
-    };
-    // A peer that goes on sending does not matter any more.
-    let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
-}
-
-async fn read(stream: &UnixStream, input: &mut BytesMut) -> io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        input.reserve(READ_BYTES);
-        let mut window = bytes::BufMut::limit(&mut *input, READ_BYTES);
-        match stream.try_read_buf(&mut window) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
-        }
-    }
 }
 
 /// Until everything that was said is written. The writer task goes on
@@ -185,44 +120,23 @@ async fn answered(port: &Port, outbox: &Outbox, writing: &mut (impl Future<Outpu
     }
 }
 
-/// Until the client has closed both sides. Watches a second descriptor of the
-/// same socket, so that the readiness that writers rely on is not consumed.
-async fn gone(socket: &UnixStream) {
-    let Ok(second) = socket.as_fd().try_clone_to_owned() else { return };
-    let Ok(second) = UnixStream::from_std(second.into()) else { return };
-    loop {
-        if second.ready(Interest::WRITABLE).await.is_err() || hung_up(socket) {
-            return;
-        }
-        // Nothing is written here; this asks to be told of the next change.
-        let _ = second.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-    }
-}
-
-fn hung_up(socket: &UnixStream) -> bool {
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
-    match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) => {
-            fds[0].revents().is_some_and(|got| got.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
-        }
-        Err(_) => true,
-    }
-}
-
 struct Session<'a> {
     hub: &'a Hub,
     outbox: &'a Arc<Outbox>,
     port: &'a Arc<Port>,
     json: bool,
-    /// Whether `hello` was said; the JSON face has none.
+    /// Whether `hello` was said, or the first whole line.
     greeted: bool,
-    handshake_timeout: Duration,
+    /// By when that must have been.
+    greeting: Instant,
+    /// Bytes of an unfinished line in which there is no newline, so that each
+    /// is looked at once.
+    searched: usize,
 }
 
 impl Session<'_> {
     /// Reads until the client's end of file; whether it still listens.
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
-        let greeting = tokio::time::Instant::now() + self.handshake_timeout;
         loop {
             let mut turn = self.hub.turn();
             let next = if self.json { self.lines(input, &mut turn) } else { self.frames(input, &mut turn) };
@@ -240,7 +154,7 @@ impl Session<'_> {
             let got = if self.greeted {
                 reading.await
             } else {
-                match tokio::time::timeout_at(greeting, reading).await {
+                match tokio::time::timeout_at(self.greeting, reading).await {
                     Ok(got) => got,
                     Err(_) => return false,
                 }
@@ -260,7 +174,7 @@ impl Session<'_> {
         if self.json {
             if !input.is_empty() {
                 let line = input.split();
-                self.line(&line, &mut turn);
+                self.line(line.trim_ascii(), &mut turn);
             }
         } else if !input.is_empty() {
             let message = format!("the connection ended inside a frame, {} bytes into it", input.len());
@@ -272,16 +186,26 @@ impl Session<'_> {
     }
 
     fn lines(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
-        while let Some(end) = input.iter().position(|&byte| byte == b'\n') {
-            let line = input.split_to(end + 1);
+        while let Some(end) = input[self.searched..].iter().position(|&byte| byte == b'\n') {
+            let line = input.split_to(self.searched + end + 1);
+            self.searched = 0;
+            self.greeted = true;
+            if line.len() > limits::FRAME_BYTES_MAX + 1 {
+                return self.too_long();
+            }
             self.line(line.trim_ascii(), turn);
         }
+        self.searched = input.len();
         if input.len() > limits::FRAME_BYTES_MAX {
-            let message = format!("line is longer than the limit of {} bytes", limits::FRAME_BYTES_MAX);
-            self.outbox.refuse(None, Refusal::new(Code::TooLarge, message));
-            return Next::Close;
+            return self.too_long();
         }
         Next::Read
+    }
+
+    fn too_long(&self) -> Next {
+        let message = format!("line is longer than the limit of {} bytes", limits::FRAME_BYTES_MAX);
+        self.outbox.refuse(None, Refusal::new(Code::TooLarge, message));
+        Next::Close
     }
 
     fn line(&mut self, line: &[u8], turn: &mut Turn<'_>) {
@@ -321,9 +245,7 @@ impl Session<'_> {
         match verb {
             Verb::Request { event, data, timeout_ms, credit, correlation_id, idempotency_key } => {
                 let id = open(id)?;
-                if let Some(credit) = credit {
-                    self.outbox.limit_chunks(id, credit);
-                }
+                self.outbox.begin(id, credit)?;
                 let ask = Ask {
                     timeout: timeout_ms.map(Duration::from_millis),
                     credit,
@@ -369,8 +291,10 @@ impl Session<'_> {
 
     fn frames(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
         loop {
+            let before = input.len();
             match Frame::split(input) {
                 Ok(Some(frame)) => {
+                    let frame = compact(frame, before - input.len());
                     if self.frame(frame, turn) == Next::Close {
                         return Next::Close;
                     }
@@ -393,8 +317,9 @@ impl Session<'_> {
         }
         match frame {
             Frame::Request(mut request) => {
-                if let Some(credit) = request.credit {
-                    self.outbox.limit_chunks(request.id, credit);
+                if let Err(refusal) = self.outbox.begin(request.id, request.credit) {
+                    self.outbox.refuse(Some(request.id), refusal);
+                    return Next::Read;
                 }
                 // A client has no parent to speak for.
                 request.parent = None;
@@ -464,16 +389,16 @@ impl Session<'_> {
     fn subscribe(&self, subscribe: Subscribe) {
         let Subscribe { id, pattern, class } = subscribe;
         // Told of the subscription before the first event can come.
-        self.outbox.add_sub(id);
+        if let Err(refusal) = self.outbox.add_sub(id) {
+            return self.outbox.refuse(Some(id), refusal);
+        }
         match self.hub.kernel.subscribe(self.port, id, pattern, class) {
             Ok(()) => {
                 let data = json::from_json(&serde_json::json!({ "subscribed": true }));
                 self.outbox.frame(&Frame::Reply { id, data: data.unwrap_or_else(|_| ksi_protocol::empty()) });
             }
             Err(refusal) => {
-                if refusal.code != Code::Conflict {
-                    self.outbox.remove_sub(id);
-                }
+                self.outbox.remove_sub(id);
                 self.outbox.refuse(Some(id), refusal);
             }
         }
@@ -483,5 +408,21 @@ impl Session<'_> {
         self.hub.kernel.unsubscribe(self.port, id)?;
         self.outbox.remove_sub(id);
         Ok(())
+    }
+}
+
+/// A payload that is a small part of a large frame shall not keep all of it in
+/// memory for as long as it waits somewhere.
+fn compact(frame: Frame, frame_bytes: usize) -> Frame {
+    if frame_bytes <= READ_BYTES {
+        return frame;
+    }
+    let small = |data: Bytes| if data.len() < frame_bytes / 2 { Bytes::copy_from_slice(&data) } else { data };
+    match frame {
+        Frame::Request(request) => {
+            Frame::Request(frame::Request { data: small(request.data.clone()), ..request })
+        }
+        Frame::Emit(emit) => Frame::Emit(frame::Emit { data: small(emit.data.clone()), ..emit }),
+        other => other,
     }
 }

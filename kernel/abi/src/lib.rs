@@ -152,7 +152,7 @@ impl Buffer {
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// `id`, `name` event, `payload`, `meta` a [`Meta`]-like map (origin,
+    /// `id`, `name` event, `payload`, `meta` a map (origin,
     /// correlation id, idempotency key), `arg` milliseconds until the
     /// deadline (0: none).
     Request = 1,

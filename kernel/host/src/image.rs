@@ -5,8 +5,8 @@
 //! plugin of another ABI are refused here, without running a line of theirs.
 
 use std::{
-    fs::File,
-    os::fd::{AsRawFd, OwnedFd},
+    fs::{File, OpenOptions},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -78,7 +78,9 @@ impl Image {
     /// Says what the file is instead of a plugin for this KSI.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let open = |source| Error::Open { path: path.into(), source };
-        let file = File::open(path).map_err(open)?;
+        // A pipe would wait for somebody who writes into it.
+        let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(open)?;
         if !file.metadata().map_err(open)?.is_file() {
             return Err(Error::NotAFile(path.into()));
         }
@@ -93,9 +95,9 @@ impl Image {
         })
     }
 
-    /// A path under which the dynamic linker finds exactly the checked file.
-    pub(crate) fn checked_path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    /// Another descriptor of the checked file.
+    pub(crate) fn reopened(&self) -> std::io::Result<OwnedFd> {
+        self.file.try_clone()
     }
 }
 

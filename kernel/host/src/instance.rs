@@ -5,7 +5,12 @@
 //! the same code.
 #![expect(unsafe_code, reason = "this module is the host's side of the C ABI")]
 
-use std::{ffi::c_void, path::Path, ptr, sync::Arc};
+use std::{
+    ffi::c_void,
+    path::Path,
+    ptr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use ksi_abi::{Buffer, FAILED, FULL, HostTable, INVALID, Kind, Message, OK, POISONED, Slice};
@@ -43,9 +48,9 @@ pub trait Host: Send + Sync {
 /// Why an instance must not be called again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It panicked.
-    #[error("the plugin panicked")]
-    Panicked,
+    /// It panicked, with this message where it told one.
+    #[error("the plugin {0}")]
+    Panicked(String),
     /// It returned a number that means nothing.
     #[error("the plugin broke its contract: status {0}")]
     Status(u32),
@@ -54,6 +59,7 @@ pub enum Fault {
 /// A running instance. Destroyed when dropped, unless it is poisoned.
 pub struct Instance {
     library: Library,
+    context: &'static HostContext,
     pointer: *mut c_void,
     poisoned: bool,
 }
@@ -67,7 +73,13 @@ unsafe impl Send for Instance {}
 struct HostContext {
     host: Arc<dyn Host>,
     table: HostTable,
+    /// What it logged about its own panic: the status of a call has no room
+    /// for a text.
+    panic: Mutex<Option<String>>,
 }
+
+/// How the log line of a plugin begins that has panicked.
+const PANICKED: &str = "panicked: ";
 
 impl Instance {
     /// Makes an instance.
@@ -76,8 +88,9 @@ impl Instance {
     ///
     /// The plugin's own refusal to start, or that of its panic.
     pub fn create(library: &Library, host: Arc<dyn Host>, config: &[u8], dir: &Path) -> Result<Self, Refusal> {
-        let context = Box::leak(Box::new(HostContext {
+        let context: &'static mut HostContext = Box::leak(Box::new(HostContext {
             host,
+            panic: Mutex::default(),
             table: HostTable {
                 size: size_of::<HostTable>() as u32,
                 reserved: 0,
@@ -87,6 +100,7 @@ impl Instance {
             },
         }));
         context.table.context = ptr::from_ref(context).cast();
+        let context: &'static HostContext = context;
         let mut pointer = ptr::null_mut();
         let mut error = Buffer::EMPTY;
         let dir = dir.to_string_lossy();
@@ -99,7 +113,9 @@ impl Instance {
         );
         let refusal = take(error);
         match status {
-            OK if !pointer.is_null() => Ok(Self { library: library.clone(), pointer, poisoned: false }),
+            OK if !pointer.is_null() => {
+                Ok(Self { library: library.clone(), context, pointer, poisoned: false })
+            },
             FAILED => Err(ksi_protocol::decode(&refusal).unwrap_or_else(|refusal| refusal)),
             other => Err(Refusal::new(ksi_protocol::Code::Internal, format!("start returned {other}"))),
         }
@@ -205,7 +221,8 @@ impl Instance {
             OK | INVALID => Ok(()),
             POISONED => {
                 self.poisoned = true;
-                Err(Fault::Panicked)
+                let told = self.context.panic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Err(Fault::Panicked(told.unwrap_or_else(|| "panicked".into())))
             }
             other => {
                 self.poisoned = true;
@@ -229,6 +246,11 @@ extern "C" fn host_send(context: *const c_void, message: *const Message) -> u32 
     let (context, message) = unsafe { (&*context.cast::<HostContext>(), &*message) };
     // SAFETY: as above for the slices of the message.
     let Some(output) = (unsafe { output(message) }) else { return INVALID };
+    if let Output::Frame(Frame::Log { message, .. }) = &output
+        && message.starts_with(PANICKED)
+    {
+        *context.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+    }
     let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| context.host.output(output)));
     match sent {
         Ok(true) => OK,

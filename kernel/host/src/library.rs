@@ -1,6 +1,11 @@
 //! A loaded plugin library: its table and its descriptor.
 #![expect(unsafe_code, reason = "this module calls the dynamic linker and the plugin's exports")]
 
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
 use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
 use ksi_abi::{Buffer, OK, PluginEntry, PluginTable, SYMBOL};
 use ksi_protocol::{Code, Descriptor, Refusal};
@@ -24,19 +29,23 @@ impl Library {
     /// plugin's own registration panics.
     pub fn load(image: &Image) -> Result<Self, Refusal> {
         let failed = |why: String| Error::Load { path: image.path.clone(), why };
+        // The dynamic linker knows a library by the path it was loaded under,
+        // and takes whatever comes under the same path later for the same
+        // library. So the descriptor that the path names is never used again.
+        let file = image.reopened().map_err(|error| failed(error.to_string()))?;
         // SAFETY: loading runs the library's constructors. The file is a KSI
         // plugin by its header, and the operator has put it into the manifest
         // or named it himself; a plugin that is not trusted is loaded only in
         // a child.
-        let library = unsafe { Dynamic::open(Some(image.checked_path()), RTLD_NOW | RTLD_LOCAL) }
+        let library = unsafe { Dynamic::open(Some(path_of(&file)), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|error| failed(error.to_string()))?;
         // SAFETY: the header says that this major version of the ABI holds,
         // which fixes the type of the one exported symbol.
         let entry = unsafe { library.get::<PluginEntry>(SYMBOL.as_bytes()) }
             .map_err(|error| failed(error.to_string()))?;
         let table = entry();
-        // The library stays for ever, so the table does as well.
-        std::mem::forget(library);
+        // The library stays for ever, so the table does as well, and the name.
+        std::mem::forget((library, file));
         if table.is_null() {
             return Err(failed("its entry point returned nothing".into()).into());
         }
@@ -52,11 +61,22 @@ impl Library {
         if status != OK {
             return Err(ksi_protocol::decode(&bytes).unwrap_or_else(|refusal| refusal));
         }
-        let descriptor = ksi_protocol::decode(&bytes).map_err(|refusal| {
-            Refusal::new(Code::InvalidPayload, format!("descriptor of {}: {}", image.name, refusal.message))
-        })?;
+        let wrong = |why: String| {
+            let message = format!("descriptor of {} in {}: {why}", image.name, image.path.display());
+            Refusal::new(Code::InvalidPayload, message)
+        };
+        let descriptor: Descriptor = ksi_protocol::decode(&bytes).map_err(|refusal| wrong(refusal.message))?;
+        if descriptor.name != image.name {
+            return Err(wrong(format!("it calls itself {}", descriptor.name)));
+        }
         Ok(Self { table, descriptor })
     }
+}
+
+/// A path under which the dynamic linker finds exactly the file that was
+/// checked.
+fn path_of(file: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Copies the bytes of a plugin's buffer and gives it back.

@@ -4,7 +4,7 @@
 //! differ for each receiver; [`tail`] is everything after them. The bytes are
 //! those that [`crate::Frame::encode`] writes, and a test holds them to it.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use rmp::encode::{ByteBuf, write_bin, write_str, write_uint};
 
 use crate::frame::Id;
@@ -55,40 +55,37 @@ pub fn tail(event: &str, data: &[u8], origin: &str, at_ms: u64, correlation_id: 
 
 /// Appends a whole event frame, length prefix first.
 pub fn put(buffer: &mut BytesMut, sub: Id, seq: u64, tail: &Tail) {
-    let start = buffer.len();
-    buffer.put_u32(0);
-    buffer.put_slice(b"\x81\xa5event");
-    buffer.put_u8(0x80 | (tail.fields + 2));
-    buffer.put_slice(b"\xa3sub");
-    put_uint(buffer, sub);
-    buffer.put_slice(b"\xa3seq");
-    put_uint(buffer, seq);
-    buffer.put_slice(&tail.bytes);
+    // Length prefix, kind, number of fields, and two fields of at most 13 bytes.
+    let mut head = [0; 40];
+    head[4..11].copy_from_slice(b"\x81\xa5event");
+    head[11] = 0x80 | (tail.fields + 2);
+    head[12..16].copy_from_slice(b"\xa3sub");
+    let mut end = put_uint(&mut head, 16, sub);
+    head[end..end + 4].copy_from_slice(b"\xa3seq");
+    end = put_uint(&mut head, end + 4, seq);
     // A tail comes from a frame or a plugin's message, so it is far below 4 GiB.
-    let body = u32::try_from(buffer.len() - start - 4).unwrap_or(u32::MAX);
-    buffer[start..start + 4].copy_from_slice(&body.to_be_bytes());
+    let body = u32::try_from(end - 4 + tail.bytes.len()).unwrap_or(u32::MAX);
+    head[..4].copy_from_slice(&body.to_be_bytes());
+    buffer.reserve(end + tail.bytes.len());
+    buffer.extend_from_slice(&head[..end]);
+    buffer.extend_from_slice(&tail.bytes);
 }
 
-fn put_uint(buffer: &mut BytesMut, value: u64) {
-    match value {
-        0..=0x7f => buffer.put_u8(value as u8),
-        0x80..=0xff => {
-            buffer.put_u8(0xcc);
-            buffer.put_u8(value as u8);
+/// Writes a number in its shortest form; where it ends.
+fn put_uint(head: &mut [u8; 40], at: usize, value: u64) -> usize {
+    let (marker, bytes) = match value {
+        0..=0x7f => {
+            head[at] = value as u8;
+            return at + 1;
         }
-        0x100..=0xffff => {
-            buffer.put_u8(0xcd);
-            buffer.put_u16(value as u16);
-        }
-        0x1_0000..=0xffff_ffff => {
-            buffer.put_u8(0xce);
-            buffer.put_u32(value as u32);
-        }
-        _ => {
-            buffer.put_u8(0xcf);
-            buffer.put_u64(value);
-        }
-    }
+        0x80..=0xff => (0xcc, 1),
+        0x100..=0xffff => (0xcd, 2),
+        0x1_0000..=0xffff_ffff => (0xce, 4),
+        _ => (0xcf, 8),
+    };
+    head[at] = marker;
+    head[at + 1..at + 1 + bytes].copy_from_slice(&value.to_be_bytes()[8 - bytes..]);
+    at + 1 + bytes
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub enum NameError {
     /// Not 2 to 8 segments.
     #[error("`{0}` is not `namespace:action`: it has {1} segments, and 2 to {NAME_SEGMENTS_MAX} are allowed")]
     Segments(String, usize),
+    /// A pattern of one literal segment.
+    #[error("`{0}` matches no event: write `{0}:*` or `{0}:**`")]
+    NeverMatches(String),
     /// A segment is empty or has a forbidden character.
     #[error("`{0}` is not a name: segment `{1}` must be lower-case letters, digits, `_`, `-` or `.`")]
     Segment(String, String),

@@ -92,6 +92,9 @@ pub struct PluginStatus {
     pub about: String,
     /// Where its supervisor stands.
     pub state: PluginState,
+    /// Whether it should run: enabled, and not stopped by an operator.
+    #[serde(default)]
+    pub wanted: bool,
     /// `in-process` or `child`.
     pub placement: Placement,
     /// Sandbox level in force for a child (`L0`, `L1`…), `none` in-process.

@@ -48,7 +48,8 @@ pub(crate) struct Instance<P> {
     register: Register<P>,
     tasks: FuturesUnordered<LocalBoxFuture<'static, ()>>,
     waker: Waker,
-    /// Requests whose handlers wait, by token, so that a cancel finds them.
+    /// Requests and interceptions whose handlers wait, by token, so that a
+    /// cancel finds them.
     running: Rc<RefCell<HashMap<u64, (AbortHandle, CancelToken)>>>,
     draining: Option<LocalBoxFuture<'static, ()>>,
     drain_asked: bool,
@@ -204,17 +205,30 @@ impl<P: Plugin> Instance<P> {
             .find(|(pattern, at, _)| *at == stage && pattern.matches(event.as_str()));
         let Some((_, _, handler)) = found else { return INVALID };
         let handler = handler.clone();
-        let facts = EnvelopeFacts { meta, ..Default::default() };
+        let cancel = CancelToken::default();
+        let facts = EnvelopeFacts { meta, cancel: cancel.clone(), ..Default::default() };
         let origin = decode_meta(&facts.meta).origin.unwrap_or_default();
         let word = handler(
             self.plugin.clone(),
             Ctx::new(self.core.clone(), facts),
             Intercepted { event, data: payload, origin, stage },
         );
-        let core = self.core.clone();
+        let guard = CancelOnDrop(cancel.clone());
+        let (abort, registration) = AbortHandle::new_pair();
+        self.running.borrow_mut().insert(id, (abort, cancel));
+        let (core, running) = (self.core.clone(), self.running.clone());
+        let word = async move {
+            let word = word.await;
+            drop(guard);
+            word
+        };
         self.tasks.push(Box::pin(async move {
             let verdict = Outgoing::new(Kind::Verdict, id);
-            match word.await {
+            let word = Abortable::new(word, registration).await;
+            running.borrow_mut().remove(&id);
+            // Nobody waits for a word that was given up.
+            let Ok(word) = word else { return };
+            match word {
                 Ok(None) => core.link.send(&verdict),
                 Ok(Some(data)) => core.link.send(&Outgoing { arg: 1, payload: &data, ..verdict }),
                 Err(refusal) => {

@@ -101,15 +101,13 @@ fn bare(path: &str, threads: u32, tokens: u64) -> Result<f64, Box<dyn std::error
     for (position, token) in (0..).zip(&prompt) {
         batch.add(*token, position, &[0], position + 1 == i32::try_from(prompt.len())?)?;
     }
-    let mut position = i32::try_from(prompt.len())?;
     let mut output = batch.n_tokens() - 1;
-    for _ in 0..tokens {
+    for (position, _) in (i32::try_from(prompt.len())?..).zip(0..tokens) {
         context.decode(&mut batch)?;
         let scores = context.get_logits_ith(output);
         let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
         batch.clear();
         batch.add(llama_cpp_2::token::LlamaToken(best), position, &[0], true)?;
-        position += 1;
         output = 0;
     }
     Ok(tokens as f64 / began.elapsed().as_secs_f64())

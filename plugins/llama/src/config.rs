@@ -76,7 +76,8 @@ impl Config {
             ("max_loaded", u64::from(self.max_loaded), 1, 16),
             ("max_tokens_default", u64::from(self.max_tokens_default), 1, 1 << 20),
             ("context", u64::from(self.context.unwrap_or(CONTEXT_DEFAULT)), u64::from(CONTEXT_MIN), 1 << 24),
-            ("threads", u64::from(self.threads.unwrap_or(1)), 1, 1024),
+            // Any number: one beyond the cores is clamped, and the load says so.
+            ("threads", u64::from(self.threads.unwrap_or(1)), 1, u64::from(u32::MAX)),
             ("input_bytes_max", bytes_max, 1, limit),
         ] {
             if !(min..=max).contains(&value) {

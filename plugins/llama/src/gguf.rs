@@ -114,6 +114,8 @@ pub struct Header {
     pub version: u32,
     /// The family of the model, `llama` or `qwen2` for example.
     pub architecture: String,
+    /// What the model calls itself.
+    pub name: Option<String>,
     /// Number of weights.
     pub parameters: u64,
     /// How the weights are stored, `Q8_0` for example.
@@ -289,6 +291,7 @@ impl Metadata {
         Ok(Header {
             version,
             parameters: totals.parameters,
+            name: self.text("general.name")?.map(str::to_owned),
             quantization,
             context_length,
             block_count,

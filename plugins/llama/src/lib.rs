@@ -132,8 +132,7 @@ impl Llama {
         let stops = ask.take_stops()?;
         let input = ask.take_input(self.config.input_bytes_max)?;
         let name = self.resolve(ask.model.take());
-        let toy = name == BUILTIN_NAME;
-        let max_tokens = self.max_tokens(ask.max_tokens, toy)?;
+        let max_tokens = self.max_tokens(ask.max_tokens)?;
         let (ticket, load_time) = match self.shelf.ticket(&name)? {
             Some(ticket) => (ticket, None),
             None => {
@@ -143,6 +142,8 @@ impl Llama {
         };
         let model = ticket.engine().model().clone();
         let context = ticket.engine().setup().context as usize;
+        let toy = model.is_toy();
+        let max_tokens = if toy { max_tokens.min(TOY_TOKENS_MAX) } else { max_tokens };
         let prompt = if Model::is_small(&input) {
             model.read(&input)?
         } else {
@@ -192,15 +193,13 @@ impl Llama {
         }
     }
 
-    fn max_tokens(&self, asked: Option<u32>, toy: bool) -> Result<u32, Refusal> {
+    fn max_tokens(&self, asked: Option<u32>) -> Result<u32, Refusal> {
         let tokens = asked.unwrap_or(self.config.max_tokens_default);
         if tokens == 0 {
-            return Err(payload::invalid(
-                "`max_tokens` is 0; at least 1 is accepted",
-                "leave it out for the default",
-            ));
+            let message = "`max_tokens` is 0; at least 1 is accepted";
+            return Err(payload::invalid("max_tokens", message, "leave it out for the default"));
         }
-        Ok(if toy { tokens.min(TOY_TOKENS_MAX) } else { tokens })
+        Ok(tokens)
     }
 
     async fn load_model(
@@ -245,7 +244,7 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         name: entry.name,
         path: path.display().to_string(),
         builtin: entry.builtin,
-        toy: entry.builtin,
+        toy: entry.builtin || header.as_ref().is_some_and(models::is_toy),
         loaded,
         architecture: header.as_ref().map(|header| header.architecture.clone()),
         parameters: header.as_ref().map(|header| header.parameters),
@@ -260,7 +259,7 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
 /// silence.
 fn check_length(tokens: usize, context: usize) -> Result<(), Refusal> {
     if tokens == 0 {
-        return Err(payload::invalid("the input has no tokens", "give some text"));
+        return Err(payload::invalid("prompt", "the input has no tokens", "give some text"));
     }
     if tokens < context {
         return Ok(());

@@ -46,6 +46,13 @@ struct Seen {
     header: Result<Header, String>,
 }
 
+/// Whether a header is that of the toy. A copy of the built-in model under
+/// another name is a toy as well.
+#[must_use]
+pub fn is_toy(header: &Header) -> bool {
+    header.name.as_deref() == Some(BUILTIN_NAME)
+}
+
 /// All models that can be asked for.
 pub struct Library {
     models_dir: PathBuf,

@@ -307,7 +307,7 @@ impl Generate {
     pub fn take_input(&mut self, bytes_max: usize) -> Result<Input, Refusal> {
         let input = match (self.messages.take(), self.prompt.take()) {
             (Some(messages), None) if messages.is_empty() => {
-                return Err(invalid("`messages` is empty", "give at least one message"));
+                return Err(invalid("messages", "`messages` is empty", "give at least one message"));
             }
             (Some(messages), None) if messages.len() > MESSAGES_MAX => {
                 let refusal = Refusal::new(
@@ -318,14 +318,22 @@ impl Generate {
             }
             (Some(messages), None) => Input::Messages(messages),
             (None, Some(prompt)) if prompt.is_empty() => {
-                return Err(invalid("`prompt` is empty", "give a text to continue"));
+                return Err(invalid("prompt", "`prompt` is empty", "give a text to continue"));
             }
             (None, Some(prompt)) => Input::Prompt(prompt),
             (Some(_), Some(_)) => {
-                return Err(invalid("both `messages` and `prompt` are given", "give one of the two"));
+                return Err(invalid(
+                    "messages",
+                    "both `messages` and `prompt` are given",
+                    "give one of the two",
+                ));
             }
             (None, None) => {
-                return Err(invalid("neither `messages` nor `prompt` is given", "give one of the two"));
+                return Err(invalid(
+                    "messages",
+                    "neither `messages` nor `prompt` is given",
+                    "give one of the two",
+                ));
             }
         };
         check_bytes(input.bytes(), bytes_max)?;
@@ -341,13 +349,15 @@ impl Generate {
         let stops = self.stop.take().unwrap_or_default();
         if stops.len() > STOPS_MAX {
             return Err(invalid(
+                "stop",
                 &format!("{} stop strings; at most {STOPS_MAX} are accepted", stops.len()),
                 "give fewer",
             ));
         }
-        for stop in &stops {
+        for (index, stop) in stops.iter().enumerate() {
             if stop.is_empty() || stop.len() > STOP_BYTES_MAX {
                 return Err(invalid(
+                    &format!("stop[{index}]"),
                     &format!("a stop string of {} bytes; 1 to {STOP_BYTES_MAX} are accepted", stop.len()),
                     "leave it out or shorten it",
                 ));
@@ -370,6 +380,7 @@ pub(crate) fn check_bytes(bytes: usize, bytes_max: usize) -> Result<(), Refusal>
     .details(json!({"bytes": bytes, "max": bytes_max})))
 }
 
-pub(crate) fn invalid(message: &str, hint: &str) -> Refusal {
-    Refusal::new(Code::InvalidPayload, message).hint(hint)
+/// A refusal that names the field.
+pub(crate) fn invalid(path: &str, message: &str, hint: &str) -> Refusal {
+    Refusal::new(Code::InvalidPayload, message).hint(hint).details(json!({ "path": path }))
 }

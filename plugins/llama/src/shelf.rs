@@ -21,7 +21,7 @@ use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config};
 use crate::engine::model::{self, Model};
 use crate::engine::{Engine, RETRY_AFTER_MS, Setup, Ticket};
 use crate::gguf::Header;
-use crate::models::Library;
+use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
 
 /// Memory that a context takes besides the conversations, a guess on the safe
@@ -134,7 +134,7 @@ impl Shelf {
             threads: setup.threads,
             gpu_layers,
             template,
-            toy: entry.builtin,
+            toy: is_toy(&header),
             notes,
         };
         let ticket = engine.ticket()?;
@@ -248,6 +248,9 @@ impl Shelf {
         notes: &mut Vec<String>,
     ) -> Result<Setup, Refusal> {
         let threads = self.config.thread_count(header.size_bytes);
+        if let Some(asked) = self.config.threads.filter(|asked| *asked > threads) {
+            notes.push(format!("{threads} of {asked} threads: there are no more processors"));
+        }
         let wanted = self.config.slot_count();
         let fixed = header.size_bytes.saturating_add(OVERHEAD_BYTES);
         let per_slot = u64::from(context).saturating_mul(header.memory_bytes_per_token);

@@ -185,6 +185,7 @@ impl<'a> Hidden<'a> {
         let unused = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
         let Some(mark) = MARKS.into_iter().find(unused) else {
             return Err(crate::payload::invalid(
+                "messages",
                 "the messages contain noncharacters that are reserved",
                 "remove U+FDD0 to U+FDD6 from the messages",
             ));

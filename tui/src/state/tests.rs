@@ -39,6 +39,7 @@ pub(crate) fn status() -> Status {
 /// A plugin in this state.
 pub(crate) fn plugin(name: &str, state: PluginState) -> PluginStatus {
     PluginStatus {
+        wanted: true,
         name: name.into(),
         version: "0.1.0".into(),
         about: format!("About {name}"),

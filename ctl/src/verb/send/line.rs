@@ -206,7 +206,6 @@ mod tests {
             available: true,
             delivery: "live".into(),
             permission: "echo.use".into(),
-            permission: String::new(),
             timeout_ms: None,
             request,
             reply: None,

@@ -120,7 +120,7 @@ fn check_shape(body: &[u8]) -> Result<(), Error> {
 
 impl<P> Frame<P> {
     /// The same frame with its payload held differently.
-    fn map<Q>(self, f: &impl Fn(P) -> Q) -> Frame<Q> {
+    pub fn map<Q>(self, f: &impl Fn(P) -> Q) -> Frame<Q> {
         match self {
             Self::Hello(hello) => Frame::Hello(hello),
             Self::Welcome(welcome) => Frame::Welcome(welcome),

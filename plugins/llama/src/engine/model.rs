@@ -10,6 +10,7 @@ use llama_cpp_2::token::LlamaToken;
 
 use super::{backend, context, log};
 use crate::gguf::Header;
+use crate::models::is_toy;
 use crate::payload::Input;
 use crate::template::{Part, Template};
 
@@ -26,9 +27,10 @@ const SMALL_INPUT_BYTES: usize = 1024;
 pub struct Model {
     inner: LlamaModel,
     template: Template,
-    /// Texts of the control tokens, longest texts of a user are searched for.
+    /// Texts of the control tokens, which are looked for in what users write.
     controls: Vec<String>,
     vocabulary: i32,
+    toy: bool,
 }
 
 impl Model {
@@ -88,7 +90,7 @@ impl Model {
         };
         let controls = vocab.tokens().filter(|token| vocab.is_control(*token)).map(text).collect();
         let template = Template::new(header.chat_template.as_deref(), text(vocab.bos()), text(vocab.eos()));
-        Self { inner, template, controls, vocabulary }
+        Self { inner, template, controls, vocabulary, toy: is_toy(header) }
     }
 
     pub(super) fn inner(&self) -> &LlamaModel {
@@ -99,6 +101,12 @@ impl Model {
     #[must_use]
     pub fn vocabulary(&self) -> i32 {
         self.vocabulary
+    }
+
+    /// Whether it is the toy, under whatever name.
+    #[must_use]
+    pub fn is_toy(&self) -> bool {
+        self.toy
     }
 
     /// Where the chat template is from.

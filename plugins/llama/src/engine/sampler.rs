@@ -39,6 +39,7 @@ impl Settings {
             // A comparison with NaN is false, so it is refused as well.
             Some(value) if value >= min && value <= max => Ok(value),
             Some(value) => Err(invalid(
+                name,
                 &format!("`{name}` is {value}; accepted is {min} to {max}"),
                 "leave it out for the default",
             )),
@@ -47,6 +48,7 @@ impl Settings {
             // The last number means "random" to llama.cpp.
             Some(u32::MAX) => {
                 return Err(invalid(
+                    "seed",
                     &format!("`seed` is {}; accepted is 0 to {}", u32::MAX, u32::MAX - 1),
                     "leave it out for a random one",
                 ));

@@ -91,9 +91,17 @@ impl Scheduler {
 
     fn fill_slots(&mut self) {
         let vocabulary = self.context.model().vocabulary();
+        let context = self.context.setup().context as usize;
         for slot in self.slots.iter_mut().filter(|slot| slot.is_none()) {
             let Some(job) = self.waiting.pop_front() else { return };
-            *slot = Some(Running::new(*job, vocabulary));
+            // From here on every token of a slot fits into a batch.
+            let fits = (1..context).contains(&job.prompt.len())
+                && job.prompt.iter().all(|token| (0..vocabulary).contains(&token.0));
+            if fits {
+                *slot = Some(Running::new(*job, vocabulary));
+            } else {
+                reply(*job, Err(Refusal::new(Code::Internal, "the prompt does not fit the model")));
+            }
         }
     }
 
@@ -140,17 +148,16 @@ impl Scheduler {
     fn add(&mut self, index: usize) {
         let Some(running) = &mut self.slots[index] else { return };
         let pending = running.pending();
-        let part = pending.len().min(self.batch.room());
-        for (offset, token) in pending[..part].iter().enumerate() {
+        let mut added = 0;
+        for (offset, token) in pending.iter().enumerate() {
             let last = offset + 1 == pending.len();
             if !self.batch.push(*token, running.decoded + offset, sequence(index), last) {
-                // Lengths were checked when the job came in, so this token is
-                // not in the vocabulary. What was added before it stays.
                 break;
             }
+            added += 1;
         }
-        running.output = (part == running.pending().len()).then(|| self.batch.last());
-        running.in_batch = part;
+        running.output = (added == pending.len()).then(|| self.batch.last());
+        running.in_batch = added;
     }
 
     /// Takes one token for every slot that has read all it had.

@@ -165,6 +165,7 @@ fn raw_array(kind: u32, count: u64) -> Written {
 fn a_good_file_says_what_it_is() {
     let header = Builder::good().parse().unwrap();
     let expected = Header {
+        name: None,
         version: 3,
         architecture: "llama".to_owned(),
         parameters: 64 * 2 + 32,

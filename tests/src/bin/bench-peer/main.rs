@@ -6,13 +6,16 @@
 //! Both start what they talk to as a process of its own, as KSI's daemon is
 //! one, and print one JSON object a line: `test`, `p50_us`, `p99_us`, `per_s`.
 //!
-//! It measures nothing of KSI itself; `ksi bench` does that, and
-//! `scripts/bench` puts the two side by side.
+//! `bench-peer ksi SOCKET` drives a running daemon with the same thin client
+//! that drives NATS, so that two routers are compared and no client libraries.
+//! What a user of `ksi-client` gets is what `ksi bench` measures;
+//! `scripts/bench` puts all side by side.
 
 #![expect(clippy::print_stdout, reason = "figures are this program's output")]
 
 mod echo;
 mod figures;
+mod ksi;
 mod nats;
 
 use std::process::ExitCode;
@@ -57,10 +60,11 @@ async fn run(threads: Threads, words: &[&str]) -> anyhow::Result<ExitCode> {
     match words {
         ["echo"] => echo::measure(threads).await?,
         ["echo", "serve", socket] => echo::serve(socket.as_ref()).await?,
+        ["ksi", socket] => ksi::measure(socket.as_ref()).await?,
         ["nats"] => nats::measure().await?,
         ["nats", "respond", port] => nats::respond(port.parse()?).await?,
         _ => {
-            println!("usage: bench-peer [--one-thread] echo | bench-peer nats");
+            println!("usage: bench-peer [--one-thread] echo | bench-peer nats | bench-peer ksi SOCKET");
             return Ok(ExitCode::from(2));
         }
     }

@@ -1,0 +1,220 @@
+//! How a generation begins: the library is checked, loaded here or in a child,
+//! and is given its events once it is ready. Also what is said while nobody
+//! answers them.
+
+use std::sync::Arc;
+
+use ksi_host::{Image, Instance, Library, sandbox};
+use ksi_kernel::{Declared, Grant, Quota, Role};
+use ksi_protocol::{
+    Code, EventName, Frame, PROTOCOL_VERSION, Refusal,
+    frame::{Class, Setup},
+    json,
+    system::{Placement, PluginState},
+};
+use nix::unistd::Pid;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{
+    Keeper,
+    body::{Body, Heartbeat, Running, listen},
+    with,
+};
+use crate::{
+    hub::{Handle, Port},
+    plugin::{
+        actor::{Actor, ActorHost},
+        guest::{Alias, Guest, Life, SUBS_FROM},
+        link::Link,
+    },
+};
+
+impl Keeper {
+    pub(super) async fn launch(&mut self) -> Result<(), Refusal> {
+        let image = Image::open(&self.spec.library)?;
+        if image.child_only {
+            self.placement = Placement::Child;
+        }
+        if self.placement == Placement::InProcess && self.stuck.as_ref().is_some_and(|actor| actor.is_stuck()) {
+            tracing::warn!(plugin = self.spec.plugin.name, "it still hangs in this process, so it stays in a child");
+            self.placement = Placement::Child;
+        }
+        if let Some(require) = self.spec.plugin.require.as_deref().filter(|_| self.placement == Placement::Child)
+            && require > sandbox::LEVEL
+        {
+            let message = format!("it requires sandbox {require}, and {} can be had here", sandbox::LEVEL);
+            return Err(Refusal::new(Code::Unavailable, message));
+        }
+        std::fs::create_dir_all(&self.spec.dir).map_err(|error| {
+            Refusal::new(Code::Unavailable, format!("cannot make {}: {error}", self.spec.dir.display()))
+        })?;
+        let (life, receiver) = mpsc::channel(64);
+        self.life = receiver;
+        self.heartbeat = Heartbeat::default();
+        self.reason = None;
+        self.words.clear();
+        let outer = self.spec.plugin.namespace.clone();
+        let alias = outer.map(|outer| Alias { inner: image.name.clone(), outer });
+        let guest = Guest::new(&self.spec.plugin.name, alias, life);
+        let generation = with(&self.board, |board| {
+            board.status.generation += 1;
+            board.status.generation
+        });
+        match self.placement {
+            Placement::InProcess => self.launch_here(guest, image).await?,
+            Placement::Child => self.launch_child(guest).await?,
+        }
+        let status = self.publish();
+        let fact = json!({"name": status.name, "generation": generation, "placement": status.placement,
+            "sandbox": status.sandbox, "pid": status.pid});
+        self.means.hub.tell("plugin:started", &fact);
+        Ok(())
+    }
+
+    /// How the kernel and everybody else knows the plugin.
+    pub(super) fn origin(&self) -> String {
+        format!("plugin:{}", self.spec.plugin.name)
+    }
+
+    fn attach(&self, handle: Handle) -> Arc<Port> {
+        let plugin = &self.spec.plugin;
+        let quota = Quota { holding: plugin.limits.holding, ..Quota::default() };
+        let grant = Grant::Only { may_call: plugin.may_call.clone(), emits: plugin.emits.clone() };
+        self.means.hub.kernel.attach(&self.origin(), Role::Plugin, handle, quota, grant)
+    }
+
+    async fn launch_here(&mut self, guest: Guest, image: Image) -> Result<(), Refusal> {
+        let actor = Actor::new(guest, &self.means.hub, &self.means.watchdog, self.spec.plugin.restart.hang);
+        let port = self.attach(Handle::Actor(actor.clone()));
+        actor.guest.set_port(&port);
+        let host = Arc::new(ActorHost(Arc::downgrade(&actor)));
+        let config = json::from_json(&self.spec.plugin.config)?;
+        let dir = self.spec.dir.clone();
+        let created = tokio::task::spawn_blocking(move || {
+            let library = Library::load(&image)?;
+            let instance = Instance::create(&library, host, &config, &dir)?;
+            Ok::<_, Refusal>((library.descriptor, instance))
+        });
+        let created = match tokio::time::timeout(self.spec.plugin.restart.start_timeout, created).await {
+            Ok(Ok(created)) => created,
+            Ok(Err(_)) => Err(Refusal::new(Code::Internal, "loading panicked")),
+            Err(_) => Err(Refusal::new(Code::Timeout, "did not start in time")),
+        };
+        match created {
+            Ok((descriptor, instance)) => {
+                actor.guest.tell(Life::Described(Box::new(descriptor)));
+                actor.begin(instance);
+                self.running = Some(Running { port, body: Body::Actor(actor) });
+                Ok(())
+            }
+            Err(refusal) => {
+                self.detach(&port, "it did not start");
+                if matches!(refusal.code, Code::Internal | Code::Timeout) {
+                    // A panic or a thread that is lost; neither is repeated
+                    // in this process.
+                    self.placement = Placement::Child;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn launch_child(&mut self, guest: Guest) -> Result<(), Refusal> {
+        let limits = &self.spec.plugin.limits;
+        let limits = sandbox::Limits {
+            memory_bytes: limits.memory_mb.map(|mb| mb << 20),
+            files: Some(limits.files),
+            file_bytes: limits.file_mb.map(|mb| mb << 20),
+        };
+        let failed = |error: std::io::Error| Refusal::new(Code::Unavailable, error.to_string());
+        let spawned = self.means.spawner.spawn(&self.spec.dir, &limits).await.map_err(failed)?;
+        let mut child = spawned.child;
+        let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+        let link = Link::new(guest, spawned.link).map_err(failed)?;
+        let port = self.attach(Handle::Link(link.clone()));
+        link.guest.set_port(&port);
+        link.send(&Frame::Setup(Setup {
+            version: PROTOCOL_VERSION,
+            name: self.spec.plugin.name.clone(),
+            library: self.spec.library.display().to_string(),
+            dir: self.spec.dir.display().to_string(),
+            config: json::from_json(&self.spec.plugin.config)?,
+        }));
+        let name = self.spec.plugin.name.clone();
+        let words = tokio::spawn(listen(name, child.stderr.take()));
+        let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
+        self.running = Some(Running { port, body: Body::Child { link, child, group, serving, words } });
+        Ok(())
+    }
+
+    /// Gives the plugin its events.
+    pub(super) fn open(&mut self) -> Result<(), Refusal> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let guest = match &running.body {
+            Body::Actor(actor) => &actor.guest,
+            Body::Child { link, .. } => &link.guest,
+        };
+        let kernel = &self.means.hub.kernel;
+        let Some(descriptor) = with(&self.board, |board| board.descriptor.clone()) else { return Ok(()) };
+        let events: Vec<EventName> =
+            descriptor.requests.iter().map(|spec| guest.outer(spec.event.clone())).collect();
+        self.declare(self.absent());
+        kernel.own(&running.port, &events)?;
+        for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
+            kernel.subscribe(&running.port, id, pattern, Class::Live)?;
+        }
+        for spec in descriptor.intercepts {
+            kernel.intercept(&running.port, spec.pattern, spec.stage, spec.order, spec.fail_open);
+        }
+        Ok(())
+    }
+
+    /// Declares the plugin's events, with what is said while nobody answers.
+    pub(super) fn declare(&self, absent: Refusal) {
+        let alias = self.spec.plugin.namespace.as_deref();
+        let described = with(&self.board, |board| board.descriptor.clone());
+        let mut names: Vec<(EventName, EventName)> =
+            self.spec.known.iter().map(|name| (name.clone(), name.clone())).collect();
+        for spec in described.iter().flat_map(|descriptor| &descriptor.requests) {
+            let outer = match (alias, spec.event.as_str().split_once(':')) {
+                (Some(outer), Some((_, action))) => EventName::parse(&format!("{outer}:{action}")).ok(),
+                _ => None,
+            };
+            names.push((outer.unwrap_or_else(|| spec.event.clone()), spec.event.clone()));
+        }
+        let declared: Vec<Declared> = names
+            .into_iter()
+            .map(|(name, inner)| {
+                let (timeout, durable) = (self.means.policies)(name.as_str(), inner.as_str());
+                Declared { name, timeout, durable }
+            })
+            .collect();
+        self.means.hub.kernel.declare(&self.origin(), &declared, absent);
+    }
+
+    /// What is said to whoever asks while the plugin does not answer.
+    pub(super) fn absent(&self) -> Refusal {
+        let name = &self.spec.plugin.name;
+        let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        match self.supervisor.state() {
+            PluginState::Starting | PluginState::Ready => {
+                Refusal::new(Code::Unavailable, format!("plugin {name} is starting")).retry_after_ms(200)
+            }
+            PluginState::Backoff => {
+                Refusal::new(Code::Unavailable, format!("plugin {name} is being restarted{why}"))
+                    .retry_after_ms(500)
+            }
+            PluginState::Held => {
+                let mut refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is held after repeated failures{why}"))
+                    .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi plugin restart {name}` tries again"));
+                refusal.retryable = false;
+                refusal
+            }
+            PluginState::Draining | PluginState::Stopped => {
+                Refusal::new(Code::NoOwner, format!("plugin {name} is not loaded"))
+                    .hint(format!("`ksi plugin load {name}` loads it"))
+            }
+        }
+    }
+}

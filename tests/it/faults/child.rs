@@ -1,0 +1,192 @@
+//! Faults of a plugin in a child process.
+
+use std::{path::Path, time::Duration};
+
+use ksi_protocol::system::PluginState;
+use ksi_tests::wait_until;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::{HEARD, Neighbour, comes_back, daemon, deaths, fails_in_a_child, faulty, kill_dead, open};
+
+#[test]
+fn a_panic_is_refused_with_its_message() {
+    fails_in_a_child("faulty:panic", json!({}), "panicked: as asked");
+}
+
+#[test]
+fn a_panic_after_an_await_is_refused_with_its_message() {
+    fails_in_a_child("faulty:panic_async", json!({}), "panicked: as asked, later");
+}
+
+#[test]
+fn an_abort_is_refused() {
+    fails_in_a_child("faulty:abort", json!({}), "SIGABRT");
+}
+
+#[test]
+fn a_wild_pointer_is_refused() {
+    fails_in_a_child("faulty:segv", json!({}), "SIGSEGV");
+}
+
+#[test]
+fn a_stack_overflow_is_refused() {
+    fails_in_a_child("faulty:stack", json!({}), "stack overflow");
+}
+
+#[test]
+fn an_exit_that_looks_well_is_refused() {
+    fails_in_a_child("faulty:exit", json!({}), "exited with code 0");
+}
+
+#[test]
+fn a_hang_is_refused() {
+    fails_in_a_child("faulty:hang", json!({}), "did not answer for 1000 ms");
+}
+
+#[test]
+fn a_handler_that_blocks_for_longer_than_the_limit_is_refused() {
+    fails_in_a_child("faulty:sleep_blocking", json!({}), "did not answer for 1000 ms");
+}
+
+#[test]
+fn memory_beyond_the_limit_is_refused() {
+    fails_in_a_child("faulty:leak", json!({"mb": 1024}), "memory allocation of");
+}
+
+#[test]
+fn a_leak_goes_well_until_the_limit_is_reached() {
+    let daemon = daemon("child", "limits = { memory_mb = 512 }");
+    let mut leaked = 0;
+    let refusal = loop {
+        match daemon.ask("faulty:leak", json!({"mb": 50})) {
+            Ok(answer) => leaked = answer["n"].as_u64().expect("a number"),
+            Err(refusal) => break refusal,
+        }
+        assert!(leaked < 512, "the limit does not hold");
+    };
+    assert!(leaked >= 50);
+    assert_eq!(refusal["code"], "plugin_restarted", "{refusal}");
+    comes_back(&daemon);
+}
+
+#[test]
+fn a_panic_in_a_task_of_its_own_ends_the_plugin_and_refuses_who_waits() {
+    let daemon = faulty("child");
+    let mut waiting = open(&daemon, "faulty:never", &json!({}));
+    assert_eq!(daemon.ask("faulty:panic_later", json!({})).expect("it was answered before")["n"], 0);
+    assert_eq!(waiting.receive()["refusal"]["code"], "plugin_restarted");
+    comes_back(&daemon);
+    assert!(deaths(&daemon)[0]["reason"].as_str().expect("a text").contains("as asked, in a task"));
+}
+
+#[test]
+fn a_handler_that_blocks_within_the_limit_is_waited_for() {
+    let daemon = daemon("child", "");
+    let neighbour = Neighbour::of(&daemon);
+    assert_eq!(daemon.ask("faulty:sleep_blocking", json!({})).expect("it answers in the end")["n"], 0);
+    neighbour.noticed_nothing();
+    assert_eq!(daemon.plugin("faulty").restarts, 0);
+}
+
+#[test]
+fn a_flood_of_facts_holds_up_nobody() {
+    let daemon = daemon("child", r#"restart = { hang = "30s" }"#);
+    let neighbour = Neighbour::of(&daemon);
+    assert_eq!(daemon.ask("faulty:flood", json!({})).expect("it answers")["n"], 1_000_000);
+    neighbour.noticed_nothing();
+    let status = daemon.ask("system:status", json!({})).expect("a status");
+    assert!(status["counters"]["emits"].as_u64() >= Some(1_000_000), "{}", status["counters"]);
+}
+
+#[test]
+fn each_of_many_requests_before_a_crash_has_one_answer() {
+    let daemon = faulty("child");
+    let mut lines = daemon.lines();
+    for id in 0..50 {
+        lines.send(&json!({"id": id, "event": "faulty:ok", "data": {}}));
+    }
+    lines.send(&json!({"id": 50, "event": "faulty:abort", "data": {}}));
+    let mut answered = [0; 51];
+    for _ in 0..51 {
+        let answer = lines.receive();
+        let id = answer["id"].as_u64().and_then(|id| usize::try_from(id).ok()).expect("a number");
+        answered[id] += 1;
+        // One that was done in the same turn of the child as the crash is
+        // refused as well: its answer has died with the child.
+        let refused = answer["refusal"]["code"] == "plugin_restarted";
+        assert!(refused || (id < 50 && answer["data"]["n"] == 0), "{answer}");
+    }
+    assert_eq!(answered, [1; 51]);
+}
+
+#[test]
+fn a_killed_host_is_refused_within_a_second_and_replaced() {
+    let daemon = faulty("child");
+    let mut waiting = open(&daemon, "faulty:never", &json!({}));
+    let pid = daemon.plugin("faulty").pid.expect("a child has one");
+    kill_dead(pid);
+    let since = std::time::Instant::now();
+    let answer = waiting.receive();
+    assert!(since.elapsed() < Duration::from_secs(1), "refused after {:?}", since.elapsed());
+    assert_eq!(answer["refusal"]["code"], "plugin_restarted", "{answer}");
+    let after = comes_back(&daemon);
+    assert_ne!(after.pid, Some(pid));
+    assert!(after.last_error.expect("it died").contains("SIGKILL"));
+}
+
+#[test]
+fn a_stopped_host_counts_as_hung() {
+    let daemon = faulty("child");
+    let pid = daemon.plugin("faulty").pid.expect("a child has one");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).expect("the process is there");
+    let since = std::time::Instant::now();
+    let refusal = daemon.ask("faulty:ok", json!({})).expect_err("it is stopped");
+    assert!(since.elapsed() < HEARD);
+    assert_eq!(refusal["code"], "plugin_restarted", "{refusal}");
+    comes_back(&daemon);
+}
+
+#[test]
+fn processes_that_a_child_leaves_behind_go_with_it_and_hold_up_nobody() {
+    let daemon = faulty("child");
+    let orphan = daemon.ask("faulty:orphan", json!({})).expect("it starts a process")["n"].as_u64();
+    let orphan = orphan.expect("a pid");
+    let refusal = daemon.ask("faulty:abort", json!({})).expect_err("it dies");
+    assert_eq!(refusal["code"], "plugin_restarted", "{refusal}");
+    comes_back(&daemon);
+    wait_until("what was left behind is gone", || {
+        let status = std::fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+        // Where nobody collects it, it is dead all the same.
+        !Path::new(&format!("/proc/{orphan}")).exists() || status.contains(") Z ")
+    });
+}
+
+#[test]
+fn five_crashes_hold_a_plugin_until_the_operator_frees_it() {
+    let mut daemon = daemon("child", r#"restart = { backoff_min = "1ms", backoff_max = "1ms" }"#);
+    for _ in 0..4 {
+        daemon.ask("faulty:abort", json!({})).expect_err("it dies");
+        comes_back(&daemon);
+    }
+    assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "ok");
+    daemon.ask("faulty:abort", json!({})).expect_err("it dies");
+    wait_until("it is held", || daemon.plugin("faulty").state == PluginState::Held);
+
+    let refusal = daemon.ask("faulty:ok", json!({})).expect_err("it is held");
+    assert_eq!(refusal["code"], "unavailable", "{refusal}");
+    assert_eq!(refusal["retryable"], false, "{refusal}");
+    assert!(refusal["hint"].as_str().expect("a text").contains("plugin restart faulty"), "{refusal}");
+    let health = daemon.ask("system:health", json!({})).expect("alive");
+    assert_eq!(health["status"], "degraded");
+    let reason = health["reasons"][0].as_str().expect("a reason");
+    assert!(reason.contains("faulty") && reason.contains("SIGABRT"), "{reason}");
+    assert_eq!(daemon.ask("echo:say", json!({"text": "a"})).expect("others go on")["text"], "a");
+
+    let status = daemon.ask("plugin:restart", json!({"name": "faulty"})).expect("it starts");
+    assert_eq!(status["state"], "ready");
+    daemon.ask("faulty:ok", json!({})).expect("it answers");
+    assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "ok");
+    assert!(daemon.is_alive());
+}
