@@ -17,11 +17,11 @@ mod schema;
 mod start;
 mod verb;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
-use crate::{args::Cli, exit::Exit, invocation::Invocation};
+use crate::{args::Cli, error::Failure, exit::Exit, invocation::Invocation};
 
 fn main() -> ExitCode {
     // Answers the shell when it asks for completions, and ends there.
@@ -42,7 +42,61 @@ fn main() -> ExitCode {
 
 /// `--help`, `--version`, or a command line that makes no sense.
 fn refused(error: &clap::Error) -> ExitCode {
-    // Nobody is left to hear that the help could not be printed.
-    let _ = error.print();
-    if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() }
+    if !error.use_stderr() {
+        // Nobody is left to hear that the help could not be printed.
+        let _ = error.print();
+        return Exit::Ok.into();
+    }
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    if for_programs(&words) {
+        let mistake = mistake(&error.render().to_string());
+        let _ = writeln!(std::io::stderr(), "{}", mistake.to_json());
+    } else {
+        let _ = error.print();
+    }
+    Exit::Usage.into()
+}
+
+/// Whether a command line that could not be parsed asks for what a program
+/// reads.
+fn for_programs(words: &[String]) -> bool {
+    let machine = |format: &str| matches!(format, "json" | "jsonl" | "yaml");
+    let next = words.iter().skip(1).map(String::as_str).chain([""]);
+    words.iter().take_while(|word| *word != "--").zip(next).any(|(word, next)| match word.as_str() {
+        "-o" | "--output" => machine(next),
+        word => ["--output=", "-o=", "-o"].iter().find_map(|flag| word.strip_prefix(flag)).is_some_and(machine),
+    })
+}
+
+/// A mistake as the parser words it: what is wrong, then tips, then the usage.
+fn mistake(text: &str) -> Failure {
+    let mut paragraphs = text.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let what = paragraphs.next().unwrap_or_default();
+    let hints: Vec<_> = paragraphs
+        .filter_map(|text| Some(text.strip_prefix("tip: ").or(text.starts_with("Usage: ").then_some(&*text))?.to_owned()))
+        .collect();
+    Failure::usage(what.strip_prefix("error: ").unwrap_or(&what)).hint(hints.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_command_line_is_told_in_the_format_that_it_asks_for() {
+        let asks = |line: &str| for_programs(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        for line in ["x -o json", "-ojsonl x", "--output=yaml x", "--output json", "-o=json"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["x", "-o table x", "-o", "x -- -o json", "json"] {
+            assert!(!asks(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_keeps_its_tips() {
+        let failure = mistake("error: no such thing\n\n  tip: try\n  that\n\nUsage: ksi [VERB]\n\nFor more, x\n");
+        assert_eq!(failure.message, "no such thing");
+        assert_eq!(failure.hint, "try that; Usage: ksi [VERB]");
+    }
 }

@@ -14,9 +14,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom},
-    os::unix::{
-        fs::{DirBuilderExt, OpenOptionsExt},
-        process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::RawFd,
+        unix::{
+            fs::{DirBuilderExt, OpenOptionsExt},
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -97,6 +100,20 @@ pub(crate) async fn start(at: &Invocation) -> Result<Started> {
         status = failed(&mut child) => return Err(died(status, &mut log)),
     };
     Ok(Started { client, health, took: Some(began.elapsed()) })
+}
+
+/// Closes what this process has inherited besides its three streams: the
+/// daemon would hold it open for as long as it lives, and whoever reads from
+/// the other end would wait for that long. Comes before anything is opened.
+pub(crate) fn let_go_of_inherited() {
+    let Ok(open) = fs::read_dir("/proc/self/fd") else { return };
+    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    // The list is complete before the first is closed: reading it needs one, too.
+    let inherited: Vec<RawFd> = numbers.filter(|number| *number > 2).collect();
+    for number in inherited {
+        // One of them was the list itself, which is closed already.
+        let _ = nix::unistd::close(number);
+    }
 }
 
 /// Replaces `ksi` by the daemon, in this terminal.

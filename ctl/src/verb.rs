@@ -33,6 +33,10 @@ use crate::{
 pub(crate) fn run(at: &Invocation, verb: Option<Verb>) -> Result<()> {
     match verb {
         Some(Verb::Start(start)) if start.foreground => Err(start::foreground(at)),
+        Some(Verb::Up | Verb::Start(_) | Verb::Restart(_)) => {
+            start::let_go_of_inherited();
+            runtime()?.block_on(interruptible(dispatch(at, verb)))
+        }
         Some(Verb::Top { arguments }) => Err(shell::top(at, &arguments)),
         Some(Verb::Bench(options)) => bench::run(at, &options),
         Some(Verb::Completions { shell }) => shell::completions(&shell),

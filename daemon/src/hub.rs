@@ -33,6 +33,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     plugin::{actor::Actor, link::Link},
     session::outbox::{Body, Outbox},
+    woken,
 };
 
 /// An endpoint of the kernel, as the daemon knows it.
@@ -145,7 +146,8 @@ impl Hub {
     #[must_use]
     pub fn turn(&self) -> Turn<'_> {
         let number = self.turns.fetch_add(1, Ordering::Relaxed);
-        Turn { hub: self, number, effects: Effects::new(), sockets: Vec::new(), actors: Vec::new() }
+        let now_ms = self.now_ms();
+        Turn { hub: self, number, now_ms, effects: Effects::new(), sockets: Vec::new(), actors: Vec::new() }
     }
 
     /// An owned handle of this hub.
@@ -183,6 +185,7 @@ impl Hub {
     fn check_idle(&self) {
         if self.closing.load(Ordering::Acquire) && self.kernel.in_flight() == 0 {
             self.idle.notify_one();
+            woken::note();
         }
     }
 
@@ -215,6 +218,9 @@ pub struct Turn<'a> {
     /// Tells what this turn has touched since its last flush from what another
     /// has.
     number: u64,
+    /// The time when this turn began or last wrote; precise enough for
+    /// deadlines, and read once for many envelopes.
+    now_ms: u64,
     effects: Effects<Handle>,
     sockets: Vec<Touched>,
     actors: Vec<Arc<Actor>>,
@@ -232,9 +238,15 @@ impl Turn<'_> {
         self.hub
     }
 
+    /// Milliseconds since 1970, as of the last time this turn looked.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
     /// Asks on behalf of a port.
     pub fn request(&mut self, port: &Arc<Port>, ask: Ask) {
-        self.hub.kernel.request(port, ask, self.hub.now_ms(), &mut self.effects);
+        self.hub.kernel.request(port, ask, self.now_ms, &mut self.effects);
         self.settle();
     }
 
@@ -248,14 +260,14 @@ impl Turn<'_> {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
         }
-        let told = self.hub.kernel.emit(port, emission, self.hub.now_ms(), &mut self.effects);
+        let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
         self.settle();
         told
     }
 
     /// Answers on behalf of the owner of a request.
     pub fn answer(&mut self, port: &Arc<Port>, token: Token, answer: Answer) {
-        if let Err(fault) = self.hub.kernel.answer(port, token, answer, self.hub.now_ms(), &mut self.effects)
+        if let Err(fault) = self.hub.kernel.answer(port, token, answer, self.now_ms, &mut self.effects)
         {
             tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
         }
@@ -277,7 +289,7 @@ impl Turn<'_> {
     /// An interceptor's word.
     pub fn verdict(&mut self, port: &Arc<Port>, token: Token, verdict: Verdict) {
         if let Err(fault) =
-            self.hub.kernel.verdict(port, token, verdict, self.hub.now_ms(), &mut self.effects)
+            self.hub.kernel.verdict(port, token, verdict, self.now_ms, &mut self.effects)
         {
             tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
         }
@@ -309,6 +321,7 @@ impl Turn<'_> {
         }
         // What is touched from now on is written by the next flush.
         self.number = self.hub.turns.fetch_add(1, Ordering::Relaxed);
+        self.now_ms = self.hub.now_ms();
     }
 
     /// Carries out what is left.
@@ -326,6 +339,7 @@ impl Turn<'_> {
     fn settle(&mut self) {
         if self.effects.deadline.take().is_some() {
             self.hub.deadline.notify_one();
+            woken::note();
         }
         if self.effects.deliveries.is_empty() {
             return;
@@ -363,11 +377,12 @@ impl Turn<'_> {
 
     fn pass_to_daemon(&mut self, delivery: Delivery) {
         let Delivery::Request { token, envelope } = delivery else { return };
+        woken::note();
         if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
             let busy = Refusal::new(Code::Busy, "too many requests to the daemon itself wait")
                 .retry_after_ms(100);
             // Its refusal is settled by the loop that is under way.
-            let now = self.hub.now_ms();
+            let now = self.now_ms;
             let _ = self.hub.kernel.answer(
                 self.hub.daemon(),
                 token,

@@ -10,6 +10,7 @@ pub mod instance;
 pub mod log;
 pub mod notify;
 pub mod wire;
+pub mod woken;
 pub mod hub;
 pub mod session;
 pub mod plugin;

@@ -121,8 +121,11 @@ impl Sessions {
         })?;
         let (peer, owner) = (peer.uid(), nix::unistd::geteuid().as_raw());
         if peer != owner && !self.limits.allow_uids.contains(&peer) {
-            return Err(Refusal::new(Code::Denied, format!("user {peer} may not use the daemon of user {owner}"))
-                .hint("its owner can allow you: daemon.allow_uids in ksi.toml"));
+            return Err(Refusal::new(
+                Code::Denied,
+                format!("user {peer} may not use the daemon of user {owner}"),
+            )
+            .hint("its owner can allow you: daemon.allow_uids in ksi.toml"));
         }
         if self.count() >= self.limits.connections {
             let message = format!("{} connections are open, the limit", self.limits.connections);

@@ -8,6 +8,12 @@ use std::{io, time::Duration};
 use bytes::{Buf, BytesMut};
 use tokio::{io::Interest, net::UnixStream, sync::Notify};
 
+use crate::woken;
+
+/// Capacity that an empty buffer keeps: one large answer shall not be paid for
+/// as long as its client stays.
+const KEPT_BYTES: usize = 256 * 1024;
+
 /// How a flush ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
@@ -24,6 +30,8 @@ pub enum Flushed {
 pub struct Wire {
     /// Encoded frames.
     pub buffer: BytesMut,
+    /// The most that `buffer` has held since it was made.
+    most: usize,
     blocked: bool,
     dead: bool,
 }
@@ -38,12 +46,14 @@ impl Wire {
         if self.blocked {
             return Flushed::Blocked;
         }
+        self.most = self.most.max(self.buffer.len());
         while !self.buffer.is_empty() {
             match socket.try_write(&self.buffer) {
                 Ok(written) => self.buffer.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     writer.notify_one();
+                    woken::note();
                     return Flushed::Blocked;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -52,6 +62,10 @@ impl Wire {
                     return Flushed::Dead;
                 }
             }
+        }
+        if self.most > KEPT_BYTES {
+            self.buffer = BytesMut::new();
+            self.most = 0;
         }
         Flushed::Done
     }
@@ -64,7 +78,7 @@ impl Wire {
     /// The peer is gone; what is said from now on is dropped.
     pub fn kill(&mut self) {
         self.dead = true;
-        self.buffer.clear();
+        self.buffer = BytesMut::new();
     }
 
     /// Whether the socket is full.

@@ -33,7 +33,9 @@ fn all_that_is_wrong_is_reported_at_once() {
     let config = "[daemon]\nconnections_max = \"many\"\nshutdown_grace = \"5 parsecs\"\nbogus = 1\n\
                   [plugins.echo]\nplacement = \"outside\"\n[deamon]\nlog_level = \"info\"\n";
     let words = refused(config, &[], &[("KSI_DAEMON__THREADS", "some")]);
-    for place in ["ksi.toml:2:", "ksi.toml:3:", "ksi.toml:4:", "ksi.toml:6:", "ksi.toml:7:", "KSI_DAEMON__THREADS"] {
+    for place in
+        ["ksi.toml:2:", "ksi.toml:3:", "ksi.toml:4:", "ksi.toml:6:", "ksi.toml:7:", "KSI_DAEMON__THREADS"]
+    {
         assert!(words.contains(place), "{place} is missing:\n{words}");
     }
     assert!(words.contains("`daemon`"), "{words}");

@@ -3,11 +3,12 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::Shutdown,
+    process::{Command, Stdio},
 };
 
 use ksi_protocol::{Code, Frame, frame::Class, limits};
 use ksi_tests::{
-    Daemon, Home, Lines, WITHOUT_MODEL,
+    Daemon, Home, Lines, WITHOUT_MODEL, built,
     frames::{Frames, emit, encoded, request},
     wait_until,
 };
@@ -28,9 +29,8 @@ fn hang() -> Value {
 
 #[test]
 fn a_request_beyond_those_in_flight_is_busy_until_one_has_ended() {
-    let daemon = with(
-        "[plugins.completion.limits]\nholding = 8192\n[plugins.completion.config]\nqueue_max = 8192\n",
-    );
+    let daemon =
+        with("[plugins.completion.limits]\nholding = 8192\n[plugins.completion.config]\nqueue_max = 8192\n");
     let mut frames = daemon.frames();
     let most = u64::from(limits::IN_FLIGHT_MAX);
     let mut bytes = Vec::new();
@@ -346,4 +346,56 @@ fn who_says_nothing_whole_in_time_is_cut_off_and_who_has_may_be_silent() {
     greeted.ask(1, "system:health", &json!({})).unwrap();
     line.send(&json!({"event": "system:health"}));
     assert_eq!(line.receive()["event"], "system:health");
+}
+
+#[test]
+fn large_messages_are_not_paid_for_after_they_are_gone() {
+    let daemon = with("");
+    let text = "x".repeat(8 * 1024 * 1024);
+    let before = daemon.status().rss_bytes;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let (mut frames, mut lines) = (daemon.frames(), daemon.lines());
+        frames.ask(1, "echo:say", &json!({ "text": text })).unwrap();
+        lines.send(&json!({"event": "echo:say", "data": {"text": text}}));
+        lines.receive();
+        open.push((frames, lines));
+    }
+    // Twenty clients that have each said and heard something large.
+    let grown = daemon.status().rss_bytes.saturating_sub(before);
+    assert!(grown < 96 * 1024 * 1024, "grew by {grown} bytes");
+}
+
+#[test]
+fn a_daemon_without_descriptors_goes_on_and_lets_clients_in_when_some_have_left() {
+    let home = Home::with_config(WITHOUT_MODEL);
+    let daemon = home.start_with(|command| {
+        let mut shell = Command::new("sh");
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        let script = format!("ulimit -n 64; exec {}/ksid", built().display());
+        shell.arg("-c").arg(script).stdin(Stdio::null()).stdout(Stdio::null());
+        *command = shell;
+    });
+    daemon.ready();
+    let (mut lines, mut half) = (daemon.lines(), daemon.lines());
+    let ask = |lines: &mut Lines| {
+        lines.send(&json!({"event": "echo:say", "data": {"text": "hi"}}));
+        lines.receive()["data"]["text"] == "hi"
+    };
+    assert!(ask(&mut lines) && ask(&mut half));
+    let crowd: Vec<_> = (0..100).map(|_| daemon.raw()).collect();
+    wait_until("the daemon has no descriptors left", || daemon.log().contains("cannot accept"));
+    half.send(&json!({"event": "completion:request", "data": {"prompt": "a", "model": "mock/slow:300"}}));
+    half.half_close();
+    assert!(ask(&mut lines), "who is in is served");
+    while half.receive()["end"] != true {}
+    drop(crowd);
+    assert!(ask(&mut daemon.lines()), "and others may come in again");
+    let complaints = daemon.log().matches("cannot accept").count();
+    assert!(complaints < 50, "{complaints} complaints fill the log");
 }

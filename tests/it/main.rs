@@ -11,3 +11,5 @@ mod plugins;
 mod interception;
 mod model;
 mod cli;
+mod monitor;
+mod readme;

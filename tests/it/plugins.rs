@@ -100,6 +100,10 @@ fn loading_what_is_loaded_changes_nothing() {
     let daemon = daemon();
     let status = daemon.ask("plugin:load", json!({"library": "echo"})).expect("it is there");
     assert_eq!((&status["state"], &status["generation"]), (&json!("ready"), &json!(1)));
+    let elsewhere = json!({"library": "echo", "placement": "child"});
+    let refusal = daemon.ask("plugin:load", elsewhere).expect_err("the manifest says where it runs");
+    assert_eq!(refusal["code"], "conflict", "{refusal}");
+    assert!(refusal["hint"].as_str().expect("a hint").contains("plugins.echo.placement"), "{refusal}");
     for placement in PLACEMENTS {
         let refusal = daemon.load("echo", placement).expect_err("its name is taken");
         assert_eq!(refusal["code"], "conflict", "{refusal}");
@@ -202,6 +206,7 @@ fn a_reload_takes_the_file_as_it_is_now() {
         named(&daemon, "plugin:reload", "changing").expect("the second one starts");
         assert_eq!(daemon.ask("faulty:ok", json!({})).expect("it answers")["n"], 0, "{placement}");
         assert_eq!(daemon.plugin("changing").about, "Misbehaves in every way it is asked to");
+        fs::remove_file(&path).expect("a file can be removed");
         fs::write(&path, "broken").expect("a file can be written");
         let refusal = named(&daemon, "plugin:reload", "changing").expect_err("it is no plugin any more");
         assert_eq!(refusal["code"], "unavailable", "{refusal}");

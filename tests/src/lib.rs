@@ -5,6 +5,7 @@
 //! condition, with a deadline.
 
 pub mod frames;
+pub mod terminal;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -43,7 +44,8 @@ pub fn built() -> PathBuf {
 /// The library of a plugin or fixture: `echo`, `fixture_faulty`.
 #[must_use]
 pub fn library(name: &str) -> PathBuf {
-    let file = if name.starts_with("fixture_") { format!("lib{name}.so") } else { format!("libplugin_{name}.so") };
+    let file =
+        if name.starts_with("fixture_") { format!("lib{name}.so") } else { format!("libplugin_{name}.so") };
     built().join(file)
 }
 

@@ -184,16 +184,17 @@ async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Re
     let data = json!({"name": added.name, "model": model, "path": added.path, "linked": link, "size_bytes": added.size});
     let how = if link { "linked" } else { "copied" };
     let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
-    at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
     // A daemon that runs says at once whether it can use the file.
     if let Ok(client) = at.connect().await
         && let Ok((_, models)) = models(at, &client).await
         && let Some(error) =
             models.models.iter().find(|m| m.name == added.name).and_then(|m| m.error.as_ref())
     {
+        shelf::remove(&added)?;
         return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
-            .hint(format!("remove it: ksi model rm {}", added.name)));
+            .hint(format!("{} was not added; the file may be cut short or too new", path.display())));
     }
+    at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
     at.out.note(&format!("Next: ksi ask --model {model} \"hello\""));
     Ok(())
 }

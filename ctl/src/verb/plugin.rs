@@ -77,14 +77,14 @@ fn list_report(list: &PluginList) -> Result<Report> {
             plugin.name.clone(),
             plugin.state.as_str().into(),
             plugin.placement.as_str().into(),
-            plugin.sandbox.clone(),
+            known(&plugin.sandbox).to_owned(),
             plugin.restarts.to_string(),
             plugin.handled.to_string(),
             plugin.in_flight.to_string(),
             plugin.pid.map_or("-".into(), |pid| pid.to_string()),
             plugin.rss_bytes.map_or("-".into(), bytes),
             plugin.ready_ms.map_or("-".into(), millis),
-            plugin.version.clone(),
+            known(&plugin.version).to_owned(),
             plugin.generation.to_string(),
             short(plugin.library.as_ref()),
             plugin.last_error.clone().unwrap_or_else(|| plugin.about.clone()),
@@ -92,6 +92,11 @@ fn list_report(list: &PluginList) -> Result<Report> {
     }
     let names = list.plugins.iter().map(|plugin| plugin.name.clone()).collect();
     Report::list(list, "plugins", names, table)
+}
+
+/// What a plugin that never ran has not told.
+fn known(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
 }
 
 async fn inspect(at: &Invocation, name: String) -> Result<()> {
@@ -104,9 +109,9 @@ async fn inspect(at: &Invocation, name: String) -> Result<()> {
 fn inspection_text(inspection: &PluginInspection) -> String {
     let PluginInspection { status, .. } = inspection;
     let mut lines = vec![
-        format!("{} {} - {}", status.name, status.version, status.about),
+        [status.name.as_str(), &status.version, &status.about].join(" ").trim_end().to_owned(),
         format!("  state      {}, generation {}", status.state.as_str(), status.generation),
-        format!("  placement  {}, sandbox {}", status.placement.as_str(), status.sandbox),
+        format!("  placement  {}, sandbox {}", status.placement.as_str(), known(&status.sandbox)),
         format!("  library    {}", short(status.library.as_ref())),
         format!("  requests   {} answered, {} in flight", status.handled, status.in_flight),
         format!("  restarts   {}", status.restarts),

@@ -51,9 +51,42 @@ pub(super) fn completions(shell: &str) -> Result<()> {
     let completer = shells.completer(shell).ok_or_else(|| Failure::not_found("shell", shell))?;
     let mut out = std::io::stdout().lock();
     completer.write_registration("COMPLETE", "ksi", "ksi", "ksi", &mut out)?;
+    if shell == "bash" {
+        out.write_all(PAST_THE_COLON.as_bytes())?;
+    }
     out.flush()?;
     Ok(())
 }
+
+/// Bash takes a colon for the end of a word, and names of events have one: the
+/// words are joined again before they are completed, and what stands before
+/// the last colon is taken off the offers, since bash replaces only the rest.
+const PAST_THE_COLON: &str = r#"
+_ksi_past_the_colon() {
+    local -a joined=()
+    local at=0 i last
+    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+        last=$((${#joined[@]} - 1))
+        if ((last >= 0)) && [[ ${COMP_WORDS[i]} == :* || ${joined[last]} == *: ]]; then
+            joined[last]+=${COMP_WORDS[i]}
+        else
+            joined+=("${COMP_WORDS[i]}")
+        fi
+        ((i == COMP_CWORD)) && at=$((${#joined[@]} - 1))
+    done
+    local -a COMP_WORDS=("${joined[@]}")
+    local COMP_CWORD=$at word=${joined[at]}
+    _clap_complete_ksi "$1" "$word" "$3"
+    if [[ $word == *:* && $COMP_WORDBREAKS == *:* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+    fi
+}
+if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERSINFO[0]}" -gt 4 ]]; then
+    complete -o nospace -o bashdefault -o nosort -F _ksi_past_the_colon ksi
+else
+    complete -o nospace -o bashdefault -F _ksi_past_the_colon ksi
+fi
+"#;
 
 /// `ksi man [DIR]`.
 ///

@@ -28,7 +28,10 @@ use ksi_host::{Host, Instance, Output};
 use ksi_kernel::Delivery;
 
 use super::guest::{Guest, Life};
-use crate::hub::{Hub, Turn};
+use crate::{
+    hub::{Hub, Turn},
+    woken,
+};
 
 /// Outputs that one call may make before the plugin is told that it says too
 /// much.
@@ -38,9 +41,9 @@ const OUTPUTS_MAX: usize = 64 * 1024;
 /// says so once.
 const EVENTS_MAX: usize = 64 * 1024;
 
-/// Time in one run after which sockets are written in between, so that others
+/// Jobs in one run after which sockets are written in between, so that others
 /// whose answers are ready do not wait for a slow plugin.
-const FLUSH_AFTER: Duration = Duration::from_millis(2);
+const FLUSH_EVERY: usize = 64;
 
 /// How often the watchdog looks while a plugin is at work.
 const WATCH: Duration = Duration::from_millis(200);
@@ -76,7 +79,7 @@ pub struct Actor {
     hub: Weak<Hub>,
     watchdog: Arc<Watchdog>,
     /// Time that one call may take.
-    limit_ms: u64,
+    limit: Duration,
     instance: Mutex<Option<Instance>>,
     mailbox: Mutex<VecDeque<Job>>,
     outputs: Mutex<Vec<Output>>,
@@ -84,9 +87,11 @@ pub struct Actor {
     pending: AtomicUsize,
     poll_queued: AtomicBool,
     collect_queued: AtomicBool,
-    /// When the call under way began, in milliseconds of the watchdog; 0 for
-    /// none.
-    busy_since: AtomicU64,
+    /// Calls so far; only the one who runs the plugin counts.
+    calls: AtomicU64,
+    /// The number of the call under way; 0 for none. The watchdog tells a long
+    /// call by it, so that no call needs to read a clock.
+    call: AtomicU64,
     dead: AtomicBool,
     overrun: AtomicBool,
 }
@@ -103,14 +108,15 @@ impl Actor {
             guest,
             hub: Arc::downgrade(hub),
             watchdog: watchdog.clone(),
-            limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            limit,
             instance: Mutex::new(None),
             mailbox: Mutex::default(),
             outputs: Mutex::default(),
             pending: AtomicUsize::new(0),
             poll_queued: AtomicBool::new(false),
             collect_queued: AtomicBool::new(false),
-            busy_since: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            call: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             overrun: AtomicBool::new(false),
         });
@@ -151,7 +157,7 @@ impl Actor {
     /// is still lost.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
-        self.busy_since.load(Ordering::Acquire) != 0
+        self.call.load(Ordering::Acquire) != 0
     }
 
     /// Lets no more calls in. The instance goes with the last reference, or
@@ -183,6 +189,7 @@ impl Actor {
     fn run_soon(self: &Arc<Self>) {
         let (actor, Some(hub)) = (self.clone(), self.hub.upgrade()) else { return };
         let runtime = hub.runtime().clone();
+        woken::note();
         runtime.spawn(async move {
             let mut turn = hub.turn();
             actor.run(&mut turn);
@@ -196,19 +203,13 @@ impl Actor {
         if APART.try_with(|()| ()).is_ok() {
             return self.run_soon();
         }
-        // The task that this one has woken last waits on this very thread,
-        // where no other can take it over, until another is woken. So another
-        // is: whoever that was, it shall not be lost with this thread.
-        turn.hub().runtime().spawn(std::future::ready(()));
-        let mut since = Instant::now();
         loop {
             let jobs = std::mem::take(&mut *lock(&self.mailbox));
             let done = jobs.len();
-            for job in jobs {
+            for (worked, job) in (1..).zip(jobs) {
                 self.work(job, turn);
-                if since.elapsed() > FLUSH_AFTER {
+                if worked % FLUSH_EVERY == 0 {
                     turn.flush();
-                    since = Instant::now();
                 }
             }
             if self.pending.fetch_sub(done, Ordering::AcqRel) == done {
@@ -221,13 +222,15 @@ impl Actor {
         if self.dead.load(Ordering::Acquire) {
             return;
         }
-        let now_ms = turn.hub().now_ms();
+        woken::free(turn.hub().runtime());
         let mut slot = lock(&self.instance);
         let Some(instance) = slot.as_mut() else { return };
-        self.watchdog.begin(&self.busy_since);
+        self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.call.store(self.calls.load(Ordering::Relaxed), Ordering::Release);
+        self.watchdog.begin();
         DRIVING.set(Arc::as_ptr(self) as usize);
         let called = match job {
-            Job::Deliver(delivery) => instance.deliver(&self.guest.frame(delivery, now_ms)),
+            Job::Deliver(delivery) => instance.deliver(&self.guest.frame(delivery, turn.now_ms())),
             Job::Drain => instance.deliver(&ksi_protocol::Frame::Drain),
             Job::Fire(timer) => instance.fire(timer),
             Job::Poll => {
@@ -240,7 +243,7 @@ impl Actor {
             }
         };
         DRIVING.set(0);
-        self.busy_since.store(0, Ordering::Release);
+        self.call.store(0, Ordering::Release);
         if self.dead.load(Ordering::Acquire) {
             // Given up while it ran: what it says now comes too late, and its
             // destructors are not to be trusted.
@@ -272,6 +275,7 @@ impl Actor {
                 Output::Frame(frame) => self.guest.hear(turn, frame),
                 Output::Timer { id, delay_ms } => {
                     let actor = Arc::downgrade(self);
+                    woken::note();
                     turn.hub().runtime().spawn(async move {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         if let Some(actor) = actor.upgrade() {
@@ -316,10 +320,16 @@ impl Host for ActorHost {
 /// Notices calls into plugins of this process that do not come back. One
 /// thread for all; it sleeps while no plugin is at work.
 pub struct Watchdog {
-    started: Instant,
     awake: AtomicBool,
-    actors: Mutex<Vec<Weak<Actor>>>,
+    watched: Mutex<Vec<Watched>>,
     wake: Condvar,
+}
+
+/// An actor, and since when its present call has been seen.
+struct Watched {
+    actor: Weak<Actor>,
+    call: u64,
+    since: Instant,
 }
 
 impl Watchdog {
@@ -330,9 +340,8 @@ impl Watchdog {
     /// Where the system has no thread left.
     pub fn start() -> std::io::Result<Arc<Self>> {
         let watchdog = Arc::new(Self {
-            started: Instant::now(),
             awake: AtomicBool::new(false),
-            actors: Mutex::default(),
+            watched: Mutex::default(),
             wake: Condvar::new(),
         });
         let weak = Arc::downgrade(&watchdog);
@@ -345,20 +354,15 @@ impl Watchdog {
     }
 
     fn watch(&self, actor: &Arc<Actor>) {
-        let mut actors = lock(&self.actors);
-        actors.retain(|actor| actor.strong_count() > 0);
-        actors.push(Arc::downgrade(actor));
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+        let mut watched = lock(&self.watched);
+        watched.retain(|watched| watched.actor.strong_count() > 0);
+        watched.push(Watched { actor: Arc::downgrade(actor), call: 0, since: Instant::now() });
     }
 
     /// A call begins.
-    fn begin(&self, since: &AtomicU64) {
-        since.store(self.now_ms(), Ordering::Release);
+    fn begin(&self) {
         if !self.awake.load(Ordering::Relaxed) && !self.awake.swap(true, Ordering::AcqRel) {
-            let _actors = lock(&self.actors);
+            let _watched = lock(&self.watched);
             self.wake.notify_one();
         }
     }
@@ -366,25 +370,25 @@ impl Watchdog {
     /// Sleeps until a plugin is at work, then for a moment, then looks who has
     /// been in the same call for too long.
     fn round(&self) {
-        let mut actors = lock(&self.actors);
+        let mut watched = lock(&self.watched);
         while !self.awake.load(Ordering::Acquire) {
-            actors = self.wake.wait(actors).unwrap_or_else(PoisonError::into_inner);
+            watched = self.wake.wait(watched).unwrap_or_else(PoisonError::into_inner);
         }
-        (actors, _) = self.wake.wait_timeout(actors, WATCH).unwrap_or_else(PoisonError::into_inner);
-        let watched: Vec<Arc<Actor>> = actors.iter().filter_map(Weak::upgrade).collect();
-        drop(actors);
-        let now = self.now_ms();
+        (watched, _) = self.wake.wait_timeout(watched, WATCH).unwrap_or_else(PoisonError::into_inner);
         // Lowered before the look, so that a call that begins now wakes us.
         self.awake.store(false, Ordering::Release);
-        for actor in watched {
-            let since = actor.busy_since.load(Ordering::Acquire);
-            if since == 0 || actor.dead.load(Ordering::Acquire) {
+        let now = Instant::now();
+        for watched in watched.iter_mut() {
+            let Some(actor) = watched.actor.upgrade() else { continue };
+            let call = actor.call.load(Ordering::Acquire);
+            if call == 0 || actor.dead.load(Ordering::Acquire) {
                 continue;
             }
             self.awake.store(true, Ordering::Release);
-            let limit = actor.limit_ms;
-            if now.saturating_sub(since) >= limit {
-                actor.give_up(&format!("did not come back from a call for {limit} ms"));
+            if call != watched.call {
+                (watched.call, watched.since) = (call, now);
+            } else if now - watched.since >= actor.limit {
+                actor.give_up(&format!("did not come back from a call for {} ms", actor.limit.as_millis()));
             }
         }
     }

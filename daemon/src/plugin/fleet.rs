@@ -1,7 +1,7 @@
 //! All plugins together: starts and stops them, and answers what there is.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -149,11 +149,18 @@ impl Fleet {
 
     fn spec(&self, mut plugin: config::Plugin) -> Spec {
         let outer = plugin.namespace.clone().unwrap_or_else(|| plugin.name.clone());
-        let known = self
+        let library = self.find(&plugin.library);
+        // Under an alias the events of the library's own name are known, too.
+        let inner = plugin.namespace.as_ref().and_then(|_| Some(Image::open(&library).ok()?.name));
+        let renamed = |name: &String| match (&inner, name.split_once(':')) {
+            (Some(inner), Some((namespace, action))) if namespace == inner => format!("{outer}:{action}"),
+            _ => name.clone(),
+        };
+        let known: BTreeSet<EventName> = self
             .config()
             .events
             .keys()
-            .filter_map(|name| EventName::parse(name).ok())
+            .filter_map(|name| EventName::parse(&renamed(name)).ok())
             .filter(|name| name.namespace() == outer)
             .collect();
         // A plugin that keeps models and is not told where has the user's.
@@ -163,9 +170,9 @@ impl Fleet {
             *directory = self.places.models.display().to_string().into();
         }
         Spec {
-            library: self.find(&plugin.library),
+            library,
             dir: self.places.state.join(&plugin.name),
-            known,
+            known: known.into_iter().collect(),
             plugin,
         }
     }
@@ -267,6 +274,13 @@ impl Fleet {
             .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said")))
     }
 
+    /// Where a plugin that is kept is meant to run.
+    fn placement_of(&self, name: &str) -> Option<Placement> {
+        let listed = self.config().plugins.get(name).map(|plugin| plugin.placement);
+        let kept = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.placement));
+        kept.map(|kept| listed.unwrap_or(kept))
+    }
+
     /// Loads a library that is not in the manifest, or a plugin of the
     /// manifest that was unloaded.
     ///
@@ -275,6 +289,7 @@ impl Fleet {
     /// Says what the file is instead of a plugin, or why it does not start.
     pub async fn load(&self, load: PluginLoad) -> Result<PluginStatus, Refusal> {
         if self.lock().contains_key(&load.library) {
+            self.agrees(&load)?;
             return self.command(&load.library, Input::Start, true).await;
         }
         let path = PathBuf::from(&load.library);
@@ -310,6 +325,22 @@ impl Fleet {
             self.drop_unlisted(&image.name).await;
         }
         loaded
+    }
+
+    /// Where a plugin of the manifest runs is for the manifest to say; a wish
+    /// for another place is refused and not passed over.
+    fn agrees(&self, load: &PluginLoad) -> Result<(), Refusal> {
+        let name = &load.library;
+        let config = self.config();
+        let placement = config.plugins.get(name).map(|plugin| plugin.placement);
+        match (load.placement, placement) {
+            (Some(wish), Some(placement)) if wish != placement => Err(Refusal::new(
+                Code::Conflict,
+                format!("plugin {name} runs {}, as the configuration says", placement.as_str()),
+            )
+            .hint(format!("set plugins.{name}.placement, then `ksi reload` and `ksi plugin reload {name}`"))),
+            _ => Ok(()),
+        }
     }
 
     /// Stops a plugin. One that is not in the manifest is forgotten.

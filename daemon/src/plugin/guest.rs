@@ -10,7 +10,10 @@ use ksi_protocol::{
 };
 use tokio::sync::mpsc;
 
-use crate::hub::{Port, Turn, from_plugin};
+use crate::{
+    hub::{Port, Turn, from_plugin},
+    woken,
+};
 
 /// Subscriptions of plugins are numbered from here, so that they never meet
 /// the ids of the plugin's own requests.
@@ -81,6 +84,7 @@ impl Guest {
     /// say of importance; a pong too many is no loss.
     pub fn tell(&self, life: Life) {
         let _ = self.life.try_send(life);
+        woken::note();
     }
 
     /// The name by which everybody else knows an event of the plugin's.

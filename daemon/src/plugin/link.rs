@@ -17,6 +17,7 @@ use super::guest::{Guest, Life};
 use crate::{
     hub::Hub,
     wire::{Wire, write_when_full},
+    woken,
 };
 
 /// Unread bytes beyond which events for a listener are dropped. Requests are
@@ -67,6 +68,7 @@ impl Link {
         let work = matches!(delivery, Delivery::Request { .. } | Delivery::Intercept { .. });
         if work && self.idle.swap(false, Ordering::AcqRel) {
             self.busy.notify_one();
+            woken::note();
         }
         let frame = self.guest.frame(delivery, wall_ms());
         let mut wire = self.lock();

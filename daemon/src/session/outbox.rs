@@ -38,7 +38,10 @@ use super::{
     credit::Credits,
     face::{Face, put_line},
 };
-use crate::wire::{Flushed, Wire};
+use crate::{
+    wire::{Flushed, Wire},
+    woken,
+};
 
 /// Bytes in the socket's buffer beyond which things queue, so that old live
 /// events can still be dropped.
@@ -57,7 +60,9 @@ pub struct Outbox {
     /// Told when the socket is full.
     pub writer: Notify,
     /// Told when the queue has become short again.
-    pub relieved: Notify,
+    relieved: Notify,
+    /// Whether anyone waits for `relieved`.
+    awaited: AtomicBool,
     /// Told when the session must end.
     pub closing: Notify,
     /// The last turn that put this outbox on its list, so that one turn does
@@ -88,6 +93,8 @@ struct State {
     opened: u64,
     gapped: Vec<Id>,
     credits: Credits,
+    /// Whether the reader waits for the queue to become short again.
+    held_up: bool,
     overflow: bool,
 }
 
@@ -139,6 +146,7 @@ impl Outbox {
             wants_tail: matches!(face, Face::Frames),
             writer: Notify::new(),
             relieved: Notify::new(),
+            awaited: AtomicBool::new(false),
             closing: Notify::new(),
             touched_by: AtomicU64::new(0),
             limited: AtomicBool::new(false),
@@ -156,6 +164,7 @@ impl Outbox {
                 opened: 0,
                 gapped: Vec::new(),
                 credits: Credits::default(),
+                held_up: false,
                 overflow: false,
             }),
         }
@@ -258,10 +267,16 @@ impl Outbox {
             let flushed = state.wire.flush(&self.socket, &self.writer);
             if flushed == Flushed::Dead {
                 self.closing.notify_one();
+                woken::note();
             }
             if flushed != Flushed::Done || !state.refill() {
-                if flushed == Flushed::Done {
+                // A client that reads, but never all that it is told, is heard
+                // all the same.
+                let relieved = state.held_up && !state.is_congested();
+                state.held_up &= !relieved;
+                if (flushed == Flushed::Done || relieved) && self.awaited.swap(false, Ordering::AcqRel) {
                     self.relieved.notify_one();
+                    woken::note();
                 }
                 return flushed;
             }
@@ -274,11 +289,19 @@ impl Outbox {
         self.flush()
     }
 
+    /// Resolves when everything has been written once more. To be asked for
+    /// before the condition that is waited for is looked at.
+    pub fn relief(&self) -> impl Future<Output = ()> {
+        self.awaited.store(true, Ordering::Release);
+        self.relieved.notified()
+    }
+
     /// Whether the client asks for more than it reads.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        let state = self.lock();
-        state.answer_bytes + state.wire.buffer.len() > CONGESTED_BYTES
+        let mut state = self.lock();
+        state.held_up = state.is_congested();
+        state.held_up
     }
 
     /// Whether everything that was said is in the socket, or never will be, and
@@ -303,6 +326,10 @@ impl Outbox {
 impl State {
     fn room(&self) -> bool {
         self.answers.is_empty() && self.live.is_empty() && self.wire.buffer.len() < WIRE_BYTES
+    }
+
+    fn is_congested(&self) -> bool {
+        self.answer_bytes + self.wire.buffer.len() > CONGESTED_BYTES
     }
 
     fn next_ticket(&mut self) -> u64 {
@@ -449,9 +476,9 @@ fn put_event(face: &mut Face, buffer: &mut BytesMut, id: Id, seq: u64, body: &Bo
 /// Bytes that an answer is charged for.
 pub(super) fn weight(delivery: &Delivery) -> usize {
     128 + match delivery {
-        Delivery::Answer { answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), .. } => {
-            data.len()
-        }
+        Delivery::Answer {
+            answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), ..
+        } => data.len(),
         _ => 0,
     }
 }

@@ -28,6 +28,13 @@ use crate::{
 /// ended.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
+/// Input beyond which its buffer is not kept.
+const LARGE_BYTES: usize = 4 * READ_BYTES;
+
+/// Bytes that the daemon may add to what it passes on: origin, times, numbers
+/// and the names of fields.
+const ENVELOPE_BYTES: usize = 1024;
+
 /// How a session goes on after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -62,7 +69,8 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
         greeting,
         searched: 0,
     };
-    let writing = write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
+    let writing =
+        write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
     tokio::pin!(writing);
     let half_closed = tokio::select! {
         half_closed = session.serve(&mut input) => half_closed,
@@ -99,10 +107,14 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
 /// Until everything that was said is written. The writer task goes on
 /// meanwhile.
 async fn flushed(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
-    while outbox.flush() == Flushed::Blocked {
+    loop {
+        let relief = outbox.relief();
+        if outbox.flush() != Flushed::Blocked {
+            return;
+        }
         tokio::select! {
             _ = &mut *writing => return,
-            () = outbox.relieved.notified() => {}
+            () = relief => {}
         }
     }
 }
@@ -110,12 +122,13 @@ async fn flushed(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Un
 /// After the client's end of file: until nothing is owed to it.
 async fn answered(port: &Port, outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
     loop {
+        let relief = outbox.relief();
         if port.in_flight() == 0 && outbox.is_owed_nothing() {
             return;
         }
         tokio::select! {
             _ = &mut *writing => return,
-            () = outbox.relieved.notified() => {}
+            () = relief => {}
         }
     }
 }
@@ -138,16 +151,26 @@ impl Session<'_> {
     /// Reads until the client's end of file; whether it still listens.
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
         loop {
+            let before = input.len();
             let mut turn = self.hub.turn();
             let next = if self.json { self.lines(input, &mut turn) } else { self.frames(input, &mut turn) };
             turn.touch(self.outbox);
             turn.end();
+            if before > LARGE_BYTES && input.len() < before / 2 {
+                // What was large is done with, and shall not be paid for as
+                // long as the client stays.
+                *input = BytesMut::from(&input[..]);
+            }
             if next == Next::Close {
                 hear_out(&self.outbox.socket).await;
                 return false;
             }
             while self.outbox.is_congested() {
-                self.outbox.relieved.notified().await;
+                let relief = self.outbox.relief();
+                // It may have been relieved before relief was asked for.
+                if self.outbox.is_congested() {
+                    relief.await;
+                }
             }
             tokio::task::coop::consume_budget().await;
             let reading = read(&self.outbox.socket, input);
@@ -244,6 +267,7 @@ impl Session<'_> {
         };
         match verb {
             Verb::Request { event, data, timeout_ms, credit, correlation_id, idempotency_key } => {
+                check_size(&data, [correlation_id.as_deref(), idempotency_key.as_deref()])?;
                 let id = open(id)?;
                 self.outbox.begin(id, credit)?;
                 let ask = Ask {
@@ -256,10 +280,9 @@ impl Session<'_> {
                 turn.request(self.port, ask);
             }
             Verb::Emit { event, data, correlation_id } => {
-                let emission = Emission {
-                    correlation_id: correlation_id.map(Into::into),
-                    ..Emission::new(event, data)
-                };
+                check_size(&data, [correlation_id.as_deref(), None])?;
+                let emission =
+                    Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
                 let told = turn.emit(self.port, emission)?;
                 if let Some(id) = id {
                     self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
@@ -317,7 +340,9 @@ impl Session<'_> {
         }
         match frame {
             Frame::Request(mut request) => {
-                if let Err(refusal) = self.outbox.begin(request.id, request.credit) {
+                let texts = [request.correlation_id.as_deref(), request.idempotency_key.as_deref()];
+                let fits = check_size(&request.data, texts);
+                if let Err(refusal) = fits.and_then(|()| self.outbox.begin(request.id, request.credit)) {
                     self.outbox.refuse(Some(request.id), refusal);
                     return Next::Read;
                 }
@@ -326,6 +351,10 @@ impl Session<'_> {
                 turn.request(self.port, ask(request));
             }
             Frame::Emit(emit) => {
+                if let Err(refusal) = check_size(&emit.data, [emit.correlation_id.as_deref(), None]) {
+                    self.outbox.refuse(emit.id, refusal);
+                    return Next::Read;
+                }
                 let emission = Emission {
                     correlation_id: emit.correlation_id.map(Into::into),
                     ..Emission::new(emit.event, emit.data)
@@ -366,8 +395,7 @@ impl Session<'_> {
             return Next::Close;
         };
         if *version != PROTOCOL_VERSION {
-            let message =
-                format!("client speaks protocol {version}, this daemon speaks {PROTOCOL_VERSION}");
+            let message = format!("client speaks protocol {version}, this daemon speaks {PROTOCOL_VERSION}");
             self.outbox.refuse(
                 None,
                 Refusal::new(Code::Conflict, message).hint("install client and daemon of one version"),
@@ -409,6 +437,18 @@ impl Session<'_> {
         self.outbox.remove_sub(id);
         Ok(())
     }
+}
+
+/// What comes in as a frame must fit into one on its way out, with all that the
+/// daemon adds: neither a plugin nor a listener can be sent anything longer.
+fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> {
+    let bytes = data.len() + texts.into_iter().flatten().map(str::len).sum::<usize>();
+    let most = limits::FRAME_BYTES_MAX - ENVELOPE_BYTES;
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::TooLarge, format!("payload of {bytes} bytes is longer than the limit of {most} bytes"))
+        .hint("send less, or in parts"))
 }
 
 /// A payload that is a small part of a large frame shall not keep all of it in

@@ -2,6 +2,7 @@
 //! the first byte, read, and notice that the peer is gone.
 
 use std::{
+    future::pending,
     io,
     os::fd::{AsFd, AsRawFd},
     time::Duration,
@@ -82,8 +83,9 @@ pub(super) async fn read(stream: &UnixStream, input: &mut BytesMut) -> io::Resul
 /// Until the client has closed both sides. Watches a second descriptor of the
 /// same socket, so that the readiness that writers rely on is not consumed.
 pub(super) async fn gone(socket: &UnixStream) {
-    let Ok(second) = socket.as_fd().try_clone_to_owned() else { return };
-    let Ok(second) = UnixStream::from_std(second.into()) else { return };
+    let second = socket.as_fd().try_clone_to_owned().map(|fd| UnixStream::from_std(fd.into()));
+    // Without a descriptor to spare, it is noticed when something is written.
+    let Ok(Ok(second)) = second else { return pending().await };
     loop {
         if second.ready(Interest::WRITABLE).await.is_err() || hung_up(socket) {
             return;
@@ -96,9 +98,7 @@ pub(super) async fn gone(socket: &UnixStream) {
 pub(super) fn hung_up(socket: &UnixStream) -> bool {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) => {
-            fds[0].revents().is_some_and(|got| got.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
-        }
+        Ok(_) => fds[0].revents().is_some_and(|got| got.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)),
         Err(_) => true,
     }
 }

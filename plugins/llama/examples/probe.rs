@@ -5,6 +5,7 @@
 //! ```text
 //! probe gen MODEL.gguf PROMPT TOKENS         # greedy; prints a Rust string
 //! probe bench MODEL.gguf THREADS AT_ONCE     # prints tokens per second
+//! probe bare MODEL.gguf THREADS TOKENS       # the same of the bare loop alone
 //! ```
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
@@ -41,6 +42,10 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             println!("{:?}", end["text"].as_str().unwrap_or_default());
         }
         ["bench", model, threads, at_once] => bench(model, threads.parse()?, at_once.parse()?)?,
+        ["bare", model, threads, tokens] => {
+            let speed = bare(model, threads.parse()?, tokens.parse()?)?;
+            println!("{:.2} tokens/s end to end, {:.2} after the first", speed.end_to_end, speed.after_first);
+        }
         _ => return Ok(ExitCode::from(2)),
     }
     Ok(ExitCode::SUCCESS)
@@ -71,7 +76,7 @@ fn bench(model: &str, threads: u32, at_once: usize) -> Result<(), Box<dyn std::e
         best = best.max((tokens * at_once as u64) as f64 / began.elapsed().as_secs_f64());
         let speeds = ends.iter().filter_map(|end| end["timings"]["generate_per_second"].as_f64());
         inside_best = inside_best.max(speeds.sum());
-        bare_best = bare_best.max(bare(model, threads, tokens)?);
+        bare_best = bare_best.max(bare(model, threads, tokens)?.end_to_end);
     }
     println!("plugin, {at_once} at once: {best:.0} tokens/s end to end, {inside_best:.0} by its own count");
     println!("bare loop, 1 alone: {bare_best:.0} tokens/s end to end");
@@ -88,8 +93,15 @@ fn finish(host: &Host, call: &Call) -> Value {
     }
 }
 
+/// Tokens per second.
+struct Speed {
+    /// The reading of the prompt included.
+    end_to_end: f64,
+    after_first: f64,
+}
+
 /// The same generation with nothing around llama.cpp.
-fn bare(path: &str, threads: u32, tokens: u64) -> Result<f64, Box<dyn std::error::Error>> {
+fn bare(path: &str, threads: u32, tokens: u64) -> Result<Speed, Box<dyn std::error::Error>> {
     let backend = backend::get()?;
     let model = LlamaModel::load_from_file(backend, path, &LlamaModelParams::default().with_n_gpu_layers(0))?;
     let threads = i32::try_from(threads)?;
@@ -98,17 +110,24 @@ fn bare(path: &str, threads: u32, tokens: u64) -> Result<f64, Box<dyn std::error
     let prompt = model.vocab().tokenize(PROMPT.as_bytes(), true, true);
     let mut batch = LlamaBatch::new(512, 1);
     let began = Instant::now();
+    let mut first = began;
     for (position, token) in (0..).zip(&prompt) {
         batch.add(*token, position, &[0], position + 1 == i32::try_from(prompt.len())?)?;
     }
     let mut output = batch.n_tokens() - 1;
-    for (position, _) in (i32::try_from(prompt.len())?..).zip(0..tokens) {
+    for (position, number) in (i32::try_from(prompt.len())?..).zip(0..tokens) {
         context.decode(&mut batch)?;
+        if number == 0 {
+            first = Instant::now();
+        }
         let scores = context.get_logits_ith(output);
         let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
         batch.clear();
         batch.add(llama_cpp_2::token::LlamaToken(best), position, &[0], true)?;
         output = 0;
     }
-    Ok(tokens as f64 / began.elapsed().as_secs_f64())
+    Ok(Speed {
+        end_to_end: tokens as f64 / began.elapsed().as_secs_f64(),
+        after_first: tokens.saturating_sub(1) as f64 / first.elapsed().as_secs_f64(),
+    })
 }

@@ -85,7 +85,9 @@ fn what_clients_say_is_not_in_the_log() {
     let config = format!("[daemon]\nlog_level = \"trace\"\n{WITHOUT_MODEL}");
     let mut daemon = Home::with_config(&config).start();
     daemon.ready();
-    daemon.ask("completion:request", json!({"prompt": "a-very-private-thing", "model": "mock/echo"})).unwrap();
+    daemon
+        .ask("completion:request", json!({"prompt": "a-very-private-thing", "model": "mock/echo"}))
+        .unwrap();
     daemon.ask("echo:say", json!({"text": 7, "a-very-private-thing": 1})).unwrap_err();
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.ended().success());

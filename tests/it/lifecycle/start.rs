@@ -84,8 +84,10 @@ fn of_many_daemons_started_at_once_one_runs() {
     wait_until("all but one have given up", || {
         children.iter_mut().filter_map(|child| child.try_wait().unwrap()).count() == 5
     });
-    let left: Vec<u32> =
-        children.iter_mut().filter_map(|child| child.try_wait().unwrap().is_none().then(|| child.id())).collect();
+    let left: Vec<u32> = children
+        .iter_mut()
+        .filter_map(|child| child.try_wait().unwrap().is_none().then(|| child.id()))
+        .collect();
     assert_eq!(left.len(), 1);
     let pid = fs::read_to_string(home.paths().lock_file()).unwrap();
     for child in &mut children {

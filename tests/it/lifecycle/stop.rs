@@ -21,9 +21,7 @@ fn completion(lines: &mut Lines, model: &str) {
 }
 
 fn runs(daemon: &Daemon) {
-    wait_until("the completion runs", || {
-        daemon.ask("completion:status", json!({})).unwrap()["running"] == 1
-    });
+    wait_until("the completion runs", || daemon.ask("completion:status", json!({})).unwrap()["running"] == 1);
 }
 
 /// Waits until the daemon refuses new work on an open connection.

@@ -161,7 +161,8 @@ fn a_payload_that_does_not_fit_is_refused_with_its_path() {
 fn a_payload_that_is_no_messagepack_is_refused() {
     let daemon = ready();
     let mut frames = daemon.frames();
-    let bad: [&'static [u8]; 6] = [b"", b"\xc1", b"\x81\xa4text", b"\x80\x80", b"\xdf\xff\xff\xff\xff", b"hello"];
+    let bad: [&'static [u8]; 6] =
+        [b"", b"\xc1", b"\x81\xa4text", b"\x80\x80", b"\xdf\xff\xff\xff\xff", b"hello"];
     for (id, bytes) in (1..).zip(bad) {
         frames.send(&Frame::Request(plain(id, "echo:say", Bytes::from_static(bytes))));
         let (of, refusal) = frames.refused();
@@ -217,6 +218,7 @@ fn what_one_connection_says_to_one_plugin_arrives_in_order() {
         frames.send(&emit(None, "test:counted", &json!({ "n": n })));
     }
     let heard = frames.ask(1, "listener:heard", &json!({})).unwrap();
-    let numbers: Vec<_> = heard["events"].as_array().unwrap().iter().map(|e| e["data"]["n"].clone()).collect();
+    let numbers: Vec<_> =
+        heard["events"].as_array().unwrap().iter().map(|e| e["data"]["n"].clone()).collect();
     assert_eq!(numbers, (0..500).map(|n| json!(n)).collect::<Vec<_>>());
 }

@@ -2,11 +2,12 @@
 
 use ksi_protocol::{
     Code, Frame, PROTOCOL_VERSION,
-    frame::{Hello, Request},
+    frame::{Class, Hello, Request},
+    limits::FRAME_BYTES_MAX,
 };
 use ksi_tests::{
     Daemon,
-    frames::{Frames, encoded, payload, plain, request},
+    frames::{Frames, emit, encoded, payload, plain, request},
 };
 use serde_json::json;
 
@@ -105,7 +106,9 @@ fn fields_nested_too_deeply_are_refused() {
 fn unknown_fields_are_skipped() {
     let daemon = Daemon::without_model();
     let mut frames = daemon.frames();
-    frames.send_body(b"\x81\xa7request\x84\xa2id\x05\xa5event\xadsystem:health\xa4data\xc4\x01\x80\xa3new\x91\x01");
+    frames.send_body(
+        b"\x81\xa7request\x84\xa2id\x05\xa5event\xadsystem:health\xa4data\xc4\x01\x80\xa3new\x91\x01",
+    );
     assert!(matches!(frames.receive(), Frame::Reply { id: 5, .. }));
 }
 
@@ -179,7 +182,7 @@ fn an_unknown_event_is_refused_with_the_nearest_name() {
 fn a_given_correlation_is_told_to_those_who_listen() {
     let daemon = Daemon::without_model();
     let (mut frames, mut listener) = (daemon.frames(), daemon.frames());
-    listener.subscribe(1, "test:*", ksi_protocol::frame::Class::Live);
+    listener.subscribe(1, "test:*", Class::Live);
     let event = ksi_protocol::EventName::parse("test:said").unwrap();
     let correlation_id = Some("cause".to_owned());
     frames.send(&Frame::Emit(ksi_protocol::frame::Emit {
@@ -201,4 +204,21 @@ fn a_deadline_of_the_asker_ends_its_request() {
     frames.send(&Frame::Request(Request { timeout_ms: Some(100), ..hangs }));
     let (id, refusal) = frames.refused();
     assert_eq!((id, refusal.code), (Some(1), Code::Timeout));
+}
+
+#[test]
+fn what_fits_in_but_not_out_again_is_refused_at_once() {
+    let daemon = Daemon::without_model();
+    let (mut frames, mut listener) = (daemon.frames(), daemon.frames());
+    listener.subscribe(1, "test:*", Class::Live);
+    // The largest frames that there can be: whoever is to hear of them is to
+    // hear of their origin as well, for which they leave no room.
+    for make in [|data| emit(Some(2), "test:said", data), |data| request(2, "echo:say", data)] {
+        let spare = FRAME_BYTES_MAX + 4 - encoded(&make(&json!({"text": "x".repeat(1 << 20)}))).len();
+        frames.send(&make(&json!({"text": "x".repeat((1 << 20) + spare)})));
+        let (id, refusal) = frames.refused();
+        assert_eq!((id, refusal.code), (Some(2), Code::TooLarge));
+    }
+    frames.send(&emit(None, "test:said", &json!({"text": "x".repeat(FRAME_BYTES_MAX - 4096)})));
+    assert!(listener.event().data.len() > FRAME_BYTES_MAX - 4096);
 }

@@ -103,7 +103,9 @@ fn a_fast_answer_overtakes_a_slow_one() {
 fn a_stream_is_chunks_and_a_summary_that_ends_it() {
     let daemon = ready();
     let mut lines = daemon.lines();
-    lines.send(&json!({"event": "completion:request", "id": 1, "data": {"prompt": "x", "model": "mock/long:3"}}));
+    lines.send(
+        &json!({"event": "completion:request", "id": 1, "data": {"prompt": "x", "model": "mock/long:3"}}),
+    );
     let mut text = String::new();
     let end = loop {
         let line = lines.receive();
@@ -155,7 +157,9 @@ fn an_id_that_is_in_use_is_refused_and_what_was_open_goes_on() {
 fn a_request_is_cancelled_by_its_id() {
     let daemon = ready();
     let mut lines = daemon.lines();
-    lines.send(&json!({"event": "completion:request", "id": "h", "data": {"prompt": "x", "model": "mock/hang"}}));
+    lines.send(
+        &json!({"event": "completion:request", "id": "h", "data": {"prompt": "x", "model": "mock/hang"}}),
+    );
     lines.send(&json!({"cancel": "h"}));
     let line = lines.receive();
     assert_eq!((&line["id"], &line["refusal"]["code"]), (&json!("h"), &json!("cancelled")));

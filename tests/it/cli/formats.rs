@@ -1,0 +1,115 @@
+//! `-o`: every verb that lists or shows, in every format.
+
+use ksi_tests::{Daemon, Home, command, stderr, stdout};
+use serde_json::Value;
+
+use super::fine;
+
+/// Verbs that only look, and whether two looks see the same.
+const LOOKS: [(&str, bool); 17] = [
+    ("plugin list", false),
+    ("plugin inspect echo", false),
+    ("model list", true),
+    ("model show ksi-tiny", true),
+    ("discover", true),
+    ("discover completion", true),
+    ("discover --detail", true),
+    ("describe echo:say", true),
+    ("config path", true),
+    ("config show", true),
+    ("config show --origin", true),
+    ("config get daemon.log_level", true),
+    ("config validate", true),
+    ("status", false),
+    ("health", false),
+    ("doctor", false),
+    ("version", true),
+];
+
+fn look(daemon: &Daemon, verb: &str, format: &str) -> String {
+    let mut words: Vec<&str> = verb.split(' ').collect();
+    words.extend(["-o", format]);
+    let text = stdout(&fine(daemon.ksi(&words)));
+    assert!(!text.contains('\u{1b}'), "`{verb} -o {format}` colours a pipe: {text}");
+    text
+}
+
+fn json(verb: &str, text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("`{verb}`: {error}: {text}"))
+}
+
+#[test]
+fn every_verb_that_looks_prints_in_every_format() {
+    let daemon = Home::new().start();
+    daemon.ready();
+    for (verb, same) in LOOKS {
+        let document = json(verb, &look(&daemon, verb, "json"));
+        let yaml = look(&daemon, verb, "yaml");
+        let yaml: Value =
+            serde_yaml_ng::from_str(&yaml).unwrap_or_else(|error| panic!("`{verb}`: {error}: {yaml}"));
+        if same {
+            assert_eq!(document, yaml, "`{verb}`");
+        }
+        let lines = look(&daemon, verb, "jsonl");
+        assert!(!lines.is_empty(), "`{verb}`");
+        for line in lines.lines() {
+            json(verb, line);
+        }
+        for format in ["table", "wide"] {
+            assert!(!look(&daemon, verb, format).trim().is_empty(), "`{verb} -o {format}`");
+        }
+        let names = look(&daemon, verb, "name");
+        assert!(!names.contains('{'), "`{verb} -o name`: {names}");
+    }
+}
+
+#[test]
+fn a_list_has_one_line_for_each_item() {
+    let daemon = Home::new().start();
+    daemon.ready();
+    for (verb, items, first) in
+        [("plugin list", "plugins", "completion"), ("discover", "events", "completion:async"), ("model list", "models", "llama/ksi-tiny")]
+    {
+        let count = json(verb, &look(&daemon, verb, "json"))[items].as_array().map_or(0, Vec::len);
+        assert!(count > 0, "{verb}");
+        assert_eq!(look(&daemon, verb, "jsonl").lines().count(), count, "{verb}");
+        let names = look(&daemon, verb, "name");
+        assert_eq!(names.lines().count(), count, "{verb}");
+        assert_eq!(names.lines().next(), Some(first));
+        // A title, and a line for each.
+        assert_eq!(look(&daemon, verb, "table").lines().count(), count + 1, "{verb}");
+        let bare = [verb, "--no-headers"].join(" ");
+        assert_eq!(look(&daemon, &bare, "table").lines().count(), count, "{verb}");
+    }
+}
+
+#[test]
+fn wide_tables_have_more_columns() {
+    let daemon = Daemon::without_model();
+    let narrow = look(&daemon, "plugin list", "table");
+    let wide = look(&daemon, "plugin list", "wide");
+    assert!(!narrow.contains("LIBRARY") && wide.contains("LIBRARY") && wide.contains("libplugin_echo.so"), "{wide}");
+}
+
+#[test]
+fn colours_come_only_where_they_are_asked_for() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let painted = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut ksi = command("ksi", daemon.home.path());
+        ksi.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").args(arguments).envs(variables.iter().copied());
+        let output = ksi.output().expect("ksi runs");
+        (stdout(&output) + &stderr(&output)).contains('\u{1b}')
+    };
+    let list = ["plugin", "list"];
+    assert!(!painted(&list, &[]), "into a pipe");
+    assert!(painted(&["plugin", "list", "--color", "always"], &[]));
+    assert!(painted(&list, &[("CLICOLOR_FORCE", "1")]));
+    assert!(!painted(&list, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+    assert!(!painted(&["plugin", "list", "--color", "never"], &[("CLICOLOR_FORCE", "1")]));
+    for wrong in [&["plugin", "inspect", "nobody"][..], &["nonsense"], &["--help"]] {
+        assert!(!painted(wrong, &[]), "{wrong:?}");
+    }
+    // A model's own words are never coloured.
+    assert!(!painted(&["ask", "-m", "mock/echo", "hi"], &[]));
+}
