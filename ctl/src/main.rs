@@ -19,9 +19,9 @@ mod verb;
 
 use std::{io::Write, process::ExitCode};
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, error::ErrorKind};
 
-use crate::{args::Cli, error::Failure, exit::Exit, invocation::Invocation};
+use crate::{args::Cli, error::Failure, exit::Exit, invocation::Invocation, output::Format};
 
 fn main() -> ExitCode {
     // Answers the shell when it asks for completions, and ends there.
@@ -34,10 +34,20 @@ fn main() -> ExitCode {
     match verb::run(&at, cli.verb) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            at.out.fail(&failure);
+            let mut out = at.out;
+            if for_programs(&words()) {
+                // Behind the fields of an event, `-o` is read only once its schema is known.
+                out.format = Format::Json;
+            }
+            out.fail(&failure);
             failure.exit.into()
         }
     }
+}
+
+/// The words of the command line.
+fn words() -> Vec<String> {
+    std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 /// `--help`, `--version`, or a command line that makes no sense.
@@ -47,9 +57,13 @@ fn refused(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Ok.into();
     }
-    let words: Vec<_> = std::env::args().skip(1).collect();
-    if for_programs(&words) {
-        let mistake = mistake(&error.render().to_string());
+    if for_programs(&words()) {
+        let mistake = match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                Failure::usage("a verb is missing").hint("all verbs: --help")
+            }
+            _ => mistake(&error.render().to_string()),
+        };
         let _ = writeln!(std::io::stderr(), "{}", mistake.to_json());
     } else {
         let _ = error.print();
@@ -57,8 +71,8 @@ fn refused(error: &clap::Error) -> ExitCode {
     Exit::Usage.into()
 }
 
-/// Whether a command line that could not be parsed asks for what a program
-/// reads.
+/// Whether a command line asks for what a program reads, as far as can be seen
+/// without parsing it.
 fn for_programs(words: &[String]) -> bool {
     let machine = |format: &str| matches!(format, "json" | "jsonl" | "yaml");
     let next = words.iter().skip(1).map(String::as_str).chain([""]);

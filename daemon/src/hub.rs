@@ -27,11 +27,15 @@ use ksi_protocol::{
     Bytes, Code, EventName, Frame, Refusal,
     fanout::{Tail, tail},
     frame::Id,
+    limits::FRAME_BYTES_MAX,
 };
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    plugin::{actor::Actor, link::Link},
+    plugin::{
+        actor::Actor,
+        link::{Link, too_large},
+    },
     session::outbox::{Body, Outbox},
     woken,
 };
@@ -209,6 +213,9 @@ impl Hub {
     }
 }
 
+/// Room in the frame of an event for all but its payload.
+const EVENT_FIELDS_BYTES: usize = 1024;
+
 /// Namespaces in which only the daemon speaks.
 const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 
@@ -259,6 +266,9 @@ impl Turn<'_> {
         if port.role == Role::Client && RESERVED.contains(&emission.event.namespace()) {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
+        }
+        if emission.data.len() > FRAME_BYTES_MAX - EVENT_FIELDS_BYTES {
+            return Err(too_large());
         }
         let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
         self.settle();
@@ -359,7 +369,11 @@ impl Turn<'_> {
                     }
                 }
                 Handle::Link(link) => {
-                    link.push(delivery);
+                    if let Some(token) = link.push(delivery) {
+                        let refusal = Answer::Refusal(too_large());
+                        // Only a request that the port holds comes back.
+                        let _ = self.hub.kernel.answer(&port, token, refusal, self.now_ms, &mut self.effects);
+                    }
                     let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
                     if !self.sockets.last().is_some_and(listed) {
                         self.sockets.push(Touched::Link(link.clone()));

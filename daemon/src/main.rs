@@ -100,7 +100,9 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
     let ended = runtime.block_on(apart(server::run(options, instance)));
     // A thread that hangs in a plugin must not keep the daemon.
     runtime.shutdown_background();
-    drop(log);
+    // Tasks that are left over hold the log too, so its last lines do not wait
+    // for its last owner. A disk that hangs may keep them.
+    let _ = log.flush();
     ended
 }
 

@@ -115,19 +115,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
     hub.tell("system:stopping", &json!({ "reason": reason }));
     no_more.cancel();
     let grace = grace.unwrap_or(config.daemon.shutdown_grace);
-    let orderly = async {
-        hub.close();
-        if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
-            tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
-        }
-        fleet.stop(grace.max(Duration::from_secs(1))).await;
-        // A session whose task is lost in a plugin that hangs never closes.
-        if tokio::time::timeout(SESSIONS_GRACE, sessions.close()).await.is_err() {
-            tracing::warn!(open = sessions.count(), "sessions that do not close are cut off");
-        }
-    };
     tokio::select! {
-        () = orderly => tracing::info!("stopped"),
+        () = orderly_stop(&hub, &fleet, &sessions, grace) => tracing::info!("stopped"),
         again = stops.recv() => {
             tracing::warn!("hurried: {}", again.map(|stop| stop.reason).unwrap_or_default());
             fleet.stop(Duration::ZERO).await;
@@ -138,6 +127,20 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
     }
     drop(instance);
     Ok(())
+}
+
+/// Lets requests in flight finish within the grace, then plugins drain and
+/// sessions be written.
+async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, grace: Duration) {
+    hub.close();
+    if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
+        tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
+    }
+    fleet.stop(grace.max(Duration::from_secs(1))).await;
+    // A session whose task is lost in a plugin that hangs never closes.
+    if tokio::time::timeout(SESSIONS_GRACE, sessions.close()).await.is_err() {
+        tracing::warn!(open = sessions.count(), "sessions that do not close are cut off");
+    }
 }
 
 /// SIGTERM and SIGINT stop the daemon; a second one hurries. SIGHUP opens the

@@ -32,18 +32,21 @@ fn code(output: &Output) -> i32 {
 }
 
 /// A run that must have ended with a code; what it said is shown where not.
+#[track_caller]
 fn ended(output: Output, expected: i32) -> Output {
     assert_eq!(code(&output), expected, "stdout: {}\nstderr: {}", stdout(&output), stderr(&output));
     output
 }
 
 /// A run that must have succeeded.
+#[track_caller]
 fn fine(output: Output) -> Output {
     ended(output, 0)
 }
 
 /// A run that must have failed with a code, and told nothing on standard
 /// output; gives what it said on standard error.
+#[track_caller]
 fn failed(output: Output, expected: i32) -> String {
     let output = ended(output, expected);
     assert_eq!(stdout(&output), "", "data of a failure");
@@ -51,6 +54,7 @@ fn failed(output: Output, expected: i32) -> String {
 }
 
 /// Standard output of a successful run as JSON.
+#[track_caller]
 fn data(output: Output) -> Value {
     let output = fine(output);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(&output)))
@@ -58,6 +62,7 @@ fn data(output: Output) -> Value {
 
 /// The error that a failed run with `-o json` has written: one line, nothing
 /// else beside it.
+#[track_caller]
 fn error(output: Output, expected: i32) -> Value {
     let words = failed(output, expected);
     assert_eq!(words.lines().count(), 1, "{words}");
@@ -68,6 +73,7 @@ fn error(output: Output, expected: i32) -> Value {
 
 /// Waits for a program and the end of its streams, but no longer than the
 /// deadline: what it has started may hold them open.
+#[track_caller]
 fn waited(child: Child) -> Output {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));

@@ -132,6 +132,20 @@ fn a_reload_takes_over_what_it_can_and_names_what_it_cannot() {
 }
 
 #[test]
+fn a_reload_starts_a_plugin_that_is_new_in_the_file() {
+    let daemon = Home::with_config(WITHOUT_MODEL).start();
+    daemon.ready();
+    let config = format!(
+        "{WITHOUT_MODEL}[plugins.second]\nlibrary = \"libplugin_echo.so\"\nnamespace = \"second\"\n"
+    );
+    std::fs::write(daemon.home.paths().config_file, config).unwrap();
+    daemon.ask("config:reload", json!({})).unwrap();
+    daemon.ready();
+    assert_eq!(daemon.ask("second:say", json!({"text": "hi"})).unwrap()["text"], "hi");
+    assert_eq!(daemon.plugin("echo").generation, 1, "what runs goes on");
+}
+
+#[test]
 fn a_reload_of_a_bad_file_changes_nothing_and_says_why() {
     let config = format!("[daemon]\nlog_level = \"warn\"\n{WITHOUT_MODEL}");
     let daemon = Home::with_config(&config).start();

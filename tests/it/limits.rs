@@ -354,16 +354,17 @@ fn large_messages_are_not_paid_for_after_they_are_gone() {
     let text = "x".repeat(8 * 1024 * 1024);
     let before = daemon.status().rss_bytes;
     let mut open = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..30 {
         let (mut frames, mut lines) = (daemon.frames(), daemon.lines());
         frames.ask(1, "echo:say", &json!({ "text": text })).unwrap();
         lines.send(&json!({"event": "echo:say", "data": {"text": text}}));
         lines.receive();
         open.push((frames, lines));
     }
-    // Twenty clients that have each said and heard something large.
+    // Sixty clients that have each said and heard something large. Some of it
+    // the allocator keeps, but not for each of them.
     let grown = daemon.status().rss_bytes.saturating_sub(before);
-    assert!(grown < 96 * 1024 * 1024, "grew by {grown} bytes");
+    assert!(grown < 30 * text.len() as u64, "grew by {grown} bytes");
 }
 
 #[test]

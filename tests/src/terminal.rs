@@ -45,11 +45,10 @@ impl Terminal {
         }
         tmux.env("KSI_HOME", home)
             .env("PATH", format!("{}:{path}", built().display()))
-            .env("PS1", format!("{PROMPT} "))
             .current_dir(home)
             .args(["-f", "/dev/null", "new-session", "-d"])
             .args(["-x", &columns.to_string(), "-y", &rows.to_string()])
-            .arg("exec bash --norc --noprofile");
+            .arg(format!("exec env PS1='{PROMPT} ' bash --norc --noprofile -i"));
         let opened = tmux.output().expect("tmux is installed: scripts/test does that");
         assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
         terminal.shows(PROMPT);
@@ -70,6 +69,12 @@ impl Terminal {
     #[must_use]
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.run(&["capture-pane", "-p"]).stdout).into_owned()
+    }
+
+    /// What is on the screen now, with the sequences that colour it.
+    #[must_use]
+    pub fn painted(&self) -> String {
+        String::from_utf8_lossy(&self.run(&["capture-pane", "-p", "-e"]).stdout).into_owned()
     }
 
     /// Presses keys by their names: `Enter`, `C-c`, `Escape`, `q`.
@@ -114,7 +119,9 @@ impl Terminal {
 
     /// Waits until the shell waits for a command, below all else.
     pub fn back_at_shell(&self) -> String {
-        self.until("the shell", |screen| screen.trim_end().lines().last().is_some_and(|line| line.trim() == PROMPT))
+        self.until("the shell", |screen| {
+            screen.trim_end().lines().last().is_some_and(|line| line.trim() == PROMPT)
+        })
     }
 
     /// Whether a program has the alternate screen, as full-screen programs do.

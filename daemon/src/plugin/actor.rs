@@ -46,7 +46,7 @@ const EVENTS_MAX: usize = 64 * 1024;
 const FLUSH_EVERY: usize = 64;
 
 /// How often the watchdog looks while a plugin is at work.
-const WATCH: Duration = Duration::from_millis(200);
+const WATCH: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// The actor that this thread is running, by address.
@@ -378,6 +378,7 @@ impl Watchdog {
         // Lowered before the look, so that a call that begins now wakes us.
         self.awake.store(false, Ordering::Release);
         let now = Instant::now();
+        let mut slow = None;
         for watched in watched.iter_mut() {
             let Some(actor) = watched.actor.upgrade() else { continue };
             let call = actor.call.load(Ordering::Acquire);
@@ -387,9 +388,18 @@ impl Watchdog {
             self.awake.store(true, Ordering::Release);
             if call != watched.call {
                 (watched.call, watched.since) = (call, now);
-            } else if now - watched.since >= actor.limit {
+                continue;
+            }
+            if now - watched.since >= actor.limit {
                 actor.give_up(&format!("did not come back from a call for {} ms", actor.limit.as_millis()));
             }
+            slow = Some(actor);
+        }
+        // The thread that watched the sockets for all others may be the one in
+        // the call, and none takes its place before it is given something to
+        // do.
+        if let Some(hub) = slow.and_then(|actor| actor.hub.upgrade()) {
+            hub.runtime().spawn(std::future::ready(()));
         }
     }
 }

@@ -68,8 +68,9 @@ impl Fleet {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts the policies of a new configuration in force; plugins are started
-    /// by it from now on.
+    /// Puts the policies of a new configuration in force, and starts plugins
+    /// that are new in it. Those that run go on as they were started, until
+    /// they are reloaded.
     pub async fn reconfigure(&self) {
         let all: Vec<_> = self.lock().values().map(|kept| kept.commands.clone()).collect();
         for commands in all {
@@ -79,12 +80,17 @@ impl Fleet {
                 let _ = declared.await;
             }
         }
+        self.start().await;
     }
 
-    /// Starts every enabled plugin of the manifest; does not wait for them.
+    /// Starts every enabled plugin of the manifest that is not kept yet; does
+    /// not wait for them.
     pub async fn start(&self) {
         let config = self.config();
         for plugin in config.plugins.values() {
+            if self.lock().contains_key(&plugin.name) {
+                continue;
+            }
             let spec = self.spec(plugin.clone());
             let commands = self.keep(spec, true);
             if plugin.enabled {
@@ -272,13 +278,6 @@ impl Fleet {
         let why = status.last_error.clone().unwrap_or_else(|| "it was stopped meanwhile".into());
         Err(Refusal::new(Code::Unavailable, format!("plugin {name} is {}: {why}", status.state.as_str()))
             .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said")))
-    }
-
-    /// Where a plugin that is kept is meant to run.
-    fn placement_of(&self, name: &str) -> Option<Placement> {
-        let listed = self.config().plugins.get(name).map(|plugin| plugin.placement);
-        let kept = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.placement));
-        kept.map(|kept| listed.unwrap_or(kept))
     }
 
     /// Loads a library that is not in the manifest, or a plugin of the

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bytes::BytesMut;
-use ksi_kernel::Delivery;
-use ksi_protocol::{Frame, limits};
+use ksi_kernel::{Delivery, Token};
+use ksi_protocol::{Code, Frame, Refusal, limits};
 use tokio::{net::UnixStream, sync::Notify};
 
 use super::guest::{Guest, Life};
@@ -62,28 +62,39 @@ impl Link {
         self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a delivery; it is written by the next flush.
-    pub fn push(&self, delivery: Delivery) {
+    /// Queues a delivery; it is written by the next flush. A request that fits
+    /// no frame comes back, to be refused.
+    #[must_use]
+    pub fn push(&self, delivery: Delivery) -> Option<Token> {
         let event = matches!(delivery, Delivery::Event { .. });
         let work = matches!(delivery, Delivery::Request { .. } | Delivery::Intercept { .. });
         if work && self.idle.swap(false, Ordering::AcqRel) {
             self.busy.notify_one();
             woken::note();
         }
+        let (request, answer) = match &delivery {
+            Delivery::Request { token, .. } => (Some(*token), None),
+            Delivery::Answer { id, .. } => (None, Some(*id)),
+            _ => (None, None),
+        };
         let frame = self.guest.frame(delivery, wall_ms());
         let mut wire = self.lock();
         if wire.is_dead() {
-            return;
+            return None;
         }
         if event && wire.buffer.len() > EVENT_BYTES_MAX {
             if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
                 tracing::warn!(plugin = self.guest.name, "events are dropped: the plugin is too slow");
             }
-            return;
+            return None;
         }
-        if let Err(error) = frame.encode(&mut wire.buffer) {
-            tracing::warn!(plugin = self.guest.name, "{error}");
+        let Err(error) = frame.encode(&mut wire.buffer) else { return None };
+        tracing::warn!(plugin = self.guest.name, "{error}");
+        if let Some(id) = answer {
+            // A refusal of a few words always fits.
+            let _ = Frame::Refusal { id: Some(id), refusal: too_large() }.encode(&mut wire.buffer);
         }
+        request
     }
 
     /// Says something of the daemon's own.
@@ -167,6 +178,14 @@ impl Drop for Link {
             tracing::warn!(plugin = self.guest.name, dropped, "events were dropped: the plugin was too slow");
         }
     }
+}
+
+/// What becomes of an envelope that fits no frame.
+#[must_use]
+pub fn too_large() -> Refusal {
+    let limit = limits::FRAME_BYTES_MAX;
+    Refusal::new(Code::TooLarge, format!("the payload does not fit a frame of {limit} bytes"))
+        .hint("pass large data by a file, and its path in the payload")
 }
 
 fn wall_ms() -> u64 {

@@ -447,8 +447,11 @@ fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> {
     if bytes <= most {
         return Ok(());
     }
-    Err(Refusal::new(Code::TooLarge, format!("payload of {bytes} bytes is longer than the limit of {most} bytes"))
-        .hint("send less, or in parts"))
+    Err(Refusal::new(
+        Code::TooLarge,
+        format!("payload of {bytes} bytes is longer than the limit of {most} bytes"),
+    )
+    .hint("send less, or in parts"))
 }
 
 /// A payload that is a small part of a large frame shall not keep all of it in

@@ -50,7 +50,8 @@ pub(crate) struct EnvelopeFacts {
     pub(crate) token: Option<u64>,
     pub(crate) deadline_ms: u64,
     pub(crate) meta: Bytes,
-    pub(crate) decoded: OnceCell<Meta>,
+    /// Boxed, since most handlers never ask and every request carries one.
+    pub(crate) decoded: OnceCell<Box<Meta>>,
     pub(crate) cancel: CancelToken,
 }
 
@@ -66,8 +67,8 @@ impl Ctx {
     fn meta(&self) -> &Meta {
         let meta = &self.envelope.meta;
         self.envelope.decoded.get_or_init(|| match meta.is_empty() {
-            true => Meta::default(),
-            false => ksi_protocol::decode(meta).unwrap_or_default(),
+            true => Box::default(),
+            false => Box::new(ksi_protocol::decode(meta).unwrap_or_default()),
         })
     }
 

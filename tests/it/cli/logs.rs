@@ -56,7 +56,7 @@ fn following_shows_a_line_when_it_is_written() {
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     // Whether it follows already cannot be seen; a line comes with every restart.
     let found = std::thread::scope(|scope| {
-        let reader = scope.spawn(move || lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("echo"))));
+        let reader = scope.spawn(|| lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("echo"))));
         while !reader.is_finished() {
             fine(daemon.ksi(&["plugin", "restart", "echo"]));
             std::thread::park_timeout(std::time::Duration::from_millis(100));

@@ -36,7 +36,7 @@ fn a_model_is_added_listed_shown_asked_and_removed() {
     let names = stdout(&fine(daemon.ksi(&["model", "list", "-o", "name"])));
     assert_eq!(names, "llama/ksi-tiny\nllama/mine\n");
     let shown = stdout(&fine(daemon.ksi(&["model", "show", "llama/mine"])));
-    assert!(shown.contains("on disk") && shown.contains("yours"), "{shown}");
+    assert!(shown.contains("on disk") && !shown.contains("built-in"), "{shown}");
     assert_eq!(data(daemon.ksi(&["ask", "-m", "llama/mine", "hi", "-o", "json"]))["answered"]["model"], "mine");
     // The name is taken now.
     assert_eq!(error(daemon.ksi(&["model", "add", &source, "--name", "mine", "-o", "json"]), 6)["code"], "conflict");

@@ -45,7 +45,6 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
         &["nonsense"][..],
         &["stauts"],
         &["ask", "--nonsense", "x"],
-        &["plugin"],
         &["plugin", "nonsense"],
         &["wait"],
         &["sub", "not a pattern"],
@@ -59,6 +58,7 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
         let words = failed(home.ksi(line), 2);
         assert!(words.contains("error: "), "{line:?}: {words}");
     }
+    assert!(failed(home.ksi(&["plugin"]), 2).contains("Usage: ksi plugin"));
     let words = failed(home.ksi(&["stauts"]), 2);
     assert!(words.contains("status"), "{words}");
 }
@@ -72,6 +72,7 @@ fn a_program_reads_usage_errors_as_json_too() {
         &["--output=jsonl", "nonsense"],
         &["--output", "json", "ask", "--nonsense"],
         &["sub", "not a pattern", "-o", "json"],
+        &["plugin", "-o", "json"],
     ] {
         let error = error(home.ksi(line), 2);
         assert_eq!(error["code"], "usage", "{line:?}");
@@ -161,6 +162,7 @@ fn a_time_limit_ends_with_7() {
 #[test]
 fn the_socket_can_be_named() {
     let daemon = Home::with_config(WITHOUT_MODEL).start();
+    daemon.ready();
     let elsewhere = Home::new();
     let socket = daemon.home.paths().socket.display().to_string();
     fine(elsewhere.ksi(&["--socket", &socket, "health"]));
@@ -174,6 +176,7 @@ fn the_socket_can_be_named() {
 #[test]
 fn quiet_leaves_out_chatter_and_keeps_errors() {
     let daemon = Daemon::without_model();
+    daemon.ready();
     assert_eq!(stderr(&fine(daemon.ksi(&["-q", "ask", "-v", "-m", "mock/echo", "hi"]))).lines().count(), 1);
     assert!(failed(daemon.ksi(&["-q", "plugin", "inspect", "nobody"]), 4).contains("nobody"));
 }

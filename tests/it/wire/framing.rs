@@ -9,7 +9,7 @@ use ksi_tests::{
     Daemon,
     frames::{Frames, emit, encoded, payload, plain, request},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn hello(version: u16) -> Frame {
     Frame::Hello(Hello { version, client: "test".into(), features: vec!["unheard-of".into()] })
@@ -115,6 +115,7 @@ fn unknown_fields_are_skipped() {
 #[test]
 fn a_frame_over_the_limit_is_refused_from_its_length_alone() {
     let daemon = Daemon::without_model();
+    daemon.ready();
     let before = daemon.status().rss_bytes;
     for length in [0x0100_0000_u32, 0x7fff_ffff, 0xffff_ffff] {
         let mut frames = daemon.frames();
@@ -131,6 +132,7 @@ fn a_frame_over_the_limit_is_refused_from_its_length_alone() {
 #[test]
 fn a_length_alone_costs_next_to_nothing() {
     let daemon = Daemon::without_model();
+    daemon.ready();
     let before = daemon.status().rss_bytes;
     let claims: Vec<_> = (0..100)
         .map(|_| {
@@ -213,8 +215,11 @@ fn what_fits_in_but_not_out_again_is_refused_at_once() {
     listener.subscribe(1, "test:*", Class::Live);
     // The largest frames that there can be: whoever is to hear of them is to
     // hear of their origin as well, for which they leave no room.
-    for make in [|data| emit(Some(2), "test:said", data), |data| request(2, "echo:say", data)] {
-        let spare = FRAME_BYTES_MAX + 4 - encoded(&make(&json!({"text": "x".repeat(1 << 20)}))).len();
+    let makes: [fn(&Value) -> Frame; 2] =
+        [|data| emit(Some(2), "test:said", data), |data| request(2, "echo:say", data)];
+    for make in makes {
+        let short = make(&json!({"text": "x".repeat(1 << 20)}));
+        let spare = FRAME_BYTES_MAX + 4 - encoded(&short).len();
         frames.send(&make(&json!({"text": "x".repeat((1 << 20) + spare)})));
         let (id, refusal) = frames.refused();
         assert_eq!((id, refusal.code), (Some(2), Code::TooLarge));

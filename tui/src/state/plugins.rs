@@ -80,14 +80,15 @@ pub(crate) struct Plugins {
     selected: Option<String>,
 }
 
-/// How much a plugin needs a look: 0 is worst, and only [`CALM`] needs none.
+/// How much a plugin needs a look: 0 is worst, and from [`CALM`] on it needs
+/// none.
 pub(crate) fn severity(plugin: &PluginStatus) -> u8 {
     match plugin.state {
         PluginState::Held => 0,
         PluginState::Backoff => 1,
         PluginState::Starting => 2,
         PluginState::Draining => 3,
-        // Usually somebody wanted it so.
+        PluginState::Stopped if !plugin.wanted => OFF,
         PluginState::Stopped => 4,
         PluginState::Ready if plugin.last_error.is_some() || plugin.restarts > 0 => 5,
         PluginState::Ready => CALM,
@@ -96,6 +97,9 @@ pub(crate) fn severity(plugin: &PluginStatus) -> u8 {
 
 /// The severity of a plugin that is ready and never died.
 pub(crate) const CALM: u8 = 6;
+
+/// The severity of a plugin that nobody wants to run.
+pub(crate) const OFF: u8 = 7;
 
 /// All plugins in this order.
 pub(crate) fn sorted(plugins: &[PluginStatus], sort: Sort) -> Vec<&PluginStatus> {

@@ -4,7 +4,7 @@
 use ksi_protocol::system::{HealthStatus, PluginState, PluginStatus};
 use ratatui::style::{Color, Modifier, Style};
 
-use crate::state::plugins::{CALM, severity};
+use crate::state::plugins::{CALM, OFF, severity};
 
 /// Which styles are in use.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +77,7 @@ impl Theme {
         match plugin.state {
             PluginState::Held | PluginState::Backoff => self.bad(),
             PluginState::Ready => self.plain(),
+            PluginState::Stopped if !plugin.wanted => self.dim(),
             PluginState::Stopped | PluginState::Draining | PluginState::Starting => self.warn(),
         }
     }
@@ -95,7 +96,7 @@ pub(crate) fn health(health: HealthStatus) -> &'static str {
 /// The sign in the first column: `!` not ready, `~` was restarted, blank calm.
 pub(super) fn sign(plugin: &PluginStatus) -> &'static str {
     match severity(plugin) {
-        CALM => " ",
+        CALM | OFF => " ",
         _ if plugin.state == PluginState::Ready => "~",
         _ => "!",
     }

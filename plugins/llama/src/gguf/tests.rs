@@ -1,3 +1,6 @@
+//! The reader against headers that are written here, byte by byte: a good one,
+//! every rule broken once, and damage at random.
+
 use super::*;
 use proptest::prelude::*;
 

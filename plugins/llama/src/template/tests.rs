@@ -1,3 +1,5 @@
+//! Templates: what becomes of messages, and what is refused.
+
 use super::*;
 use crate::payload::Role;
 

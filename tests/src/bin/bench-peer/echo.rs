@@ -62,7 +62,8 @@ pub(crate) async fn serve(socket: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn request(id: u64) -> anyhow::Result<Frame> {
+/// The request that is asked over and over, of a bare echo and of KSI.
+pub(crate) fn request(id: u64) -> anyhow::Result<Frame> {
     Ok(Frame::Request(Request {
         id,
         event: EventName::parse("echo:say")?,

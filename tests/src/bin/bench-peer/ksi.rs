@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::{Buf as _, BytesMut};
 use ksi_protocol::{
     EventName, Frame, PROTOCOL_VERSION, Pattern,
-    frame::{Class, Emit, Hello, Request, Subscribe},
+    frame::{Class, Emit, Hello, Subscribe},
 };
 use serde_json::json;
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{FANOUT, IN_FLIGHT, PIPELINED, SUBSCRIBERS, figures::Figures};
+use crate::{FANOUT, IN_FLIGHT, PIPELINED, SUBSCRIBERS, echo::request, figures::Figures};
 
 /// Events the emitter may be ahead of its first subscriber: far below the
 /// daemon's ring, so that nothing is dropped.
@@ -85,19 +85,6 @@ pub(crate) async fn measure(socket: &Path) -> anyhow::Result<()> {
 }
 
 async fn pipelined(wire: &mut Wire) -> anyhow::Result<()> {
-    let request = |id: u64| -> anyhow::Result<Frame> {
-        Ok(Frame::Request(Request {
-            id,
-            event: EventName::parse("echo:say")?,
-            data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
-            timeout_ms: None,
-            credit: None,
-            correlation_id: None,
-            idempotency_key: None,
-            origin: None,
-            parent: None,
-        }))
-    };
     let figures = Figures::start("ksi-pipelined");
     for id in 0..IN_FLIGHT {
         wire.put(&request(id as u64)?)?;

@@ -1,3 +1,6 @@
+//! The calls into llama.cpp on the toy model: what would make it abort is a
+//! fault here, and an aborted batch does no harm.
+
 use super::*;
 use crate::models::Library;
 
