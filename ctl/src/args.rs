@@ -182,9 +182,9 @@ pub(crate) struct Start {
 
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
-    /// Time that requests in flight may take to finish
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
-    pub(crate) grace: Duration,
+    /// Time that requests in flight may take to finish; without it the configured one
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) grace: Option<Duration>,
 }
 
 /// How a model shall answer; left out, the model's own defaults hold.

@@ -78,7 +78,9 @@ fn for_programs(words: &[String]) -> bool {
     let next = words.iter().skip(1).map(String::as_str).chain([""]);
     words.iter().take_while(|word| *word != "--").zip(next).any(|(word, next)| match word.as_str() {
         "-o" | "--output" => machine(next),
-        word => ["--output=", "-o=", "-o"].iter().find_map(|flag| word.strip_prefix(flag)).is_some_and(machine),
+        word => {
+            ["--output=", "-o=", "-o"].iter().find_map(|flag| word.strip_prefix(flag)).is_some_and(machine)
+        }
     })
 }
 
@@ -87,7 +89,9 @@ fn mistake(text: &str) -> Failure {
     let mut paragraphs = text.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
     let what = paragraphs.next().unwrap_or_default();
     let hints: Vec<_> = paragraphs
-        .filter_map(|text| Some(text.strip_prefix("tip: ").or(text.starts_with("Usage: ").then_some(&*text))?.to_owned()))
+        .filter_map(|text| {
+            Some(text.strip_prefix("tip: ").or(text.starts_with("Usage: ").then_some(&*text))?.to_owned())
+        })
         .collect();
     Failure::usage(what.strip_prefix("error: ").unwrap_or(&what)).hint(hints.join("; "))
 }
@@ -109,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_mistake_keeps_its_tips() {
-        let failure = mistake("error: no such thing\n\n  tip: try\n  that\n\nUsage: ksi [VERB]\n\nFor more, x\n");
+        let failure =
+            mistake("error: no such thing\n\n  tip: try\n  that\n\nUsage: ksi [VERB]\n\nFor more, x\n");
         assert_eq!(failure.message, "no such thing");
         assert_eq!(failure.hint, "try that; Usage: ksi [VERB]");
     }

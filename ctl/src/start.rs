@@ -45,9 +45,16 @@ use crate::{
 /// Time that a start may take when `--timeout` does not say.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Longest grace period that is expected of a daemon that was not told one.
+const GRACE_UNKNOWN: Duration = Duration::from_secs(300);
+
 /// Time that the daemon may need after its grace period, before `stop` says
 /// that it hangs.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// Time that the daemon of another start may take to answer, once ours has
+/// found it there.
+const RIVAL_TIME: Duration = Duration::from_secs(5);
 
 /// Lines of the log that a failed start shows.
 const LAST_WORDS: usize = 12;
@@ -97,7 +104,11 @@ pub(crate) async fn start(at: &Invocation) -> Result<Started> {
     let client = answering(at, &mut child, &mut log, deadline).await?;
     let health = tokio::select! {
         health = ready(at, &client, deadline) => health?,
-        status = failed(&mut child) => return Err(died(status, &mut log)),
+        // Where another start has won the race for the lock, it is that one's
+        // daemon that has answered, and goes on doing so.
+        status = failed(&mut child) => {
+            ready(at, &client, deadline).await.map_err(|_| died(status, &mut log))?
+        }
     };
     Ok(Started { client, health, took: Some(began.elapsed()) })
 }
@@ -194,6 +205,7 @@ fn spawn(at: &Invocation, log: &Log) -> Result<Child> {
 /// Waits until somebody answers on the socket.
 async fn answering(at: &Invocation, child: &mut Child, log: &mut Log, deadline: Instant) -> Result<Client> {
     let mut pauses = Pauses::new();
+    let mut rival = None;
     loop {
         match at.connect().await {
             Ok(client) => return Ok(client),
@@ -204,8 +216,12 @@ async fn answering(at: &Invocation, child: &mut Child, log: &mut Log, deadline: 
             Err(_) => {}
         }
         if let Some(status) = failure(child) {
-            // Another start may have won the race for the lock.
-            return at.connect().await.map_err(|_| died(status, log));
+            // Another start may have won the race for the lock; then its daemon
+            // answers in a moment.
+            let patience = *rival.get_or_insert_with(|| Instant::now() + RIVAL_TIME);
+            if !locked(&at.paths.lock_file()) || Instant::now() > patience {
+                return at.connect().await.map_err(|_| died(status, log));
+            }
         }
         pauses.next().await;
     }
@@ -271,14 +287,17 @@ pub(crate) enum Stopped {
 /// # Errors
 ///
 /// Fails where it still runs after its grace period and some.
-pub(crate) async fn stop(at: &Invocation, grace: Duration) -> Result<Stopped> {
+pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Stopped> {
+    // How long the daemon's own grace is, only the daemon knows: then this waits
+    // for longer than anyone configures it.
+    let patience = grace.unwrap_or(GRACE_UNKNOWN) + STOP_MARGIN;
     let process = match at.connect().await {
         Ok(client) => {
             let health: Health = at.ask(&client, "system:health", &json!({})).await?;
             let process = Process::of(health.pid);
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
             let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
-            let asked = client.request_raw("system:shutdown", payload, at.call_within(grace + STOP_MARGIN));
+            let asked = client.request_raw("system:shutdown", payload, at.call_within(patience));
             match asked.await {
                 Ok(_) | Err(ksi_client::Error::Lost(_)) => {}
                 // Somebody else has asked already: waiting is all that is left.
@@ -297,7 +316,7 @@ pub(crate) async fn stop(at: &Invocation, grace: Duration) -> Result<Stopped> {
             None => return Ok(Stopped::WasNotRunning),
         },
     };
-    process.gone(Instant::now() + grace + STOP_MARGIN).await?;
+    process.gone(Instant::now() + patience).await?;
     Ok(Stopped::Gone { pid: process.pid })
 }
 

@@ -186,6 +186,15 @@ impl Hub {
         self.check_idle();
     }
 
+    /// Refuses what clients still wait for.
+    pub fn refuse_clients(&self) {
+        let reason = Refusal::new(Code::ShuttingDown, "the daemon stops, and its grace is over")
+            .hint("ask again once it runs");
+        let mut turn = self.turn();
+        self.kernel.refuse_clients(&reason, &mut turn.effects);
+        turn.end();
+    }
+
     fn check_idle(&self) {
         if self.closing.load(Ordering::Acquire) && self.kernel.in_flight() == 0 {
             self.idle.notify_one();
@@ -277,8 +286,7 @@ impl Turn<'_> {
 
     /// Answers on behalf of the owner of a request.
     pub fn answer(&mut self, port: &Arc<Port>, token: Token, answer: Answer) {
-        if let Err(fault) = self.hub.kernel.answer(port, token, answer, self.now_ms, &mut self.effects)
-        {
+        if let Err(fault) = self.hub.kernel.answer(port, token, answer, self.now_ms, &mut self.effects) {
             tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
         }
         self.settle();
@@ -298,9 +306,7 @@ impl Turn<'_> {
 
     /// An interceptor's word.
     pub fn verdict(&mut self, port: &Arc<Port>, token: Token, verdict: Verdict) {
-        if let Err(fault) =
-            self.hub.kernel.verdict(port, token, verdict, self.now_ms, &mut self.effects)
-        {
+        if let Err(fault) = self.hub.kernel.verdict(port, token, verdict, self.now_ms, &mut self.effects) {
             tracing::warn!(origin = &*port.origin, "broke the contract: {fault}");
         }
         self.settle();
@@ -393,8 +399,8 @@ impl Turn<'_> {
         let Delivery::Request { token, envelope } = delivery else { return };
         woken::note();
         if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
-            let busy = Refusal::new(Code::Busy, "too many requests to the daemon itself wait")
-                .retry_after_ms(100);
+            let busy =
+                Refusal::new(Code::Busy, "too many requests to the daemon itself wait").retry_after_ms(100);
             // Its refusal is settled by the loop that is under way.
             let now = self.now_ms;
             let _ = self.hub.kernel.answer(

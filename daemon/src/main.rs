@@ -41,8 +41,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let mut paths =
-        Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
+    let mut paths = Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
     if let Some(socket) = args.socket {
         paths.socket = socket;
     }

@@ -108,7 +108,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
     let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
 
-    let Stop { reason, grace } = stops.recv().await.unwrap_or(Stop { reason: "nobody is left".into(), grace: None });
+    let Stop { reason, grace } =
+        stops.recv().await.unwrap_or(Stop { reason: "nobody is left".into(), grace: None });
     tracing::info!("stopping: {reason}");
     notify::stopping();
     stopping_sender.send_replace(true);
@@ -135,6 +136,7 @@ async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, grace: Dura
     hub.close();
     if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
         tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
+        hub.refuse_clients();
     }
     fleet.stop(grace.max(Duration::from_secs(1))).await;
     // A session whose task is lost in a plugin that hangs never closes.
@@ -221,8 +223,11 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
 
 fn places(paths: &Paths) -> anyhow::Result<Places> {
     let ours = beside_us()?;
-    let mut libraries: Vec<PathBuf> =
-        std::env::var_os("KSI_PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from).into_iter().collect();
+    let mut libraries: Vec<PathBuf> = std::env::var_os("KSI_PLUGIN_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .into_iter()
+        .collect();
     libraries.extend([ours.clone(), ours.join("../lib/ksi/plugins")]);
     Ok(Places { libraries, state: paths.state_dir.join("plugins"), models: paths.models_dir() })
 }

@@ -217,10 +217,7 @@ impl System {
     #[must_use]
     pub fn health(&self) -> Health {
         let plugins = self.fleet.list();
-        let wanted: Vec<_> = plugins
-            .iter()
-            .filter(|plugin| plugin.wanted)
-            .collect();
+        let wanted: Vec<_> = plugins.iter().filter(|plugin| plugin.wanted).collect();
         let mut reasons: Vec<String> = wanted
             .iter()
             .filter(|plugin| matches!(plugin.state, PluginState::Backoff | PluginState::Held))
@@ -280,8 +277,11 @@ impl System {
                 return answer(&health);
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                let message = format!("{} of {} plugins are ready", health.plugins_ready, health.plugins_total);
-                return Err(Refusal::new(Code::Timeout, message).hint("`ksi plugin list` shows which are not"));
+                let message =
+                    format!("{} of {} plugins are ready", health.plugins_ready, health.plugins_total);
+                return Err(
+                    Refusal::new(Code::Timeout, message).hint("`ksi plugin list` shows which are not")
+                );
             }
         }
     }

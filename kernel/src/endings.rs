@@ -105,6 +105,15 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.pending.earliest()
     }
 
+    /// Ends with `reason` all that clients still wait for, once the daemon
+    /// waits no longer for it.
+    pub fn refuse_clients(&self, reason: &Refusal, effects: &mut Effects<H>) {
+        for token in self.pending.asked_by_clients() {
+            let Some(entry) = self.pending.take_if(token, Pending::is_of_a_client) else { continue };
+            self.give_up(token, entry, reason.clone(), None, effects);
+        }
+    }
+
     /// Detaches an endpoint. Requests that it holds are refused to their askers
     /// with `reason`, its own are cancelled at their owners, and its
     /// subscriptions and ownership end. Its events stay declared, and

@@ -34,7 +34,7 @@ use crate::{
     effects::Effects,
     envelope::{Answer, Envelope, Token},
     interceptors::Chain,
-    port::{EndpointId, Port},
+    port::{EndpointId, Port, Role},
     refusals::{self, Fault},
 };
 
@@ -156,6 +156,10 @@ impl<H> Pending<H> {
 
     pub(crate) fn is_request(&self) -> bool {
         matches!(self.matter, Matter::Request(_))
+    }
+
+    pub(crate) fn is_of_a_client(&self) -> bool {
+        matches!(&self.matter, Matter::Request(request) if request.asker.role == Role::Client)
     }
 }
 
@@ -311,6 +315,14 @@ impl<H> Table<H> {
             self.entries.iter().filter(|entry| entry.is_held_by(port)).map(|entry| *entry.key()).collect();
         held.sort_unstable();
         held
+    }
+
+    /// Requests that clients wait for.
+    pub(crate) fn asked_by_clients(&self) -> Vec<Token> {
+        let mut asked: Vec<_> =
+            self.entries.iter().filter(|entry| entry.is_of_a_client()).map(|entry| *entry.key()).collect();
+        asked.sort_unstable();
+        asked
     }
 
     /// Requests that somebody waits for. Looks at all entries.

@@ -75,7 +75,7 @@ fn error(output: Output, expected: i32) -> Value {
 /// deadline: what it has started may hold them open.
 #[track_caller]
 fn waited(child: Child) -> Output {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     receiver.recv_timeout(DEADLINE).expect("the program and its streams end").expect("its output can be read")
 }

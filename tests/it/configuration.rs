@@ -135,9 +135,8 @@ fn a_reload_takes_over_what_it_can_and_names_what_it_cannot() {
 fn a_reload_starts_a_plugin_that_is_new_in_the_file() {
     let daemon = Home::with_config(WITHOUT_MODEL).start();
     daemon.ready();
-    let config = format!(
-        "{WITHOUT_MODEL}[plugins.second]\nlibrary = \"libplugin_echo.so\"\nnamespace = \"second\"\n"
-    );
+    let config =
+        format!("{WITHOUT_MODEL}[plugins.second]\nlibrary = \"libplugin_echo.so\"\nnamespace = \"second\"\n");
     std::fs::write(daemon.home.paths().config_file, config).unwrap();
     daemon.ask("config:reload", json!({})).unwrap();
     daemon.ready();

@@ -108,7 +108,9 @@ struct Normal(RefCell<HashMap<String, usize>>);
 impl Normal {
     fn value(&self, value: &Value) -> Value {
         match value {
-            Value::Object(fields) => fields.iter().filter_map(|(key, value)| self.field(key, value)).collect(),
+            Value::Object(fields) => {
+                fields.iter().filter_map(|(key, value)| self.field(key, value)).collect()
+            }
             Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
             Value::String(text) => self.text(text).into(),
             other => other.clone(),
@@ -131,12 +133,15 @@ impl Normal {
         format!("request {}", names.entry(id.to_owned()).or_insert(next))
     }
 
-    /// Names of requests inside of messages.
+    /// Names of requests inside of messages; long ones first, since one may be
+    /// the beginning of another.
     fn text(&self, text: &str) -> String {
         let names = self.0.borrow();
-        names.iter().fold(text.to_owned(), |text, (id, number)| {
-            if id.len() < 8 { text } else { text.replace(id, &format!("request {number}")) }
-        })
+        let mut names: Vec<_> = names.iter().filter(|(id, _)| id.starts_with("cmp-")).collect();
+        names.sort_by_key(|(id, _)| std::cmp::Reverse(id.len()));
+        names
+            .iter()
+            .fold(text.to_owned(), |text, (id, number)| text.replace(*id, &format!("request {number}")))
     }
 }
 
@@ -205,7 +210,8 @@ impl Run<'_> {
 }
 
 fn run(plugin: &str, steps: &[Step], placement: &str) -> Trace {
-    let config = format!("[plugins.llama]\nenabled = false\n[plugins.{plugin}]\nplacement = \"{placement}\"\n");
+    let config =
+        format!("[plugins.llama]\nenabled = false\n[plugins.{plugin}]\nplacement = \"{placement}\"\n");
     let daemon = Home::with_config(&config).start();
     daemon.ready();
     assert_eq!(daemon.plugin(plugin).placement.as_str(), placement);
@@ -257,16 +263,20 @@ fn completion_behaves_the_same_in_both_placements() {
 fn what_a_plugin_says_of_itself_is_the_same_in_both_placements() {
     for name in ["echo", "completion"] {
         let described = ["in-process", "child"].map(|placement| {
-            let config = format!(
-                "[plugins.llama]\nenabled = false\n[plugins.{name}]\nplacement = \"{placement}\"\n"
-            );
+            let config =
+                format!("[plugins.llama]\nenabled = false\n[plugins.{name}]\nplacement = \"{placement}\"\n");
             let daemon = Home::with_config(&config).start();
             daemon.ready();
             let discover = json!({"namespace": name, "detail": true});
             let discovery = daemon.ask("system:discover", discover).expect("a list");
             assert!(!discovery["events"].as_array().expect("a list").is_empty());
             let inspection = daemon.ask("plugin:inspect", json!({ "name": name })).expect("it is there");
-            (discovery, inspection["requests"].clone(), inspection["emits"].clone(), inspection["listens"].clone())
+            (
+                discovery,
+                inspection["requests"].clone(),
+                inspection["emits"].clone(),
+                inspection["listens"].clone(),
+            )
         });
         assert_eq!(described[0], described[1]);
     }

@@ -29,7 +29,10 @@ fn leaves(terminal: &Terminal) {
     assert!(!terminal.alternate(), "the alternate screen is left");
     terminal.enter("stty -a; echo typed");
     let screen = terminal.until("the settings", |screen| screen.lines().any(|line| line == "typed"));
-    assert!(!screen.contains("-icanon") && !screen.contains("-echo ") && screen.contains("icanon"), "{screen}");
+    assert!(
+        !screen.contains("-icanon") && !screen.contains("-echo ") && screen.contains("icanon"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -170,7 +173,9 @@ fn without_colours_there_are_none() {
     let colours = |text: &str| {
         let sequences = text.split('\u{1b}').filter_map(|rest| rest.strip_prefix('[')?.split_once('m'));
         let numbers = sequences.flat_map(|(numbers, _)| numbers.split(';'));
-        numbers.filter_map(|number| number.parse::<u8>().ok()).any(|n| matches!(n, 30..=38 | 40..=48 | 90..=107))
+        numbers
+            .filter_map(|number| number.parse::<u8>().ok())
+            .any(|n| matches!(n, 30..=38 | 40..=48 | 90..=107))
     };
     assert!(!colours(&terminal.painted()), "{}", terminal.painted());
     terminal.press(&["q"]);
@@ -195,7 +200,10 @@ fn once_prints_a_snapshot_and_ends_with_the_state() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         let snapshot: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
         assert_eq!(snapshot["status"]["health"]["status"], "ok", "{snapshot}");
-        assert_eq!(snapshot["status"]["plugins"].as_array().map(Vec::len), Some(daemon.status().plugins.len()));
+        assert_eq!(
+            snapshot["status"]["plugins"].as_array().map(Vec::len),
+            Some(daemon.status().plugins.len())
+        );
         assert!(snapshot["latency_us"].as_u64().is_some_and(|micros| micros > 0), "{snapshot}");
     }
     let text = stdout(&once(&daemon.home, &[]));

@@ -14,7 +14,8 @@ const PLACEMENTS: [&str; 2] = ["in-process", "child"];
 /// A daemon with echo alone.
 fn daemon() -> Daemon {
     let daemon =
-        Home::with_config("[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n").start();
+        Home::with_config("[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n")
+            .start();
     daemon.ready();
     daemon
 }
@@ -40,7 +41,8 @@ fn the_list_names_every_plugin_of_the_manifest_with_its_state() {
             (text("name"), text("state"))
         })
         .collect();
-    let expected = [("completion", "stopped"), ("echo", "ready"), ("echo_child", "stopped"), ("llama", "stopped")];
+    let expected =
+        [("completion", "stopped"), ("echo", "ready"), ("echo_child", "stopped"), ("llama", "stopped")];
     assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state.to_owned())));
     let refusal = daemon.ask("plugin:list", json!({"all": true})).expect_err("it takes nothing");
     assert_eq!(refusal["code"], "invalid_payload", "{refusal}");
@@ -54,7 +56,10 @@ fn an_inspection_shows_what_a_plugin_is_and_answers() {
     let status = &inspection["status"];
     assert_eq!(status["about"], "Answers with what it is asked");
     assert_eq!((&status["placement"], &status["sandbox"]), (&json!("in-process"), &json!("none")));
-    assert_eq!((&status["generation"], &status["restarts"], &status["handled"]), (&json!(1), &json!(0), &json!(1)));
+    assert_eq!(
+        (&status["generation"], &status["restarts"], &status["handled"]),
+        (&json!(1), &json!(0), &json!(1))
+    );
     assert_eq!(status["library"], json!(library("echo")));
     assert_eq!(inspection["requests"][0]["event"], "echo:say");
     assert_eq!(inspection["requests"][0]["about"], "Say something and get it back.");
@@ -154,9 +159,13 @@ fn a_library_that_is_not_in_the_manifest_comes_and_goes() {
         named(&daemon, "plugin:unload", "listener").expect("it goes");
         let refusal = daemon.ask("listener:heard", json!({})).expect_err("it is gone");
         assert_eq!(refusal["code"], "unknown_event", "nothing of it is left: {refusal}");
-        assert_eq!(named(&daemon, "plugin:inspect", "listener").expect_err("it is gone")["code"], "not_found");
+        assert_eq!(
+            named(&daemon, "plugin:inspect", "listener").expect_err("it is gone")["code"],
+            "not_found"
+        );
     }
-    let status = daemon.ask("plugin:load", json!({"library": library("fixture_listener")})).expect("it starts");
+    let status =
+        daemon.ask("plugin:load", json!({"library": library("fixture_listener")})).expect("it starts");
     assert_eq!(status["placement"], "child", "what is not in the manifest is not trusted unasked");
 }
 
@@ -164,9 +173,11 @@ fn a_library_that_is_not_in_the_manifest_comes_and_goes() {
 fn libraries_that_come_one_after_the_other_are_not_taken_for_each_other() {
     let daemon = daemon();
     for _ in 0..3 {
-        for (library, event) in
-            [("fixture_listener", "listener:heard"), ("fixture_faulty", "faulty:ok"), ("completion", "completion:status")]
-        {
+        for (library, event) in [
+            ("fixture_listener", "listener:heard"),
+            ("fixture_faulty", "faulty:ok"),
+            ("completion", "completion:status"),
+        ] {
             let name = library.trim_start_matches("fixture_");
             match name {
                 "completion" => daemon.ask("plugin:load", json!({"library": "completion"})),
@@ -235,7 +246,9 @@ fn a_listener_hears_events_in_order_with_their_origin() {
         let numbers: Vec<u64> = heard.iter().filter_map(|event| event["data"]["n"].as_u64()).collect();
         assert_eq!(numbers, (0..100).collect::<Vec<_>>(), "{placement}");
         assert_eq!(heard.len(), 101, "it hears what it listens to, and nothing else");
-        assert!(heard.iter().all(|event| event["origin"].as_str().is_some_and(|o| o.starts_with("session:"))));
+        assert!(
+            heard.iter().all(|event| event["origin"].as_str().is_some_and(|o| o.starts_with("session:")))
+        );
     }
 }
 
@@ -251,7 +264,9 @@ fn plugins_come_and_go_under_load_without_a_lost_answer() {
             assert_eq!(answer["id"], id);
             match answer["refusal"]["code"].as_str() {
                 None => answered += 1,
-                Some(code) => assert!(matches!(code, "plugin_restarted" | "unavailable" | "no_owner"), "{answer}"),
+                Some(code) => {
+                    assert!(matches!(code, "plugin_restarted" | "unavailable" | "no_owner"), "{answer}")
+                }
             }
         }
         answered

@@ -81,7 +81,8 @@ impl User {
         for dir in ["home", "run", "checkout", "empty"] {
             fs::create_dir(user.dir.path().join(dir)).expect("a directory");
         }
-        std::os::unix::fs::symlink(checkout().join("kernel"), user.checkout().join("kernel")).expect("a link");
+        std::os::unix::fs::symlink(checkout().join("kernel"), user.checkout().join("kernel"))
+            .expect("a link");
         let history = "git init -q . && git -c user.name=x -c user.email=x@example.org commit -q --allow-empty -m 'First words'";
         let output = user.bash(history).output().expect("bash runs");
         assert!(output.status.success(), "{}", stderr(&output));
@@ -133,7 +134,8 @@ impl User {
         let triggered = self.bash(trigger).output().expect("bash runs");
         assert!(triggered.status.success(), "{}", stdout(&triggered));
         wait_until("it shows something", || lines() > 1);
-        killpg(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), Signal::SIGINT).expect("it is there");
+        killpg(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), Signal::SIGINT)
+            .expect("it is there");
         let mut output = child.wait_with_output().expect("it ends");
         assert_ne!(output.status.code(), Some(0), "it ends by the interrupt alone");
         output.stdout = fs::read(&seen).expect("what it has shown");

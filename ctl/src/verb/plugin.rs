@@ -192,7 +192,7 @@ mod tests {
 
     fn status() -> PluginStatus {
         PluginStatus {
-        wanted: true,
+            wanted: true,
             name: "echo".into(),
             version: "0.1.0".into(),
             about: "Answers".into(),

@@ -296,7 +296,8 @@ impl Host for ActorHost {
     fn output(&self, output: Output) -> bool {
         let Some(actor) = self.0.upgrade() else { return false };
         let mut outputs = lock(&actor.outputs);
-        let answer = matches!(&output, Output::Frame(frame) if !matches!(frame, ksi_protocol::Frame::Emit(_)));
+        let answer =
+            matches!(&output, Output::Frame(frame) if !matches!(frame, ksi_protocol::Frame::Emit(_)));
         if outputs.len() >= OUTPUTS_MAX && !answer {
             return false;
         }
@@ -339,11 +340,8 @@ impl Watchdog {
     ///
     /// Where the system has no thread left.
     pub fn start() -> std::io::Result<Arc<Self>> {
-        let watchdog = Arc::new(Self {
-            awake: AtomicBool::new(false),
-            watched: Mutex::default(),
-            wake: Condvar::new(),
-        });
+        let watchdog =
+            Arc::new(Self { awake: AtomicBool::new(false), watched: Mutex::default(), wake: Condvar::new() });
         let weak = Arc::downgrade(&watchdog);
         std::thread::Builder::new().name("watchdog".into()).spawn(move || {
             while let Some(watchdog) = weak.upgrade() {

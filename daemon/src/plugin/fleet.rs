@@ -96,7 +96,8 @@ impl Fleet {
             if plugin.enabled {
                 let (done, _) = oneshot::channel();
                 // A keeper that was just made is there.
-                let _ = commands.send(Command { input: Some(Input::Start), spec: None, anew: false, done }).await;
+                let _ =
+                    commands.send(Command { input: Some(Input::Start), spec: None, anew: false, done }).await;
             }
         }
     }
@@ -106,7 +107,8 @@ impl Fleet {
         let kept = std::mem::take(&mut *self.lock());
         let stopping = kept.into_values().map(|kept| async move {
             let (done, stopped) = oneshot::channel();
-            let _ = kept.commands.send(Command { input: Some(Input::Stop), spec: None, anew: false, done }).await;
+            let _ =
+                kept.commands.send(Command { input: Some(Input::Stop), spec: None, anew: false, done }).await;
             // Too late or not, the keeper ends with its channel, and what
             // still runs ends with the keeper.
             let _ = tokio::time::timeout(grace, stopped).await;

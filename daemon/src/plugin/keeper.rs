@@ -43,6 +43,9 @@ use crate::{
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
 
+/// Tells the default timeout of an event and whether it is durable.
+pub type Policies = dyn Fn(&str, &str) -> (Option<Duration>, bool) + Send + Sync;
+
 /// What all keepers share.
 #[derive(Clone)]
 pub struct Means {
@@ -56,7 +59,7 @@ pub struct Means {
     pub changed: Arc<tokio::sync::Notify>,
     /// The default timeout of an event and whether it is durable, by the name
     /// that others use and the one that the plugin declares.
-    pub policies: Arc<dyn Fn(&str, &str) -> (Option<Duration>, bool) + Send + Sync>,
+    pub policies: Arc<Policies>,
 }
 
 /// One plugin, as it is to be run.

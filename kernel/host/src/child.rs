@@ -6,8 +6,8 @@
 //! this is how a flood is slowed down.
 
 use std::{
-    collections::BinaryHeap,
     cmp::Reverse,
+    collections::BinaryHeap,
     io::{Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
@@ -146,7 +146,8 @@ pub fn run(mut socket: UnixStream) -> Result<(), Error> {
             timers: BinaryHeap::new(),
         }),
         woken: AtomicBool::new(true),
-        wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(std::io::Error::from)?,
+        wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(std::io::Error::from)?,
     });
     let mut instance = match start(&setup, &link) {
         Ok(instance) => instance,

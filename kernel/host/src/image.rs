@@ -31,7 +31,9 @@ pub enum Error {
     NotAPlugin(PathBuf),
     #[error("{path} has a damaged plugin header: {why}")]
     Header { path: PathBuf, why: &'static str },
-    #[error("{path} speaks plugin ABI {theirs_major}.{theirs_minor}, this KSI speaks {ABI_MAJOR}.{ABI_MINOR}")]
+    #[error(
+        "{path} speaks plugin ABI {theirs_major}.{theirs_minor}, this KSI speaks {ABI_MAJOR}.{ABI_MINOR}"
+    )]
     Abi { path: PathBuf, theirs_major: u16, theirs_minor: u16 },
     #[error("{path} needs features {unknown:#x} that this KSI does not have (it has {FEATURES_KNOWN:#x})")]
     Features { path: PathBuf, unknown: u64 },
@@ -44,9 +46,10 @@ pub enum Error {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         let (code, hint) = match &error {
-            Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                (Code::NotFound, "give the path of a plugin library, or build it with `cargo build --release`")
-            }
+            Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => (
+                Code::NotFound,
+                "give the path of a plugin library, or build it with `cargo build --release`",
+            ),
             Error::Abi { .. } => (Code::Conflict, "build the plugin against the ksi-sdk of this KSI"),
             Error::Load { .. } => (Code::Unavailable, "`ldd` on the file shows what it lacks"),
             _ => (Code::InvalidPayload, "`ksi plugin new NAME` writes a plugin that builds"),
@@ -113,7 +116,10 @@ fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
         _ => Architecture::Unknown,
     };
     if elf.architecture() != ours {
-        return Err(not_a_library(format!("it is built for {:?}, this machine is {ours:?}", elf.architecture())));
+        return Err(not_a_library(format!(
+            "it is built for {:?}, this machine is {ours:?}",
+            elf.architecture()
+        )));
     }
     if elf.kind() != ObjectKind::Dynamic {
         return Err(not_a_library(format!("it is {:?}, not a shared library", elf.kind())));

@@ -87,7 +87,12 @@ impl Instance {
     /// # Errors
     ///
     /// The plugin's own refusal to start, or that of its panic.
-    pub fn create(library: &Library, host: Arc<dyn Host>, config: &[u8], dir: &Path) -> Result<Self, Refusal> {
+    pub fn create(
+        library: &Library,
+        host: Arc<dyn Host>,
+        config: &[u8],
+        dir: &Path,
+    ) -> Result<Self, Refusal> {
         let context: &'static mut HostContext = Box::leak(Box::new(HostContext {
             host,
             panic: Mutex::default(),
@@ -115,7 +120,7 @@ impl Instance {
         match status {
             OK if !pointer.is_null() => {
                 Ok(Self { library: library.clone(), context, pointer, poisoned: false })
-            },
+            }
             FAILED => Err(ksi_protocol::decode(&refusal).unwrap_or_else(|refusal| refusal)),
             other => Err(Refusal::new(ksi_protocol::Code::Internal, format!("start returned {other}"))),
         }
@@ -313,10 +318,9 @@ unsafe fn output(message: &Message) -> Option<Output> {
         Kind::Cancel => Frame::Cancel { id },
         Kind::Ready => Frame::Ready,
         Kind::Drained => Frame::Drained,
-        Kind::Log => Frame::Log {
-            level: level(arg).into(),
-            message: String::from_utf8_lossy(payload).into_owned(),
-        },
+        Kind::Log => {
+            Frame::Log { level: level(arg).into(), message: String::from_utf8_lossy(payload).into_owned() }
+        }
         Kind::Verdict => Frame::Verdict(match arg {
             0 => Verdict { id, edit: None, refuse: None },
             1 => Verdict { id, edit: Some(data()), refuse: None },

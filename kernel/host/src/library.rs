@@ -6,9 +6,9 @@ use std::{
     path::PathBuf,
 };
 
-use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
 use ksi_abi::{Buffer, OK, PluginEntry, PluginTable, SYMBOL};
 use ksi_protocol::{Code, Descriptor, Refusal};
+use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
 
 use crate::image::{Error, Image};
 
@@ -65,7 +65,8 @@ impl Library {
             let message = format!("descriptor of {} in {}: {why}", image.name, image.path.display());
             Refusal::new(Code::InvalidPayload, message)
         };
-        let descriptor: Descriptor = ksi_protocol::decode(&bytes).map_err(|refusal| wrong(refusal.message))?;
+        let descriptor: Descriptor =
+            ksi_protocol::decode(&bytes).map_err(|refusal| wrong(refusal.message))?;
         if descriptor.name != image.name {
             return Err(wrong(format!("it calls itself {}", descriptor.name)));
         }

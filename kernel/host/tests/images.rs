@@ -8,9 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ksi_abi::{
-    ABI_MAJOR, ABI_MINOR, FEATURE_CHILD_ONLY, FEATURE_PANIC_WALL, Header, MAGIC, SECTION,
-};
+use ksi_abi::{ABI_MAJOR, ABI_MINOR, FEATURE_CHILD_ONLY, FEATURE_PANIC_WALL, Header, MAGIC, SECTION};
 use ksi_host::{Image, Library};
 use ksi_protocol::{Code, Refusal};
 use tempfile::TempDir;
@@ -77,6 +75,9 @@ fn elf(kind: u16, machine: u16, section: &str, content: &[u8]) -> Vec<u8> {
     entry(u32::try_from(section.len()).expect("a short name") + 2, 3, names_at, names.len());
     file
 }
+
+/// What happens to a header.
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
 
 struct Shelf(TempDir);
 
@@ -179,12 +180,12 @@ fn another_abi_is_refused_with_both_versions() {
 #[test]
 fn damaged_headers_are_refused() {
     let shelf = Shelf::new();
-    let damage = |change: &dyn Fn(&mut Vec<u8>)| {
+    let damage = |change: Damage<'_>| {
         let mut header = good();
         change(&mut header);
         refused(shelf.open(&header))
     };
-    let cases: [(&dyn Fn(&mut Vec<u8>), &str); 7] = [
+    let cases: [(Damage<'_>, &str); 7] = [
         (&|header| header[0] ^= 1, "magic"),
         (&|header| header.truncate(119), "too short"),
         (&|header| header.clear(), "too short"),

@@ -76,7 +76,9 @@ impl Answers {
     }
 
     /// The next part, or `None` after the last.
-    pub async fn next<C: DeserializeOwned, E: DeserializeOwned>(&mut self) -> Option<Result<Part<C, E>, Refusal>> {
+    pub async fn next<C: DeserializeOwned, E: DeserializeOwned>(
+        &mut self,
+    ) -> Option<Result<Part<C, E>, Refusal>> {
         Some(match self.incoming().await? {
             Incoming::Chunk(data) => ksi_protocol::decode(&data).map(Part::Chunk),
             Incoming::Reply(data) | Incoming::End(data) => ksi_protocol::decode(&data).map(Part::End),

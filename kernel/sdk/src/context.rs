@@ -136,7 +136,11 @@ impl Ctx {
     /// # Errors
     ///
     /// The owner's refusal, or the daemon's where nobody answers.
-    pub async fn request<Q: Serialize, A: DeserializeOwned>(&self, event: &str, ask: &Q) -> Result<A, Refusal> {
+    pub async fn request<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        event: &str,
+        ask: &Q,
+    ) -> Result<A, Refusal> {
         self.request_with(event, ask, CallOptions::default()).await
     }
 
@@ -191,12 +195,8 @@ impl Ctx {
             correlation_id => encode(&Meta { correlation_id, ..Meta::default() })?,
         };
         let payload = encode(fact)?;
-        let message = Outgoing {
-            name: name.as_str(),
-            payload: &payload,
-            meta: &meta,
-            ..Outgoing::new(Kind::Emit, 0)
-        };
+        let message =
+            Outgoing { name: name.as_str(), payload: &payload, meta: &meta, ..Outgoing::new(Kind::Emit, 0) };
         send(&self.core.link, &message)
     }
 

@@ -34,7 +34,9 @@ pub(crate) trait Link: Send + Sync {
 pub(crate) fn send(link: &Arc<dyn Link>, message: &Outgoing<'_>) -> Result<(), Refusal> {
     match link.send(message) {
         OK => Ok(()),
-        FULL => Err(Refusal::new(Code::Busy, "the daemon's queue for this plugin is full").retry_after_ms(50)),
+        FULL => {
+            Err(Refusal::new(Code::Busy, "the daemon's queue for this plugin is full").retry_after_ms(50))
+        }
         INVALID => Err(Refusal::new(Code::InvalidFrame, format!("the host refused {:?}", message.kind))),
         _ => Err(Refusal::new(Code::Unavailable, "the host is gone")),
     }

@@ -109,13 +109,14 @@ impl<P: Plugin> Register<P> {
         A: Serialize + JsonSchema + 'static,
         F: Future<Output = Result<A, Refusal>> + 'static,
     {
-        let run: RequestHandler<P> = Box::new(move |plugin, ctx, data, _| match ksi_protocol::decode(&data) {
-            Ok(ask) => {
-                let answer = handler(plugin, ctx, ask);
-                Box::pin(async move { outcome(answer.await, Outcome::Reply) })
-            }
-            Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
-        });
+        let run: RequestHandler<P> =
+            Box::new(move |plugin, ctx, data, _| match ksi_protocol::decode(&data) {
+                Ok(ask) => {
+                    let answer = handler(plugin, ctx, ask);
+                    Box::pin(async move { outcome(answer.await, Outcome::Reply) })
+                }
+                Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
+            });
         self.add::<Q, A>(event, None, run);
     }
 
@@ -134,20 +135,24 @@ impl<P: Plugin> Register<P> {
         A: Serialize + JsonSchema + 'static,
         F: Future<Output = Result<A, Refusal>> + 'static,
     {
-        let run: RequestHandler<P> = Box::new(move |plugin, ctx, data, token| {
-            match ksi_protocol::decode(&data) {
+        let run: RequestHandler<P> =
+            Box::new(move |plugin, ctx, data, token| match ksi_protocol::decode(&data) {
                 Ok(ask) => {
                     let chunks = Chunks::new(ctx.core().link.clone(), token, ctx.cancel_token());
                     let answer = handler(plugin, ctx, ask, chunks);
                     Box::pin(async move { outcome(answer.await, Outcome::End) })
                 }
                 Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
-            }
-        });
+            });
         self.add::<Q, A>(event, Some(schema::<C>()), run);
     }
 
-    fn add<Q: JsonSchema, A: JsonSchema>(&mut self, event: &str, chunk: Option<Value>, run: RequestHandler<P>) {
+    fn add<Q: JsonSchema, A: JsonSchema>(
+        &mut self,
+        event: &str,
+        chunk: Option<Value>,
+        run: RequestHandler<P>,
+    ) {
         let name = EventName::parse(event).unwrap_or_else(|error| panic!("{error}"));
         let request = schema::<Q>();
         let spec =

@@ -133,7 +133,8 @@ impl<P: Plugin> FakeHost<P> {
         use std::hash::{BuildHasher, RandomState};
         let unique = RandomState::new().hash_one(std::time::SystemTime::now());
         let dir = std::env::temp_dir().join(format!("ksi-{}-{unique:x}", P::NAME));
-        std::fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
+        std::fs::create_dir_all(&dir)
+            .unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
         let mut host = Self::start_in(&dir, config)?;
         host.dir = Some(dir);
         Ok(host)

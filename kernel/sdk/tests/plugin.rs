@@ -8,7 +8,7 @@ use std::{
 
 use ksi_sdk::{
     prelude::*,
-    protocol::{meta::Meta, descriptor::Descriptor},
+    protocol::{descriptor::Descriptor, meta::Meta},
     testing::{Answer, FakeHost, refused},
 };
 use serde_json::Value;
@@ -190,7 +190,9 @@ fn the_descriptor_says_what_the_plugin_is() {
 #[test]
 fn the_configuration_reaches_the_plugin_and_is_checked() {
     assert_eq!(host().request("sampler:limit", json!({})).expect("it answers")["n"], 7);
-    let Err(refusal) = FakeHost::<Sampler>::start(json!({"limits": 7})) else { panic!("there is no such key") };
+    let Err(refusal) = FakeHost::<Sampler>::start(json!({"limits": 7})) else {
+        panic!("there is no such key")
+    };
     assert!(refusal.message.contains("configuration does not fit"), "{refusal}");
     let Err(refusal) = FakeHost::<Sampler>::start(json!({"broken": true})) else { panic!("it is broken") };
     assert_eq!(refusal.message, "told to be broken");
@@ -199,7 +201,8 @@ fn the_configuration_reaches_the_plugin_and_is_checked() {
 #[test]
 fn a_payload_that_does_not_fit_is_refused_with_its_place() {
     let host = host();
-    for wrong in [json!({"to": "far"}), json!({}), json!({"to": -1}), json!({"to": 1, "from": 0}), json!([])] {
+    for wrong in [json!({"to": "far"}), json!({}), json!({"to": -1}), json!({"to": 1, "from": 0}), json!([])]
+    {
         let refusal = host.request("sampler:count", wrong.clone()).expect_err("it does not fit");
         assert_eq!(refusal.code, Code::InvalidPayload, "{wrong}");
     }

@@ -22,7 +22,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let segments = |from: Vec<&'static str>, at_least| {
         prop::collection::vec(prop::sample::select(from), at_least..=4).prop_map(|parts| parts.join(":"))
     };
-    let pattern = segments(vec!["a", "b", "a", "*", "**"], 1);
+    let pattern = segments(vec!["a", "b", "a", "*", "**"], 1)
+        .prop_filter("one literal segment is no pattern", |pattern| pattern.contains([':', '*']));
     let event = segments(vec!["a", "b"], 2);
     let (port, id) = (0..PORTS, 0..6_u64);
     let step = prop_oneof![

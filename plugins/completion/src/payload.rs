@@ -1,7 +1,7 @@
 //! Payloads of the `completion:*` events, as they travel.
 //!
 //! The doc comments are what users read in `ksi describe`. Numbers are wide
-//! here and checked in [`crate::order`], so that a value out of range is
+//! here and checked in `order`, so that a value out of range is
 //! refused with the path of its field.
 
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};

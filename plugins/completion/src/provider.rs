@@ -168,7 +168,7 @@ pub(crate) struct Attempt {
 /// Text on its way from a provider. Dropping it stops the provider.
 pub(crate) enum Stream {
     Llama(llama::Stream),
-    Mock(mock::Stream),
+    Mock(Box<mock::Stream>),
 }
 
 impl Stream {
@@ -176,7 +176,7 @@ impl Stream {
     pub(crate) fn open(ctx: &Ctx, order: &Order, attempt: Attempt) -> Result<Self, Refusal> {
         match &order.model {
             Model::Llama(name) => llama::Stream::open(ctx, name, order, attempt).map(Self::Llama),
-            Model::Mock(script) => Ok(Self::Mock(mock::Stream::open(ctx, script, order, attempt))),
+            Model::Mock(script) => Ok(Self::Mock(Box::new(mock::Stream::open(ctx, script, order, attempt)))),
         }
     }
 

@@ -9,7 +9,8 @@ use super::{failed, fine};
 fn piped_lines_are_questions_and_the_conversation_can_be_resumed() {
     let daemon = Daemon::without_model();
     daemon.ready();
-    let output = fine(daemon.home.ksi_with_input(&["chat", "-m", "mock/echo"], "first words\n/help\n\n//slash\n"));
+    let output =
+        fine(daemon.home.ksi_with_input(&["chat", "-m", "mock/echo"], "first words\n/help\n\n//slash\n"));
     assert_eq!(stdout(&output), "first words\n/slash\n");
     let words = stderr(&output);
     assert!(words.contains("/model [PROVIDER/NAME]") && words.contains("stand-in"), "{words}");
@@ -58,8 +59,9 @@ fn at_a_terminal_it_prompts_answers_and_stops_an_answer_at_ctrl_c() {
     terminal.press(&["C-c"]);
     terminal.shows("Ctrl-D leaves");
     // The history is that of a shell.
-    terminal.press(&["Up"]);
-    terminal.until("the line before", |screen| screen.trim_end().lines().last().is_some_and(|l| l.starts_with("> slowly")));
+    terminal.press(&["Up", "Up"]);
+    terminal
+        .until("the line before the last", |screen| screen.trim_end().ends_with("> /model mock/slow:400"));
     terminal.press(&["C-u"]);
     terminal.press(&["C-d"]);
     terminal.shows("ksi chat --resume chat-");

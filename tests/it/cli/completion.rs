@@ -39,9 +39,13 @@ fn live_names_are_offered_and_none_while_nothing_runs() {
     assert!(offered(home, &["ksi", "sub", "echo"]).contains(&"echo:*".to_owned()));
     assert!(offered(home, &["ksi", "plugin", "restart", "ec"]).contains(&"echo".to_owned()));
     let verbs = offered(home, &["ksi", ""]);
-    assert!(["ask", "chat", "plugin"].iter().all(|verb| verbs.iter().any(|offer| offer == verb)), "{verbs:?}");
+    assert!(
+        ["ask", "chat", "plugin"].iter().all(|verb| verbs.iter().any(|offer| offer == verb)),
+        "{verbs:?}"
+    );
     let home = daemon.kill();
-    for words in [&["ksi", "send", "ec"][..], &["ksi", "plugin", "restart", "ec"], &["ksi", "ask", "-m", ""]] {
+    for words in [&["ksi", "send", "ec"][..], &["ksi", "plugin", "restart", "ec"], &["ksi", "ask", "-m", ""]]
+    {
         assert_eq!(offered(&home, words), Vec::<String>::new(), "{words:?}");
     }
 }
@@ -80,7 +84,8 @@ fn in_a_bash_the_tab_key_completes_past_the_colon() {
 fn the_scripts_are_read_by_the_shells_that_are_there() {
     let home = Home::new();
     for name in ["bash", "zsh", "fish"] {
-        let there = shell(home.path(), &format!("command -v {name}")).output().expect("a shell").status.success();
+        let there =
+            shell(home.path(), &format!("command -v {name}")).output().expect("a shell").status.success();
         if there {
             let script = format!("ksi completions {name} > script && {name} -n script");
             fine(shell(home.path(), &script).output().expect("a shell"));

@@ -24,7 +24,11 @@ fn a_value_is_shown_with_its_place_set_and_reloaded() {
     assert_eq!(stdout(&fine(daemon.ksi(&["config", "get", "daemon.log_level"]))), "info\n");
     assert_eq!(data(daemon.ksi(&["config", "get", "plugins.llama.enabled", "-o", "json"])), false);
     let output = fine(daemon.ksi(&["config", "set", "daemon.log_level", "debug"]));
-    assert!(stdout(&output).contains("log_level") && stderr(&output).contains("ksi reload"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("log_level") && stderr(&output).contains("ksi reload"),
+        "{}",
+        stdout(&output)
+    );
     let text = fs::read_to_string(daemon.home.paths().config_file).expect("ksi.toml");
     assert!(text.starts_with("# mine\n") && text.contains("log_level = \"debug\""), "{text}");
     // It is written, and not in force.
@@ -64,7 +68,9 @@ fn what_the_daemon_would_refuse_is_not_written() {
 
 #[test]
 fn validate_names_file_line_and_key_of_all_that_is_wrong() {
-    let home = Home::with_config("[daemon]\nlog_levl = \"debug\"\nshutdown_grace = \"soon\"\n\n[plugins.echo]\nplacement = \"moon\"\n");
+    let home = Home::with_config(
+        "[daemon]\nlog_levl = \"debug\"\nshutdown_grace = \"soon\"\n\n[plugins.echo]\nplacement = \"moon\"\n",
+    );
     let words = failed(home.ksi(&["config", "validate"]), 2);
     for part in ["ksi.toml:2:1", "log_levl", "ksi.toml:3:", "shutdown_grace", "ksi.toml:6:", "placement"] {
         assert!(words.contains(part), "no `{part}` in: {words}");

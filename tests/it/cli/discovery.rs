@@ -14,14 +14,24 @@ fn every_event_is_listed_with_its_owner_and_described_with_its_fields() {
     let own = stdout(&fine(daemon.ksi(&["discover", "echo", "-o", "name"])));
     assert_eq!(own, "echo:say\n");
     let text = stdout(&fine(daemon.ksi(&["describe", "completion:request"])));
-    for part in ["completion:request", "stream", "prompt", "max_tokens", "integer", "ask: ksi send completion:request"] {
+    for part in [
+        "completion:request",
+        "stream",
+        "prompt",
+        "max_tokens",
+        "integer",
+        "ask: ksi send completion:request",
+    ] {
         assert!(text.contains(part), "no `{part}` in: {text}");
     }
     // Each event that is listed can be described.
     let all = data(daemon.ksi(&["discover", "-o", "json"]));
     for event in all["events"].as_array().expect("events") {
         let name = event["event"].as_str().expect("a name");
-        assert!(event["about"].as_str().is_some_and(|about| !about.is_empty()), "{name} says nothing of itself");
+        assert!(
+            event["about"].as_str().is_some_and(|about| !about.is_empty()),
+            "{name} says nothing of itself"
+        );
         assert!(stdout(&fine(daemon.ksi(&["describe", name]))).starts_with(name));
     }
 }

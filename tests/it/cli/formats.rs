@@ -67,9 +67,11 @@ fn every_verb_that_looks_prints_in_every_format() {
 fn a_list_has_one_line_for_each_item() {
     let daemon = Home::new().start();
     daemon.ready();
-    for (verb, items, first) in
-        [("plugin list", "plugins", "completion"), ("discover", "events", "completion:async"), ("model list", "models", "llama/ksi-tiny")]
-    {
+    for (verb, items, first) in [
+        ("plugin list", "plugins", "completion"),
+        ("discover", "events", "completion:async"),
+        ("model list", "models", "llama/ksi-tiny"),
+    ] {
         let count = json(verb, &look(&daemon, verb, "json"))[items].as_array().map_or(0, Vec::len);
         assert!(count > 0, "{verb}");
         assert_eq!(look(&daemon, verb, "jsonl").lines().count(), count, "{verb}");
@@ -88,7 +90,10 @@ fn wide_tables_have_more_columns() {
     let daemon = Daemon::without_model();
     let narrow = look(&daemon, "plugin list", "table");
     let wide = look(&daemon, "plugin list", "wide");
-    assert!(!narrow.contains("LIBRARY") && wide.contains("LIBRARY") && wide.contains("libplugin_echo.so"), "{wide}");
+    assert!(
+        !narrow.contains("LIBRARY") && wide.contains("LIBRARY") && wide.contains("libplugin_echo.so"),
+        "{wide}"
+    );
 }
 
 #[test]
@@ -97,7 +102,10 @@ fn colours_come_only_where_they_are_asked_for() {
     daemon.ready();
     let painted = |arguments: &[&str], variables: &[(&str, &str)]| {
         let mut ksi = command("ksi", daemon.home.path());
-        ksi.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").args(arguments).envs(variables.iter().copied());
+        ksi.env_remove("NO_COLOR")
+            .env_remove("CLICOLOR_FORCE")
+            .args(arguments)
+            .envs(variables.iter().copied());
         let output = ksi.output().expect("ksi runs");
         (stdout(&output) + &stderr(&output)).contains('\u{1b}')
     };

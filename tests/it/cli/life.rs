@@ -19,7 +19,8 @@ use nix::{
 use super::{Started, data, ended, error, failed, fine, waited};
 
 /// A plugin whose library is missing: the daemon runs, but not all of it.
-const DEGRADED: &str = "[plugins.llama]\nenabled = false\n[plugins.lost]\nlibrary = \"/nowhere/liblost.so\"\n";
+const DEGRADED: &str =
+    "[plugins.llama]\nenabled = false\n[plugins.lost]\nlibrary = \"/nowhere/liblost.so\"\n";
 
 /// Whether a process is there and has not ended.
 fn runs(pid: u64) -> bool {
@@ -37,7 +38,10 @@ fn start_returns_when_the_daemon_is_ready_and_says_where_it_logs() {
     let log = started.0.paths().log_file();
     assert!(said.contains("2/2 plugins ready") && said.contains(&log.display().to_string()), "{said}");
     assert!(log.is_file());
-    assert_eq!(stdout(&fine(started.0.ksi(&["send", "echo:say", "--text", "x", "-o", "jsonl"]))), "{\"text\":\"x\"}\n");
+    assert_eq!(
+        stdout(&fine(started.0.ksi(&["send", "echo:say", "--text", "x", "-o", "jsonl"]))),
+        "{\"text\":\"x\"}\n"
+    );
 }
 
 #[test]
@@ -88,7 +92,10 @@ fn starts_at_the_same_time_start_one_daemon() {
     let children: Vec<_> = (0..4)
         .map(|_| {
             let mut ksi = command("ksi", started.0.path());
-            ksi.args(["start", "-o", "json"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            ksi.args(["start", "-o", "json"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
             ksi.spawn().expect("ksi runs")
         })
         .collect();
@@ -141,7 +148,11 @@ fn stop_gives_requests_their_grace_and_then_goes() {
     let started = Started(Home::with_config(WITHOUT_MODEL));
     fine(started.0.ksi(&["start"]));
     let mut ask = command("ksi", started.0.path());
-    let ask = ask.args(["ask", "-m", "mock/hang", "x"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ask = ask
+        .args(["ask", "-m", "mock/hang", "x"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let child = ask.spawn().expect("ksi runs");
     wait_until("the request runs", || {
         data(started.0.ksi(&["send", "completion:status", "-o", "json"]))["running"] == 1
@@ -226,13 +237,23 @@ fn ksi_alone_says_how_it_stands_and_what_to_do_next() {
 fn up_starts_tests_and_says_what_next() {
     let started = Started(Home::new());
     let output = fine(started.0.ksi(&["up"]));
-    for part in ["✓ config", "✓ socket", "(0600)", "✓ plugins   3/3 ready", "✓ model     llama/ksi-tiny, a toy", "✓ self-test"] {
+    for part in [
+        "✓ config",
+        "✓ socket",
+        "(0600)",
+        "✓ plugins   3/3 ready",
+        "✓ model     llama/ksi-tiny, a toy",
+        "✓ self-test",
+    ] {
         assert!(stdout(&output).contains(part), "no `{part}` in: {}", stdout(&output));
     }
     assert!(stderr(&output).contains("Next: ksi ask"), "{}", stderr(&output));
     let again = data(started.0.ksi(&["up", "-o", "json"]));
     assert_eq!(again["status"], "already_running");
-    assert!(again["checks"].as_array().is_some_and(|checks| checks.iter().all(|check| check["ok"] == true)), "{again}");
+    assert!(
+        again["checks"].as_array().is_some_and(|checks| checks.iter().all(|check| check["ok"] == true)),
+        "{again}"
+    );
 }
 
 #[test]

@@ -37,9 +37,15 @@ fn a_model_is_added_listed_shown_asked_and_removed() {
     assert_eq!(names, "llama/ksi-tiny\nllama/mine\n");
     let shown = stdout(&fine(daemon.ksi(&["model", "show", "llama/mine"])));
     assert!(shown.contains("on disk") && !shown.contains("built-in"), "{shown}");
-    assert_eq!(data(daemon.ksi(&["ask", "-m", "llama/mine", "hi", "-o", "json"]))["answered"]["model"], "mine");
+    assert_eq!(
+        data(daemon.ksi(&["ask", "-m", "llama/mine", "hi", "-o", "json"]))["answered"]["model"],
+        "mine"
+    );
     // The name is taken now.
-    assert_eq!(error(daemon.ksi(&["model", "add", &source, "--name", "mine", "-o", "json"]), 6)["code"], "conflict");
+    assert_eq!(
+        error(daemon.ksi(&["model", "add", &source, "--name", "mine", "-o", "json"]), 6)["code"],
+        "conflict"
+    );
     // Nobody is there to confirm it.
     let words = failed(daemon.ksi(&["model", "rm", "mine"]), 2);
     assert!(words.contains("--yes") && path.is_file(), "{words}");
@@ -102,7 +108,10 @@ fn a_model_is_loaded_and_unloaded_by_hand() {
     assert!(stdout(&fine(daemon.ksi(&["status"]))).contains("ksi-tiny, context"));
     let said = stdout(&fine(daemon.ksi(&["model", "unload", "llama/ksi-tiny"])));
     assert_eq!(said, "llama/ksi-tiny unloaded\n");
-    assert_eq!(stdout(&fine(daemon.ksi(&["model", "unload", "ksi-tiny"]))), "llama/ksi-tiny was not loaded\n");
+    assert_eq!(
+        stdout(&fine(daemon.ksi(&["model", "unload", "ksi-tiny"]))),
+        "llama/ksi-tiny was not loaded\n"
+    );
     for verb in ["load", "show"] {
         let error = error(daemon.ksi(&["model", verb, "ksi-tine", "-o", "json"]), 4);
         assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("ksi-tiny")), "{verb}: {error}");

@@ -33,12 +33,14 @@ fn a_plugin_is_unloaded_loaded_and_restarted() {
     assert!(words.contains("echo"), "{words}");
     assert!(stdout(&fine(daemon.ksi(&["status"]))).contains("echo off"));
     assert_eq!(data(daemon.ksi(&["plugin", "load", "echo", "-o", "json"]))["state"], "ready");
-    let before = data(daemon.ksi(&["plugin", "inspect", "echo", "-o", "json"]))["status"]["generation"].clone();
+    let before =
+        data(daemon.ksi(&["plugin", "inspect", "echo", "-o", "json"]))["status"]["generation"].clone();
     for verb in ["restart", "reload"] {
         let said = stdout(&fine(daemon.ksi(&["plugin", verb, "echo"])));
         assert!(said.starts_with("echo ") && said.contains("ready"), "{said}");
     }
-    let after = data(daemon.ksi(&["plugin", "inspect", "echo", "-o", "json"]))["status"]["generation"].clone();
+    let after =
+        data(daemon.ksi(&["plugin", "inspect", "echo", "-o", "json"]))["status"]["generation"].clone();
     assert!(after.as_u64() > before.as_u64(), "{before} {after}");
     fine(daemon.ksi(&["send", "echo:say", "--text", "x"]));
 }

@@ -43,7 +43,10 @@ fn a_new_plugin_builds_and_answers_in_both_placements() {
     for file in ["Cargo.toml", "src/lib.rs", ".gitignore"] {
         assert!(project.join(file).is_file(), "{file}");
     }
-    assert_eq!(error(daemon.ksi(&["plugin", "new", "night_owl", "--sdk", &sdk, "-o", "json"]), 6)["code"], "conflict");
+    assert_eq!(
+        error(daemon.ksi(&["plugin", "new", "night_owl", "--sdk", &sdk, "-o", "json"]), 6)["code"],
+        "conflict"
+    );
     let library = build(&project).join("libplugin_night_owl.so").display().to_string();
     for placement in ["in-process", "child"] {
         let loaded = data(daemon.ksi(&["plugin", "load", &library, "--placement", placement, "-o", "json"]));

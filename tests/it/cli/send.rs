@@ -15,11 +15,27 @@ fn flags_are_the_fields_of_the_event() {
     let output = fine(daemon.ksi(&["send", "echo:say", "--text", "hello"]));
     assert_eq!(stdout(&output), "{\n  \"text\": \"hello\"\n}\n");
     assert_eq!(stderr(&output), "");
-    assert_eq!(data(daemon.ksi(&["-o", "json", "send", "echo:say", "--text=--odd"])), json!({"text": "--odd"}));
+    assert_eq!(
+        data(daemon.ksi(&["-o", "json", "send", "echo:say", "--text=--odd"])),
+        json!({"text": "--odd"})
+    );
     let end = data(daemon.ksi(&[
-        "send", "completion:request", "--prompt", "a-b c", "--model", "mock/echo", "--max-tokens", "1", "-o", "json",
+        "send",
+        "completion:request",
+        "--prompt",
+        "a-b c",
+        "--model",
+        "mock/echo",
+        "--max-tokens",
+        "1",
+        "-o",
+        "json",
     ]));
-    assert_eq!((end["text"].as_str().map(str::trim), &end["stop_reason"]), (Some("a-b"), &"length".into()), "{end}");
+    assert_eq!(
+        (end["text"].as_str().map(str::trim), &end["stop_reason"]),
+        (Some("a-b"), &"length".into()),
+        "{end}"
+    );
     let help = stdout(&fine(daemon.ksi(&["send", "echo:say", "--help"])));
     assert!(help.contains("--text <text>") && help.contains("[required]"), "{help}");
     assert!(stdout(&fine(daemon.ksi(&["send", "--help"]))).contains("--emit"));
@@ -31,8 +47,14 @@ fn a_mistake_names_the_field_and_what_it_takes() {
     daemon.ready();
     for (line, parts) in [
         (&["send", "echo:say"][..], &["--text", "(text)", "missing", "ksi send echo:say --help"][..]),
-        (&["send", "completion:request", "--prompt", "x", "--max-tokens", "many"], &["max_tokens", "integer", "`many`"]),
-        (&["send", "completion:request", "--prompt", "x", "--temperature", "hot"], &["temperature", "number"]),
+        (
+            &["send", "completion:request", "--prompt", "x", "--max-tokens", "many"],
+            &["max_tokens", "integer", "`many`"],
+        ),
+        (
+            &["send", "completion:request", "--prompt", "x", "--temperature", "hot"],
+            &["temperature", "number"],
+        ),
         (&["send", "echo:say", "--txt", "x"], &["--txt", "did you mean --text?"]),
         (&["send", "echo:say", "word"], &["`word`"]),
         (&["send", "echo:say", "--json", "{"], &["not JSON"]),
@@ -47,7 +69,8 @@ fn a_mistake_names_the_field_and_what_it_takes() {
     // What only the daemon can know is its refusal, and ends alike.
     let words = failed(daemon.ksi(&["send", "echo:say", "--json", r#"{"text":5}"#]), 2);
     assert!(words.contains("text"), "{words}");
-    let error = error(daemon.ksi(&["send", "echo:say", "--json", r#"{"text":"x","more":1}"#, "-o", "json"]), 2);
+    let error =
+        error(daemon.ksi(&["send", "echo:say", "--json", r#"{"text":"x","more":1}"#, "-o", "json"]), 2);
     assert_eq!(error["code"], "invalid_payload", "{error}");
     // Behind the fields, too, `-o` says how an error is told.
     let error = super::error(daemon.ksi(&["send", "echo:say", "--txt", "x", "-o", "json"]), 2);
@@ -111,6 +134,9 @@ fn a_stream_is_shown_as_it_comes_and_a_program_says_whether_it_wants_that() {
 fn what_nobody_declares_can_be_told_but_not_asked() {
     let daemon = Daemon::without_model();
     daemon.ready();
-    assert_eq!(data(daemon.ksi(&["send", "my:event", "--emit", "--n", "1", "-o", "json"])), json!({"delivered": 0}));
+    assert_eq!(
+        data(daemon.ksi(&["send", "my:event", "--emit", "--n", "1", "-o", "json"])),
+        json!({"delivered": 0})
+    );
     failed(daemon.ksi(&["send", "my:event", "--n", "1"]), 4);
 }

@@ -6,9 +6,32 @@ use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
 const VERBS: [&str; 26] = [
-    "up", "start", "stop", "restart", "status", "health", "reload", "doctor", "ask", "chat", "send", "sub", "wait",
-    "cancel", "discover", "describe", "plugin", "model", "config", "logs", "top", "bench", "version", "completions",
-    "man", "help",
+    "up",
+    "start",
+    "stop",
+    "restart",
+    "status",
+    "health",
+    "reload",
+    "doctor",
+    "ask",
+    "chat",
+    "send",
+    "sub",
+    "wait",
+    "cancel",
+    "discover",
+    "describe",
+    "plugin",
+    "model",
+    "config",
+    "logs",
+    "top",
+    "bench",
+    "version",
+    "completions",
+    "man",
+    "help",
 ];
 
 #[test]
@@ -16,7 +39,7 @@ fn help_lists_every_verb_and_every_verb_has_help() {
     let home = Home::new();
     let help = stdout(&fine(home.ksi(&["--help"])));
     for verb in VERBS.into_iter().filter(|verb| *verb != "help") {
-        let listed = help.lines().any(|line| line.trim_start().split_whitespace().next() == Some(verb));
+        let listed = help.lines().any(|line| line.split_whitespace().next() == Some(verb));
         assert!(listed, "--help does not list {verb}:\n{help}");
         let own = stdout(&fine(home.ksi(&[verb, "--help"])));
         assert!(own.contains(&format!("Usage: ksi {verb}")), "{verb}: {own}");
@@ -125,7 +148,11 @@ fn each_kind_of_refusal_has_its_exit_code() {
     ] {
         let words = failed(daemon.ksi(&["ask", "-m", model, "x"]), exit);
         assert!(words.starts_with("error: "), "{model}: {words}");
-        assert_eq!(error(daemon.ksi(&["ask", "-m", model, "x", "-o", "json"]), exit)["code"], code, "{model}");
+        assert_eq!(
+            error(daemon.ksi(&["ask", "-m", model, "x", "-o", "json"]), exit)["code"],
+            code,
+            "{model}"
+        );
     }
     for (line, exit, code) in [
         (&["describe", "echo:sya"][..], 4, "not_found"),

@@ -13,8 +13,12 @@ const PLACEMENTS: [&str; 2] = ["in-process", "child"];
 
 /// The offset of the plugin header in a library.
 fn header(bytes: &[u8]) -> usize {
-    let found: Vec<usize> =
-        bytes.windows(8).enumerate().filter(|(_, window)| *window == b"KSIPLUG\x01").map(|(at, _)| at).collect();
+    let found: Vec<usize> = bytes
+        .windows(8)
+        .enumerate()
+        .filter(|(_, window)| *window == b"KSIPLUG\x01")
+        .map(|(at, _)| at)
+        .collect();
     // The constant itself may lie in the code as well; the header is followed
     // by the version of the ABI and its own size.
     let is_header = |&&at: &&usize| bytes[at + 8..at + 16] == [1, 0, 0, 0, 120, 0, 0, 0];
@@ -33,7 +37,8 @@ fn changed(dir: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf
 /// A real shared library that is no plugin.
 fn foreign_library() -> PathBuf {
     let maps = fs::read_to_string("/proc/self/maps").expect("a process has a map");
-    let libc = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("libc.so"));
+    let libc =
+        maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("libc.so"));
     libc.expect("this program uses libc").into()
 }
 
@@ -118,7 +123,7 @@ fn a_plugin_of_another_kind_is_refused_by_its_header_without_running_it() {
 #[test]
 fn a_plugin_that_calls_itself_otherwise_than_its_header_is_refused() {
     let daemon = Daemon::without_model();
-    let path = changed(&daemon.home.path().to_owned(), "renamed.so", |bytes| {
+    let path = changed(daemon.home.path(), "renamed.so", |bytes| {
         let at = header(bytes);
         bytes[at + 24..at + 28].copy_from_slice(b"ohce");
     });
@@ -134,10 +139,9 @@ fn a_plugin_that_calls_itself_otherwise_than_its_header_is_refused() {
 fn a_plugin_that_refuses_to_start_is_refused_with_its_own_words() {
     let mut daemon = Daemon::without_model();
     for placement in PLACEMENTS {
-        for (name, words) in [
-            ("badstart", "badstart lacks what it needs"),
-            ("panicstart", "panicked at start: as meant"),
-        ] {
+        for (name, words) in
+            [("badstart", "badstart lacks what it needs"), ("panicstart", "panicked at start: as meant")]
+        {
             let refusal = daemon.load(&format!("fixture_{name}"), placement).expect_err("it does not start");
             assert_eq!(refusal["code"], "unavailable", "{refusal}");
             let message = refusal["message"].as_str().expect("a text");

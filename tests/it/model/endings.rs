@@ -155,11 +155,9 @@ fn a_stop_refuses_a_generation_that_outlasts_the_grace() {
     let (end, stopped) = stop(&daemon, lines, "300ms");
     assert!(stopped.status.success(), "{}", ksi_tests::stderr(&stopped));
     let refusal = end.unwrap_err();
-    // Or that the plugin which worked on it was stopped.
-    let code = refusal["code"].as_str().unwrap();
-    assert!(["shutting_down", "plugin_restarted"].contains(&code), "{refusal}");
+    assert_eq!(refusal["code"], "shutting_down", "{refusal}");
     assert!(daemon.ended().success());
-    assert!(began.elapsed() < Duration::from_secs(12), "the rest was not awaited: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "the rest was not awaited: {:?}", began.elapsed());
 }
 
 /// Stops the daemon while somebody reads an answer.

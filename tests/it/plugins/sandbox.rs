@@ -54,8 +54,14 @@ fn a_child_inherits_no_secret() {
     let environment = String::from_utf8_lossy(&environment).into_owned();
     assert!(!environment.contains(SECRET), "{environment}");
     let known = [
-        "PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE",
-        "GGML_NO_BACKTRACE", "OMP_WAIT_POLICY",
+        "PATH",
+        "LANG",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "RUST_BACKTRACE",
+        "GGML_NO_BACKTRACE",
+        "OMP_WAIT_POLICY",
     ];
     for variable in environment.split('\0').filter(|variable| !variable.is_empty()) {
         let (name, value) = variable.split_once('=').expect("a variable");

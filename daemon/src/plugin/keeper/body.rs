@@ -18,11 +18,7 @@ use tokio::{
 use super::Keeper;
 use crate::{
     hub::Port,
-    plugin::{
-        actor::Actor,
-        guest::Life,
-        link::Link,
-    },
+    plugin::{actor::Actor, guest::Life, link::Link},
 };
 
 /// Lines of a child's standard error that are kept as its last words.
@@ -172,7 +168,9 @@ impl Keeper {
 /// The last line that says something: a panic is followed by advice and by a
 /// backtrace.
 fn telling(words: &[String]) -> Option<&str> {
-    let says = |line: &&String| !line.starts_with([' ', '\t']) && !line.starts_with("note: ") && *line != "stack backtrace:";
+    let says = |line: &&String| {
+        !line.starts_with([' ', '\t']) && !line.starts_with("note: ") && *line != "stack backtrace:"
+    };
     words.iter().rev().find(says).map(String::as_str)
 }
 

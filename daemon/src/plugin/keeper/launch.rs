@@ -36,11 +36,16 @@ impl Keeper {
         if image.child_only {
             self.placement = Placement::Child;
         }
-        if self.placement == Placement::InProcess && self.stuck.as_ref().is_some_and(|actor| actor.is_stuck()) {
-            tracing::warn!(plugin = self.spec.plugin.name, "it still hangs in this process, so it stays in a child");
+        if self.placement == Placement::InProcess && self.stuck.as_ref().is_some_and(|actor| actor.is_stuck())
+        {
+            tracing::warn!(
+                plugin = self.spec.plugin.name,
+                "it still hangs in this process, so it stays in a child"
+            );
             self.placement = Placement::Child;
         }
-        if let Some(require) = self.spec.plugin.require.as_deref().filter(|_| self.placement == Placement::Child)
+        if let Some(require) =
+            self.spec.plugin.require.as_deref().filter(|_| self.placement == Placement::Child)
             && require > sandbox::LEVEL
         {
             let message = format!("it requires sandbox {require}, and {} can be had here", sandbox::LEVEL);
@@ -206,8 +211,13 @@ impl Keeper {
                     .retry_after_ms(500)
             }
             PluginState::Held => {
-                let mut refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is held after repeated failures{why}"))
-                    .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi plugin restart {name}` tries again"));
+                let mut refusal = Refusal::new(
+                    Code::Unavailable,
+                    format!("plugin {name} is held after repeated failures{why}"),
+                )
+                .hint(format!(
+                    "`ksi plugin inspect {name}` shows how it died, `ksi plugin restart {name}` tries again"
+                ));
                 refusal.retryable = false;
                 refusal
             }
