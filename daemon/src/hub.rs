@@ -146,12 +146,26 @@ impl Hub {
         &self.runtime
     }
 
+    /// Opens a turn of a client's own task.
+    #[must_use]
+    pub fn turn_of(&self, caller: &Arc<Outbox>) -> Turn<'_> {
+        Turn { caller: Some(caller.clone()), ..self.turn() }
+    }
+
     /// Opens a turn.
     #[must_use]
     pub fn turn(&self) -> Turn<'_> {
         let number = self.turns.fetch_add(1, Ordering::Relaxed);
         let now_ms = self.now_ms();
-        Turn { hub: self, number, now_ms, effects: Effects::new(), sockets: Vec::new(), actors: Vec::new() }
+        Turn {
+            hub: self,
+            caller: None,
+            number,
+            now_ms,
+            effects: Effects::new(),
+            sockets: Vec::new(),
+            actors: Vec::new(),
+        }
     }
 
     /// An owned handle of this hub.
@@ -231,6 +245,7 @@ const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 /// One batch of work; see the module.
 pub struct Turn<'a> {
     hub: &'a Hub,
+    caller: Option<Arc<Outbox>>,
     /// Tells what this turn has touched since its last flush from what another
     /// has.
     number: u64,
@@ -252,6 +267,12 @@ impl Turn<'_> {
     #[must_use]
     pub fn hub(&self) -> &Hub {
         self.hub
+    }
+
+    /// The client whose own task runs this turn, where it is one.
+    #[must_use]
+    pub fn caller(&self) -> Option<&Arc<Outbox>> {
+        self.caller.as_ref()
     }
 
     /// Milliseconds since 1970, as of the last time this turn looked.

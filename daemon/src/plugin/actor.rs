@@ -30,6 +30,7 @@ use ksi_kernel::Delivery;
 use super::guest::{Guest, Life};
 use crate::{
     hub::{Hub, Turn},
+    session::outbox::Outbox,
     woken,
 };
 
@@ -92,6 +93,8 @@ pub struct Actor {
     /// The number of the call under way; 0 for none. The watchdog tells a long
     /// call by it, so that no call needs to read a clock.
     call: AtomicU64,
+    /// The client whose task runs the plugin, or ran it last.
+    caller: Mutex<Option<Weak<Outbox>>>,
     dead: AtomicBool,
     overrun: AtomicBool,
 }
@@ -117,6 +120,7 @@ impl Actor {
             collect_queued: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             call: AtomicU64::new(0),
+            caller: Mutex::default(),
             dead: AtomicBool::new(false),
             overrun: AtomicBool::new(false),
         });
@@ -158,6 +162,16 @@ impl Actor {
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.call.load(Ordering::Acquire) != 0
+    }
+
+    /// Where a call is under way that was given up: ends the connection of the
+    /// client whose task is lost in it.
+    pub fn cut_off_caller(&self) {
+        if self.is_stuck()
+            && let Some(caller) = lock(&self.caller).take().and_then(|caller| caller.upgrade())
+        {
+            caller.cut_off();
+        }
     }
 
     /// Lets no more calls in. The instance goes with the last reference, or
@@ -203,6 +217,7 @@ impl Actor {
         if APART.try_with(|()| ()).is_ok() {
             return self.run_soon();
         }
+        *lock(&self.caller) = turn.caller().map(Arc::downgrade);
         loop {
             let jobs = std::mem::take(&mut *lock(&self.mailbox));
             let done = jobs.len();

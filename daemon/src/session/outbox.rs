@@ -17,6 +17,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    os::fd::AsRawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,6 +33,7 @@ use ksi_protocol::{
     frame::{Class, Gap, Id},
     limits,
 };
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::UnixStream, sync::Notify};
 
 use super::{
@@ -281,6 +283,14 @@ impl Outbox {
                 return flushed;
             }
         }
+    }
+
+    /// Ends the connection of a client whose task is lost: it has been told
+    /// why, and would wait in vain for anything more.
+    pub fn cut_off(&self) {
+        self.flush();
+        // A socket that is gone already is as good.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// For the writer task: the socket has room again.

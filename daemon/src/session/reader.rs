@@ -152,7 +152,7 @@ impl Session<'_> {
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
         loop {
             let before = input.len();
-            let mut turn = self.hub.turn();
+            let mut turn = self.hub.turn_of(self.outbox);
             let next = if self.json { self.lines(input, &mut turn) } else { self.frames(input, &mut turn) };
             turn.touch(self.outbox);
             turn.end();
@@ -193,7 +193,7 @@ impl Session<'_> {
     /// A last line without its newline still counts; a frame cut short is
     /// refused.
     fn end_of_file(&mut self, input: &mut BytesMut) -> bool {
-        let mut turn = self.hub.turn();
+        let mut turn = self.hub.turn_of(self.outbox);
         if self.json {
             if !input.is_empty() {
                 let line = input.split();

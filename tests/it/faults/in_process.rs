@@ -129,6 +129,16 @@ fn what_the_same_write_asked_of_others_is_answered_while_a_plugin_hangs() {
 }
 
 #[test]
+fn the_connection_whose_task_is_lost_is_ended_after_its_refusal() {
+    let daemon = faulty("in-process");
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "faulty:hang", "data": {}}));
+    assert_eq!(lines.receive()["refusal"]["code"], "plugin_restarted");
+    assert_eq!(lines.try_receive(), None, "nobody would read another request");
+    assert_eq!(daemon.ask("system:health", json!({})).expect("the daemon answers")["pid"], daemon.pid());
+}
+
+#[test]
 fn a_daemon_stops_in_time_although_a_plugin_hangs() {
     let mut daemon = faulty("in-process");
     daemon.ask("faulty:hang", json!({})).expect_err("it hangs");

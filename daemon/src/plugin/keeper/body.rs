@@ -67,6 +67,7 @@ impl Keeper {
         match running.body {
             Body::Actor(actor) => {
                 actor.stop();
+                actor.cut_off_caller();
                 self.stuck = Some(actor).filter(|actor| actor.is_stuck());
             }
             Body::Child { link, mut child, group, serving, words } => {
