@@ -178,7 +178,7 @@ fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Me
             single()?.block_on(interruptible(work))
         }
         BenchTest::RrChild => {
-            let work = requests::one_by_one(at, "rr-child", &options.child_event, count(20_000));
+            let work = requests::in_a_child(at, &options.child_event, count(20_000));
             single()?.block_on(interruptible(work))
         }
         BenchTest::Pipelined => {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ksi_client::{CallOptions, Client};
+use ksi_protocol::system::{PluginList, PluginLoad, PluginName, PluginStatus};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -46,6 +47,30 @@ pub(super) async fn one_by_one(
         times.push(timed(&client, event, &payload).await?);
     }
     Ok(Measured { placement, ..Measured::of(test, times, began.elapsed()) })
+}
+
+/// The same to a plugin in a process of its own. One that is switched off in
+/// the manifest, as the shipped `echo_child` is, is loaded for the time of the
+/// measurement.
+///
+/// # Errors
+///
+/// Fails where the plugin cannot be loaded, or the event is not answered.
+pub(super) async fn in_a_child(at: &Invocation, event: &str, count: usize) -> Result<Measured> {
+    let client = at.connect().await?;
+    let namespace = event.split(':').next().unwrap_or_default();
+    let list: PluginList = at.ask(&client, "plugin:list", &json!({})).await?;
+    let is_off = list.plugins.iter().any(|plugin| plugin.name == namespace && !plugin.wanted);
+    if is_off {
+        let load = PluginLoad { library: namespace.to_owned(), placement: None };
+        let _: PluginStatus = at.ask(&client, "plugin:load", &load).await?;
+    }
+    let measured = one_by_one(at, "rr-child", event, count).await;
+    if is_off {
+        let unload = PluginName { name: namespace.to_owned() };
+        let _: PluginStatus = at.ask(&client, "plugin:unload", &unload).await?;
+    }
+    measured
 }
 
 /// `in_flight` requests on one connection, `count` in all.

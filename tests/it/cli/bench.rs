@@ -1,5 +1,6 @@
 //! `bench`: that it measures what it says, not how fast that is.
 
+use ksi_protocol::system::PluginState;
 use ksi_tests::{Daemon, stdout};
 
 use super::{data, failed, fine};
@@ -24,6 +25,15 @@ fn each_test_reports_its_figures() {
         assert!(!result[key].is_null(), "{result}");
     }
     assert!(stdout(&fine(daemon.ksi(&["bench", "rr", "-n", "200"]))).contains("rr"));
+}
+
+#[test]
+fn a_plugin_that_is_off_is_lent_for_the_measurement() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let report = data(daemon.ksi(&["bench", "rr-child", "-n", "200", "-o", "json"]));
+    assert_eq!(report["results"][0]["placement"], "child");
+    assert_eq!(daemon.plugin("echo_child").state, PluginState::Stopped);
 }
 
 #[test]
