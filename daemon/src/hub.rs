@@ -24,7 +24,7 @@ use std::{
 
 use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
 use ksi_protocol::{
-    Bytes, Code, EventName, Frame, Refusal,
+    Bytes, Code, EventName, Refusal,
     fanout::{Tail, tail},
     frame::Id,
     limits::FRAME_BYTES_MAX,
@@ -459,40 +459,6 @@ fn encode_tail(envelope: &Envelope) -> Tail {
     )
 }
 
-/// Does what a plugin says, in either placement.
-pub fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
-    match frame {
-        Frame::Reply { id, data } => turn.answer(port, id, Answer::Reply(data)),
-        Frame::Chunk { id, data } => turn.answer(port, id, Answer::Chunk(data)),
-        Frame::End { id, data } => turn.answer(port, id, Answer::End(data)),
-        Frame::Accepted { id, request_id, seq } => {
-            turn.answer(port, id, Answer::Accepted { request_id, seq });
-        }
-        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, Answer::Refusal(refusal)),
-        Frame::Request(request) => turn.request(port, ask(request)),
-        Frame::Emit(emit) => {
-            let emission = Emission {
-                correlation_id: emit.correlation_id.map(Into::into),
-                ..Emission::new(emit.event, emit.data)
-            };
-            if let Err(refusal) = turn.emit(port, emission) {
-                tracing::warn!(origin = &*port.origin, "{refusal}");
-            }
-        }
-        Frame::Cancel { id } => turn.cancel(port, id),
-        Frame::Verdict(verdict) => {
-            let word = match (verdict.refuse, verdict.edit) {
-                (Some(refusal), _) => Verdict::Refuse(refusal),
-                (None, Some(data)) => Verdict::Edit(data),
-                (None, None) => Verdict::Pass,
-            };
-            turn.verdict(port, verdict.id, word);
-        }
-        Frame::Log { level, message } => log(&port.origin, &level, &message),
-        _ => {}
-    }
-}
-
 /// A request frame as the kernel takes it.
 #[must_use]
 pub fn ask(request: ksi_protocol::frame::Request) -> Ask {
@@ -503,15 +469,5 @@ pub fn ask(request: ksi_protocol::frame::Request) -> Ask {
         idempotency_key: request.idempotency_key.map(Into::into),
         parent: request.parent,
         ..Ask::new(request.id, request.event, request.data)
-    }
-}
-
-fn log(origin: &str, level: &str, message: &str) {
-    match level {
-        "error" => tracing::error!(origin, "{message}"),
-        "warn" => tracing::warn!(origin, "{message}"),
-        "info" => tracing::info!(origin, "{message}"),
-        "debug" => tracing::debug!(origin, "{message}"),
-        _ => tracing::trace!(origin, "{message}"),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use ksi_kernel::{Answer, Delivery};
+use ksi_kernel::{Answer, Delivery, Emission, Verdict};
 use ksi_protocol::{
     Descriptor, EventName, Frame, Refusal,
     frame::{Event, Id, Intercept, Request},
@@ -11,7 +11,7 @@ use ksi_protocol::{
 use tokio::sync::mpsc;
 
 use crate::{
-    hub::{Port, Turn, from_plugin},
+    hub::{Port, Turn, ask},
     woken,
 };
 
@@ -166,5 +166,49 @@ impl Guest {
         if let Some(port) = self.port.get().and_then(Weak::upgrade) {
             from_plugin(turn, &port, frame);
         }
+    }
+}
+
+/// Does what a plugin says, in either placement.
+fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
+    match frame {
+        Frame::Reply { id, data } => turn.answer(port, id, Answer::Reply(data)),
+        Frame::Chunk { id, data } => turn.answer(port, id, Answer::Chunk(data)),
+        Frame::End { id, data } => turn.answer(port, id, Answer::End(data)),
+        Frame::Accepted { id, request_id, seq } => {
+            turn.answer(port, id, Answer::Accepted { request_id, seq });
+        }
+        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, Answer::Refusal(refusal)),
+        Frame::Request(request) => turn.request(port, ask(request)),
+        Frame::Emit(emit) => {
+            let emission = Emission {
+                correlation_id: emit.correlation_id.map(Into::into),
+                ..Emission::new(emit.event, emit.data)
+            };
+            if let Err(refusal) = turn.emit(port, emission) {
+                tracing::warn!(origin = &*port.origin, "{refusal}");
+            }
+        }
+        Frame::Cancel { id } => turn.cancel(port, id),
+        Frame::Verdict(verdict) => {
+            let word = match (verdict.refuse, verdict.edit) {
+                (Some(refusal), _) => Verdict::Refuse(refusal),
+                (None, Some(data)) => Verdict::Edit(data),
+                (None, None) => Verdict::Pass,
+            };
+            turn.verdict(port, verdict.id, word);
+        }
+        Frame::Log { level, message } => log(&port.origin, &level, &message),
+        _ => {}
+    }
+}
+
+fn log(origin: &str, level: &str, message: &str) {
+    match level {
+        "error" => tracing::error!(origin, "{message}"),
+        "warn" => tracing::warn!(origin, "{message}"),
+        "info" => tracing::info!(origin, "{message}"),
+        "debug" => tracing::debug!(origin, "{message}"),
+        _ => tracing::trace!(origin, "{message}"),
     }
 }

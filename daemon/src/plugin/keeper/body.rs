@@ -113,7 +113,7 @@ impl Keeper {
     }
 
     fn last_words(&mut self, words: Vec<String>) {
-        if let (Some(last), Some(reason)) = (telling(&words), &mut self.reason)
+        if let (Some(last), Some(reason)) = (words.last(), &mut self.reason)
             && !reason.contains(last)
             && self.supervisor.state() != PluginState::Draining
         {
@@ -166,13 +166,10 @@ impl Keeper {
     }
 }
 
-/// The last line that says something: a panic is followed by advice and by a
-/// backtrace.
-fn telling(words: &[String]) -> Option<&str> {
-    let says = |line: &&String| {
-        !line.starts_with([' ', '\t']) && !line.starts_with("note: ") && *line != "stack backtrace:"
-    };
-    words.iter().rev().find(says).map(String::as_str)
+/// Whether a line says something of its own: a panic is followed by advice and
+/// by a backtrace, which the log has.
+fn tells(line: &str) -> bool {
+    !line.starts_with([' ', '\t']) && !line.starts_with("note: ") && line != "stack backtrace:"
 }
 
 /// Kills a child with all that it has started. Gone already is as good.
@@ -216,6 +213,9 @@ pub(super) async fn listen(plugin: String, stderr: Option<tokio::process::ChildS
             continue;
         }
         tracing::info!(plugin, "stderr: {text}");
+        if !tells(&text) {
+            continue;
+        }
         if kept.len() == WORDS_MAX {
             kept.pop_front();
         }
