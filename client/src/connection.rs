@@ -213,6 +213,12 @@ fn attach(core: &Arc<Core>, link: Link, restarted: bool) -> Attached {
     for frame in &frames {
         // If it is lost again already, the next one renews them.
         let _ = core.output.send_in(epoch, frame);
+        // A subscription that was dropped meanwhile has said so before this frame.
+        if let Frame::Subscribe(subscribe) = frame
+            && lock(&core.pending).subscription(subscribe.id).is_none()
+        {
+            let _ = core.output.send_in(epoch, &Frame::Unsubscribe { id: subscribe.id });
+        }
     }
     core.apply(&mut effects);
     let writer = tokio::spawn(write(Arc::clone(core), epoch, half));

@@ -313,8 +313,8 @@ impl Delivery {
 pub struct EventPolicy {
     /// How it is delivered.
     pub delivery: Delivery,
-    /// Name of the permission that a client needs, `system.admin` for
-    /// example.
+    /// Name of the permission that it takes, `system.admin` for example.
+    /// Shown to users; whoever may connect has them all.
     pub permission: String,
     /// Time that a request may take where its sender names none; `None`: the
     /// general one.

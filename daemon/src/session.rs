@@ -107,11 +107,11 @@ impl Sessions {
             return;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.fetch_add(1, Ordering::Relaxed);
+        let open = Open::new(&self);
         let sessions = self.clone();
         self.tracker.spawn(async move {
+            let _open = open;
             reader::run(&sessions, stream, number).await;
-            sessions.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 
@@ -119,14 +119,7 @@ impl Sessions {
         let peer = getsockopt(stream, PeerCredentials).map_err(|errno| {
             Refusal::new(Code::Denied, format!("the kernel does not tell who you are: {errno}"))
         })?;
-        let (peer, owner) = (peer.uid(), nix::unistd::geteuid().as_raw());
-        if peer != owner && !self.limits.allow_uids.contains(&peer) {
-            return Err(Refusal::new(
-                Code::Denied,
-                format!("user {peer} may not use the daemon of user {owner}"),
-            )
-            .hint("its owner can allow you: daemon.allow_uids in ksi.toml"));
-        }
+        may_enter(peer.uid(), nix::unistd::geteuid().as_raw(), &self.limits.allow_uids)?;
         if self.count() >= self.limits.connections {
             let message = format!("{} connections are open, the limit", self.limits.connections);
             return Err(Refusal::new(Code::Busy, message).retry_after_ms(1000));
@@ -137,5 +130,45 @@ impl Sessions {
     fn attach(&self, handle: crate::hub::Handle, number: u64) -> Arc<crate::hub::Port> {
         let origin = format!("session:{number}");
         self.hub.kernel.attach(&origin, Role::Client, handle, self.limits.quota, Grant::All)
+    }
+}
+
+/// Counts a session as long as it lives, however it ends.
+struct Open(Arc<Sessions>);
+
+impl Open {
+    fn new(sessions: &Arc<Sessions>) -> Self {
+        sessions.open.fetch_add(1, Ordering::Relaxed);
+        Self(sessions.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a user may use the daemon of another.
+fn may_enter(peer: u32, owner: u32, allowed: &[u32]) -> Result<(), Refusal> {
+    if peer == owner || allowed.contains(&peer) {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::Denied, format!("user {peer} may not use the daemon of user {owner}"))
+        .hint("its owner can allow you: daemon.allow_uids in ksi.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_owner_and_whom_he_allows_may_enter() {
+        assert!(may_enter(1000, 1000, &[]).is_ok());
+        assert!(may_enter(1001, 1000, &[1001]).is_ok());
+        let refusal = may_enter(1002, 1000, &[1001]).unwrap_err();
+        assert_eq!(refusal.code, Code::Denied);
+        assert!(refusal.message.contains("1002") && refusal.message.contains("1000"), "{refusal}");
+        assert!(may_enter(0, 1000, &[]).is_err(), "not even root: he has other ways");
     }
 }

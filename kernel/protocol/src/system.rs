@@ -264,7 +264,7 @@ pub struct EventInfo {
     pub available: bool,
     /// `live` or `durable`.
     pub delivery: String,
-    /// What a client must be allowed to ask it.
+    /// Name of the permission that it takes; whoever may connect has them all.
     #[serde(default)]
     pub permission: String,
     /// Time that a request may take by default, milliseconds.

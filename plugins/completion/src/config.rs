@@ -101,9 +101,10 @@ impl Config {
             return wrong(&format!("providers.{name}.concurrency"), "must be at least 1".into());
         }
         let counts = [
-            ("queue_max", self.queue_max, 1_000_000),
+            ("queue_max", self.queue_max, 16_384),
             ("queue_bytes_max", self.queue_bytes_max, 1 << 40),
             ("results.max", self.results.max, 1_000_000),
+            ("results.bytes_max", self.results.bytes_max, 1 << 40),
         ];
         if let Some((key, _, max)) = counts.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
             return wrong(key, format!("must be from 1 to {max}"));

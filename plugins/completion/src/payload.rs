@@ -245,7 +245,7 @@ pub struct StatusRequest {
 pub struct Open {
     /// Names the request.
     pub request_id: String,
-    /// `queued` or `running`; in the answer for one request also how it ended.
+    /// `queued`, `running`, or `cancelled` while it stops.
     pub state: State,
     /// Its conversation.
     pub conversation_id: Option<String>,
@@ -285,7 +285,7 @@ pub struct Status {
     pub providers: Vec<Load>,
 }
 
-/// Fetch what became of a request. Results are kept for an hour, unless there are very many.
+/// Fetch what became of a request. Results are kept for an hour, unless there are very many or very large ones.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Get {

@@ -27,6 +27,9 @@ use crate::{
     provider::{Answer, Attempt, Piece, Stream, blame},
 };
 
+/// Time that a fact may wait for room in the daemon.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
+
 /// Longest text of an answer: it must fit a frame together with the rest.
 const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Wait before something is sent again that the daemon had no room for.
@@ -76,6 +79,12 @@ pub(crate) struct Work {
 impl Work {
     /// Carries the request to its end, and writes that down.
     pub(crate) async fn carry(self) -> Ended {
+        let ended = self.outcome().await;
+        self.place.close(ended.clone());
+        ended
+    }
+
+    async fn outcome(&self) -> Ended {
         let result = {
             let stopped = pin!(self.stopped());
             let performed = pin!(self.perform());
@@ -86,23 +95,28 @@ impl Work {
                 Either::Right((result, _)) => result,
             }
         };
-        let ended = match result {
+        match result {
             Ok(completed) => Ended::Done(Box::new(completed)),
             Err(refusal) if refusal.code == Code::Cancelled => Ended::Cancelled,
             Err(refusal) => Ended::Failed(refusal),
-        };
-        self.place.close(ended.clone());
-        ended
+        }
     }
 
-    /// The same, and tells the end as a fact.
+    /// The same, and tells the end as a fact. It is told before the place is
+    /// given up, so that a daemon without room for facts gets no new work, and
+    /// a drain waits until the last one is told.
     pub(crate) async fn carry_and_tell(self) {
-        let (ctx, request_id) = (self.ctx.clone(), self.place.entry.id.clone());
-        match self.carry().await {
-            Ended::Done(completed) => tell(&ctx, "completion:result", &completed).await,
-            Ended::Failed(refusal) => tell(&ctx, "completion:error", &Failed { request_id, refusal }).await,
-            Ended::Cancelled => tell(&ctx, "completion:cancelled", &Cancelled { request_id }).await,
+        let (ctx, request_id) = (&self.ctx, self.place.entry.id.clone());
+        let ended = self.outcome().await;
+        match &ended {
+            Ended::Done(completed) => tell(ctx, "completion:result", completed).await,
+            Ended::Failed(refusal) => {
+                let refusal = refusal.clone();
+                tell(ctx, "completion:error", &Failed { request_id, refusal }).await;
+            }
+            Ended::Cancelled => tell(ctx, "completion:cancelled", &Cancelled { request_id }).await,
         }
+        self.place.close(ended);
     }
 
     /// Waits until the request is told to stop, or its time is over.
@@ -232,13 +246,19 @@ fn spread(id: &str, attempt: u32) -> u64 {
 /// Tells a fact. Where that is not possible the work still goes on: its
 /// result can be fetched.
 async fn tell<T: Serialize>(ctx: &Ctx, event: &str, fact: &T) {
-    if let Err(refusal) = patiently(ctx, || ctx.emit(event, fact)).await {
+    let told = pin!(patiently(ctx, || ctx.emit(event, fact)));
+    let time = pin!(ctx.sleep(TELL_LIMIT));
+    let told = match select(told, time).await {
+        Either::Left((told, _)) => told,
+        Either::Right(_) => Err(Refusal::new(Code::Busy, "the daemon has no room for facts")),
+    };
+    if let Err(refusal) = told {
         ctx.warn(&format!("{event} was not told: {}", refusal.code));
     }
 }
 
-/// Sends, and waits where the daemon has no room. The request's own deadline
-/// bounds this.
+/// Sends, and waits where the daemon has no room. Bounded by the deadline of
+/// the request, or by [`TELL_LIMIT`] where that is over.
 async fn patiently(ctx: &Ctx, send: impl Fn() -> Result<(), Refusal>) -> Result<(), Refusal> {
     loop {
         match send() {

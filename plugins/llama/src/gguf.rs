@@ -281,8 +281,8 @@ impl Metadata {
         let heads = self.largest(&of("attention.head_count"))?.unwrap_or(1).clamp(1, 1 << 16);
         let memory_heads = self.largest(&of("attention.head_count_kv"))?.unwrap_or(heads).clamp(1, 1 << 16);
         let head_size = (embedding / heads).max(1);
-        let key_size = self.integer(&of("attention.key_length"))?.unwrap_or(head_size).min(1 << 20);
-        let value_size = self.integer(&of("attention.value_length"))?.unwrap_or(head_size).min(1 << 20);
+        let key_size = self.integer(&of("attention.key_length"))?.unwrap_or(head_size).clamp(1, 1 << 20);
+        let value_size = self.integer(&of("attention.value_length"))?.unwrap_or(head_size).clamp(1, 1 << 20);
         let quantization = match self.integer("general.file_type")?.and_then(kinds::file_type) {
             Some(name) => name.to_owned(),
             None => totals.main_kind.to_owned(),

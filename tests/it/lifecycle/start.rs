@@ -164,7 +164,7 @@ fn the_service_manager_is_told_of_ready_and_of_stopping() {
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut daemon = home.start_with(|command| {
-        command.env("NOTIFY_SOCKET", &path);
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
     });
     let hear = |what: &str| {
         let mut bytes = [0; 512];
@@ -176,6 +176,8 @@ fn the_service_manager_is_told_of_ready_and_of_stopping() {
         }
     };
     hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
     daemon.signal(Signal::SIGTERM);
     hear("STOPPING=1");
     assert!(daemon.ended().success());

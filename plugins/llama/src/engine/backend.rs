@@ -22,17 +22,7 @@ static MAKING: Mutex<()> = Mutex::new(());
 ///
 /// `unavailable` where the processor is too old for this build.
 pub fn get() -> Result<&'static LlamaBackend, Refusal> {
-    let missing = missing_features();
-    if !missing.is_empty() {
-        let mut refusal = Refusal::new(
-            Code::Unavailable,
-            format!("the processor lacks {}, which this build of llama.cpp needs", missing.join(", ")),
-        )
-        .hint("use a processor from 2013 or later, or build with `--features dynamic-backends`")
-        .details(json!({ "missing": missing }));
-        refusal.retryable = false;
-        return Err(refusal);
-    }
+    fitting(&missing_features())?;
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(backend) = BACKEND.get() {
         return Ok(backend);
@@ -43,6 +33,22 @@ pub fn get() -> Result<&'static LlamaBackend, Refusal> {
     let backend = LlamaBackend::init()
         .map_err(|error| Refusal::new(Code::Internal, format!("llama.cpp cannot be set up: {error}")))?;
     Ok(BACKEND.get_or_init(|| backend))
+}
+
+/// Whether this build runs on a processor that lacks these.
+fn fitting(missing: &[&str]) -> Result<(), Refusal> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let lacks = format!("the processor lacks {}, which this build of llama.cpp needs", missing.join(", "));
+    let mut refusal = Refusal::new(Code::Unavailable, lacks)
+        .hint(
+            "use a processor from 2013 or later, or build for this one: \
+             cargo build --release -p plugin-llama --features dynamic-backends",
+        )
+        .details(json!({ "missing": missing }));
+    refusal.retryable = false;
+    Err(refusal)
 }
 
 /// Instruction sets that the build uses and the processor does not have.
@@ -60,4 +66,17 @@ fn missing_features() -> Vec<&'static str> {
     }
     #[cfg(not(all(target_arch = "x86_64", not(feature = "dynamic-backends"))))]
     Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_that_the_build_does_not_fit_is_refused_by_name() {
+        let refusal = fitting(&["avx2", "fma"]).unwrap_err();
+        assert_eq!((refusal.code, refusal.retryable), (Code::Unavailable, false));
+        assert!(refusal.message.contains("avx2, fma"), "{refusal}");
+        assert!(fitting(&[]).is_ok());
+    }
 }
