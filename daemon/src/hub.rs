@@ -33,10 +33,10 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     plugin::{
-        actor::Actor,
-        link::{Link, too_large},
+        actor::{Actor, Pushed},
+        link::{Link, busy, too_large},
     },
-    session::outbox::{Body, Outbox},
+    session::{body::Body, outbox::Outbox},
     woken,
 };
 
@@ -297,7 +297,8 @@ impl Turn<'_> {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
         }
-        if emission.data.len() > FRAME_BYTES_MAX - EVENT_FIELDS_BYTES {
+        let texts = emission.correlation_id.as_deref().map_or(0, str::len);
+        if emission.data.len() + texts > FRAME_BYTES_MAX - EVENT_FIELDS_BYTES {
             return Err(too_large());
         }
         let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
@@ -361,6 +362,21 @@ impl Turn<'_> {
         self.now_ms = self.hub.now_ms();
     }
 
+    /// Before a plugin runs, which may never come back: writes what others than
+    /// the caller wait for, and leaves other plugins to tasks of their own.
+    pub fn let_go(&mut self) {
+        let is_callers = |socket: &Touched| match (socket, &self.caller) {
+            (Touched::Outbox(outbox), Some(caller)) => Arc::ptr_eq(outbox, caller),
+            _ => false,
+        };
+        if !self.sockets.iter().all(is_callers) {
+            self.flush();
+        }
+        for other in self.actors.drain(..) {
+            other.run_soon();
+        }
+    }
+
     /// Carries out what is left.
     pub fn end(mut self) {
         self.settle();
@@ -390,16 +406,14 @@ impl Turn<'_> {
                     to_session(outbox, delivery, &mut shared);
                     self.touch(outbox);
                 }
-                Handle::Actor(actor) => {
-                    if actor.push(delivery) {
-                        self.actors.push(actor.clone());
-                    }
-                }
+                Handle::Actor(actor) => match actor.push(delivery) {
+                    Pushed::Run => self.actors.push(actor.clone()),
+                    Pushed::Queued => {}
+                    Pushed::Full(token) => self.refuse(&port, token, busy()),
+                },
                 Handle::Link(link) => {
-                    if let Some(token) = link.push(delivery) {
-                        let refusal = Answer::Refusal(too_large());
-                        // Only a request that the port holds comes back.
-                        let _ = self.hub.kernel.answer(&port, token, refusal, self.now_ms, &mut self.effects);
+                    if let Some((token, refusal)) = link.push(delivery, self.now_ms) {
+                        self.refuse(&port, token, refusal);
                     }
                     let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
                     if !self.sockets.last().is_some_and(listed) {
@@ -414,6 +428,13 @@ impl Turn<'_> {
         } else {
             self.settle();
         }
+    }
+
+    /// Refuses a request that could not be handed to its owner.
+    fn refuse(&mut self, owner: &Arc<Port>, token: Token, refusal: Refusal) {
+        let refusal = Answer::Refusal(refusal);
+        // The owner holds it, since it was just entrusted with it.
+        let _ = self.hub.kernel.answer(owner, token, refusal, self.now_ms, &mut self.effects);
     }
 
     fn pass_to_daemon(&mut self, delivery: Delivery) {

@@ -7,6 +7,7 @@
 
 mod credit;
 pub mod face;
+pub mod body;
 pub mod outbox;
 mod reader;
 mod socket;

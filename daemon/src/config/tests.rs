@@ -382,7 +382,7 @@ fn what_is_shown_has_the_shape_of_the_files_and_can_be_read_again() {
     assert_eq!(shown["plugins"]["llama"]["placement"], "child");
     assert_eq!(shown["plugins"]["llama"]["limits"]["memory_mb"], serde_json::Value::Null);
     assert_eq!(shown["plugins"]["echo"]["config"], serde_json::json!({}));
-    assert_eq!(shown["events"]["completion:request"]["timeout"], "11m");
+    assert_eq!(shown["events"]["completion:request"]["timeout"], "1day");
 
     let mut present = shown.clone();
     remove_nulls(&mut present);

@@ -16,7 +16,7 @@
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -25,7 +25,9 @@ use std::{
 };
 
 use ksi_host::{Host, Instance, Output};
-use ksi_kernel::Delivery;
+use ksi_kernel::{Delivery, Token};
+use ksi_protocol::Frame;
+use tokio::task::AbortHandle;
 
 use super::guest::{Guest, Life};
 use crate::{
@@ -46,6 +48,12 @@ const EVENTS_MAX: usize = 64 * 1024;
 /// whose answers are ready do not wait for a slow plugin.
 const FLUSH_EVERY: usize = 64;
 
+/// Jobs after which whoever runs a plugin leaves it to a task of its own.
+const RUN_MAX: usize = 1024;
+
+/// Jobs that may wait for a plugin; more requests are refused `busy`.
+const JOBS_MAX: usize = 64 * 1024;
+
 /// How often the watchdog looks while a plugin is at work.
 const WATCH: Duration = Duration::from_millis(100);
 
@@ -63,6 +71,17 @@ tokio::task_local! {
 /// something to do run in tasks of their own.
 pub async fn apart<F: Future>(task: F) -> F::Output {
     APART.scope((), task).await
+}
+
+/// What became of a delivery to an actor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It waits, and nobody runs the plugin: the caller must [`Actor::run`] it.
+    Run,
+    /// It waits, and somebody sees to it; or nobody would.
+    Queued,
+    /// There is no room for this request.
+    Full(Token),
 }
 
 enum Job {
@@ -93,6 +112,8 @@ pub struct Actor {
     /// The number of the call under way; 0 for none. The watchdog tells a long
     /// call by it, so that no call needs to read a clock.
     call: AtomicU64,
+    /// Timers that are pending, so that one that is given up goes at once.
+    timers: Mutex<HashMap<u64, AbortHandle>>,
     /// The client whose task runs the plugin, or ran it last.
     caller: Mutex<Option<Weak<Outbox>>>,
     dead: AtomicBool,
@@ -120,6 +141,7 @@ impl Actor {
             collect_queued: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             call: AtomicU64::new(0),
+            timers: Mutex::default(),
             caller: Mutex::default(),
             dead: AtomicBool::new(false),
             overrun: AtomicBool::new(false),
@@ -134,22 +156,31 @@ impl Actor {
         self.add(Job::Poll);
     }
 
-    /// Queues a delivery; whether the caller must [`Actor::run`].
+    /// Queues a delivery.
     #[must_use]
-    pub fn push(&self, delivery: Delivery) -> bool {
+    pub fn push(&self, delivery: Delivery) -> Pushed {
         if self.dead.load(Ordering::Acquire) {
-            return false;
+            return Pushed::Queued;
         }
         let mut mailbox = lock(&self.mailbox);
+        // Requests that are open are bounded elsewhere; this bounds those that
+        // were given up before they were looked at.
+        if mailbox.len() >= JOBS_MAX {
+            match delivery {
+                Delivery::Request { token, .. } => return Pushed::Full(token),
+                Delivery::Credit { .. } => return Pushed::Queued,
+                _ => {}
+            }
+        }
         if matches!(delivery, Delivery::Event { .. }) && mailbox.len() >= EVENTS_MAX {
             if !self.overrun.swap(true, Ordering::Relaxed) {
                 tracing::warn!(plugin = self.guest.name, "events are dropped: the plugin is too slow");
             }
-            return false;
+            return Pushed::Queued;
         }
         mailbox.push_back(Job::Deliver(delivery));
         // Counted under the lock, so that no job is done before it counts.
-        self.pending.fetch_add(1, Ordering::AcqRel) == 0
+        if self.pending.fetch_add(1, Ordering::AcqRel) == 0 { Pushed::Run } else { Pushed::Queued }
     }
 
     /// Asks the plugin to finish.
@@ -178,9 +209,13 @@ impl Actor {
     /// never where a call does not come back.
     pub fn stop(&self) {
         self.dead.store(true, Ordering::Release);
-        // Where a call is under way, its own runner drops the instance.
-        if let Ok(mut instance) = self.instance.try_lock() {
-            instance.take();
+        // Where a call is under way, its own runner drops the instance. A
+        // destructor may hang like any call, so it runs on a thread that
+        // nobody waits for.
+        if let Ok(mut slot) = self.instance.try_lock()
+            && let (Some(instance), Some(hub)) = (slot.take(), self.hub.upgrade())
+        {
+            drop(hub.runtime().spawn_blocking(move || drop(instance)));
         }
     }
 
@@ -200,7 +235,7 @@ impl Actor {
     }
 
     /// Runs the plugin in a task of its own.
-    fn run_soon(self: &Arc<Self>) {
+    pub fn run_soon(self: &Arc<Self>) {
         let (actor, Some(hub)) = (self.clone(), self.hub.upgrade()) else { return };
         let runtime = hub.runtime().clone();
         woken::note();
@@ -218,11 +253,13 @@ impl Actor {
             return self.run_soon();
         }
         *lock(&self.caller) = turn.caller().map(Arc::downgrade);
+        let mut worked = 0;
         loop {
             let jobs = std::mem::take(&mut *lock(&self.mailbox));
             let done = jobs.len();
-            for (worked, job) in (1..).zip(jobs) {
+            for job in jobs {
                 self.work(job, turn);
+                worked += 1;
                 if worked % FLUSH_EVERY == 0 {
                     turn.flush();
                 }
@@ -230,13 +267,25 @@ impl Actor {
             if self.pending.fetch_sub(done, Ordering::AcqRel) == done {
                 return;
             }
+            turn.flush();
+            if worked >= RUN_MAX {
+                // The task that runs this has other things to do; the count is
+                // above 0, so nobody else begins meanwhile.
+                return self.run_soon();
+            }
         }
     }
 
     fn work(self: &Arc<Self>, job: Job, turn: &mut Turn<'_>) {
+        match job {
+            Job::Poll => self.poll_queued.store(false, Ordering::Release),
+            Job::Collect => self.collect_queued.store(false, Ordering::Release),
+            _ => {}
+        }
         if self.dead.load(Ordering::Acquire) {
             return;
         }
+        turn.let_go();
         woken::free(turn.hub().runtime());
         let mut slot = lock(&self.instance);
         let Some(instance) = slot.as_mut() else { return };
@@ -246,16 +295,10 @@ impl Actor {
         DRIVING.set(Arc::as_ptr(self) as usize);
         let called = match job {
             Job::Deliver(delivery) => instance.deliver(&self.guest.frame(delivery, turn.now_ms())),
-            Job::Drain => instance.deliver(&ksi_protocol::Frame::Drain),
+            Job::Drain => instance.deliver(&Frame::Drain),
             Job::Fire(timer) => instance.fire(timer),
-            Job::Poll => {
-                self.poll_queued.store(false, Ordering::Release);
-                instance.poll()
-            }
-            Job::Collect => {
-                self.collect_queued.store(false, Ordering::Release);
-                Ok(())
-            }
+            Job::Poll => instance.poll(),
+            Job::Collect => Ok(()),
         };
         DRIVING.set(0);
         self.call.store(0, Ordering::Release);
@@ -283,20 +326,28 @@ impl Actor {
         }
     }
 
+    /// Gives up a timer; `false` where the id is none of one that is pending.
+    fn forget_timer(&self, id: u64) -> bool {
+        lock(&self.timers).remove(&id).map(|timer| timer.abort()).is_some()
+    }
+
     fn collect(self: &Arc<Self>, turn: &mut Turn<'_>) {
         let outputs = std::mem::take(&mut *lock(&self.outputs));
         for output in outputs {
             match output {
+                Output::Frame(Frame::Cancel { id }) if self.forget_timer(id) => {}
                 Output::Frame(frame) => self.guest.hear(turn, frame),
                 Output::Timer { id, delay_ms } => {
                     let actor = Arc::downgrade(self);
                     woken::note();
-                    turn.hub().runtime().spawn(async move {
+                    let timer = turn.hub().runtime().spawn(async move {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         if let Some(actor) = actor.upgrade() {
+                            lock(&actor.timers).remove(&id);
                             actor.add(Job::Fire(id));
                         }
                     });
+                    lock(&self.timers).insert(id, timer.abort_handle());
                 }
             }
         }
@@ -311,9 +362,9 @@ impl Host for ActorHost {
     fn output(&self, output: Output) -> bool {
         let Some(actor) = self.0.upgrade() else { return false };
         let mut outputs = lock(&actor.outputs);
-        let answer =
-            matches!(&output, Output::Frame(frame) if !matches!(frame, ksi_protocol::Frame::Emit(_)));
-        if outputs.len() >= OUTPUTS_MAX && !answer {
+        // Only facts are refused: what somebody waits for, and what the plugin
+        // itself waits for, is bounded by other means.
+        if outputs.len() >= OUTPUTS_MAX && matches!(&output, Output::Frame(Frame::Emit(_))) {
             return false;
         }
         outputs.push(output);

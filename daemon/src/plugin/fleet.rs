@@ -15,6 +15,7 @@ use ksi_protocol::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{
@@ -26,6 +27,11 @@ use crate::{
     config::{self, Config},
     server::Current,
 };
+
+/// Time that a keeper may take to end what still runs. A child that it has not
+/// reaped by then was killed all the same, and dies with the daemon at the
+/// latest.
+const KEEPER_GRACE: Duration = Duration::from_secs(2);
 
 /// Where libraries are looked for, and where plugins keep their own.
 #[derive(Debug, Clone)]
@@ -107,13 +113,16 @@ impl Fleet {
         let kept = std::mem::take(&mut *self.lock());
         let stopping = kept.into_values().map(|kept| async move {
             let (done, stopped) = oneshot::channel();
-            let _ =
-                kept.commands.send(Command { input: Some(Input::Stop), spec: None, anew: false, done }).await;
+            let stop = Command { input: Some(Input::Stop), spec: None, anew: false, done };
+            let _ = timeout(grace, kept.commands.send(stop)).await;
             // Too late or not, the keeper ends with its channel, and what
             // still runs ends with the keeper.
-            let _ = tokio::time::timeout(grace, stopped).await;
+            let _ = timeout(grace, stopped).await;
             drop(kept.commands);
-            let _ = kept.task.await;
+            let keeper = kept.task.abort_handle();
+            if timeout(grace.min(KEEPER_GRACE), kept.task).await.is_err() {
+                keeper.abort();
+            }
         });
         let tasks: Vec<_> = stopping.map(tokio::spawn).collect();
         for task in tasks {

@@ -238,6 +238,8 @@ impl Keeper {
                 self.described(*descriptor);
                 None
             }
+            // Said once more, or too late, it means nothing.
+            Life::Ready if self.supervisor.state() != PluginState::Starting => None,
             Life::Ready => {
                 self.timer = None;
                 match self.open() {

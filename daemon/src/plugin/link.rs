@@ -20,6 +20,9 @@ use crate::{
     woken,
 };
 
+/// Unread bytes beyond which requests are refused.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// Unread bytes beyond which events for a listener are dropped. Requests are
 /// bounded by what the plugin may hold.
 const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -65,7 +68,7 @@ impl Link {
     /// Queues a delivery; it is written by the next flush. A request that fits
     /// no frame comes back, to be refused.
     #[must_use]
-    pub fn push(&self, delivery: Delivery) -> Option<Token> {
+    pub fn push(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
         let event = matches!(delivery, Delivery::Event { .. });
         let work = matches!(delivery, Delivery::Request { .. } | Delivery::Intercept { .. });
         if work && self.idle.swap(false, Ordering::AcqRel) {
@@ -77,10 +80,19 @@ impl Link {
             Delivery::Answer { id, .. } => (None, Some(*id)),
             _ => (None, None),
         };
-        let frame = self.guest.frame(delivery, wall_ms());
+        let frame = self.guest.frame(delivery, now_ms);
         let mut wire = self.lock();
         if wire.is_dead() {
             return None;
+        }
+        if wire.buffer.len() > BYTES_MAX {
+            // Requests that are open are bounded elsewhere; this bounds those
+            // that were given up before the child has read them.
+            match &frame {
+                Frame::Request(_) => return Some((request?, busy())),
+                Frame::Credit { .. } => return None,
+                _ => {}
+            }
         }
         if event && wire.buffer.len() > EVENT_BYTES_MAX {
             if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -94,7 +106,7 @@ impl Link {
             // A refusal of a few words always fits.
             let _ = Frame::Refusal { id: Some(id), refusal: too_large() }.encode(&mut wire.buffer);
         }
-        request
+        Some((request?, too_large()))
     }
 
     /// Says something of the daemon's own.
@@ -180,15 +192,16 @@ impl Drop for Link {
     }
 }
 
+/// What becomes of a request for which its owner has no room.
+#[must_use]
+pub fn busy() -> Refusal {
+    Refusal::new(Code::Busy, "the plugin does not keep up with what it is asked").retry_after_ms(200)
+}
+
 /// What becomes of an envelope that fits no frame.
 #[must_use]
 pub fn too_large() -> Refusal {
     let limit = limits::FRAME_BYTES_MAX;
     Refusal::new(Code::TooLarge, format!("the payload does not fit a frame of {limit} bytes"))
         .hint("pass large data by a file, and its path in the payload")
-}
-
-fn wall_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -94,6 +94,20 @@ impl Credits {
         free
     }
 
+    /// The client gives up a stream whose end waits for credit, so that nobody
+    /// else knows of it any more: what waits is dropped, and the end becomes a
+    /// refusal.
+    pub(super) fn give_up(&mut self, id: Id) -> Option<Delivery> {
+        self.streams.get(&id)?.held.back().filter(|last| is_last(last))?;
+        let mut stream = self.streams.remove(&id)?;
+        self.held_bytes -= stream.held.iter().map(weight).sum::<usize>();
+        let mut last = stream.held.pop_back()?;
+        if let Delivery::Answer { answer, .. } = &mut last {
+            *answer = Answer::Refusal(Refusal::new(Code::Cancelled, "the request was cancelled"));
+        }
+        Some(last)
+    }
+
     /// Drops everything.
     pub(super) fn clear(&mut self) {
         *self = Self::default();

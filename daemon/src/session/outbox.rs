@@ -20,16 +20,14 @@ use std::{
     os::fd::AsRawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use bytes::BytesMut;
 use foldhash::fast::RandomState;
-use ksi_kernel::{Answer, Delivery, Envelope};
+use ksi_kernel::{Answer, Delivery};
 use ksi_protocol::{
-    Code, Frame, Refusal,
-    fanout::{self, Tail},
+    Frame, Refusal,
     frame::{Class, Gap, Id},
     limits,
 };
@@ -37,6 +35,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::UnixStream, sync::Notify};
 
 use super::{
+    body::{Body, put_event},
     credit::Credits,
     face::{Face, put_line},
 };
@@ -63,6 +62,9 @@ pub struct Outbox {
     pub writer: Notify,
     /// Told when the queue has become short again.
     relieved: Notify,
+    /// Requests whose last answer has not come. Counted here, and not in the
+    /// kernel, which has forgotten a request before its answer is here.
+    owed: AtomicUsize,
     /// Whether anyone waits for `relieved`.
     awaited: AtomicBool,
     /// Told when the session must end.
@@ -110,24 +112,6 @@ struct Live {
     body: Body,
 }
 
-/// An event in the form that its face needs.
-#[derive(Debug, Clone)]
-pub enum Body {
-    /// Encoded once for all clients that speak frames.
-    Tail(Tail),
-    /// For the JSON face, which is encoded when it is written.
-    Envelope(Arc<Envelope>),
-}
-
-impl Body {
-    fn bytes(&self) -> usize {
-        64 + match self {
-            Self::Tail(tail) => tail.len(),
-            Self::Envelope(envelope) => envelope.data.len(),
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Sub {
     opened: u64,
@@ -148,6 +132,7 @@ impl Outbox {
             wants_tail: matches!(face, Face::Frames),
             writer: Notify::new(),
             relieved: Notify::new(),
+            owed: AtomicUsize::new(0),
             awaited: AtomicBool::new(false),
             closing: Notify::new(),
             touched_by: AtomicU64::new(0),
@@ -203,21 +188,15 @@ impl Outbox {
         }
     }
 
-    /// A subscription begins.
-    ///
-    /// # Errors
-    ///
-    /// `conflict` where there is one of this id.
-    pub fn add_sub(&self, id: Id) -> Result<(), Refusal> {
+    /// A subscription begins, and is answered before its first event: until
+    /// now, events found no subscription here and were passed over.
+    pub fn open_sub(&self, id: Id, answer: &Frame) {
         let mut state = self.lock();
-        if state.subs.contains_key(&id) {
-            let message = format!("a subscription with the id {id} exists already");
-            return Err(Refusal::new(Code::Conflict, message));
-        }
         state.opened += 1;
         let opened = state.opened;
         state.subs.insert(id, Sub { opened, ..Sub::default() });
-        Ok(())
+        let State { face, wire, .. } = &mut *state;
+        face.frame(answer, &mut wire.buffer);
     }
 
     /// A subscription ends; what waits for it is not sent any more.
@@ -241,13 +220,31 @@ impl Outbox {
         put_line(&mut self.lock().wire.buffer, line);
     }
 
+    /// A request was asked; exactly one last answer comes for it.
+    pub fn owe(&self) {
+        self.owed.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Queues an answer.
     pub fn answer(&self, delivery: Delivery) {
+        let last = matches!(&delivery, Delivery::Answer { answer, .. } if answer.is_last());
         let mut state = self.lock();
         if let Some(delivery) = state.credits.limit(delivery) {
             state.answer(delivery);
         }
         state.check_overflow();
+        if last {
+            self.owed.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The client gives up a request. Where its end has come already and waits
+    /// for credit, only this queue knows of it.
+    pub fn give_up(&self, id: Id) {
+        let mut state = self.lock();
+        if let Some(delivery) = state.credits.give_up(id) {
+            state.answer(delivery);
+        }
     }
 
     /// Queues an event.
@@ -315,12 +312,13 @@ impl Outbox {
     }
 
     /// Whether everything that was said is in the socket, or never will be, and
-    /// no subscription will say more.
+    /// no request or subscription will say more.
     #[must_use]
     pub fn is_owed_nothing(&self) -> bool {
         let state = self.lock();
         let written = state.wire.buffer.is_empty() && state.answers.is_empty() && state.live.is_empty();
-        state.wire.is_dead() || (written && state.subs.is_empty())
+        let owed = self.owed.load(Ordering::Acquire);
+        state.wire.is_dead() || (written && owed == 0 && state.subs.is_empty())
     }
 
     /// Drops everything: the client is gone.
@@ -473,13 +471,6 @@ impl State {
             }
         }
         !self.wire.buffer.is_empty()
-    }
-}
-
-fn put_event(face: &mut Face, buffer: &mut BytesMut, id: Id, seq: u64, body: &Body) {
-    match body {
-        Body::Tail(tail) => fanout::put(buffer, id, seq, tail),
-        Body::Envelope(envelope) => face.event(id, seq, envelope, buffer),
     }
 }
 

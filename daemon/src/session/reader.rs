@@ -90,7 +90,7 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
     };
     if half_closed {
         tokio::select! {
-            () = answered(&port, &outbox, &mut writing) => {}
+            () = answered(&outbox, &mut writing) => {}
             () = gone(&outbox.socket) => {}
             () = outbox.closing.notified() => {}
             () = sessions.closing.cancelled() => {
@@ -120,10 +120,10 @@ async fn flushed(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Un
 }
 
 /// After the client's end of file: until nothing is owed to it.
-async fn answered(port: &Port, outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
+async fn answered(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + Unpin)) {
     loop {
         let relief = outbox.relief();
-        if port.in_flight() == 0 && outbox.is_owed_nothing() {
+        if outbox.is_owed_nothing() {
             return;
         }
         tokio::select! {
@@ -277,6 +277,7 @@ impl Session<'_> {
                     idempotency_key: idempotency_key.map(Into::into),
                     ..Ask::new(id, event, data)
                 };
+                self.outbox.owe();
                 turn.request(self.port, ask);
             }
             Verb::Emit { event, data, correlation_id } => {
@@ -302,7 +303,7 @@ impl Session<'_> {
                     }
                 });
             }
-            Verb::Cancel(id) => turn.cancel(self.port, find(&id)?),
+            Verb::Cancel(id) => self.cancel(find(&id)?, turn),
             Verb::Credit(id, n) => {
                 let id = find(&id)?;
                 self.outbox.add_credit(id, n);
@@ -348,6 +349,7 @@ impl Session<'_> {
                 }
                 // A client has no parent to speak for.
                 request.parent = None;
+                self.outbox.owe();
                 turn.request(self.port, ask(request));
             }
             Frame::Emit(emit) => {
@@ -375,7 +377,7 @@ impl Session<'_> {
                     self.outbox.refuse(Some(id), refusal);
                 }
             }
-            Frame::Cancel { id } => turn.cancel(self.port, id),
+            Frame::Cancel { id } => self.cancel(id, turn),
             Frame::Credit { id, n } => {
                 self.outbox.add_credit(id, n);
                 turn.credit(self.port, id, n);
@@ -416,20 +418,19 @@ impl Session<'_> {
 
     fn subscribe(&self, subscribe: Subscribe) {
         let Subscribe { id, pattern, class } = subscribe;
-        // Told of the subscription before the first event can come.
-        if let Err(refusal) = self.outbox.add_sub(id) {
-            return self.outbox.refuse(Some(id), refusal);
-        }
         match self.hub.kernel.subscribe(self.port, id, pattern, class) {
             Ok(()) => {
                 let data = json::from_json(&serde_json::json!({ "subscribed": true }));
-                self.outbox.frame(&Frame::Reply { id, data: data.unwrap_or_else(|_| ksi_protocol::empty()) });
+                let data = data.unwrap_or_else(|_| ksi_protocol::empty());
+                self.outbox.open_sub(id, &Frame::Reply { id, data });
             }
-            Err(refusal) => {
-                self.outbox.remove_sub(id);
-                self.outbox.refuse(Some(id), refusal);
-            }
+            Err(refusal) => self.outbox.refuse(Some(id), refusal),
         }
+    }
+
+    fn cancel(&self, id: frame::Id, turn: &mut Turn<'_>) {
+        turn.cancel(self.port, id);
+        self.outbox.give_up(id);
     }
 
     fn unsubscribe(&self, id: frame::Id) -> Result<(), Refusal> {

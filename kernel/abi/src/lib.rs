@@ -161,7 +161,7 @@ pub enum Kind {
     Event = 2,
     /// `name` event, `payload`, `meta`: tell whoever listens.
     Emit = 3,
-    /// `id` of a request.
+    /// `id` of a request; from the plugin also of a timer.
     Cancel = 4,
     /// `id`, `payload`.
     Reply = 5,
@@ -275,8 +275,8 @@ pub struct PluginTable {
     pub reserved: u32,
     /// Writes the descriptor (MessagePack) to `out`.
     pub describe: extern "C" fn(out: *mut Buffer) -> u32,
-    /// Makes an instance. `host` lives as long as the instance. `config` is a
-    /// MessagePack map, `dir` a path. On failure `error` holds a refusal.
+    /// Makes an instance. `host`, and what it points at, lives as long as the
+    /// process. `config` is a MessagePack map, `dir` a path. On failure `error` holds a refusal.
     pub create: extern "C" fn(
         host: *const HostTable,
         config: Slice,

@@ -6,8 +6,7 @@
 //! this is how a flood is slowed down.
 
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BTreeSet, HashMap},
     io::{Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
@@ -63,7 +62,9 @@ struct Link {
 struct Out {
     socket: UnixStream,
     buffer: BytesMut,
-    timers: BinaryHeap<Reverse<(Instant, u64)>>,
+    timers: BTreeSet<(Instant, u64)>,
+    /// When each timer is due, so that one that is given up is found.
+    due: HashMap<u64, Instant>,
 }
 
 impl Link {
@@ -95,6 +96,24 @@ fn refuse_oversized(frame: &Frame, buffer: &mut BytesMut) -> bool {
 }
 
 impl Out {
+    fn add_timer(&mut self, due: Instant, id: u64) {
+        self.timers.insert((due, id));
+        self.due.insert(id, due);
+    }
+
+    /// Gives up a timer; `false` where the id is none of one that is pending.
+    fn forget_timer(&mut self, id: u64) -> bool {
+        self.due.remove(&id).is_some_and(|due| self.timers.remove(&(due, id)))
+    }
+
+    /// The first timer that is due.
+    fn take_timer(&mut self, now: Instant) -> Option<u64> {
+        let &(due, id) = self.timers.first().filter(|(due, _)| *due <= now)?;
+        self.timers.remove(&(due, id));
+        self.due.remove(&id);
+        Some(id)
+    }
+
     fn flush(&mut self) -> std::io::Result<()> {
         self.socket.write_all(&self.buffer)?;
         self.buffer.clear();
@@ -105,11 +124,12 @@ impl Out {
 impl Host for Link {
     fn output(&self, output: Output) -> bool {
         match output {
+            Output::Frame(Frame::Cancel { id }) if self.lock().forget_timer(id) => true,
             Output::Frame(frame) => self.send(&frame),
             Output::Timer { id, delay_ms } => {
                 // A timer beyond the end of time never fires.
                 if let Some(due) = Instant::now().checked_add(Duration::from_millis(delay_ms)) {
-                    self.lock().timers.push(Reverse((due, id)));
+                    self.lock().add_timer(due, id);
                     if std::thread::current().id() != self.driver {
                         self.wake();
                     }
@@ -143,7 +163,8 @@ pub fn run(mut socket: UnixStream) -> Result<(), Error> {
         out: Mutex::new(Out {
             socket: socket.try_clone()?,
             buffer: BytesMut::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
+            due: HashMap::new(),
         }),
         woken: AtomicBool::new(true),
         wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -212,7 +233,7 @@ fn serve(
 
 /// Waits for the socket, a wake-up or a timer; whether the socket has input.
 fn wait(socket: &UnixStream, link: &Link) -> Result<bool, Error> {
-    let next = link.lock().timers.peek().map(|Reverse((due, _))| *due);
+    let next = link.lock().timers.first().map(|(due, _)| *due);
     let timeout = match next {
         None => PollTimeout::NONE,
         Some(due) => {
@@ -236,14 +257,7 @@ fn wait(socket: &UnixStream, link: &Link) -> Result<bool, Error> {
 
 fn fire_timers(link: &Link, instance: &mut Instance) -> Result<(), Error> {
     loop {
-        let due = {
-            let timers = &mut link.lock().timers;
-            match timers.peek() {
-                Some(Reverse((due, _))) if *due <= Instant::now() => timers.pop(),
-                _ => None,
-            }
-        };
-        let Some(Reverse((_, id))) = due else { return Ok(()) };
+        let Some(id) = link.lock().take_timer(Instant::now()) else { return Ok(()) };
         instance.fire(id)?;
     }
 }

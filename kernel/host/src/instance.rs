@@ -93,7 +93,7 @@ impl Instance {
         config: &[u8],
         dir: &Path,
     ) -> Result<Self, Refusal> {
-        let context: &'static mut HostContext = Box::leak(Box::new(HostContext {
+        let context = Box::into_raw(Box::new(HostContext {
             host,
             panic: Mutex::default(),
             table: HostTable {
@@ -104,8 +104,12 @@ impl Instance {
                 wake: host_wake,
             },
         }));
-        context.table.context = ptr::from_ref(context).cast();
-        let context: &'static HostContext = context;
+        // SAFETY: it was just made, is never freed, and nobody else knows it yet;
+        // from here on it is only shared.
+        let context: &'static HostContext = unsafe {
+            (*context).table.context = context.cast_const().cast();
+            &*context
+        };
         let mut pointer = ptr::null_mut();
         let mut error = Buffer::EMPTY;
         let dir = dir.to_string_lossy();

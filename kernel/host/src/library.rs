@@ -49,12 +49,14 @@ impl Library {
         if table.is_null() {
             return Err(failed("its entry point returned nothing".into()).into());
         }
-        // SAFETY: a plugin of this ABI returns its static table, which begins
-        // with its size; the size is checked before another field is read.
-        let table: &'static PluginTable = unsafe { &*table };
-        if (table.size as usize) < size_of::<PluginTable>() {
-            return Err(failed(format!("its table has {} bytes", table.size)).into());
+        // SAFETY: a plugin of this ABI returns its static table, and a table of
+        // any version begins with its size.
+        let size = unsafe { table.cast::<u32>().read() };
+        if (size as usize) < size_of::<PluginTable>() {
+            return Err(failed(format!("its table has {size} bytes")).into());
         }
+        // SAFETY: as above, and it is as large as this host's idea of it.
+        let table: &'static PluginTable = unsafe { &*table };
         let mut out = Buffer::EMPTY;
         let status = (table.describe)(&mut out);
         let bytes = take(out);

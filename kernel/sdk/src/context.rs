@@ -297,6 +297,9 @@ struct Sleeping {
 
 impl Drop for Sleeping {
     fn drop(&mut self) {
-        self.core.timers.borrow_mut().remove(&self.id);
+        let slot = self.core.timers.borrow_mut().remove(&self.id);
+        if slot.is_some_and(|slot| !slot.fired) {
+            self.core.link.send(&Outgoing::new(Kind::Cancel, self.id));
+        }
     }
 }

@@ -62,15 +62,15 @@ impl<P: Plugin> Exports<P> {
 struct HostLink(*const HostTable);
 
 // SAFETY: the host promises that `send` and `wake` may be called from any
-// thread, and that the table outlives the instance.
+// thread, and that the table lives as long as the process.
 unsafe impl Send for HostLink {}
 // SAFETY: as above.
 unsafe impl Sync for HostLink {}
 
 impl Link for HostLink {
     fn send(&self, message: &Outgoing<'_>) -> u32 {
-        // SAFETY: the host keeps the table alive as long as the instance, and
-        // every `HostLink` is owned by one.
+        // SAFETY: the host keeps the table alive as long as the process, since
+        // threads and wakers may outlive the instance.
         let host = unsafe { &*self.0 };
         let message = Message {
             arg: message.arg,

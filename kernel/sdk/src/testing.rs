@@ -64,6 +64,8 @@ impl Link for FakeLink {
         if message.kind == Kind::Timer {
             let due = outbox.now.saturating_add(Duration::from_millis(message.arg));
             outbox.timers.push((due, message.id));
+        } else if message.kind == Kind::Cancel && outbox.timers.iter().any(|(_, id)| *id == message.id) {
+            outbox.timers.retain(|(_, id)| *id != message.id);
         } else {
             outbox.sent.push_back(Sent {
                 kind: message.kind,

@@ -129,6 +129,25 @@ fn what_the_same_write_asked_of_others_is_answered_while_a_plugin_hangs() {
 }
 
 #[test]
+fn a_plugin_behind_the_one_that_hangs_is_not_lost_with_it() {
+    let daemon = faulty("in-process");
+    for order in [["faulty:hang", "echo:say"], ["echo:say", "faulty:hang"]] {
+        let mut lines = daemon.lines();
+        let batch = order.map(|event| {
+            let data = if event == "echo:say" { json!({"text": "hi"}) } else { json!({}) };
+            json!({"id": event, "event": event, "data": data}).to_string()
+        });
+        lines.send_text(&batch.join("\n"));
+        let answers = [lines.receive(), lines.receive()];
+        let of = |id: &str| answers.iter().find(|answer| answer["id"] == id).expect("it is answered");
+        assert_eq!(of("echo:say")["data"]["text"], "hi");
+        assert_eq!(of("faulty:hang")["refusal"]["code"], "plugin_restarted");
+        assert_eq!(daemon.ask("echo:say", json!({"text": "on"})).expect("it goes on")["text"], "on");
+        daemon.ask("plugin:reload", json!({"name": "faulty"})).expect("it starts");
+    }
+}
+
+#[test]
 fn the_connection_whose_task_is_lost_is_ended_after_its_refusal() {
     let daemon = faulty("in-process");
     let mut lines = daemon.lines();

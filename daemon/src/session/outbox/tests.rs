@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use ksi_protocol::{Bytes, EventName, Frame, frame};
+use ksi_protocol::{Bytes, Code, EventName, Frame, fanout, frame};
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -12,6 +12,10 @@ use super::*;
 fn pair() -> (Arc<Outbox>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (Arc::new(Outbox::new(ours, Face::Frames, Arc::default())), theirs)
+}
+
+fn subscribed() -> Frame {
+    Frame::Reply { id: 7, data: ksi_protocol::empty() }
 }
 
 fn body(text: &str) -> Body {
@@ -52,7 +56,7 @@ fn is_end(frames: &[Frame]) -> bool {
 #[tokio::test]
 async fn a_slow_reader_loses_the_oldest_events_and_learns_exactly_which() {
     let (outbox, mut client) = pair();
-    outbox.add_sub(7).unwrap();
+    outbox.open_sub(7, &subscribed());
     let told = limits::LIVE_EVENTS_MAX as u64 + 50_000;
     for n in 0..told {
         outbox.event(7, Class::Live, "a:b", &body(&n.to_string()));
@@ -87,7 +91,7 @@ async fn a_slow_reader_loses_the_oldest_events_and_learns_exactly_which() {
 #[tokio::test]
 async fn answers_and_events_come_in_the_order_in_which_they_were_said() {
     let (outbox, mut client) = pair();
-    outbox.add_sub(7).unwrap();
+    outbox.open_sub(7, &subscribed());
     for n in 0..20_000 {
         outbox.event(7, Class::Live, "a:b", &body("an event of some length, to fill the socket soon"));
         outbox.answer(chunk(n, "x"));
@@ -100,14 +104,15 @@ async fn answers_and_events_come_in_the_order_in_which_they_were_said() {
     }
     outbox.answer(end(0));
     let frames = read(&outbox, &mut client, is_end).await;
-    let kinds: Vec<bool> = frames.iter().map(|frame| matches!(frame, Frame::Event(_))).collect();
-    assert!(kinds.chunks_exact(2).take(frames.len() / 2).all(|pair| pair == [true, false]));
+    // The first answers the subscription.
+    let kinds: Vec<bool> = frames[1..].iter().map(|frame| matches!(frame, Frame::Event(_))).collect();
+    assert!(kinds.chunks_exact(2).take((frames.len() - 1) / 2).all(|pair| pair == [true, false]));
 }
 
 #[tokio::test]
 async fn latest_keeps_only_the_newest_event_of_each_name() {
     let (outbox, mut client) = pair();
-    outbox.add_sub(7).unwrap();
+    outbox.open_sub(7, &subscribed());
     let mut n = 0;
     while outbox.lock().live.is_empty() {
         outbox.event(7, Class::Latest, "a:b", &body(&n.to_string()));
@@ -164,7 +169,7 @@ async fn a_client_that_asks_for_more_than_it_reads_is_given_up() {
 #[tokio::test]
 async fn what_waits_for_a_subscription_goes_with_it() {
     let (outbox, mut client) = pair();
-    outbox.add_sub(7).unwrap();
+    outbox.open_sub(7, &subscribed());
     while outbox.lock().live.len() < 10 {
         outbox.event(7, Class::Live, "a:b", &body("x"));
     }
@@ -178,4 +183,20 @@ async fn what_waits_for_a_subscription_goes_with_it() {
     });
     assert!(waiting >= 10 && last.is_some());
     assert!(!frames.iter().any(|frame| matches!(frame, Frame::Gap(_))));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_given_up_after_its_end_has_come_is_refused() {
+    let (outbox, mut client) = pair();
+    outbox.begin(1, Some(1)).unwrap();
+    for text in ["a", "b", "c"] {
+        outbox.answer(chunk(1, text));
+    }
+    outbox.answer(end(1));
+    outbox.give_up(1);
+    let frames = read(&outbox, &mut client, |frames| frames.len() == 2).await;
+    assert!(matches!(&frames[0], Frame::Chunk { id: 1, data } if data == "a"));
+    assert!(matches!(&frames[1], Frame::Refusal { id: Some(1), refusal } if refusal.code == Code::Cancelled));
+    assert!(outbox.begin(1, None).is_ok(), "the id is free again");
+    outbox.give_up(1);
 }
