@@ -29,6 +29,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -133,6 +134,9 @@ impl Config {
         self.events.get(named).or_else(|| self.events.get(declared))
     }
 }
+
+/// The configuration in force, which a reload replaces.
+pub type Current = Arc<Mutex<Arc<Config>>>;
 
 /// `[daemon]`: the daemon itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,16 +27,16 @@ use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
     fanout::{Tail, tail},
     frame::Id,
-    limits::FRAME_BYTES_MAX,
 };
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
     plugin::{
         actor::{Actor, Pushed},
-        link::{Link, busy, too_large},
+        link::{Link, busy},
     },
     session::{body::Body, outbox::Outbox},
+    wire::check_size,
     woken,
 };
 
@@ -236,9 +236,6 @@ impl Hub {
     }
 }
 
-/// Room in the frame of an event for all but its payload.
-const EVENT_FIELDS_BYTES: usize = 1024;
-
 /// Namespaces in which only the daemon speaks.
 const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 
@@ -297,10 +294,7 @@ impl Turn<'_> {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
         }
-        let texts = emission.correlation_id.as_deref().map_or(0, str::len);
-        if emission.data.len() + texts > FRAME_BYTES_MAX - EVENT_FIELDS_BYTES {
-            return Err(too_large());
-        }
+        check_size(&emission.data, [emission.correlation_id.as_deref(), None])?;
         let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
         self.settle();
         told
@@ -443,15 +437,8 @@ impl Turn<'_> {
         if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
             let busy =
                 Refusal::new(Code::Busy, "too many requests to the daemon itself wait").retry_after_ms(100);
-            // Its refusal is settled by the loop that is under way.
-            let now = self.now_ms;
-            let _ = self.hub.kernel.answer(
-                self.hub.daemon(),
-                token,
-                Answer::Refusal(busy),
-                now,
-                &mut self.effects,
-            );
+            // It is settled by the loop that is under way.
+            self.refuse(self.hub.daemon(), token, busy);
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, Delivery},
+    config::{Config, Current, Delivery},
     hub::Hub,
     instance::Instance,
     notify,
@@ -39,9 +39,6 @@ use crate::{
 
 /// Time that sessions have to be written and closed.
 const SESSIONS_GRACE: Duration = Duration::from_secs(5);
-
-/// The configuration in force, which a reload replaces.
-pub type Current = Arc<Mutex<Arc<Config>>>;
 
 /// What the daemon is started with.
 pub struct Options {

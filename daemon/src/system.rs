@@ -26,13 +26,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::Config,
+    config::{Config, Current},
     hub::{Hub, SystemRequest},
     plugin::{
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
     },
-    server::Current,
     session::Sessions,
 };
 

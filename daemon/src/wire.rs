@@ -6,6 +6,7 @@
 use std::{io, time::Duration};
 
 use bytes::{Buf, BytesMut};
+use ksi_protocol::{Code, Refusal, limits};
 use tokio::{io::Interest, net::UnixStream, sync::Notify};
 
 use crate::woken;
@@ -13,6 +14,10 @@ use crate::woken;
 /// Capacity that an empty buffer keeps: one large answer shall not be paid for
 /// as long as its client stays.
 const KEPT_BYTES: usize = 256 * 1024;
+
+/// Bytes that the daemon may add to what it passes on: origin, times, numbers
+/// and the names of fields.
+const ENVELOPE_BYTES: usize = 1024;
 
 /// How a flush ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,4 +124,19 @@ pub async fn write_when_full(
             }
         }
     }
+}
+
+/// What comes in as a frame must fit into one on its way out, with all that the
+/// daemon adds: neither a plugin nor a listener can be sent anything longer.
+pub fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> {
+    let bytes = data.len() + texts.into_iter().flatten().map(str::len).sum::<usize>();
+    let most = limits::FRAME_BYTES_MAX - ENVELOPE_BYTES;
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::TooLarge,
+        format!("payload of {bytes} bytes is longer than the limit of {most} bytes"),
+    )
+    .hint("send less, or in parts"))
 }

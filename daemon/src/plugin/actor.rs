@@ -205,8 +205,8 @@ impl Actor {
         }
     }
 
-    /// Lets no more calls in. The instance goes with the last reference, or
-    /// never where a call does not come back.
+    /// Lets no more calls in. The instance goes, or never does where a call does
+    /// not come back.
     pub fn stop(&self) {
         self.dead.store(true, Ordering::Release);
         // Where a call is under way, its own runner drops the instance. A
@@ -289,8 +289,9 @@ impl Actor {
         woken::free(turn.hub().runtime());
         let mut slot = lock(&self.instance);
         let Some(instance) = slot.as_mut() else { return };
-        self.calls.store(self.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.call.store(self.calls.load(Ordering::Relaxed), Ordering::Release);
+        let call = self.calls.load(Ordering::Relaxed) + 1;
+        self.calls.store(call, Ordering::Relaxed);
+        self.call.store(call, Ordering::Release);
         self.watchdog.begin();
         DRIVING.set(Arc::as_ptr(self) as usize);
         let called = match job {

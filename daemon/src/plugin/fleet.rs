@@ -23,10 +23,7 @@ use super::{
     keeper::{Board, Command, Keeper, Means, Shared, Spec, with},
     supervisor::Input,
 };
-use crate::{
-    config::{self, Config},
-    server::Current,
-};
+use crate::config::{self, Config, Current};
 
 /// Time that a keeper may take to end what still runs. A child that it has not
 /// reaped by then was killed all the same, and dies with the daemon at the

@@ -66,7 +66,7 @@ impl Link {
     }
 
     /// Queues a delivery; it is written by the next flush. A request that fits
-    /// no frame comes back, to be refused.
+    /// no frame, or for which there is no room, comes back with its refusal.
     #[must_use]
     pub fn push(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
         let event = matches!(delivery, Delivery::Event { .. });
@@ -199,8 +199,7 @@ pub fn busy() -> Refusal {
 }
 
 /// What becomes of an envelope that fits no frame.
-#[must_use]
-pub fn too_large() -> Refusal {
+fn too_large() -> Refusal {
     let limit = limits::FRAME_BYTES_MAX;
     Refusal::new(Code::TooLarge, format!("the payload does not fit a frame of {limit} bytes"))
         .hint("pass large data by a file, and its path in the payload")

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     hub::{Handle, Hub, Port, Turn, ask},
-    wire::{Flushed, write_when_full},
+    wire::{Flushed, check_size, write_when_full},
 };
 
 /// Time that a client may take to read what it was told before the daemon
@@ -30,10 +30,6 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Input beyond which its buffer is not kept.
 const LARGE_BYTES: usize = 4 * READ_BYTES;
-
-/// Bytes that the daemon may add to what it passes on: origin, times, numbers
-/// and the names of fields.
-const ENVELOPE_BYTES: usize = 1024;
 
 /// How a session goes on after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,7 +277,6 @@ impl Session<'_> {
                 turn.request(self.port, ask);
             }
             Verb::Emit { event, data, correlation_id } => {
-                check_size(&data, [correlation_id.as_deref(), None])?;
                 let emission =
                     Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
                 let told = turn.emit(self.port, emission)?;
@@ -353,10 +348,6 @@ impl Session<'_> {
                 turn.request(self.port, ask(request));
             }
             Frame::Emit(emit) => {
-                if let Err(refusal) = check_size(&emit.data, [emit.correlation_id.as_deref(), None]) {
-                    self.outbox.refuse(emit.id, refusal);
-                    return Next::Read;
-                }
                 let emission = Emission {
                     correlation_id: emit.correlation_id.map(Into::into),
                     ..Emission::new(emit.event, emit.data)
@@ -438,21 +429,6 @@ impl Session<'_> {
         self.outbox.remove_sub(id);
         Ok(())
     }
-}
-
-/// What comes in as a frame must fit into one on its way out, with all that the
-/// daemon adds: neither a plugin nor a listener can be sent anything longer.
-fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> {
-    let bytes = data.len() + texts.into_iter().flatten().map(str::len).sum::<usize>();
-    let most = limits::FRAME_BYTES_MAX - ENVELOPE_BYTES;
-    if bytes <= most {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        Code::TooLarge,
-        format!("payload of {bytes} bytes is longer than the limit of {most} bytes"),
-    )
-    .hint("send less, or in parts"))
 }
 
 /// A payload that is a small part of a large frame shall not keep all of it in
