@@ -5,22 +5,23 @@ use std::{future::Future, path::Path, pin::Pin, sync::Arc, task::Poll, time::Dur
 use bytes::Bytes;
 use ksi_protocol::{
     EventName, Frame, Pattern,
-    frame::{self, Class, Id, Welcome},
+    frame::{self, Class, Id, Subscribe, Welcome},
+    work::Accepted,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    CallOptions, Error, Options, Stream, Subscription,
+    CallOptions, Error, FollowOptions, Follower, Options, Outcome, Stream, Subscription,
     connection::{self, Core, Handle},
     lock,
-    pending::{Open, Request, Subscribed},
+    pending::{Answered, Open, Request, Subscribed},
     stream::Queue,
     subscription::{announce, ring::Ring},
 };
 
 /// By how much the client's own limit comes after the daemon's: time for the
 /// daemon's `timeout` refusal, which says more, to arrive.
-const GUARD: Duration = Duration::from_millis(500);
+pub(crate) const GUARD: Duration = Duration::from_millis(500);
 
 /// A connection to the daemon. Cheap to clone; all clones share it. It is
 /// closed when the last clone, stream and subscription is dropped.
@@ -82,7 +83,8 @@ impl Client {
     }
 
     /// Asks, and waits for the answer. Dropping the future cancels the request
-    /// in the daemon. Of an event that streams, the answer is its summary.
+    /// in the daemon. Of an event that streams, the answer is its summary; of
+    /// one that is durable it is an [`Accepted`], see [`Client::submit`].
     ///
     /// # Errors
     ///
@@ -138,14 +140,96 @@ impl Client {
     ///
     /// As [`Client::request_with`].
     pub async fn request_raw(&self, event: &str, data: Bytes, options: CallOptions) -> Result<Bytes, Error> {
+        match self.call(event, data, options).await? {
+            Answered::Reply(data) => Ok(data),
+            Answered::Accepted(accepted) => encode(event, &accepted),
+        }
+    }
+
+    pub(crate) async fn call(
+        &self,
+        event: &str,
+        data: Bytes,
+        options: CallOptions,
+    ) -> Result<Answered, Error> {
         let name = EventName::parse(event)?;
         let timeout = options.timeout.or(self.core().options.timeout);
         self.ask(timeout, |id| request_frame(id, name, data, options, timeout)).await
     }
 
+    /// Hands durable work to the daemon. When this returns, the work is written
+    /// down and synced: it ends as done or failed even if the daemon is killed
+    /// now, and [`Client::wait`] gives its result, on any connection. Two
+    /// requests with one `key` are one request; with a key of its own a request
+    /// that ended with [`Error::Lost`] can be submitted again.
+    ///
+    /// ```
+    /// # use std::{collections::HashMap, time::Duration};
+    /// # use ksi_client::{Client, Error, Options, testing::Echo};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let daemon = Echo::start()?;
+    /// # let client = Client::connect(Options::new(daemon.socket())).await?;
+    /// let text = HashMap::from([("text", "hello")]);
+    /// let accepted = client.submit("echo:keep", &text, Some("greeting-1")).await?;
+    /// let outcome = client.wait(&accepted.request_id, Some(Duration::from_secs(5))).await?;
+    /// let said: HashMap<String, String> = outcome.decode()?;
+    /// assert_eq!(said["text"], "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::request`]; [`Error::NotDurable`] where the event is
+    /// answered at once.
+    pub async fn submit<T: Serialize + ?Sized>(
+        &self,
+        event: &str,
+        payload: &T,
+        key: Option<&str>,
+    ) -> Result<Accepted, Error> {
+        let options = CallOptions { idempotency_key: key.map(str::to_owned), ..CallOptions::default() };
+        self.submit_raw(event, encode(event, payload)?, options).await
+    }
+
+    /// The same with options, and a payload that is MessagePack already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::submit`].
+    pub async fn submit_raw(
+        &self,
+        event: &str,
+        data: Bytes,
+        options: CallOptions,
+    ) -> Result<Accepted, Error> {
+        match self.call(event, data, options).await? {
+            Answered::Accepted(accepted) => Ok(accepted),
+            Answered::Reply(_) => Err(Error::NotDurable { event: event.to_owned() }),
+        }
+    }
+
+    /// Waits until durable work has ended, for `timeout` or without a limit.
+    /// Where the connection is lost meanwhile, this asks again on the next one:
+    /// to wait changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] when the time is over, [`Error::Refused`] where no
+    /// such work is known, and as [`Client::request`] where the daemon stays
+    /// away. Work that has failed is no error here: see [`Outcome::decode`].
+    pub async fn wait(&self, request_id: &str, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        crate::work::wait(self, request_id, timeout).await
+    }
+
     /// Sends the frame that `frame` makes for a new request, and waits for its
     /// answer.
-    async fn ask(&self, timeout: Option<Duration>, frame: impl FnOnce(Id) -> Frame) -> Result<Bytes, Error> {
+    async fn ask(
+        &self,
+        timeout: Option<Duration>,
+        frame: impl FnOnce(Id) -> Frame,
+    ) -> Result<Answered, Error> {
         let core = self.core();
         core.ready().await?;
         let id = lock(&core.pending).insert(Open::Request(Request::default()))?;
@@ -188,7 +272,7 @@ impl Client {
         let core = self.core();
         core.ready().await?;
         let queue = Arc::new(Queue::default());
-        let open = Open::Stream { queue: Arc::clone(&queue), accepted: false };
+        let open = Open::Stream { queue: Arc::clone(&queue) };
         let id = lock(&core.pending).insert(open)?;
         let timeout = options.timeout.or(core.options.timeout);
         let window = options.credit;
@@ -234,13 +318,18 @@ impl Client {
         let data = encode(event, payload)?;
         let timeout = self.core().options.timeout;
         let emit = |id| Frame::Emit(frame::Emit { id: Some(id), event: name, data, correlation_id: None });
-        let answer = self.ask(timeout, emit).await?;
-        decode(event, &answer).map(|Delivered { delivered }| delivered)
+        match self.ask(timeout, emit).await? {
+            Answered::Reply(data) => decode(event, &data).map(|Delivered { delivered }| delivered),
+            Answered::Accepted(_) => Err(Error::unexpected("`accepted` for an emit")),
+        }
     }
 
     /// Listens to the events that match `pattern`: `*` is one segment, `**` any
     /// number of them, a lone `*` everything. Returns when the daemon has
     /// confirmed it: all that is emitted from then on is heard.
+    ///
+    /// One of [`Class::Durable`] loses nothing as long as its connection lives,
+    /// and ends with it; [`Client::follow`] goes on after that.
     ///
     /// ```
     /// # use std::collections::HashMap;
@@ -263,14 +352,33 @@ impl Client {
     /// [`Error::Name`] when it is no pattern, [`Error::Refused`] when the
     /// daemon refuses it, [`Error::Lost`] when the connection breaks.
     pub async fn subscribe(&self, pattern: &str, class: Class) -> Result<Subscription, Error> {
-        let pattern = Pattern::parse(pattern)?;
+        let wish = Subscribe::new(0, Pattern::parse(pattern)?, class);
+        let window = u32::try_from(self.core().options.event_queue).unwrap_or(u32::MAX);
+        let credit = (class == Class::Durable).then_some(window);
+        self.listen(Subscribe { credit, ..wish }).await
+    }
+
+    /// Follows the durable facts that match `pattern`: from a position in the
+    /// journal, from where a consumer has left off, or from now on. Nothing is
+    /// lost and nothing comes twice, however often the connection is lost or
+    /// the daemon restarted. See [`Follower`] for an example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::subscribe`].
+    pub async fn follow(&self, pattern: &str, options: FollowOptions) -> Result<Follower, Error> {
+        Follower::start(self.clone(), Pattern::parse(pattern)?, options).await
+    }
+
+    /// Asks for a subscription and waits for the daemon's word on it.
+    pub(crate) async fn listen(&self, wish: Subscribe) -> Result<Subscription, Error> {
         let core = self.core();
-        let ring = Arc::new(Ring::new(class, core.options.event_queue));
-        let subscribed =
-            Subscribed { pattern, class, ring: Arc::clone(&ring), told: 0, confirmed: None, waker: None };
+        let window = wish.credit;
+        let ring = Arc::new(Ring::new(wish.class, core.options.event_queue));
+        let subscribed = Subscribed { wish, ring: Arc::clone(&ring), told: 0, confirmed: None, waker: None };
         let id = lock(&core.pending).insert(Open::Subscription(Box::new(subscribed)))?;
         // From here on, dropping it takes back what was done.
-        let subscription = Subscription::new(Arc::clone(&self.handle), id, ring);
+        let subscription = Subscription::new(Arc::clone(&self.handle), id, ring, window);
         announce(&self.handle, id).await?;
         match core.options.timeout {
             None => subscription.confirmed().await?,
@@ -307,17 +415,27 @@ impl Client {
         self.core().close().await;
     }
 
-    fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Core {
         &self.handle.core
+    }
+
+    /// Asks without waiting for the answer; whether it was sent.
+    pub(crate) fn tell(&self, event: EventName, data: Bytes) -> bool {
+        let core = self.core();
+        let Ok(id) = lock(&core.pending).insert(Open::Request(Request::default())) else { return false };
+        let sent = core.output.send(&Frame::Request(frame::Request::new(id, event, data))).is_ok();
+        // The answer will meet nobody, for the id is not given again.
+        lock(&core.pending).remove(id);
+        sent
     }
 }
 
-fn encode<T: Serialize + ?Sized>(event: &str, payload: &T) -> Result<Bytes, Error> {
+pub(crate) fn encode<T: Serialize + ?Sized>(event: &str, payload: &T) -> Result<Bytes, Error> {
     ksi_protocol::encode(payload)
         .map_err(|error| Error::Encode { event: event.to_owned(), source: Arc::new(error) })
 }
 
-fn decode<R: DeserializeOwned>(event: &str, answer: &[u8]) -> Result<R, Error> {
+pub(crate) fn decode<R: DeserializeOwned>(event: &str, answer: &[u8]) -> Result<R, Error> {
     ksi_protocol::decode(answer)
         .map_err(|refusal| Error::Decode { event: event.to_owned(), reason: refusal.message })
 }
@@ -330,15 +448,11 @@ fn request_frame(
     timeout: Option<Duration>,
 ) -> Frame {
     Frame::Request(frame::Request {
-        id,
-        event,
-        data,
         timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
         credit: options.credit,
         correlation_id: options.correlation_id,
         idempotency_key: options.idempotency_key,
-        origin: None,
-        parent: None,
+        ..frame::Request::new(id, event, data)
     })
 }
 
@@ -358,7 +472,7 @@ impl Answer<'_> {
 }
 
 impl Future for Answer<'_> {
-    type Output = Result<Bytes, Error>;
+    type Output = Result<Answered, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
         let (answer, old) = lock(&self.core.pending).poll_answer(self.id, cx);

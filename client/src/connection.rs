@@ -24,7 +24,9 @@ use ksi_protocol::{
     Frame, PROTOCOL_VERSION, Refusal,
     frame::{Hello, Id, Welcome},
     limits::SOCKET_PATH_BYTES_MAX,
+    work::Accepted,
 };
+use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -52,10 +54,10 @@ const READ_BYTES: usize = 64 * 1024;
 const READ_BYTES_MIN: usize = 4 * 1024;
 
 /// First pause before a reconnect; it doubles each time.
-const BACKOFF: Duration = Duration::from_millis(20);
+pub(crate) const BACKOFF: Duration = Duration::from_millis(20);
 
 /// Longest pause before a reconnect.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// Pause after which a full backlog of the socket is tried again.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
@@ -177,6 +179,9 @@ async fn greet(stream: &mut UnixStream, buffer: &mut BytesMut, name: &str) -> Re
     Frame::Hello(hello).encode(&mut bytes).map_err(Error::from_encoding)?;
     stream.write_all(&bytes).await.map_err(Error::io)?;
     loop {
+        if let Some(refusal) = refused(buffer) {
+            return Err(Error::Refused(refusal));
+        }
         match Frame::split(buffer).map_err(Error::from_decoding)? {
             Some(Frame::Welcome(welcome)) if welcome.version == PROTOCOL_VERSION => return Ok(welcome),
             Some(Frame::Welcome(welcome)) => {
@@ -197,6 +202,17 @@ async fn greet(stream: &mut UnixStream, buffer: &mut BytesMut, name: &str) -> Re
             Err(error) => return Err(Error::io(error)),
         }
     }
+}
+
+/// The refusal of a daemon that takes no more connections, or not this one: a
+/// line, since nobody has said which face to show.
+fn refused(buffer: &[u8]) -> Option<Refusal> {
+    #[derive(Deserialize)]
+    struct Line {
+        refusal: Refusal,
+    }
+    let line = buffer.strip_suffix(b"\n").filter(|line| line.starts_with(b"{"))?;
+    serde_json::from_slice(line).ok().map(|Line { refusal }| refusal)
 }
 
 /// Makes a connection the one on which frames go out, and renews
@@ -327,7 +343,7 @@ async fn reconnect(core: &Arc<Core>) -> Result<Attached, Error> {
 
 /// Between half and all of `pause`, so that many clients of a daemon that
 /// restarts do not all come at once.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1024;
     pause / 2 + pause.mul_f64(random as f64 / 2048.0)
 }
@@ -344,7 +360,7 @@ impl Core {
         if let Some(epoch) = self.output.ready_now()? {
             return Ok(epoch);
         }
-        let limit = self.options.connect_timeout;
+        let limit = self.options.patient_for();
         timeout(limit, self.output.ready()).await.unwrap_or_else(|_| {
             Err(if self.output.is_up() {
                 Error::TimedOut { after: limit }
@@ -431,14 +447,14 @@ impl Core {
         for frame in frames.drain(..) {
             match frame {
                 Incoming::Answer { id, kind, data } => pending.answer(id, kind, data, effects),
-                Incoming::Event { sub, seq, body } => {
-                    pending.event(sub, Entry::Raw { seq, body }, effects);
-                }
+                Incoming::Events { sub, run } => pending.event(sub, Entry::Events(run), effects),
                 Incoming::Other(frame) => match *frame {
                     Frame::Accepted { id, request_id, seq } => {
-                        pending.accept(id, request_id, seq, effects);
+                        pending.accept(id, Accepted { request_id, seq }, effects);
                     }
-                    Frame::Refusal { id: Some(id), refusal } => pending.refuse(id, refusal, effects),
+                    Frame::Refusal { id: Some(id), refusal } => {
+                        pending.refuse(id, refusal, self.options.reconnect, effects);
+                    }
                     Frame::Refusal { id: None, refusal } => *farewell = Some(refusal),
                     Frame::Event(event) => {
                         pending.event(event.sub, Entry::Event(Box::new(event)), effects);

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use ksi_protocol::{Refusal, frame, limits, name::NameError};
+use ksi_protocol::{Code, Refusal, frame, limits, name::NameError};
 
 /// Why a call did not end with an answer. Cheap to clone, because one lost
 /// connection ends many calls.
@@ -69,8 +69,9 @@ pub enum Error {
         /// What the daemon is.
         server: String,
     },
-    /// The connection broke before the answer came. Whether the request was
-    /// done is not known.
+    /// Disconnected: the connection broke before the answer came. Whether the
+    /// request was done is not known, unless [`Error::may_have_arrived`] says
+    /// no. It is never sent again by the library.
     #[error("connection to the daemon lost: {0}")]
     Lost(Loss),
     /// The client was closed with [`crate::Client::close`].
@@ -120,6 +121,13 @@ pub enum Error {
         chunks: usize,
         /// Their bytes.
         bytes: usize,
+    },
+    /// A durable request was expected, and the event is not durable: it was
+    /// answered at once.
+    #[error("`{event}` is not durable: it was answered, and there is nothing to wait for")]
+    NotDurable {
+        /// The event.
+        event: String,
     },
     /// Too much is open on this connection.
     #[error("{open} requests and subscriptions are open, and no more fit")]
@@ -187,6 +195,60 @@ impl Error {
         }
     }
 
+    /// Whether the request that ended so may have reached the daemon, and so
+    /// may have been done. Where it is `false`, it has not.
+    ///
+    /// ```
+    /// # use ksi_client::{Error, Loss};
+    /// assert!(Error::Lost(Loss::Ended).may_have_arrived());
+    /// assert!(!Error::Lost(Loss::Down).may_have_arrived());
+    /// ```
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Lost(Loss::Down)
+            | Self::NotRunning { .. }
+            | Self::PathTooLong { .. }
+            | Self::NotASocket { .. }
+            | Self::Connect { .. }
+            | Self::Start(_)
+            | Self::Version { .. }
+            | Self::Name(_)
+            | Self::Encode { .. }
+            | Self::TooLarge { .. }
+            | Self::Full { .. } => false,
+            Self::Lost(_)
+            | Self::Closed
+            | Self::Protocol(_)
+            | Self::Decode { .. }
+            | Self::TimedOut { .. }
+            | Self::NotDurable { .. }
+            | Self::Overrun { .. }
+            | Self::Refused(_) => true,
+        }
+    }
+
+    /// Whether a question that changes nothing may be asked again: the
+    /// connection, the daemon or the plugin went away and is coming back.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Lost(_) | Self::NotRunning { .. } | Self::TimedOut { .. } => true,
+            Self::Connect { source, .. } => source.kind() == io::ErrorKind::WouldBlock,
+            Self::Refused(refusal) => {
+                refusal.retryable
+                    || matches!(
+                        refusal.code,
+                        Code::Unavailable
+                            | Code::Busy
+                            | Code::PluginRestarted
+                            | Code::ShuttingDown
+                            | Code::Timeout
+                    )
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(error: io::Error) -> Self {
         Self::Lost(Loss::Io(Arc::new(error)))
     }
@@ -211,7 +273,6 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ksi_protocol::Code;
 
     #[test]
     fn only_what_may_pass_later_is_retryable() {

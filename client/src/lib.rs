@@ -4,11 +4,15 @@
 //! ([`Client::request`]), asks for a stream ([`Client::stream`]), tells
 //! ([`Client::emit`]) and listens ([`Client::subscribe`]); any number of these
 //! may be under way at once, from any number of tasks, and an answer may
-//! overtake another. A clone is another handle on the same connection.
+//! overtake another. A clone is another handle on the same connection. What
+//! must not be lost is submitted and waited for ([`Client::submit`],
+//! [`Client::wait`]) and followed ([`Client::follow`]).
+//!
+//! A connection that is lost is made anew ([`Options::reconnect`]).
 //!
 //! What it refuses to do: repeat a request by itself. A request whose
 //! connection breaks ends with [`Error::Lost`], because nobody knows whether it
-//! was done; an `idempotency_key` in [`CallOptions`] makes a repetition safe.
+//! was done; a key makes it safe to submit durable work again.
 //!
 //! ```
 //! # use ksi_client::{Client, Error, Options, testing::Echo};
@@ -48,6 +52,7 @@
 mod client;
 mod connection;
 mod error;
+mod follow;
 mod incoming;
 mod options;
 mod output;
@@ -57,17 +62,21 @@ mod stream;
 mod subscription;
 #[doc(hidden)]
 pub mod testing;
+mod work;
 
 pub use client::{Client, Empty};
 pub use error::{Error, Fault, Loss};
+pub use follow::{FollowOptions, Follower};
 pub use ksi_protocol::{
     Bytes, Code, EventName, Pattern, Refusal,
     frame::{Class, Event, Gap, Welcome},
+    work::{Accepted, WorkInfo, WorkState},
 };
 pub use options::{CallOptions, Options};
 pub use start::StartFailure;
 pub use stream::{Part, Stream};
 pub use subscription::{Item, Subscription};
+pub use work::Outcome;
 
 /// Locks; a poisoned lock is taken as it is, because every critical section of
 /// this crate leaves its data whole at each step that could panic.

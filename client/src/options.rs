@@ -13,7 +13,7 @@ use ksi_protocol::paths::Paths;
 /// use std::time::Duration;
 /// use ksi_client::Options;
 ///
-/// let options = Options::from_env().name("my-tool 1.0").reconnect(true).timeout(Duration::from_secs(5));
+/// let options = Options::from_env().name("my-tool 1.0").patience(Duration::from_secs(3)).timeout(Duration::from_secs(5));
 /// ```
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -24,6 +24,7 @@ pub struct Options {
     pub(crate) reconnect: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) connect_timeout: Duration,
+    pub(crate) patience: Option<Duration>,
     pub(crate) start_timeout: Duration,
     pub(crate) event_queue: usize,
 }
@@ -40,9 +41,10 @@ impl Options {
             name: concat!("ksi-client ", env!("CARGO_PKG_VERSION")).to_owned(),
             auto_start: false,
             starter: None,
-            reconnect: false,
+            reconnect: true,
             timeout: None,
             connect_timeout: Duration::from_secs(10),
+            patience: None,
             start_timeout: Duration::from_secs(20),
             event_queue: EVENT_QUEUE,
         }
@@ -85,7 +87,8 @@ impl Options {
     /// as the client lives. Subscriptions are renewed and say
     /// [`crate::Item::Reconnected`]; requests under way end with
     /// [`crate::Error::Lost`] and are not repeated; new ones wait for the
-    /// connection, up to [`Options::connect_timeout`]. Off by default.
+    /// connection, up to [`Options::patience`]. On by default. The first
+    /// connection is tried once either way.
     #[must_use]
     pub fn reconnect(mut self, yes: bool) -> Self {
         self.reconnect = yes;
@@ -108,6 +111,16 @@ impl Options {
         self
     }
 
+    /// Longest time for which a new request waits for a connection that is
+    /// being made anew, or for room on one; then it ends with
+    /// [`crate::Error::NotRunning`] or [`crate::Error::TimedOut`], and was not
+    /// sent. [`Options::connect_timeout`] by default.
+    #[must_use]
+    pub fn patience(mut self, time: Duration) -> Self {
+        self.patience = Some(time);
+        self
+    }
+
     /// Time for a daemon that is being started to answer; 20 seconds by
     /// default.
     #[must_use]
@@ -123,6 +136,11 @@ impl Options {
     pub fn event_queue(mut self, events: usize) -> Self {
         self.event_queue = events.max(1);
         self
+    }
+
+    /// How long a new request waits for a connection.
+    pub(crate) fn patient_for(&self) -> Duration {
+        self.patience.unwrap_or(self.connect_timeout)
     }
 
     /// Where the daemon is sought.
@@ -148,7 +166,7 @@ pub struct CallOptions {
     /// logs.
     pub correlation_id: Option<String>,
     /// Two requests with one key are one request: makes it safe to repeat a
-    /// request that was lost.
+    /// request that was lost. Only durable events keep keys.
     pub idempotency_key: Option<String>,
 }
 

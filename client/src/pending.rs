@@ -15,8 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use ksi_protocol::{
-    Frame, Pattern, Refusal,
+    Code, Frame, Refusal,
     frame::{Class, Id, Subscribe},
+    work::Accepted,
 };
 
 use crate::{
@@ -51,7 +52,7 @@ pub(crate) enum Open {
     /// A request for one answer.
     Request(Request),
     /// A request for a stream.
-    Stream { queue: Arc<Queue>, accepted: bool },
+    Stream { queue: Arc<Queue> },
     /// A subscription.
     Subscription(Box<Subscribed>),
 }
@@ -60,15 +61,23 @@ pub(crate) enum Open {
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     waker: Option<Waker>,
-    answer: Option<Result<Bytes, Error>>,
-    accepted: bool,
+    answer: Option<Result<Answered, Error>>,
+}
+
+/// How a request for one answer was answered.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Answered {
+    /// With its answer.
+    Reply(Bytes),
+    /// It is durable, and safe.
+    Accepted(Accepted),
 }
 
 /// A subscription, as long as its handle lives.
 #[derive(Debug)]
 pub(crate) struct Subscribed {
-    pub(crate) pattern: Pattern,
-    pub(crate) class: Class,
+    /// What is asked for; its id is that of its place here.
+    pub(crate) wish: Subscribe,
     pub(crate) ring: Arc<Ring>,
     /// Epoch of the connection on which it was asked for; 0 before.
     pub(crate) told: u64,
@@ -134,7 +143,7 @@ impl Pending {
         &mut self,
         id: Id,
         cx: &Context<'_>,
-    ) -> (Poll<Result<Bytes, Error>>, Option<Waker>) {
+    ) -> (Poll<Result<Answered, Error>>, Option<Waker>) {
         let Some(Open::Request(request)) = self.get(id) else {
             return (Poll::Ready(Err(Error::Closed)), None);
         };
@@ -154,8 +163,8 @@ impl Pending {
         let last = kind != Kind::Chunk;
         match self.get(id) {
             // Who asks for one answer wants the summary of a stream, not its parts.
-            Some(Open::Request(request)) if last => request.settle(Ok(data), effects),
-            Some(Open::Stream { queue, .. }) => {
+            Some(Open::Request(request)) if last => request.settle(Ok(Answered::Reply(data)), effects),
+            Some(Open::Stream { queue }) => {
                 let part = match kind {
                     Kind::Reply => Part::Reply(data),
                     Kind::Chunk => Part::Chunk(data),
@@ -176,26 +185,31 @@ impl Pending {
         }
     }
 
-    /// A durable request is safe.
-    pub(crate) fn accept(&mut self, id: Id, request_id: String, seq: u64, effects: &mut Effects) {
+    /// A durable request is safe. Nothing more is said of it on this
+    /// connection.
+    pub(crate) fn accept(&mut self, id: Id, accepted: Accepted, effects: &mut Effects) {
         match self.get(id) {
-            Some(Open::Request(request)) => request.accepted = true,
-            Some(Open::Stream { queue, accepted }) => {
-                *accepted = true;
+            Some(Open::Request(request)) => request.settle(Ok(Answered::Accepted(accepted)), effects),
+            Some(Open::Stream { queue }) => {
+                let Accepted { request_id, seq } = accepted;
                 let part = Part::Accepted { request_id, seq };
                 effects.wake.extend(queue.push(part).unwrap_or_else(|waker| waker));
+                self.remove(id);
             }
             Some(Open::Subscription(subscribed)) => subscribed.confirm(Ok(()), effects),
             None => {}
         }
     }
 
-    /// The daemon refuses `id`.
-    pub(crate) fn refuse(&mut self, id: Id, refusal: Refusal, effects: &mut Effects) {
+    /// The daemon refuses `id`. With `renews`, a subscription that comes to a
+    /// daemon that is stopping is asked for again on the next connection.
+    pub(crate) fn refuse(&mut self, id: Id, refusal: Refusal, renews: bool, effects: &mut Effects) {
+        let stopping = refusal.code == Code::ShuttingDown;
         let error = Error::Refused(refusal);
         match self.get(id) {
             Some(Open::Request(request)) => request.settle(Err(error), effects),
-            Some(Open::Stream { queue, .. }) => {
+            Some(Open::Subscription(subscribed)) if renews && stopping && subscribed.is_renewed() => {}
+            Some(Open::Stream { queue }) => {
                 effects.wake.extend(queue.fail(error));
                 self.remove(id);
             }
@@ -207,7 +221,7 @@ impl Pending {
         }
     }
 
-    /// An event or gap for the subscription `id`.
+    /// Events or a gap for the subscription `id`.
     pub(crate) fn event(&mut self, id: Id, entry: Entry, effects: &mut Effects) {
         if let Some(subscribed) = self.subscription(id) {
             if subscribed.confirmed.is_none() {
@@ -217,18 +231,18 @@ impl Pending {
         }
     }
 
-    /// The connection is lost: ends every request and stream, and with `all`
-    /// the subscriptions too.
+    /// The connection is lost: ends every request, stream and durable
+    /// subscription, and with `all` the other subscriptions too.
     pub(crate) fn lose(&mut self, cause: &Error, all: bool, effects: &mut Effects) {
         for place in 0..self.slots.len() {
             let id = self.slots[place].generation << PLACE_BITS | place as u64;
             match self.get(id) {
                 Some(Open::Request(request)) => request.settle(Err(cause.clone()), effects),
-                Some(Open::Stream { queue, .. }) => {
+                Some(Open::Stream { queue }) => {
                     effects.wake.extend(queue.fail(cause.clone()));
                     self.remove(id);
                 }
-                Some(Open::Subscription(subscribed)) if all => {
+                Some(Open::Subscription(subscribed)) if all || !subscribed.is_renewed() => {
                     effects.wake.extend(subscribed.ring.close(cause.clone()));
                     subscribed.confirm(Err(cause.clone()), effects);
                 }
@@ -257,19 +271,19 @@ impl Pending {
 }
 
 impl Open {
-    /// Whether dropping it must be told to the daemon: not once it is answered,
-    /// and not once the work is accepted, which goes on without its asker.
+    /// Whether dropping it must be told to the daemon: not once it is answered
+    /// or accepted.
     pub(crate) fn needs_cancel(&self) -> bool {
         match self {
-            Self::Request(request) => request.answer.is_none() && !request.accepted,
-            Self::Stream { accepted, .. } => !accepted,
+            Self::Request(request) => request.answer.is_none(),
+            Self::Stream { .. } => true,
             Self::Subscription(_) => false,
         }
     }
 }
 
 impl Request {
-    fn settle(&mut self, answer: Result<Bytes, Error>, effects: &mut Effects) {
+    fn settle(&mut self, answer: Result<Answered, Error>, effects: &mut Effects) {
         if self.answer.is_none() {
             self.answer = Some(answer);
             effects.wake.extend(self.waker.take());
@@ -285,13 +299,24 @@ impl Subscribed {
 
     /// The frame that asks for it.
     pub(crate) fn frame(&self, id: Id) -> Frame {
-        Frame::Subscribe(Subscribe { id, pattern: self.pattern.clone(), class: self.class })
+        Frame::Subscribe(Subscribe { id, ..self.wish.clone() })
+    }
+
+    /// Whether it is asked for again on the next connection. From where a
+    /// durable one must go on, only its consumer knows, who asks anew.
+    fn is_renewed(&self) -> bool {
+        self.wish.class != Class::Durable
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ksi_protocol::frame::Gap;
+
+    fn accepted() -> Accepted {
+        Accepted { request_id: "work-1".into(), seq: 7 }
+    }
 
     fn request(pending: &mut Pending) -> Id {
         pending.insert(Open::Request(Request::default())).unwrap()
@@ -316,8 +341,10 @@ mod tests {
         let mut effects = Effects::default();
         for id in [0, 1, 1 << PLACE_BITS, u64::MAX] {
             pending.answer(id, Kind::Reply, Bytes::new(), &mut effects);
-            pending.refuse(id, Refusal::not_found("thing", "x"), &mut effects);
-            pending.event(id, Entry::Raw { seq: 1, body: Bytes::new() }, &mut effects);
+            pending.refuse(id, Refusal::not_found("thing", "x"), false, &mut effects);
+            pending.accept(id, accepted(), &mut effects);
+            let gap = Gap { sub: id, missed: 1, from_seq: 1, to_seq: 1 };
+            pending.event(id, Entry::Gap(gap), &mut effects);
         }
         assert!(effects.wake.is_empty());
     }
@@ -331,8 +358,8 @@ mod tests {
         pending.answer(id, Kind::End, Bytes::from_static(b"sum"), &mut effects);
         pending.answer(id, Kind::Reply, Bytes::from_static(b"late"), &mut effects);
         let (answer, _) = pending.poll_answer(id, &Context::from_waker(Waker::noop()));
-        let Poll::Ready(Ok(data)) = answer else { panic!("{answer:?}") };
-        assert_eq!(data, "sum");
+        let Poll::Ready(Ok(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!(answer, Answered::Reply("sum".into()));
         assert!(pending.get(id).is_none());
     }
 
@@ -340,13 +367,12 @@ mod tests {
     fn only_what_is_unanswered_and_unaccepted_is_cancelled() {
         let mut pending = Pending::default();
         let mut effects = Effects::default();
-        let (waiting, answered, accepted) =
-            (request(&mut pending), request(&mut pending), request(&mut pending));
+        let (waiting, answered, safe) = (request(&mut pending), request(&mut pending), request(&mut pending));
         pending.answer(answered, Kind::Reply, Bytes::new(), &mut effects);
-        pending.accept(accepted, "work-1".into(), 7, &mut effects);
+        pending.accept(safe, accepted(), &mut effects);
         let mut needs = |id| pending.remove(id).unwrap().needs_cancel();
         assert!(needs(waiting));
         assert!(!needs(answered));
-        assert!(!needs(accepted));
+        assert!(!needs(safe));
     }
 }

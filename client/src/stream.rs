@@ -31,9 +31,9 @@ pub enum Part {
     End(Bytes),
     /// The whole answer: the event does not stream.
     Reply(Bytes),
-    /// The request was durable and is safe. Its result can be fetched by
-    /// `request_id`, also on another connection; from here on, dropping the
-    /// stream does not cancel the work.
+    /// The request was durable and is safe; nothing follows. Its result can be
+    /// fetched by `request_id`, also on another connection: see
+    /// [`crate::Client::wait`].
     Accepted {
         /// Name of the work.
         request_id: String,
@@ -65,7 +65,7 @@ impl Part {
     /// Whether nothing follows.
     #[must_use]
     pub fn is_last(&self) -> bool {
-        matches!(self, Self::End(_) | Self::Reply(_))
+        matches!(self, Self::End(_) | Self::Reply(_) | Self::Accepted { .. })
     }
 }
 
@@ -200,8 +200,7 @@ impl Stream {
         };
         match &result {
             Ok(Part::Chunk(_)) => self.renew_credit(),
-            Ok(Part::Accepted { .. }) => {}
-            Ok(Part::End(_) | Part::Reply(_)) | Err(_) => self.done = true,
+            Ok(_) | Err(_) => self.done = true,
         }
         Poll::Ready(Some(result))
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ksi_protocol::{
-    EventName, Frame,
+    Frame,
     frame::{Event, Gap, Id},
 };
 
@@ -17,7 +17,7 @@ use self::ring::{Entry, Epoch, Ring};
 use crate::{
     Error,
     connection::Handle,
-    incoming::decode_event,
+    incoming::{Last, Run},
     lock,
     pending::{Open, Subscribed},
 };
@@ -59,15 +59,31 @@ pub struct Subscription {
     ring: Arc<Ring>,
     /// What was taken from the ring and not handed out yet.
     now: Epoch,
-    /// The name of the last event; the next one often has the same.
-    name: Option<EventName>,
+    /// Events that were taken from `now`.
+    run: Run,
+    /// What the last event said and the next one often repeats.
+    last: Last,
     /// Items handed out since the last pause.
-    run: u32,
+    handed: u32,
+    /// Events that may be on the way, of a durable one.
+    window: Option<u32>,
+    /// Events handed out since the last credit.
+    taken: u32,
 }
 
 impl Subscription {
-    pub(crate) fn new(handle: Arc<Handle>, id: Id, ring: Arc<Ring>) -> Self {
-        Self { handle, id, ring, now: Epoch::default(), name: None, run: 0 }
+    pub(crate) fn new(handle: Arc<Handle>, id: Id, ring: Arc<Ring>, window: Option<u32>) -> Self {
+        Self {
+            handle,
+            id,
+            ring,
+            now: Epoch::default(),
+            run: Run::default(),
+            last: Last::default(),
+            handed: 0,
+            window,
+            taken: 0,
+        }
     }
 
     /// Waits for the daemon's word on this subscription.
@@ -97,7 +113,7 @@ impl Subscription {
 
     /// The next item if one waits.
     pub fn try_next(&mut self) -> Option<Item> {
-        self.run = 0;
+        self.handed = 0;
         match self.poll_item(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(item) => item,
             Poll::Pending => None,
@@ -112,25 +128,39 @@ impl Subscription {
         self.ring.closed()
     }
 
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        self.run += 1;
-        if self.run > RUN_MAX {
-            self.run = 0;
+    pub(crate) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.handed += 1;
+        if self.handed > RUN_MAX {
+            self.handed = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         loop {
             if let Some(item) = self.take() {
+                if let (Some(window), Item::Event(_)) = (self.window, &item) {
+                    self.renew_credit(window);
+                }
                 return Poll::Ready(Some(item));
             }
             match self.ring.poll(std::mem::take(&mut self.now.entries), cx) {
                 Poll::Ready(Some(epoch)) => self.now = epoch,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
-                    self.run = 0;
+                    self.handed = 0;
                     return Poll::Pending;
                 }
             }
+        }
+    }
+
+    /// Tells the daemon how many events were taken, each time that it is half
+    /// of the window.
+    fn renew_credit(&mut self, window: u32) {
+        self.taken += 1;
+        if self.taken >= (window / 2).max(1) {
+            // Where the connection is lost, the subscription ends with it.
+            let _ = self.handle.core.output.send(&Frame::Credit { id: self.id, n: self.taken });
+            self.taken = 0;
         }
     }
 
@@ -143,17 +173,21 @@ impl Subscription {
             let gap = Gap { sub: self.id, missed: lost.missed, from_seq: lost.from, to_seq: lost.to };
             return Some(Item::Gap(gap));
         }
-        match self.now.entries.pop_front()? {
-            Entry::Event(event) => Some(Item::Event(*event)),
-            Entry::Gap(gap) => Some(Item::Gap(gap)),
-            Entry::Raw { body, .. } => match decode_event(&body, &mut self.name) {
-                Ok(event) => Some(Item::Event(event)),
-                Err(error) => {
+        loop {
+            match self.run.decode(&mut self.last) {
+                Some(Ok(event)) => return Some(Item::Event(event)),
+                Some(Err(error)) => {
+                    self.run = Run::default();
                     self.now.entries.clear();
                     self.handle.core.accuse(Error::from_decoding(error));
-                    None
+                    return None;
                 }
-            },
+                None => match self.now.entries.pop_front()? {
+                    Entry::Events(run) => self.run = run,
+                    Entry::Event(event) => return Some(Item::Event(*event)),
+                    Entry::Gap(gap) => return Some(Item::Gap(gap)),
+                },
+            }
         }
     }
 }
@@ -189,7 +223,9 @@ pub(crate) async fn announce(handle: &Handle, id: Id) -> Result<(), Error> {
         let frame = {
             let mut pending = lock(&core.pending);
             match pending.subscription(id) {
-                Some(subscribed) if subscribed.told < epoch => {
+                Some(subscribed)
+                    if subscribed.told < epoch && !matches!(subscribed.confirmed, Some(Err(_))) =>
+                {
                     subscribed.told = epoch;
                     subscribed.frame(id)
                 }

@@ -2,11 +2,13 @@
 //! use it.
 //!
 //! It answers `echo:say {…}` with the same payload, streams `echo:count {to}`
-//! as chunks `{n}` and an end `{count}`, and hands emitted events to those who
-//! subscribed. It has no plugins, limits or permissions; whatever depends on
-//! those needs the real daemon.
+//! as chunks `{n}` and an end `{count}`, accepts `echo:keep {…}` as durable
+//! work whose result is its payload, and hands emitted events to those who
+//! subscribed. It keeps every event and all work, in memory. It has no plugins,
+//! limits or permissions; whatever depends on those needs the real daemon.
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     process,
@@ -19,8 +21,10 @@ use std::{
 
 use bytes::BytesMut;
 use ksi_protocol::{
-    Bytes, Code, Frame, PROTOCOL_VERSION, Pattern, Refusal,
-    frame::{Emit, Event, Id, Request, Welcome},
+    Bytes, Code, Frame, PROTOCOL_VERSION, Pattern, Payload, Refusal,
+    checkpoint::{Checkpoints, Journal, Store},
+    frame::{Class, Emit, Event, Id, Request, Subscribe, Welcome},
+    work::{Ack, WaitWork, WorkInfo, WorkState},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -64,11 +68,21 @@ struct Delivered {
     delivered: u64,
 }
 
-/// Who listens, over all clients.
-type Listeners = Arc<Mutex<Vec<Listener>>>;
+/// What all clients share.
+type Shared = Arc<Mutex<State>>;
+
+#[derive(Debug, Default)]
+struct State {
+    listeners: Vec<Listener>,
+    /// Every event; its position is one more than its index here.
+    journal: Vec<Event>,
+    cursors: HashMap<String, u64>,
+    work: Vec<WorkInfo>,
+}
 
 #[derive(Debug)]
 struct Listener {
+    class: Class,
     session: u64,
     id: Id,
     pattern: Pattern,
@@ -109,23 +123,28 @@ impl Drop for Echo {
 }
 
 async fn accept(listener: UnixListener) {
-    let listeners = Listeners::default();
+    let shared = Shared::default();
     let mut sessions = tokio::task::JoinSet::new();
     for session in 1.. {
         let Ok((stream, _)) = listener.accept().await else { return };
-        sessions.spawn(serve(stream, session, Arc::clone(&listeners)));
+        sessions.spawn(serve(stream, session, Arc::clone(&shared)));
     }
 }
 
 /// Serves one client until it goes.
-async fn serve(stream: UnixStream, session: u64, listeners: Listeners) -> io::Result<()> {
+async fn serve(stream: UnixStream, session: u64, shared: Shared) -> io::Result<()> {
     let (mut read, mut write) = stream.into_split();
     let (to, mut frames) = mpsc::channel(QUEUE);
     let reading = async {
         let mut buffer = BytesMut::new();
         loop {
             while let Some(frame) = Frame::split(&mut buffer).map_err(io::Error::other)? {
-                answer(frame, session, &to, &listeners).await;
+                let answers = answer(frame, session, &to, &mut lock(&shared));
+                for answer in answers {
+                    if to.send(answer).await.is_err() {
+                        return Ok(());
+                    }
+                }
             }
             if read.read_buf(&mut buffer).await? == 0 {
                 return Ok(());
@@ -142,12 +161,12 @@ async fn serve(stream: UnixStream, session: u64, listeners: Listeners) -> io::Re
         Ok(())
     };
     let result = tokio::select! { result = reading => result, result = writing => result };
-    lock(&listeners).retain(|listener| listener.session != session);
+    lock(&shared).listeners.retain(|listener| listener.session != session);
     result
 }
 
-async fn answer(frame: Frame, session: u64, to: &mpsc::Sender<Frame>, listeners: &Listeners) {
-    let answers = match frame {
+fn answer(frame: Frame, session: u64, to: &mpsc::Sender<Frame>, state: &mut State) -> Vec<Frame> {
+    match frame {
         Frame::Hello(_) => vec![Frame::Welcome(Welcome {
             version: PROTOCOL_VERSION,
             server: concat!("echo ", env!("CARGO_PKG_VERSION")).into(),
@@ -155,31 +174,38 @@ async fn answer(frame: Frame, session: u64, to: &mpsc::Sender<Frame>, listeners:
             session: format!("session:{session}"),
             boot: process::id().to_string(),
         })],
-        Frame::Request(request) => request_answers(request),
+        Frame::Request(request) => request_answers(request, session, state),
         Frame::Emit(emit) => {
             let id = emit.id;
-            let delivered = deliver(emit, session, listeners);
+            let delivered = deliver(emit, session, state);
             id.map(|id| reply(id, &Delivered { delivered })).into_iter().collect()
         }
-        Frame::Subscribe(wish) => {
-            let listener = Listener { session, id: wish.id, pattern: wish.pattern, seq: 0, to: to.clone() };
-            lock(listeners).push(listener);
-            vec![Frame::Reply { id: wish.id, data: ksi_protocol::empty() }]
-        }
+        Frame::Subscribe(wish) => subscribe(wish, session, to, state),
         Frame::Unsubscribe { id } => {
-            lock(listeners).retain(|listener| (listener.session, listener.id) != (session, id));
+            state.listeners.retain(|listener| (listener.session, listener.id) != (session, id));
             Vec::new()
         }
         _ => Vec::new(),
-    };
-    for answer in answers {
-        if to.send(answer).await.is_err() {
-            return;
-        }
     }
 }
 
-fn request_answers(request: Request) -> Vec<Frame> {
+/// Adds a listener. A durable one first hears what is kept.
+fn subscribe(wish: Subscribe, session: u64, to: &mpsc::Sender<Frame>, state: &mut State) -> Vec<Frame> {
+    let Subscribe { id, pattern, class, since_seq, consumer, .. } = wish;
+    let mut answers = vec![Frame::Reply { id, data: ksi_protocol::empty() }];
+    if class == Class::Durable {
+        let cursor = consumer.and_then(|name| state.cursors.get(&name).copied());
+        let next = state.journal.len() as u64 + 1;
+        let from = since_seq.or(cursor.map(|seq| seq + 1)).unwrap_or(next);
+        let kept = state.journal.iter().filter(|event| event.seq >= from);
+        let kept = kept.filter(|event| pattern.matches(event.event.as_str()));
+        answers.extend(kept.map(|event| Frame::Event(Event { sub: id, ..event.clone() })));
+    }
+    state.listeners.push(Listener { class, session, id, pattern, seq: 0, to: to.clone() });
+    answers
+}
+
+fn request_answers(request: Request, session: u64, state: &mut State) -> Vec<Frame> {
     let id = request.id;
     match request.event.as_str() {
         "echo:say" => vec![Frame::Reply { id, data: request.data }],
@@ -190,37 +216,94 @@ fn request_answers(request: Request) -> Vec<Frame> {
                 .collect(),
             Err(refusal) => vec![Frame::Refusal { id: Some(id), refusal }],
         },
+        "echo:keep" => vec![keep(request, session, state)],
+        "work:wait" => {
+            let ended = ksi_protocol::decode::<WaitWork>(&request.data).and_then(
+                |WaitWork { request_id, .. }| {
+                    let found = state.work.iter().find(|info| info.request_id == request_id);
+                    found.map(|info| reply(id, info)).ok_or_else(|| Refusal::not_found("work", &request_id))
+                },
+            );
+            vec![ended.unwrap_or_else(|refusal| Frame::Refusal { id: Some(id), refusal })]
+        }
+        "checkpoint:list" => {
+            let last_seq = state.journal.len() as u64;
+            let journal = Journal { segments: 1, bytes: 0, first_seq: last_seq.min(1), last_seq };
+            vec![reply(id, &Checkpoints { checkpoints: Vec::new(), journal, store: Store::default() })]
+        }
+        "checkpoint:ack" => match ksi_protocol::decode::<Ack>(&request.data) {
+            Ok(Ack { consumer, seq }) => {
+                let cursor = state.cursors.entry(consumer).or_default();
+                *cursor = seq.max(*cursor);
+                vec![Frame::Reply { id, data: ksi_protocol::empty() }]
+            }
+            Err(refusal) => vec![Frame::Refusal { id: Some(id), refusal }],
+        },
         event => {
             let refusal = Refusal::new(Code::UnknownEvent, format!("nobody answers `{event}`"))
-                .hint("there are `echo:say` and `echo:count`");
+                .hint("there are `echo:say`, `echo:count` and `echo:keep`");
             vec![Frame::Refusal { id: Some(id), refusal }]
         }
     }
 }
 
+/// Accepts work and does it at once.
+fn keep(request: Request, session: u64, state: &mut State) -> Frame {
+    let Request { id, event, data, idempotency_key, correlation_id, .. } = request;
+    let same = |info: &&WorkInfo| idempotency_key.is_some() && info.idempotency_key == idempotency_key;
+    if let Some(WorkInfo { request_id, seq, .. }) = state.work.iter().find(same).cloned() {
+        return Frame::Accepted { id, request_id, seq };
+    }
+    let (seq, at_ms) = (state.work.len() as u64 + 1, now_ms());
+    let request_id = format!("work-{seq}");
+    state.work.push(WorkInfo {
+        request_id: request_id.clone(),
+        seq,
+        event,
+        state: WorkState::Done,
+        attempts: 1,
+        crashes: 0,
+        origin: format!("session:{session}"),
+        correlation_id,
+        idempotency_key,
+        accepted_ms: at_ms,
+        until_ms: None,
+        ended_ms: Some(at_ms),
+        result: Some(Payload(data)),
+        refusal: None,
+    });
+    Frame::Accepted { id, request_id, seq }
+}
+
 /// Hands an event to those who listen. Returns how many they are.
-fn deliver(emit: Emit, session: u64, listeners: &Listeners) -> u64 {
-    let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+fn deliver(emit: Emit, session: u64, state: &mut State) -> u64 {
+    let kept = Event {
+        sub: 0,
+        seq: state.journal.len() as u64 + 1,
+        event: emit.event,
+        data: emit.data,
+        origin: format!("session:{session}").into(),
+        at_ms: now_ms(),
+        correlation_id: emit.correlation_id,
+    };
     let mut delivered = 0;
-    for listener in lock(listeners).iter_mut() {
-        if !listener.pattern.matches(emit.event.as_str()) {
+    for listener in &mut state.listeners {
+        if !listener.pattern.matches(kept.event.as_str()) {
             continue;
         }
-        let event = Event {
-            sub: listener.id,
-            seq: listener.seq + 1,
-            event: emit.event.clone(),
-            data: emit.data.clone(),
-            origin: format!("session:{session}"),
-            at_ms,
-            correlation_id: emit.correlation_id.clone(),
-        };
+        let seq = if listener.class == Class::Durable { kept.seq } else { listener.seq + 1 };
+        let event = Event { sub: listener.id, seq, ..kept.clone() };
         if listener.to.try_send(Frame::Event(event)).is_ok() {
-            listener.seq += 1;
+            listener.seq = seq;
             delivered += 1;
         }
     }
+    state.journal.push(kept);
     delivered
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
 fn reply(id: Id, value: &impl Serialize) -> Frame {
@@ -228,5 +311,5 @@ fn reply(id: Id, value: &impl Serialize) -> Frame {
 }
 
 fn payload(value: &impl Serialize) -> Bytes {
-    ksi_protocol::encode(value).expect("a struct of plain numbers can always be encoded")
+    ksi_protocol::encode(value).expect("the payloads of this daemon can always be encoded")
 }

@@ -17,7 +17,7 @@ use crate::{
     output::{ColorWhen, Format},
 };
 
-pub(crate) use nouns::{Config, Model, ModelName, Named, Plugin};
+pub(crate) use nouns::{Checkpoint, Config, Model, ModelName, Named, Plugin, Work, WorkName, WorkPart};
 
 /// Talk to ksid, the event daemon for AI agents.
 ///
@@ -95,7 +95,7 @@ pub(crate) enum Verb {
     Start(Start),
     /// Stop the daemon and return when it is gone; one that is not running is fine too
     Stop(Stop),
-    /// Stop and start the daemon
+    /// Put a new daemon in the place of the running one; accepted work goes on
     Restart(Stop),
     /// Show how the daemon does: memory, plugins, model, last log lines
     Status,
@@ -113,16 +113,16 @@ pub(crate) enum Verb {
     Send(Send),
     /// Listen to events
     Sub(Sub),
-    /// Wait for the result of an accepted request
-    Wait {
-        /// The request_id that `completion:async` gave
-        request_id: String,
-    },
-    /// Cancel a request
-    Cancel {
-        /// The request_id that `completion:async` gave
-        request_id: String,
-    },
+    /// Wait for the result of durable work, and print it
+    Wait(WorkName),
+    /// Cancel durable work
+    Cancel(WorkName),
+    /// List, show, cancel and repeat durable work
+    #[command(subcommand)]
+    Work(Work),
+    /// Save, list, restore and check all that is kept durably
+    #[command(subcommand)]
+    Checkpoint(Checkpoint),
     /// List what can be asked and heard
     Discover {
         /// Only this namespace
@@ -259,6 +259,7 @@ pub(crate) struct Chat {
   ksi send echo:say --json '{\"text\":\"hello\"}'
   ksi send echo:say --help              the fields of this event as flags
   ksi send completion:request --prompt hi
+  ksi send completion:async --prompt hi --wait
   ksi send my:event --emit --text hello"
 )]
 pub(crate) struct Send {
@@ -288,7 +289,10 @@ pub(crate) struct SendOptions {
     /// Tell whoever listens instead of asking; needed for events that nobody declares
     #[arg(long)]
     pub(crate) emit: bool,
-    /// Two requests with one key are one request
+    /// Of a durable event: wait for the result and print it, as ksi wait does
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Of a durable event: two requests with one key are one request
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
     /// Ties together all that follows from one cause
@@ -302,7 +306,9 @@ pub(crate) struct SendOptions {
 Examples:
   ksi sub 'completion:*'
   ksi sub -n 1 -o json plugin:ready
-  ksi sub -o jsonl '*' | jq .event")]
+  ksi sub -o jsonl '*' | jq .event
+  ksi sub 'order:*' --durable --since 0           all that is kept, then what comes
+  ksi sub 'order:*' --durable --consumer billing  go on where `billing` has left off")]
 pub(crate) struct Sub {
     /// Which events
     #[arg(add = ArgValueCompleter::new(complete::patterns))]
@@ -313,6 +319,15 @@ pub(crate) struct Sub {
     /// What happens when ksi reads too slowly: drop the oldest, or keep the newest of each name
     #[arg(long, value_enum, default_value_t)]
     pub(crate) class: ClassChoice,
+    /// Durable events, from the journal: none is lost, over restarts of the daemon too
+    #[arg(long, conflicts_with = "class")]
+    pub(crate) durable: bool,
+    /// Begin at this position in the journal; 0 is all that is kept
+    #[arg(long, value_name = "SEQ", requires = "durable")]
+    pub(crate) since: Option<u64>,
+    /// Name under which the daemon keeps how far this one is
+    #[arg(long, value_name = "NAME", requires = "durable")]
+    pub(crate) consumer: Option<String>,
 }
 
 /// Classes that a person may choose from.
@@ -364,7 +379,9 @@ pub(crate) enum Level {
   client-to-client  a fact from one client answered by a fact of another, there and back
   pipelined         256 echo requests in flight on one connection
   fanout            one emitter, 64 subscribers, deliveries per second
-  ask               time per streamed token, and the daemon's share of it")]
+  ask               time per streamed token, and the daemon's share of it
+  durable           accepts of durable requests, one by one and 256 in flight, beside a bare
+                    append with fdatasync; and live requests with and without that traffic")]
 pub(crate) struct Bench {
     /// What to measure
     #[arg(value_enum, default_value_t)]
@@ -378,9 +395,15 @@ pub(crate) struct Bench {
     /// Event of rr-child; takes {"text"}
     #[arg(long, value_name = "NS:EVENT", default_value = "echo_child:say")]
     pub(crate) child_event: String,
-    /// Requests in flight of pipelined
+    /// Event of durable; takes {"text"}
+    #[arg(long, value_name = "NS:EVENT", default_value = "echo:keep")]
+    pub(crate) durable_event: String,
+    /// Requests in flight of pipelined and durable
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) in_flight: usize,
+    /// Where durable writes its bare appends: on the disk of the journal
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk: Option<PathBuf>,
     /// Subscribers of fanout
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) subscribers: usize,
@@ -398,6 +421,7 @@ pub(crate) enum BenchTest {
     Pipelined,
     Fanout,
     Ask,
+    Durable,
     #[default]
     All,
 }

@@ -4,6 +4,7 @@
 //! for another. It measures and does not judge: the bars are ratios to other
 //! programs, taken in one run by a script.
 
+mod durable;
 mod facts;
 mod requests;
 mod tokens;
@@ -52,6 +53,11 @@ struct Measured {
     /// Where the plugin that answered runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<&'static str>,
+    /// How many times the figure beside it in the same run, `against`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<&'static str>,
     /// The daemon's share of the time of a token, percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     share_percent: Option<f64>,
@@ -85,6 +91,9 @@ impl Measured {
         }
         if let Some(us) = self.one_way_us {
             notes.push(format!("one way {us:.1} µs"));
+        }
+        if let (Some(ratio), Some(against)) = (self.ratio, self.against) {
+            notes.push(format!("{ratio:.2} × {against}"));
         }
         if let Some(lost) = self.lost {
             notes.push(format!("{lost} lost"));
@@ -122,23 +131,26 @@ fn rounded(value: f64) -> f64 {
 /// Fails where the daemon is not running, or the one test asked for cannot be
 /// measured.
 pub(crate) fn run(at: &Invocation, options: &args::Bench) -> Result<()> {
-    const ALL: [BenchTest; 6] = [
+    const ALL: [BenchTest; 7] = [
         BenchTest::Rr,
         BenchTest::RrChild,
         BenchTest::ClientToClient,
         BenchTest::Pipelined,
         BenchTest::Fanout,
         BenchTest::Ask,
+        BenchTest::Durable,
     ];
     let mut results = Vec::new();
     if options.test == BenchTest::All {
         for test in ALL {
             let measured = measure(at, options, test).or_else(|failure| skipped(test, failure))?;
-            at.out.note(&format!("{}: {}", name(test), brief(&measured)));
-            results.push(measured);
+            for measured in &measured {
+                at.out.note(&format!("{}: {}", measured.test, brief(measured)));
+            }
+            results.extend(measured);
         }
     } else {
-        results.push(measure(at, options, options.test)?);
+        results = measure(at, options, options.test)?;
     }
     at.out.print(&report(&results)?)
 }
@@ -151,6 +163,7 @@ fn name(test: BenchTest) -> &'static str {
         BenchTest::Pipelined => "pipelined",
         BenchTest::Fanout => "fanout",
         BenchTest::Ask => "ask",
+        BenchTest::Durable => "durable",
         BenchTest::All => "all",
     }
 }
@@ -163,16 +176,16 @@ fn brief(measured: &Measured) -> String {
 }
 
 /// A test among others is left out where the daemon lacks what it needs.
-fn skipped(test: BenchTest, failure: Failure) -> Result<Measured> {
+fn skipped(test: BenchTest, failure: Failure) -> Result<Vec<Measured>> {
     match failure.exit {
         Exit::NotRunning | Exit::Interrupted => Err(failure),
-        _ => Ok(Measured { test: name(test), skipped: Some(failure.message), ..Measured::default() }),
+        _ => Ok(vec![Measured { test: name(test), skipped: Some(failure.message), ..Measured::default() }]),
     }
 }
 
-fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Measured> {
+fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Vec<Measured>> {
     let count = |default: usize| options.count.unwrap_or(default).max(1);
-    match test {
+    let one = match test {
         BenchTest::Rr => {
             let work = requests::one_by_one(at, "rr", &options.event, count(20_000));
             single()?.block_on(interruptible(work))
@@ -195,8 +208,19 @@ fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Me
         BenchTest::Ask => {
             single()?.block_on(interruptible(tokens::ask(at, options.model.clone(), count(512))))
         }
+        BenchTest::Durable => {
+            let plan = durable::Plan {
+                event: &options.durable_event,
+                live_event: &options.event,
+                disk: options.disk.as_deref().unwrap_or(&at.paths.state_dir),
+                in_flight: options.in_flight.max(1),
+                count: count(20_000),
+            };
+            return single()?.block_on(interruptible(durable::durable(at, &plan)));
+        }
         BenchTest::All => Err(Failure::usage("`all` is not one test")),
-    }
+    };
+    Ok(vec![one?])
 }
 
 /// One thread: a wake-up inside it is the cheapest there is.
@@ -296,7 +320,7 @@ mod tests {
     #[test]
     fn a_test_that_cannot_be_measured_is_skipped_but_a_missing_daemon_is_not() {
         let measured = skipped(BenchTest::RrChild, Failure::not_found("event", "x:y")).unwrap();
-        assert_eq!(measured.note(), "skipped: no event named `x:y`");
+        assert_eq!(measured[0].note(), "skipped: no event named `x:y`");
         assert!(skipped(BenchTest::Rr, Failure::not_running("/s".as_ref())).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! Completion of names that only the daemon knows: events, plugins, models.
+//! Completion of names that only the daemon knows: events, plugins, models,
+//! work, checkpoints.
 //!
 //! A shell waits while this runs, so it gives up after a fraction of a second,
 //! and says nothing at all where the daemon is down.
@@ -7,7 +8,11 @@ use std::{collections::BTreeSet, ffi::OsStr, future::Future, time::Duration};
 
 use clap_complete::CompletionCandidate;
 use ksi_client::{CallOptions, Client, Options};
-use ksi_protocol::system::{Discovery, PluginList};
+use ksi_protocol::{
+    checkpoint::Checkpoints,
+    system::{Discovery, PluginList},
+    work::{ListWork, WorkPage},
+};
 use serde_json::{Value, json};
 
 use crate::invocation::{encoded, places, readable, typed};
@@ -43,6 +48,29 @@ pub(crate) fn plugins(current: &OsStr) -> Vec<CompletionCandidate> {
 pub(crate) fn models(current: &OsStr) -> Vec<CompletionCandidate> {
     let names = model_names().into_iter().map(|(name, about)| (format!("llama/{name}"), about));
     candidates(current, names.collect())
+}
+
+/// Ids of durable work, the newest first.
+pub(crate) fn work(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = asked(|client| async move {
+        let reply =
+            client.request_raw("work:list", encoded(&ListWork::default()).ok()?, call()).await.ok()?;
+        let page: WorkPage = typed("work:list", &reply).ok()?;
+        let newest = page.work.into_iter().rev();
+        Some(newest.map(|work| (work.request_id, format!("{} {}", work.event, work.state))).collect())
+    });
+    candidates(current, names)
+}
+
+/// Ids of checkpoints.
+pub(crate) fn checkpoints(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = asked(|client| async move {
+        let reply = client.request_raw("checkpoint:list", encoded(&json!({})).ok()?, call()).await.ok()?;
+        let list: Checkpoints = typed("checkpoint:list", &reply).ok()?;
+        let known = list.checkpoints.into_iter();
+        Some(known.map(|checkpoint| (checkpoint.id, checkpoint.label.unwrap_or_default())).collect())
+    });
+    candidates(current, names)
 }
 
 /// Names of models without their provider.

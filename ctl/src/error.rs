@@ -65,6 +65,17 @@ impl Failure {
             .hint("start it: ksi up")
     }
 
+    /// The connection broke.
+    fn disconnected(error: &ksi_client::Error) -> Self {
+        let sent = error.may_have_arrived();
+        let done = if sent { "it may have been done; look before asking again" } else { "nothing was sent" };
+        Self {
+            details: Some(Box::new(json!({ "may_have_arrived": sent }))),
+            ..Self::new(Exit::Failed, "disconnected", error.to_string())
+                .hint(format!("{done}; see why: ksi logs"))
+        }
+    }
+
     /// The time was over.
     pub(crate) fn timeout(message: impl Into<String>) -> Self {
         Self::new(Exit::Timeout, "timeout", message)
@@ -148,7 +159,7 @@ impl From<ksi_client::Error> for Failure {
             Error::NotRunning { socket } => Self::not_running(&socket),
             Error::TimedOut { after } => Self::timeout(format!("no answer within {after:?}"))
                 .hint("give it more: --timeout 2m; what runs: ksi status"),
-            error @ Error::Lost(_) => Self::failed(error.to_string()).hint("see why: ksi logs"),
+            error @ Error::Lost(_) => Self::disconnected(&error),
             error @ (Error::PathTooLong { .. } | Error::NotASocket { .. } | Error::Connect { .. }) => {
                 Self::failed(error.to_string()).hint("see what is wrong: ksi doctor")
             }
@@ -175,6 +186,18 @@ mod tests {
             json!({"error": {"code": "not_found", "message": "no model named `x`",
                              "hint": "ksi model list", "details": {"known": ["y"]}, "exit": 4}})
         );
+    }
+
+    #[test]
+    fn a_lost_connection_says_whether_the_request_may_have_been_done() {
+        use ksi_client::{Error, Loss};
+        for (loss, sent, word) in [(Loss::Ended, true, "may have been done"), (Loss::Down, false, "nothing")]
+        {
+            let failure = Failure::from(Error::Lost(loss));
+            assert_eq!((failure.code.as_str(), failure.exit), ("disconnected", Exit::Failed));
+            assert_eq!(failure.details.unwrap()["may_have_arrived"], sent);
+            assert!(failure.hint.contains(word), "{}", failure.hint);
+        }
     }
 
     #[test]

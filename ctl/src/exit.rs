@@ -25,7 +25,8 @@ pub(crate) enum Exit {
     Conflict = 6,
     /// The time was over before the answer came.
     Timeout = 7,
-    /// The daemon runs, but not all of it (`health`, `doctor`, `up`).
+    /// The daemon runs, but not all of it (`health`, `doctor`, `up`), or what
+    /// it keeps is damaged (`checkpoint verify`).
     Degraded = 8,
     /// Ctrl-C; what was asked has been cancelled in the daemon.
     Interrupted = 130,
@@ -39,11 +40,11 @@ Exit codes:
     1  failed
     2  usage: the command line or the payload is wrong
     3  the daemon is not running
-    4  not found: no such event, plugin, model or request
+    4  not found: no such event, plugin, model, work or checkpoint
     5  denied
     6  conflict
     7  timeout
-    8  degraded: the daemon runs, but not all of it
+    8  degraded: the daemon runs, but not all of it; or the journal is damaged
   130  interrupted (Ctrl-C); the request has been cancelled in the daemon
 
 Data goes to standard output, everything else to standard error. With -o json an error is

@@ -51,9 +51,22 @@ impl Invocation {
         Ok(Client::connect(self.client_options()).await?)
     }
 
-    /// How the client library shall connect.
+    /// Opens a connection that is made anew where it is lost: for what outlives
+    /// the daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Invocation::connect`].
+    pub(crate) async fn connect_lasting(&self) -> Result<Client> {
+        Ok(Client::connect(self.client_options().reconnect(true)).await?)
+    }
+
+    /// How the client library shall connect. Most verbs end with their
+    /// connection.
     pub(crate) fn client_options(&self) -> Options {
-        let options = Options::new(&self.paths.socket).name(concat!("ksi ", env!("CARGO_PKG_VERSION")));
+        let options = Options::new(&self.paths.socket)
+            .name(concat!("ksi ", env!("CARGO_PKG_VERSION")))
+            .reconnect(false);
         match self.timeout {
             Some(time) => options.connect_timeout(time),
             None => options,

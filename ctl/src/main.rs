@@ -13,6 +13,7 @@ mod error;
 mod exit;
 mod invocation;
 mod output;
+mod restart;
 mod schema;
 mod start;
 mod verb;

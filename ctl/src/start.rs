@@ -43,10 +43,10 @@ use crate::{
 };
 
 /// Time that a start may take when `--timeout` does not say.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest grace period that is expected of a daemon that was not told one.
-const GRACE_UNKNOWN: Duration = Duration::from_secs(300);
+pub(crate) const GRACE_UNKNOWN: Duration = Duration::from_secs(300);
 
 /// Time that the daemon may need after its grace period, before `stop` says
 /// that it hangs.
@@ -60,14 +60,14 @@ const RIVAL_TIME: Duration = Duration::from_secs(5);
 const LAST_WORDS: usize = 12;
 
 /// Pauses between looks: 2 ms, doubling to 50 ms.
-struct Pauses(Duration);
+pub(crate) struct Pauses(Duration);
 
 impl Pauses {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Duration::from_millis(2))
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         sleep(self.0).await;
         self.0 = (self.0 * 2).min(Duration::from_millis(50));
     }
@@ -243,7 +243,12 @@ async fn failed(child: &mut Child) -> ExitStatus {
     }
 }
 
-async fn ready(at: &Invocation, client: &Client, deadline: Instant) -> Result<Health> {
+/// Waits until the daemon says that it is ready, or as far as it came.
+///
+/// # Errors
+///
+/// Fails where it does not say even that.
+pub(crate) async fn ready(at: &Invocation, client: &Client, deadline: Instant) -> Result<Health> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
     let payload = json!({ "timeout_ms": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) });
     // The daemon answers at its own deadline with how far it came; the

@@ -2,6 +2,7 @@
 
 mod ask;
 mod chat;
+mod checkpoint;
 mod config;
 mod discover;
 mod doctor;
@@ -60,9 +61,11 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Doctor) => doctor::doctor(at).await,
         Some(Verb::Ask(ask)) => Box::pin(ask::ask(at, ask)).await,
         Some(Verb::Send(send)) => Box::pin(send::send(at, send)).await,
-        Some(Verb::Sub(sub)) => sub::sub(at, &sub).await,
-        Some(Verb::Wait { request_id }) => work::wait(at, &request_id).await,
-        Some(Verb::Cancel { request_id }) => work::cancel(at, &request_id).await,
+        Some(Verb::Sub(sub)) => Box::pin(sub::sub(at, &sub)).await,
+        Some(Verb::Wait(name)) => Box::pin(work::wait(at, &name.request_id)).await,
+        Some(Verb::Cancel(name)) => work::cancel(at, &name.request_id).await,
+        Some(Verb::Work(work)) => Box::pin(work::run(at, work)).await,
+        Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
         Some(Verb::Plugin(plugin)) => Box::pin(plugin::run(at, plugin)).await,

@@ -33,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement};
+use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
 
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
@@ -211,6 +211,9 @@ pub struct Plugin {
     /// The lowest sandbox level (`L0`, `L1`) under which it may run. `None`:
     /// whatever can be had.
     pub require: Option<String>,
+    /// Whether it keeps work: requests for durable events, and durable facts,
+    /// are handed to it. Its library must say so too.
+    pub keeps_work: bool,
     /// Handed to the plugin as it is; always an object.
     pub config: serde_json::Value,
 }
@@ -229,6 +232,7 @@ impl fmt::Debug for Plugin {
             .field("limits", &self.limits)
             .field("restart", &self.restart)
             .field("require", &self.require)
+            .field("keeps_work", &self.keeps_work)
             .finish_non_exhaustive()
     }
 }
@@ -321,8 +325,10 @@ pub struct EventPolicy {
     /// Shown to users; whoever may connect has them all.
     pub permission: String,
     /// Time that a request may take where its sender names none; `None`: the
-    /// general one.
+    /// general one. Of a durable event: the time of one attempt.
     pub timeout: Option<Duration>,
+    /// Where it is durable: how its work is carried out and kept.
+    pub work: Option<Arc<Policy>>,
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
+use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
     fanout::{Tail, tail},
@@ -62,7 +62,7 @@ pub struct SystemRequest {
     /// Names it in its answer.
     pub token: Token,
     /// What is asked.
-    pub envelope: Envelope,
+    pub envelope: Box<Envelope>,
 }
 
 /// The kernel and what surrounds it.
@@ -75,6 +75,8 @@ pub struct Hub {
     pub deadline: Notify,
     /// Told when the last request has ended while the daemon stops.
     pub idle: Notify,
+    /// Told when a plugin begins to keep work.
+    pub kept: Notify,
     /// Live events dropped at slow readers.
     pub dropped: Arc<AtomicU64>,
     started: Instant,
@@ -100,6 +102,7 @@ impl Hub {
             boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
             deadline: Notify::new(),
             idle: Notify::new(),
+            kept: Notify::new(),
             dropped: Arc::default(),
             started: Instant::now(),
             started_unix_ms,
@@ -188,7 +191,7 @@ impl Hub {
     /// Answers a request to the daemon itself.
     pub fn reply(&self, token: Token, answer: Result<Bytes, Refusal>) {
         let mut turn = self.turn();
-        turn.answer(self.daemon(), token, answer.map_or_else(Answer::Refusal, Answer::Reply));
+        turn.answer(self.daemon(), token, answer.map_or_else(Answer::from, Answer::Reply));
         turn.end();
     }
 
@@ -198,6 +201,12 @@ impl Hub {
         self.kernel.close();
         self.closing.store(true, Ordering::Release);
         self.check_idle();
+    }
+
+    /// Whether the daemon stops.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Refuses what clients still wait for.
@@ -210,7 +219,7 @@ impl Hub {
     }
 
     fn check_idle(&self) {
-        if self.closing.load(Ordering::Acquire) && self.kernel.in_flight() == 0 {
+        if self.is_closing() && self.kernel.in_flight() == 0 {
             self.idle.notify_one();
             woken::note();
         }
@@ -388,33 +397,17 @@ impl Turn<'_> {
             self.hub.deadline.notify_one();
             woken::note();
         }
+        let mut facts = std::mem::take(&mut self.effects.facts);
+        for fact in facts.drain(..) {
+            self.tell(&fact);
+        }
+        self.effects.facts = facts;
         if self.effects.deliveries.is_empty() {
             return;
         }
         let mut deliveries = std::mem::take(&mut self.effects.deliveries);
-        let mut shared: Option<(Arc<Envelope>, Body)> = None;
         for (port, delivery) in deliveries.drain(..) {
-            match &port.handle {
-                Handle::Daemon => self.pass_to_daemon(delivery),
-                Handle::Session(outbox) => {
-                    to_session(outbox, delivery, &mut shared);
-                    self.touch(outbox);
-                }
-                Handle::Actor(actor) => match actor.push(delivery) {
-                    Pushed::Run => self.actors.push(actor.clone()),
-                    Pushed::Queued => {}
-                    Pushed::Full(token) => self.refuse(&port, token, busy()),
-                },
-                Handle::Link(link) => {
-                    if let Some((token, refusal)) = link.push(delivery, self.now_ms) {
-                        self.refuse(&port, token, refusal);
-                    }
-                    let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
-                    if !self.sockets.last().is_some_and(listed) {
-                        self.sockets.push(Touched::Link(link.clone()));
-                    }
-                }
-            }
+            self.deliver(&port, delivery);
         }
         // Keeps the allocation; what was decided meanwhile stays in order.
         if self.effects.deliveries.is_empty() {
@@ -424,11 +417,55 @@ impl Turn<'_> {
         }
     }
 
+    /// Tells all who listen. The kernel is not asked here, so nothing new is
+    /// decided meanwhile.
+    fn tell(&mut self, fact: &Fact<Handle>) {
+        let envelope = &fact.envelope;
+        let name = envelope.event.as_str();
+        let mut tail = None;
+        for one in &fact.to {
+            let Handle::Session(outbox) = &one.port.handle else {
+                self.deliver(&one.port, one.delivery(envelope));
+                continue;
+            };
+            if outbox.wants_tail {
+                let tail = tail.get_or_insert_with(|| Body::Tail(encode_tail(envelope)));
+                outbox.event(one.sub, one.class, name, tail);
+            } else {
+                outbox.event(one.sub, one.class, name, &Body::Envelope(envelope.clone()));
+            }
+            self.touch(outbox);
+        }
+    }
+
+    fn deliver(&mut self, port: &Arc<Port>, delivery: Delivery) {
+        match &port.handle {
+            Handle::Daemon => self.pass_to_daemon(delivery),
+            Handle::Session(outbox) => {
+                outbox.answer(delivery);
+                self.touch(outbox);
+            }
+            Handle::Actor(actor) => match actor.push(delivery) {
+                Pushed::Run => self.actors.push(actor.clone()),
+                Pushed::Queued => {}
+                Pushed::Full(token) => self.refuse(port, token, busy()),
+            },
+            Handle::Link(link) => {
+                if let Some((token, refusal)) = link.push(delivery, self.now_ms) {
+                    self.refuse(port, token, refusal);
+                }
+                let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
+                if !self.sockets.last().is_some_and(listed) {
+                    self.sockets.push(Touched::Link(link.clone()));
+                }
+            }
+        }
+    }
+
     /// Refuses a request that could not be handed to its owner.
     fn refuse(&mut self, owner: &Arc<Port>, token: Token, refusal: Refusal) {
-        let refusal = Answer::Refusal(refusal);
         // The owner holds it, since it was just entrusted with it.
-        let _ = self.hub.kernel.answer(owner, token, refusal, self.now_ms, &mut self.effects);
+        let _ = self.hub.kernel.answer(owner, token, refusal.into(), self.now_ms, &mut self.effects);
     }
 
     fn pass_to_daemon(&mut self, delivery: Delivery) {
@@ -443,20 +480,6 @@ impl Turn<'_> {
     }
 }
 
-fn to_session(outbox: &Outbox, delivery: Delivery, shared: &mut Option<(Arc<Envelope>, Body)>) {
-    let Delivery::Event { sub, class, envelope } = delivery else { return outbox.answer(delivery) };
-    if !outbox.wants_tail {
-        return outbox.event(sub, class, envelope.event.as_str(), &Body::Envelope(envelope.clone()));
-    }
-    let fresh = !shared.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, &envelope));
-    if fresh {
-        *shared = Some((envelope.clone(), Body::Tail(encode_tail(&envelope))));
-    }
-    if let Some((_, body)) = shared {
-        outbox.event(sub, class, envelope.event.as_str(), body);
-    }
-}
-
 fn encode_tail(envelope: &Envelope) -> Tail {
     tail(
         envelope.event.as_str(),
@@ -465,17 +488,4 @@ fn encode_tail(envelope: &Envelope) -> Tail {
         envelope.at_ms,
         envelope.correlation_id.as_deref(),
     )
-}
-
-/// A request frame as the kernel takes it.
-#[must_use]
-pub fn ask(request: ksi_protocol::frame::Request) -> Ask {
-    Ask {
-        timeout: request.timeout_ms.map(Duration::from_millis),
-        credit: request.credit,
-        correlation_id: request.correlation_id.map(Into::into),
-        idempotency_key: request.idempotency_key.map(Into::into),
-        parent: request.parent,
-        ..Ask::new(request.id, request.event, request.data)
-    }
 }

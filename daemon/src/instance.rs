@@ -46,7 +46,8 @@ use nix::{
     },
     unistd::geteuid,
 };
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+use crate::takeover::{Takeover, copy_of};
 
 /// Why this process cannot be the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +160,9 @@ pub struct Instance {
     socket: PathBuf,
     /// Device and inode of the socket that we made.
     made: Mutex<Option<(u64, u64)>>,
+    /// From the program that ran in this process before: its socket, and
+    /// whether it had made that.
+    inherited: Mutex<Option<(UnixListener, bool)>>,
 }
 
 impl Instance {
@@ -171,14 +175,36 @@ impl Instance {
     pub fn acquire(paths: &Paths) -> Result<Self, Error> {
         private_dir(&paths.runtime_dir)?;
         let path = paths.lock_file();
-        let lock = take_lock(&path, &paths.socket)?;
+        let failed = |error| Error::Lock { path: path.clone(), error };
+        let (lock, inherited) = match Takeover::inherited().map_err(failed)? {
+            Some(Takeover { listener, lock, own }) => (lock, Some((listener, own))),
+            None => (take_lock(&path, &paths.socket)?, None),
+        };
         let written = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
         // Whether the pid can be written or not, the lock is what counts: on a
         // full disk the daemon still starts.
         if let Err(error) = written {
             tracing::warn!(path = %path.display(), %error, "cannot write the pid into the lock file");
         }
-        Ok(Self { lock, socket: paths.socket.clone(), made: Mutex::default() })
+        Ok(Self {
+            lock,
+            socket: paths.socket.clone(),
+            made: Mutex::default(),
+            inherited: Mutex::new(inherited),
+        })
+    }
+
+    /// Hands lock and socket to the program that takes over.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no descriptor left.
+    pub fn hand_over(self, listener: UnixListener) -> io::Result<Takeover> {
+        let lock = self.lock.try_clone()?;
+        let own = self.made.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        // What it would remove stays.
+        std::mem::forget(self);
+        Ok(Takeover { listener, lock, own })
     }
 
     /// The socket to accept clients from, non-blocking: the one that the
@@ -189,10 +215,17 @@ impl Instance {
     /// Refuses a path that is too long, taken by something that is no socket,
     /// or answered by somebody.
     pub fn listen(&self) -> Result<UnixListener, Error> {
+        let path = self.socket.clone();
+        let handed = self.inherited.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((listener, own)) = handed {
+            if own {
+                self.remember(&path).map_err(|error| Error::Listen { path, error })?;
+            }
+            return Ok(listener);
+        }
         if let Some(listener) = inherited()? {
             return Ok(listener);
         }
-        let path = self.socket.clone();
         let bytes = path.as_os_str().as_bytes().len();
         if bytes > SOCKET_PATH_BYTES_MAX {
             return Err(Error::PathTooLong { path, bytes });
@@ -201,11 +234,17 @@ impl Instance {
         clear(&path)?;
         let failed = |error| Error::Listen { path: path.clone(), error };
         let listener = bind(&path).map_err(failed)?;
-        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
-        let made = (metadata.dev(), metadata.ino());
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).replace(made);
+        self.remember(&path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(listener)
+    }
+
+    /// The socket is ours to remove.
+    fn remember(&self, path: &Path) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(path)?;
+        let made = (metadata.dev(), metadata.ino());
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).replace(made);
+        Ok(())
     }
 }
 
@@ -361,9 +400,7 @@ fn inherited() -> Result<Option<UnixListener>, Error> {
     };
     // A number becomes an owned descriptor by asking the kernel for a copy of
     // it. The one with the number stays open until the end, closed on exec.
-    let copy = pidfd_open(getpid(), PidfdFlags::empty())
-        .and_then(|own| pidfd_getfd(own, number, PidfdGetfdFlags::empty()))
-        .map_err(|errno| failed(format!("descriptor {number}: {errno}")))?;
+    let copy = copy_of(number).map_err(|error| failed(format!("descriptor {number}: {error}")))?;
     let kind = socket::getsockopt(&copy, sockopt::SockType);
     let listens = socket::getsockopt(&copy, sockopt::AcceptConn);
     if !matches!(kind, Ok(SockType::Stream)) || !matches!(listens, Ok(true)) {

@@ -6,6 +6,7 @@
 //! the way from its decisions to whoever is meant.
 
 pub mod config;
+pub mod takeover;
 pub mod instance;
 pub mod log;
 pub mod notify;

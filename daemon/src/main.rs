@@ -13,6 +13,7 @@ use ksid::{
     log,
     plugin::actor::apart,
     server,
+    takeover::Program,
 };
 
 /// The KSI daemon: routes events between clients and plugins.
@@ -37,9 +38,14 @@ struct Args {
     /// Check the configuration and end.
     #[arg(long)]
     check_config: bool,
+    /// Check whether the daemon could start, configuration and plugins, and end.
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
+    // The file may be replaced while it runs.
+    let program = Program::of_process();
     let args = Args::parse();
     let mut paths = Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
     if let Some(socket) = args.socket {
@@ -60,7 +66,13 @@ fn main() -> ExitCode {
         println!("configuration is valid");
         return ExitCode::SUCCESS;
     }
-    match serve(paths, config, sources, args.foreground) {
+    if args.check {
+        return check(&paths, &config);
+    }
+    let served = program
+        .context("cannot find this program's own path")
+        .and_then(|program| serve(paths, config, sources, args.foreground, program));
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -70,7 +82,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: bool) -> anyhow::Result<()> {
+/// Says what would keep the daemon from starting.
+fn check(paths: &Paths, config: &Config) -> ExitCode {
+    match server::check(paths, config) {
+        Ok(problems) if problems.is_empty() => {
+            println!("the daemon can start");
+            ExitCode::SUCCESS
+        }
+        Ok(problems) => {
+            eprintln!("{}", problems.join("\n"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(
+    paths: Paths,
+    config: Config,
+    sources: config::Sources,
+    foreground: bool,
+    program: Program,
+) -> anyhow::Result<()> {
+    let program = Arc::new(program);
     let instance = Instance::acquire(&paths)?;
     std::fs::create_dir_all(&paths.state_dir)
         .with_context(|| format!("cannot make {}", paths.state_dir.display()))?;
@@ -95,6 +132,7 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
             let _ = level.set_level(&config.daemon.log_level);
         }),
         reopen: Box::new(move || file.reopen()),
+        program: program.clone(),
     };
     let ended = runtime.block_on(apart(server::run(options, instance)));
     // A thread that hangs in a plugin must not keep the daemon.
@@ -102,7 +140,10 @@ fn serve(paths: Paths, config: Config, sources: config::Sources, foreground: boo
     // Tasks that are left over hold the log too, so its last lines do not wait
     // for its last owner. A disk that hangs may keep them.
     let _ = log.flush();
-    ended
+    match ended? {
+        None => Ok(()),
+        Some(takeover) => Err(takeover.execute(&program)).context("cannot execute the daemon anew"),
+    }
 }
 
 /// Threads where nothing else is configured: one for each processor, but one

@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::Context;
+use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{limits, paths::Paths};
+use ksi_protocol::{limits, paths::Paths, system::Placement, work::Policy};
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -23,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, Current, Delivery},
+    config::{Config, Current},
     hub::Hub,
     instance::Instance,
     notify,
@@ -35,7 +36,11 @@ use crate::{
     },
     session::{Limits, Sessions},
     system::{Apply, Parts, Reread, Stop, System, is_starting},
+    takeover::{Program, Takeover},
 };
+
+/// The program that runs one plugin, beside this one.
+const HOST: &str = "ksi-plugin-host";
 
 /// Time that sessions have to be written and closed.
 const SESSIONS_GRACE: Duration = Duration::from_secs(5);
@@ -52,25 +57,31 @@ pub struct Options {
     pub apply: Apply,
     /// Opens the log anew, after something else has moved it.
     pub reopen: Box<dyn Fn() + Send + Sync>,
+    /// What is executed at a restart.
+    pub program: Arc<Program>,
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop; what the next program gets, where
+/// there is to be one.
 ///
 /// # Errors
 ///
 /// Where a part cannot be started.
-pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
-    let Options { paths, config, reread, apply, reopen } = options;
-    let listener = UnixListener::from_std(instance.listen()?).context("cannot watch the socket")?;
+pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<Takeover>> {
+    let Options { paths, config, reread, apply, reopen, program } = options;
+    let listener = instance.listen()?;
+    // Held over a restart, so that clients can connect at any time.
+    let socket = listener.try_clone().context("cannot hold the socket")?;
+    let listener = UnixListener::from_std(listener).context("cannot watch the socket")?;
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
     let (hub, system_requests) = Hub::new(runtime.clone());
     let (stop_sender, mut stops) = mpsc::channel(4);
-    signals(&stop_sender, reopen)?;
+    signals(&stop_sender, reopen, program.clone())?;
     let means = Means {
         hub: hub.clone(),
-        spawner: Spawner::start(program("ksi-plugin-host")?, runtime).context("cannot start a thread")?,
+        spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: {
@@ -94,6 +105,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
         socket: paths.socket.clone(),
         state_dir: paths.state_dir.clone(),
         stop: stop_sender,
+        program,
         stopping,
     })?;
     let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
@@ -105,26 +117,53 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<()> {
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
     let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
 
-    let Stop { reason, grace } =
-        stops.recv().await.unwrap_or(Stop { reason: "nobody is left".into(), grace: None });
+    let nobody = || Stop { reason: "nobody is left".into(), grace: None, again: false };
+    let Stop { reason, grace, mut again } = stops.recv().await.unwrap_or_else(nobody);
     tracing::info!("stopping: {reason}");
-    notify::stopping();
+    if again {
+        notify::reloading()
+    } else {
+        notify::stopping()
+    }
     stopping_sender.send_replace(true);
     hub.tell("system:stopping", &json!({ "reason": reason }));
     no_more.cancel();
     let grace = grace.unwrap_or(config.daemon.shutdown_grace);
     tokio::select! {
         () = orderly_stop(&hub, &fleet, &sessions, grace) => tracing::info!("stopped"),
-        again = stops.recv() => {
-            tracing::warn!("hurried: {}", again.map(|stop| stop.reason).unwrap_or_default());
+        hurry = stops.recv() => {
+            let hurry = hurry.unwrap_or_else(nobody);
+            tracing::warn!("hurried: {}", hurry.reason);
+            again &= hurry.again;
             fleet.stop(Duration::ZERO).await;
         }
     }
     for task in [deadlines, answering, accepting, watching] {
         task.abort();
     }
-    drop(instance);
-    Ok(())
+    if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
+}
+
+/// All that would keep the daemon from starting with this configuration, as far
+/// as that can be known without starting it.
+///
+/// # Errors
+///
+/// Where this program's own place cannot be found out.
+pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let host = beside_us()?.join(HOST);
+    let enabled = || config.plugins.values().filter(|plugin| plugin.enabled);
+    if enabled().any(|plugin| plugin.placement == Placement::Child) && !host.is_file() {
+        problems.push(format!("{} is missing, which runs plugins in processes of their own", host.display()));
+    }
+    let places = places(paths)?;
+    for plugin in enabled() {
+        if let Err(error) = Image::open(&places.find(&plugin.library)) {
+            problems.push(format!("plugin {}: {error}", plugin.name));
+        }
+    }
+    Ok(problems)
 }
 
 /// Lets requests in flight finish within the grace, then plugins drain and
@@ -143,18 +182,34 @@ async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, grace: Dura
 }
 
 /// SIGTERM and SIGINT stop the daemon; a second one hurries. SIGHUP opens the
-/// log anew, as those who rotate logs expect.
-fn signals(stop: &mpsc::Sender<Stop>, reopen: Box<dyn Fn() + Send + Sync>) -> anyhow::Result<()> {
+/// log anew, as those who rotate logs expect. SIGUSR2 restarts the daemon, as
+/// `system:restart` does.
+fn signals(
+    stop: &mpsc::Sender<Stop>,
+    reopen: Box<dyn Fn() + Send + Sync>,
+    program: Arc<Program>,
+) -> anyhow::Result<()> {
     for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
         let mut signal = signal(kind).context("cannot handle signals")?;
         let stop = stop.clone();
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
                 // Where the channel is full, enough has been said.
-                let _ = stop.try_send(Stop { reason: format!("got {name}"), grace: None });
+                let _ = stop.try_send(Stop { reason: format!("got {name}"), grace: None, again: false });
             }
         });
     }
+    let mut upgrade = signal(SignalKind::user_defined2()).context("cannot handle signals")?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        while upgrade.recv().await.is_some() {
+            if let Err(refusal) = program.check().await {
+                tracing::error!("not restarted: {refusal}");
+                continue;
+            }
+            let _ = stop.try_send(Stop { reason: "got SIGUSR2".into(), grace: None, again: true });
+        }
+    });
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
@@ -189,10 +244,8 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
     }
 }
 
-fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, bool) {
-    config
-        .policy(named, declared)
-        .map_or((None, false), |policy| (policy.timeout, policy.delivery == Delivery::Durable))
+fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, Option<Arc<Policy>>) {
+    config.policy(named, declared).map_or((None, None), |policy| (policy.timeout, policy.work.clone()))
 }
 
 fn session_limits(config: &Config) -> Limits {
@@ -212,10 +265,6 @@ fn session_limits(config: &Config) -> Limits {
 fn beside_us() -> anyhow::Result<PathBuf> {
     let ours = std::env::current_exe().context("cannot find this program's own path")?;
     Ok(ours.parent().context("this program has no directory")?.to_owned())
-}
-
-fn program(name: &str) -> anyhow::Result<PathBuf> {
-    Ok(beside_us()?.join(name))
 }
 
 fn places(paths: &Paths) -> anyhow::Result<Places> {

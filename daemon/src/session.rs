@@ -21,7 +21,7 @@ use std::{
 };
 
 use ksi_kernel::{Grant, Quota, Role};
-use ksi_protocol::{Code, Refusal};
+use ksi_protocol::{Code, Pattern, Refusal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -130,7 +130,9 @@ impl Sessions {
 
     fn attach(&self, handle: crate::hub::Handle, number: u64) -> Arc<crate::hub::Port> {
         let origin = format!("session:{number}");
-        self.hub.kernel.attach(&origin, Role::Client, handle, self.limits.quota, Grant::All)
+        // What plugins keep is theirs alone.
+        let grant = Grant::AllBut { may_not_call: Pattern::parse("space:**").into_iter().collect() };
+        self.hub.kernel.attach(&origin, Role::Client, handle, self.limits.quota, grant)
     }
 }
 

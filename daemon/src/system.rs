@@ -26,13 +26,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{Config, Current},
+    config::{Config, Current, Plugin},
     hub::{Hub, SystemRequest},
     plugin::{
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
     },
     session::Sessions,
+    takeover::Program,
 };
 
 /// Why the daemon shall stop, and how long requests may take to finish.
@@ -42,6 +43,8 @@ pub struct Stop {
     pub reason: String,
     /// Instead of the configured grace.
     pub grace: Option<Duration>,
+    /// Whether the program is executed anew then, in the same process.
+    pub again: bool,
 }
 
 /// Reads the configuration again; what the daemon was started with decides
@@ -62,6 +65,7 @@ pub struct System {
     socket: PathBuf,
     state_dir: PathBuf,
     stop: mpsc::Sender<Stop>,
+    program: Arc<Program>,
     stopping: watch::Receiver<bool>,
     waiting: TaskTracker,
 }
@@ -78,6 +82,7 @@ pub struct Parts {
     pub socket: PathBuf,
     pub state_dir: PathBuf,
     pub stop: mpsc::Sender<Stop>,
+    pub program: Arc<Program>,
     pub stopping: watch::Receiver<bool>,
 }
 
@@ -96,7 +101,8 @@ impl System {
     ///
     /// Never in practice: nobody else owns them yet.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
-        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, stopping } = parts;
+        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, program, stopping } =
+            parts;
         let names: Vec<EventName> =
             specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -104,11 +110,12 @@ impl System {
             .iter()
             .map(|name| {
                 let timeout = policies.events.get(name.as_str()).and_then(|policy| policy.timeout);
-                Declared { name: name.clone(), timeout, durable: false }
+                Declared { name: name.clone(), timeout, work: None }
             })
             .collect();
         hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
         hub.kernel.own(hub.daemon(), &names)?;
+        declare_facts(&hub, &policies);
         Ok(Arc::new(Self {
             hub,
             fleet,
@@ -119,6 +126,7 @@ impl System {
             socket,
             state_dir,
             stop,
+            program,
             stopping,
             waiting: TaskTracker::new(),
         }))
@@ -134,7 +142,9 @@ impl System {
             let SystemRequest { token, envelope } = request;
             let event = envelope.event.as_str();
             match event {
-                "system:ready" | "config:reload" => self.later(token, event, envelope.data.clone()),
+                "system:ready" | "system:restart" | "config:reload" => {
+                    self.later(token, event, envelope.data.clone())
+                }
                 _ if event.starts_with("plugin:") => self.later(token, event, envelope.data.clone()),
                 _ => self.hub.reply(token, self.now(event, &envelope.data)),
             }
@@ -173,6 +183,7 @@ impl System {
                 let stop = Stop {
                     reason: "system:shutdown was asked for".into(),
                     grace: shutdown.grace_ms.map(Duration::from_millis),
+                    again: false,
                 };
                 // A stop that is under way already is as good.
                 let _ = self.stop.try_send(stop);
@@ -194,6 +205,14 @@ impl System {
             "system:ready" => {
                 let Ready { timeout_ms } = decode(data)?;
                 self.ready(timeout_ms.map(Duration::from_millis)).await
+            }
+            "system:restart" => {
+                let Shutdown { grace_ms } = decode(data)?;
+                self.program.check().await?;
+                let (reason, grace) = ("system:restart was asked for", grace_ms.map(Duration::from_millis));
+                // A stop that is under way already is refused to clients anyway.
+                let _ = self.stop.try_send(Stop { reason: reason.into(), grace, again: true });
+                Ok(ksi_protocol::empty())
             }
             "config:reload" => {
                 nothing(data)?;
@@ -293,6 +312,7 @@ impl System {
         let changes = self.config().changes(&config);
         (self.apply)(&config);
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        declare_facts(&self.hub, &self.config());
         self.fleet.reconfigure().await;
         answer(&json!({
             "changed": changes.changed,
@@ -302,10 +322,33 @@ impl System {
     }
 }
 
+/// Whether the daemon itself answers requests for an event.
+pub(crate) fn answers(event: &str) -> bool {
+    specs::requests().any(|spec| spec.event == event)
+}
+
 /// Whether a plugin has yet to show whether it runs.
 #[must_use]
 pub fn is_starting(plugin: &PluginStatus) -> bool {
     plugin.wanted && matches!(plugin.state, PluginState::Stopped | PluginState::Starting)
+}
+
+/// Declares the durable events that no plugin will: facts of the daemon's own,
+/// and of clients. Only so does the kernel know that they are.
+fn declare_facts(hub: &Hub, config: &Config) {
+    let named =
+        |plugin: &Plugin, namespace: &str| plugin.namespace.as_deref().unwrap_or(&plugin.name) == namespace;
+    let facts: Vec<Declared> = config
+        .events
+        .iter()
+        .filter_map(|(name, policy)| {
+            let (work, name) = (policy.work.clone()?, EventName::parse(name).ok()?);
+            let of_a_plugin = config.plugins.values().any(|plugin| named(plugin, name.namespace()));
+            (!of_a_plugin).then_some(Declared { name, timeout: None, work: Some(work) })
+        })
+        .collect();
+    // Who asks for one waits until it expires: nobody may ever answer it.
+    hub.kernel.declare("config", &facts, Refusal::new(Code::NoOwner, "no plugin answers this event"));
 }
 
 fn answer<T: Serialize>(value: &T) -> Result<Bytes, Refusal> {

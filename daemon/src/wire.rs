@@ -6,7 +6,8 @@
 use std::{io, time::Duration};
 
 use bytes::{Buf, BytesMut};
-use ksi_protocol::{Code, Refusal, limits};
+use ksi_kernel::Ask;
+use ksi_protocol::{Code, Refusal, frame::Request, limits};
 use tokio::{io::Interest, net::UnixStream, sync::Notify};
 
 use crate::woken;
@@ -139,4 +140,18 @@ pub fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> 
         format!("payload of {bytes} bytes is longer than the limit of {most} bytes"),
     )
     .hint("send less, or in parts"))
+}
+
+/// A request frame as the kernel takes it.
+#[must_use]
+pub fn ask(request: Request) -> Ask {
+    Ask {
+        timeout: request.timeout_ms.map(Duration::from_millis),
+        credit: request.credit,
+        correlation_id: request.correlation_id.map(Into::into),
+        idempotency_key: request.idempotency_key.map(Into::into),
+        parent: request.parent,
+        origin: request.origin.map(Into::into),
+        ..Ask::new(request.id, request.event, request.data)
+    }
 }

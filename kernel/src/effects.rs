@@ -21,7 +21,7 @@ pub enum Delivery {
         /// Names it in the answer.
         token: Token,
         /// What is asked.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
     },
     /// To a subscriber: this happened. Its sequence number is the outbox's
     /// matter.
@@ -74,10 +74,43 @@ pub enum Delivery {
     },
 }
 
-/// What a call has decided, in the order in which it is to be carried out.
-/// Meant to be drained and used again.
+/// One of these is moved several times for each request.
+const _: () = assert!(size_of::<Delivery>() <= 96);
+
+/// Something that happened, and all who are told: one for all of them, so that
+/// each costs no more than a place in a list.
+pub struct Fact<H> {
+    /// What happened.
+    pub envelope: Arc<Envelope>,
+    /// Who is told.
+    pub to: Vec<Listener<H>>,
+}
+
+/// A subscription that is told something.
+pub struct Listener<H> {
+    /// Whose it is.
+    pub port: Arc<Port<H>>,
+    /// Which one.
+    pub sub: Id,
+    /// What happens when its reader is slow.
+    pub class: Class,
+}
+
+impl<H> Listener<H> {
+    /// What is put into the port's outbox, where that takes no more than one
+    /// thing at a time.
+    #[must_use]
+    pub fn delivery(&self, envelope: &Arc<Envelope>) -> Delivery {
+        Delivery::Event { sub: self.sub, class: self.class, envelope: Arc::clone(envelope) }
+    }
+}
+
+/// What a call has decided, in the order in which it is to be carried out:
+/// facts first. Meant to be drained and used again.
 pub struct Effects<H> {
-    /// Where to, and what.
+    /// What happened, and who is told.
+    pub facts: Vec<Fact<H>>,
+    /// Where to, and what: all but events.
     pub deliveries: Vec<(Arc<Port<H>>, Delivery)>,
     /// A new earliest deadline: call [`Kernel::expire`] then, and no later.
     ///
@@ -89,7 +122,17 @@ impl<H> Effects<H> {
     /// Nothing to do.
     #[must_use]
     pub fn new() -> Self {
-        Self { deliveries: Vec::new(), deadline: None }
+        Self { facts: Vec::new(), deliveries: Vec::new(), deadline: None }
+    }
+
+    /// All deliveries, one by one.
+    #[cfg(test)]
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Arc<Port<H>>, Delivery)> {
+        let told = self.facts.drain(..).flat_map(|fact| {
+            let Fact { envelope, to } = fact;
+            to.into_iter().map(move |one| (Arc::clone(&one.port), one.delivery(&envelope)))
+        });
+        told.chain(self.deliveries.drain(..))
     }
 
     /// Adds a delivery; what is for a port that is gone is dropped.

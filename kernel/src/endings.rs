@@ -39,7 +39,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if let Some(holder) = &entry.holder {
             effects.push(holder, Delivery::Cancel { token });
         }
-        self.end(token, entry, Answer::Refusal(refusal), effects);
+        self.end(token, entry, refusal.into(), effects);
     }
 
     /// Takes back the charges of an entry that was taken out of the table, and
@@ -58,7 +58,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             open.extend(children);
             if let Matter::Request(request) = matter {
                 let refusal = refusals::parent_ended(token);
-                self.deliver_answer(child, request.into(), Answer::Refusal(refusal), effects);
+                self.deliver_answer(child, request.into(), refusal.into(), effects);
             }
         }
         matter
@@ -136,7 +136,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
                 let is_theirs = |entry: &Pending<H>| entry.is_held_by(port);
                 let Some(entry) = self.pending.take_if(token, is_theirs) else { continue };
                 let refusal = match &entry.matter {
-                    Matter::Request(_) => reason.clone(),
+                    Matter::Request(_) | Matter::Fact => reason.clone(),
                     Matter::Word(word) => refusals::interceptor_gone(&port.origin, word.held.event()),
                 };
                 self.give_up(token, entry, refusal, None, effects);
@@ -179,6 +179,8 @@ fn overdue<H>(entry: &Pending<H>) -> Refusal {
             let origin = entry.holder.as_ref().map_or("an interceptor", |holder| &holder.origin);
             refusals::interceptor_silent(origin, word.held.event())
         }
+        // Has no deadline, nor anybody to tell.
+        Matter::Fact => refusals::cancelled(),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ksi_protocol::{EventName, Refusal, frame::Id};
+use ksi_protocol::{EventName, Refusal, frame::Id, work::Policy};
 
 /// Names a pending request, or a word that an interceptor owes; unique for the
 /// life of the kernel, counted from 1. Whoever is asked sees it as the id.
@@ -34,6 +34,9 @@ pub struct Envelope {
     pub deadline_ms: Option<u64>,
     /// Chunks that may be sent before a `Credit`; `None` for any number.
     pub credit: Option<u32>,
+    /// For the port that keeps work: how this is kept. A durable fact has it
+    /// everywhere.
+    pub work: Option<Arc<Policy>>,
 }
 
 /// A request, as its asker states it.
@@ -55,6 +58,9 @@ pub struct Ask {
     pub idempotency_key: Option<Arc<str>>,
     /// What the asker holds and is asking for: this request ends with it.
     pub parent: Option<Token>,
+    /// Who asked in the first place. Heeded only from the port that keeps work,
+    /// under a durable event.
+    pub origin: Option<Arc<str>>,
 }
 
 impl Ask {
@@ -70,6 +76,7 @@ impl Ask {
             correlation_id: None,
             idempotency_key: None,
             parent: None,
+            origin: None,
         }
     }
 }
@@ -112,8 +119,14 @@ pub enum Answer {
         /// Its position in the journal.
         seq: u64,
     },
-    /// No.
-    Refusal(Refusal),
+    /// No. Boxed, for it is rare and large.
+    Refusal(Box<Refusal>),
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(Box::new(refusal))
+    }
 }
 
 impl Answer {

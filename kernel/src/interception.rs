@@ -40,17 +40,19 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             };
         }
         match word.held {
-            Held::Request { token, envelope } => match self.registry.load().find(&envelope.event) {
-                Ok(entry) => self.hand_over(token, envelope, entry, effects),
-                Err(unknown) => self.fail(token, unknown, effects),
-            },
+            Held::Request { token, envelope } => {
+                match self.registry.load().receiver(&envelope.event, false) {
+                    Ok(to) => self.hand_over(token, envelope, &to, effects),
+                    Err(absent) => self.fail(token, absent, effects),
+                }
+            }
             Held::Answer { token, data, last, .. } => {
                 if let Some(entry) = self.pending.take(token) {
                     self.end(token, entry, last(data), effects);
                 }
             }
-            Held::Emission { from, envelope } => {
-                self.tell(from, envelope, effects);
+            Held::Emission { from, envelope, kept } => {
+                self.tell(from, envelope, kept, effects);
             }
         }
     }
@@ -113,9 +115,13 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Goes no further with what interceptors held up.
     fn stop(&self, held: Held, refusal: Refusal, effects: &mut Effects<H>) {
-        match held.request() {
-            Some(request) => self.fail(request, refusal, effects),
-            None => self.counters.refusals.add(1),
+        if let Held::Emission { kept, .. } = held {
+            self.counters.refusals.add(1);
+            if let Some(token) = kept {
+                self.fail(token, refusal, effects);
+            }
+        } else if let Some(request) = held.request() {
+            self.fail(request, refusal, effects);
         }
     }
 
@@ -133,7 +139,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), Fault> {
-        let theirs = |entry: &Pending<H>| !entry.is_request() && entry.is_held_by(port);
+        let theirs = |entry: &Pending<H>| entry.is_word() && entry.is_held_by(port);
         let Some(entry) = self.pending.take_if(token, theirs) else { return self.missing(token, port) };
         if let Matter::Word(mut word) = self.settle(token, entry, effects) {
             match verdict {

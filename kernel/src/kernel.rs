@@ -89,6 +89,23 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.registry.own(port, events)
     }
 
+    /// From now on this port keeps work: requests for durable events, and
+    /// durable facts, are handed to it; what it asks for itself under a durable
+    /// event goes to that event's owner.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where another attached port keeps work.
+    pub fn keep(&self, port: &Arc<Port<H>>) -> Result<(), Refusal> {
+        self.registry.keep(port)
+    }
+
+    /// The port that keeps work.
+    #[must_use]
+    pub fn keeper(&self) -> Option<Arc<Port<H>>> {
+        self.registry.load().keeper().cloned()
+    }
+
     /// Who answers an event now.
     #[must_use]
     pub fn owner(&self, event: &str) -> Option<Arc<Port<H>>> {
@@ -106,7 +123,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// # Errors
     ///
     /// `conflict` where it has a subscription of that id, `busy` over its
-    /// quota, `unavailable` for [`Class::Durable`], which needs a journal.
+    /// quota, `unavailable` for [`Class::Durable`]: the port that keeps work is
+    /// asked for that.
     pub fn subscribe(
         &self,
         port: &Arc<Port<H>>,

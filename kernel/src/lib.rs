@@ -56,7 +56,7 @@ mod routing;
 mod script;
 mod subscriptions;
 
-pub use effects::{Delivery, Effects};
+pub use effects::{Delivery, Effects, Fact, Listener};
 pub use envelope::{Answer, Ask, Emission, Envelope, Token, Verdict};
 pub use figures::Figures;
 pub use interception::EMISSION_LIMIT;

@@ -58,6 +58,9 @@ pub(crate) enum Matter<H> {
     Request(Request<H>),
     /// The kernel waits for an interceptor.
     Word(Box<Word<H>>),
+    /// The port that keeps work has a durable fact to write down. Nobody waits
+    /// for that; it is here so that the port is charged until it has.
+    Fact,
 }
 
 /// A request: what its answers need.
@@ -99,8 +102,9 @@ pub(crate) enum Held {
     /// A reply or an end, whichever `last` makes of its payload, that its asker
     /// has not seen yet.
     Answer { token: Token, event: EventName, origin: Arc<str>, data: Bytes, last: fn(Bytes) -> Answer },
-    /// Something emitted that nobody has seen yet.
-    Emission { from: EndpointId, envelope: Envelope },
+    /// Something emitted that nobody has seen yet; where it is durable, under
+    /// the token by which the port that keeps work is charged for it.
+    Emission { from: EndpointId, envelope: Envelope, kept: Option<Token> },
 }
 
 impl Held {
@@ -156,6 +160,10 @@ impl<H> Pending<H> {
 
     pub(crate) fn is_request(&self) -> bool {
         matches!(self.matter, Matter::Request(_))
+    }
+
+    pub(crate) fn is_word(&self) -> bool {
+        matches!(self.matter, Matter::Word(_))
     }
 
     pub(crate) fn is_of_a_client(&self) -> bool {
@@ -243,8 +251,13 @@ impl<H> Table<H> {
         entry.holder = Some(Arc::clone(owner));
         match &entry.matter {
             Matter::Request(request) => Some(request.credit),
-            Matter::Word(_) => None,
+            Matter::Word(_) | Matter::Fact => None,
         }
+    }
+
+    /// Who has to speak.
+    pub(crate) fn holder(&self, token: Token) -> Option<Arc<Port<H>>> {
+        self.entries.get(&token)?.holder.clone()
     }
 
     /// Takes a request off its owner, who has spoken, where `wanted` finds
@@ -295,6 +308,7 @@ impl<H> Table<H> {
         Ok(match &entry.matter {
             Matter::Request(request) => (entry.deadline_ms, request.correlation_id.clone()),
             Matter::Word(word) => (word.deadline_ms, word.held.correlation_id()),
+            Matter::Fact => (entry.deadline_ms, None),
         })
     }
 

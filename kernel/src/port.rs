@@ -76,6 +76,11 @@ impl Default for Quota {
 pub enum Grant {
     /// Anything.
     All,
+    /// Anything but requests that these patterns cover.
+    AllBut {
+        /// Requests that are not for this endpoint.
+        may_not_call: Vec<Pattern>,
+    },
     /// What these patterns cover; anything else is refused `denied`.
     Only {
         /// Requests.
@@ -89,13 +94,14 @@ impl Grant {
     pub(crate) fn allows_call(&self, event: &EventName) -> bool {
         match self {
             Self::All => true,
+            Self::AllBut { may_not_call } => !covers(may_not_call, event),
             Self::Only { may_call, .. } => covers(may_call, event),
         }
     }
 
     pub(crate) fn allows_emission(&self, event: &EventName) -> bool {
         match self {
-            Self::All => true,
+            Self::All | Self::AllBut { .. } => true,
             Self::Only { emits, .. } => covers(emits, event),
         }
     }

@@ -8,11 +8,18 @@ use std::time::Duration;
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Id};
 use serde_json::json;
 
-use crate::{envelope::Token, port::Port};
+use crate::{
+    envelope::Token,
+    port::{Port, Role},
+};
 
 /// Milliseconds after which it makes sense to try a busy peer again: long
 /// enough not to spin, short beside any request worth limiting.
 const BUSY_RETRY_MS: u64 = 50;
+
+/// Milliseconds after which it makes sense to look again for a plugin that is
+/// being started.
+const ABSENT_RETRY_MS: u64 = 200;
 
 /// Who made a delivery fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,8 +80,22 @@ pub(crate) fn owned(event: &EventName, owner: &str) -> Refusal {
     no(Blame::Sender, Code::Conflict, format!("`{event}` is answered by `{owner}` already"))
 }
 
+pub(crate) fn kept(keeper: &str) -> Refusal {
+    no(Blame::Sender, Code::Conflict, format!("work is kept by `{keeper}` already"))
+}
+
+pub(crate) fn no_keeper(event: &EventName) -> Refusal {
+    let message = format!("`{event}` is durable, and nobody is there to keep it");
+    no(Blame::Receiver, Code::Unavailable, message)
+        .retry_after_ms(ABSENT_RETRY_MS)
+        .hint("`ksi plugin list` shows how the plugin that keeps work fares")
+}
+
 pub(crate) fn denied<H>(port: &Port<H>, event: &EventName, right: &str) -> Refusal {
     let origin = &port.origin;
+    if port.role == Role::Client {
+        return no(Blame::Sender, Code::Denied, format!("`{event}` is not for clients: only plugins ask it"));
+    }
     no(Blame::Sender, Code::Denied, format!("`{origin}` may not send `{event}`: no `{right}` covers it"))
         .hint(format!("add `{event}` to `{right}` of `{origin}` in the manifest if it should"))
 }
@@ -124,7 +145,7 @@ pub(crate) fn no_subscription(id: Id) -> Refusal {
 
 pub(crate) fn no_durable(pattern: &Pattern) -> Refusal {
     no(Blame::Kernel, Code::Unavailable, format!("`{pattern}` cannot be subscribed to as `durable`"))
-        .hint("`live` and `latest` are the classes that exist")
+        .hint("whoever keeps work is asked to follow it")
 }
 
 pub(crate) fn timeout(event: &EventName, after: Duration) -> Refusal {

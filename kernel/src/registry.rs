@@ -4,6 +4,10 @@
 //! Declared but unowned is a state of its own: whoever asks gets the refusal
 //! that came with the declaration, rather than `unknown_event`.
 //!
+//! Requests for an event that is declared durable go to the one port that
+//! *keeps work*, whoever owns the event; that port's own requests for it, the
+//! dispatch of what it has kept, go to the owner.
+//!
 //! The table is copied on every change, so looking up is one hash lookup that
 //! no change delays.
 
@@ -15,7 +19,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
-use ksi_protocol::{EventName, Refusal};
+use ksi_protocol::{EventName, Refusal, work::Policy};
 
 use crate::{
     port::{Port, locked},
@@ -35,9 +39,9 @@ pub struct Declared {
     pub name: EventName,
     /// Time that a request for it takes at most, where the asker sets none.
     pub timeout: Option<Duration>,
-    /// Whether requests for it are journaled before they are answered. The
-    /// kernel keeps this for whoever asks; it routes both alike.
-    pub durable: bool,
+    /// Where it is durable: how it is kept. The kernel never looks into this,
+    /// and hands it to the port that keeps work.
+    pub work: Option<Arc<Policy>>,
 }
 
 /// What is known of one event.
@@ -54,7 +58,7 @@ impl<H> Entry<H> {
         self.owner.as_ref().filter(|port| port.is_open()).ok_or_else(|| self.absent())
     }
 
-    pub(crate) fn absent(&self) -> Refusal {
+    fn absent(&self) -> Refusal {
         Refusal::clone(&self.absent)
     }
 
@@ -68,8 +72,33 @@ impl<H> Entry<H> {
     }
 }
 
+/// Who is handed a request.
+pub(crate) struct Receiver<'a, H> {
+    pub(crate) port: &'a Arc<Port<H>>,
+    entry: &'a Entry<H>,
+    /// For the port that keeps work: how this is kept.
+    pub(crate) work: Option<&'a Arc<Policy>>,
+}
+
+impl<H> Receiver<'_, H> {
+    /// How long the asker waits where it does not say. What is declared of a
+    /// durable event is the time of an attempt, which nobody waits for.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.entry.declared.timeout.filter(|_| self.work.is_none())
+    }
+
+    /// What the asker is told where the port has gone in this very moment.
+    pub(crate) fn gone(&self) -> Refusal {
+        self.work.map_or_else(|| self.entry.absent(), |_| refusals::no_keeper(&self.entry.declared.name))
+    }
+}
+
 /// One state of the table.
-pub(crate) struct Events<H>(Entries<H>);
+pub(crate) struct Events<H> {
+    entries: Entries<H>,
+    /// The port that keeps work.
+    keeper: Option<Arc<Port<H>>>,
+}
 
 /// Names are looked up for every request, and come from clients: the hash is
 /// fast, and seeded at random.
@@ -77,13 +106,41 @@ type Entries<H> = HashMap<EventName, Arc<Entry<H>>, RandomState>;
 
 impl<H> Clone for Events<H> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { entries: self.entries.clone(), keeper: self.keeper.clone() }
     }
 }
 
 impl<H> Events<H> {
     pub(crate) fn get(&self, event: &str) -> Option<&Entry<H>> {
-        self.0.get(event).map(AsRef::as_ref)
+        self.entries.get(event).map(AsRef::as_ref)
+    }
+
+    /// The port that keeps work.
+    pub(crate) fn keeper(&self) -> Option<&Arc<Port<H>>> {
+        self.keeper.as_ref().filter(|port| port.is_open())
+    }
+
+    /// How a durable event is kept; `None` for any other.
+    pub(crate) fn work(&self, event: &EventName) -> Option<&Arc<Policy>> {
+        self.get(event.as_str())?.declared.work.as_ref()
+    }
+
+    /// Whether this port would hand over work that it has kept, if it asked for
+    /// the event.
+    pub(crate) fn is_dispatched_by(&self, port: &Port<H>, event: &EventName) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id) && self.work(event).is_some()
+    }
+
+    /// Who is handed a request for an event: its owner or, where it is durable
+    /// and not `dispatched` already, the port that keeps work.
+    pub(crate) fn receiver(&self, event: &EventName, dispatched: bool) -> Result<Receiver<'_, H>, Refusal> {
+        let entry = self.find(event)?;
+        let work = entry.declared.work.as_ref().filter(|_| !dispatched);
+        let port = match work {
+            None => entry.owner()?,
+            Some(_) => self.keeper().ok_or_else(|| refusals::no_keeper(event))?,
+        };
+        Ok(Receiver { port, entry, work })
     }
 
     pub(crate) fn find(&self, event: &EventName) -> Result<&Entry<H>, Refusal> {
@@ -92,7 +149,7 @@ impl<H> Events<H> {
 
     fn nearest(&self, name: &str) -> Vec<&str> {
         let mut near: Vec<_> = self
-            .0
+            .entries
             .keys()
             .map(|known| (strsim::normalized_damerau_levenshtein(name, known.as_str()), known.as_str()))
             .filter(|&(likeness, _)| likeness >= LIKENESS_MIN)
@@ -111,17 +168,18 @@ pub(crate) struct Registry<H> {
 
 impl<H> Registry<H> {
     pub(crate) fn new() -> Self {
-        Self { events: ArcSwap::from_pointee(Events(HashMap::default())), change: Mutex::default() }
+        let events = Events { entries: HashMap::default(), keeper: None };
+        Self { events: ArcSwap::from_pointee(events), change: Mutex::default() }
     }
 
     pub(crate) fn load(&self) -> Guard<Arc<Events<H>>> {
         self.events.load()
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Entries<H>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Events<H>) -> T) -> T {
         let _one_at_a_time = locked(&self.change);
         let mut events = Events::clone(&self.events.load());
-        let result = change(&mut events.0);
+        let result = change(&mut events);
         self.events.store(Arc::new(events));
         result
     }
@@ -129,7 +187,7 @@ impl<H> Registry<H> {
     pub(crate) fn declare(&self, declarer: &str, declared: &[Declared], absent: Refusal) -> Vec<EventName> {
         let declarer: Arc<str> = declarer.into();
         let absent = Arc::new(absent);
-        self.change(|events| {
+        self.change(|Events { entries: events, .. }| {
             let before: HashMap<_, _> = events.extract_if(|_, entry| entry.declarer == declarer).collect();
             let mut taken = Vec::new();
             for event in declared {
@@ -150,11 +208,11 @@ impl<H> Registry<H> {
     }
 
     pub(crate) fn forget(&self, declarer: &str) {
-        self.change(|events| events.retain(|_, entry| &*entry.declarer != declarer));
+        self.change(|events| events.entries.retain(|_, entry| &*entry.declarer != declarer));
     }
 
     pub(crate) fn own(&self, port: &Arc<Port<H>>, names: &[EventName]) -> Result<(), Refusal> {
-        self.change(|events| {
+        self.change(|Events { entries: events, .. }| {
             // A port is closed before it is disowned, and disowning waits for
             // this change, so a port that is open here will be disowned.
             if !port.is_open() {
@@ -171,7 +229,7 @@ impl<H> Registry<H> {
                 let entry = match events.get(name) {
                     Some(entry) => entry.owned_by(owner),
                     None => Arc::new(Entry {
-                        declared: Declared { name: name.clone(), timeout: None, durable: false },
+                        declared: Declared { name: name.clone(), timeout: None, work: None },
                         declarer: Arc::clone(&port.origin),
                         absent: Arc::new(refusals::no_owner(name)),
                         owner,
@@ -183,15 +241,31 @@ impl<H> Registry<H> {
         })
     }
 
+    pub(crate) fn keep(&self, port: &Arc<Port<H>>) -> Result<(), Refusal> {
+        self.change(|events| {
+            // As for an owner, above.
+            if !port.is_open() {
+                return Err(refusals::detached());
+            }
+            if let Some(other) = events.keeper().filter(|other| other.id != port.id) {
+                return Err(refusals::kept(&other.origin));
+            }
+            events.keeper = Some(Arc::clone(port));
+            Ok(())
+        })
+    }
+
     pub(crate) fn disown(&self, port: &Port<H>) {
         let owned = |entry: &Entry<H>| entry.owner.as_ref().is_some_and(|owner| owner.id == port.id);
         let _one_at_a_time = locked(&self.change);
         let events = self.events.load();
-        if !events.0.values().any(|entry| owned(entry)) {
+        let keeps = events.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id);
+        if !keeps && !events.entries.values().any(|entry| owned(entry)) {
             return;
         }
         let mut events = Events::clone(&events);
-        for entry in events.0.values_mut().filter(|entry| owned(entry)) {
+        events.keeper.take_if(|_| keeps);
+        for entry in events.entries.values_mut().filter(|entry| owned(entry)) {
             *entry = entry.owned_by(None);
         }
         self.events.store(Arc::new(events));

@@ -12,31 +12,34 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ksi_protocol::{
-    Refusal,
+    EventName, Refusal,
     frame::{Id, Stage},
     limits,
 };
 
 use crate::{
-    effects::{Delivery, Effects},
+    effects::{Delivery, Effects, Fact, Listener},
     envelope::{Answer, Ask, Emission, Envelope, Token},
     interception::EMISSION_LIMIT,
     kernel::Kernel,
     pending::{Address, Held, Matter, Pending, Request, Word},
     port::{EndpointId, Port},
     refusals::{self, Fault},
-    registry::Entry,
+    registry::Receiver,
 };
 
 impl<H: Clone + Send + Sync + 'static> Kernel<H> {
-    /// Tells all who listen but `port` itself. Returns how many subscriptions
-    /// were told or, where interceptors have the word first, how many listen
-    /// now.
+    /// Tells all who listen but `port` itself and, where the event is durable,
+    /// the port that keeps work, whoever `port` is. Returns how many
+    /// subscriptions were told or, where interceptors have the word first, how
+    /// many listen now.
     ///
     /// # Errors
     ///
     /// `denied` where the grant does not cover it, `cancelled` from a port that
-    /// is detached.
+    /// is detached; of a durable fact `unavailable` while nobody keeps work, and
+    /// `busy` while whoever does has as much as it may hold. Then nobody is
+    /// told.
     pub fn emit(
         &self,
         port: &Arc<Port<H>>,
@@ -50,6 +53,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             let denied = || refusals::denied(port, &emission.event, "emits");
             return Err(if port.is_open() { denied() } else { refusals::detached() });
         }
+        let work = self.registry.load().work(&emission.event).cloned();
+        let charged = work.as_ref().map(|_| self.charge_keeper(&emission.event)).transpose();
+        let kept = charged.inspect_err(|_| self.counters.refusals.add(1))?;
         let inherited = || self.pending.cause(port, emission.parent?).ok()?.1;
         let envelope = Envelope {
             correlation_id: emission.correlation_id.or_else(inherited),
@@ -61,30 +67,67 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             at_ms: now_ms,
             deadline_ms: None,
             credit: None,
+            work,
         };
         let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port) else {
-            return Ok(self.tell(port.id, envelope, effects));
+            return Ok(self.tell(port.id, envelope, kept, effects));
         };
         let mut listening = 0;
         self.subscriptions.each(&envelope.event, |one| listening += usize::from(one.port.id != port.id));
-        let held = Held::Emission { from: port.id, envelope };
+        let held = Held::Emission { from: port.id, envelope, kept };
         let deadline_ms = now_ms.saturating_add(millis(EMISSION_LIMIT));
         self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
         Ok(listening)
     }
 
-    /// Tells all who listen, except where it came from.
-    pub(crate) fn tell(&self, from: EndpointId, envelope: Envelope, effects: &mut Effects<H>) -> usize {
-        let envelope = Arc::new(envelope);
-        let mut told = 0;
+    /// Charges the port that keeps work for a durable fact that it will be
+    /// handed. It is charged until it answers.
+    fn charge_keeper(&self, event: &EventName) -> Result<Token, Refusal> {
+        let events = self.registry.load();
+        let absent = || refusals::no_keeper(event);
+        let keeper = events.keeper().ok_or_else(absent)?;
+        if !keeper.hold() {
+            return Err(refusals::holder_busy(keeper));
+        }
+        let token = self.pending.issue();
+        let holder = Some(Arc::clone(keeper));
+        let (parent, children, matter) = (None, Vec::new(), Matter::Fact);
+        self.pending.insert(token, Pending { holder, deadline_ms: u64::MAX, parent, children, matter });
+        if keeper.is_open() {
+            return Ok(token);
+        }
+        // Whoever detached it may have missed this.
+        if self.pending.take(token).is_some() {
+            keeper.let_go();
+        }
+        Err(absent())
+    }
+
+    /// Tells all who listen, except where it came from, and the port that keeps
+    /// work where that was charged.
+    pub(crate) fn tell(
+        &self,
+        from: EndpointId,
+        envelope: Envelope,
+        kept: Option<Token>,
+        effects: &mut Effects<H>,
+    ) -> usize {
+        if let Some(token) = kept
+            && let Some(keeper) = self.pending.holder(token)
+        {
+            effects.push(&keeper, Delivery::Request { token, envelope: Box::new(envelope.clone()) });
+        }
+        let mut to = Vec::new();
         self.subscriptions.each(&envelope.event, |one| {
-            if one.port.id != from {
-                told += 1;
-                let (sub, class, envelope) = (one.id, one.class, Arc::clone(&envelope));
-                effects.push(&one.port, Delivery::Event { sub, class, envelope });
+            if one.port.id != from && one.port.is_open() {
+                to.push(Listener { port: Arc::clone(&one.port), sub: one.id, class: one.class });
             }
         });
+        let told = to.len();
         self.counters.deliveries.add(told);
+        if told > 0 {
+            effects.facts.push(Fact { envelope: Arc::new(envelope), to });
+        }
         told
     }
 
@@ -100,7 +143,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id: ask.correlation_id.clone(),
         };
         if let Err(refusal) = self.open(port, token, ask, now_ms, effects) {
-            self.deliver_answer(token, to, Answer::Refusal(refusal), effects);
+            self.deliver_answer(token, to, refusal.into(), effects);
         }
     }
 
@@ -117,13 +160,14 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if self.is_closed_to(port) {
             return Err(refusals::shutting_down());
         }
-        if !port.grant.allows_call(&ask.event) {
+        let events = self.registry.load();
+        // What was kept has passed its interceptors, when it was asked.
+        let dispatched = events.is_dispatched_by(port, &ask.event);
+        if !dispatched && !port.grant.allows_call(&ask.event) {
             return Err(refusals::denied(port, &ask.event, "may_call"));
         }
-        let events = self.registry.load();
-        let entry = events.find(&ask.event)?;
-        entry.owner()?;
-        let timeout = ask.timeout.or(entry.declared.timeout).unwrap_or(limits::REQUEST_TIMEOUT);
+        let to = events.receiver(&ask.event, dispatched)?;
+        let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
         let mut deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
         let mut correlation_id = ask.correlation_id;
         if let Some(parent) = ask.parent {
@@ -142,13 +186,14 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let envelope = Envelope {
             event: ask.event,
             data: ask.data,
-            origin: Arc::clone(&port.origin),
+            origin: ask.origin.filter(|_| dispatched).unwrap_or_else(|| Arc::clone(&port.origin)),
             correlation_id,
             idempotency_key: ask.idempotency_key,
             parent: ask.parent,
             at_ms: now_ms,
             deadline_ms: Some(deadline_ms),
             credit: ask.credit,
+            work: None,
         };
         let matter = Matter::Request(request);
         let pending = Pending { holder: None, deadline_ms, parent: ask.parent, children: Vec::new(), matter };
@@ -160,8 +205,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             self.fail(token, refusals::parent_ended(parent), effects);
             return Ok(());
         }
-        match self.interceptors.chain(Stage::Before, &envelope.event, port) {
-            None => self.hand_over(token, envelope, entry, effects),
+        let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port);
+        match if dispatched { None } else { heard() } {
+            None => self.hand_over(token, envelope, &to, effects),
             Some(rest) => {
                 let held = Held::Request { token, envelope };
                 self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
@@ -170,26 +216,26 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         Ok(())
     }
 
-    /// Gives an open request to the owner of its event.
+    /// Gives an open request to whoever is to have it.
     pub(crate) fn hand_over(
         &self,
         token: Token,
         mut envelope: Envelope,
-        entry: &Entry<H>,
+        to: &Receiver<'_, H>,
         effects: &mut Effects<H>,
     ) {
-        let owner = match entry.owner() {
-            Ok(owner) if owner.hold() => owner,
-            Ok(owner) => return self.fail(token, refusals::holder_busy(owner), effects),
-            Err(absent) => return self.fail(token, absent, effects),
-        };
-        let Some(early) = self.pending.entrust(token, owner) else { return owner.let_go() };
-        if !owner.is_open() {
-            return self.fail(token, entry.absent(), effects);
+        let port = to.port;
+        if !port.hold() {
+            return self.fail(token, refusals::holder_busy(port), effects);
         }
+        let Some(early) = self.pending.entrust(token, port) else { return port.let_go() };
+        if !port.is_open() {
+            return self.fail(token, to.gone(), effects);
+        }
+        envelope.work = to.work.cloned();
         envelope.credit = envelope.credit.map(|credit| credit.saturating_add(early));
         self.counters.deliveries.add(1);
-        effects.push(owner, Delivery::Request { token, envelope });
+        effects.push(port, Delivery::Request { token, envelope: Box::new(envelope) });
     }
 
     /// Passes on what an owner says to a request that it holds. An answer to
@@ -236,7 +282,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         answer: Answer,
         effects: &mut Effects<H>,
     ) -> Result<(), Fault> {
-        let theirs = |entry: &Pending<H>| entry.is_request() && entry.is_held_by(port);
+        let theirs = |entry: &Pending<H>| !entry.is_word() && entry.is_held_by(port);
         let Some(entry) = self.pending.take_if(token, theirs) else { return self.missing(token, port) };
         port.count_handled();
         self.end(token, entry, answer, effects);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal,
     frame::{Class, Stage},
+    work::Policy,
 };
 
 use crate::{
@@ -119,7 +120,7 @@ impl Play {
             Ok(None) => {}
             Err(error) => writeln!(self.transcript, "! {error}").unwrap(),
         }
-        for (port, delivery) in self.effects.deliveries.drain(..) {
+        for (port, delivery) in self.effects.drain() {
             writeln!(self.transcript, "< {} {}", port.handle, written(&delivery)).unwrap();
         }
     }
@@ -135,10 +136,15 @@ impl Play {
         match verb {
             "detach" => kernel.detach(port, &words.refusal(), effects),
             "forget" => kernel.forget(name),
+            "keep" => return refused(kernel.keep(port)),
             "own" => return refused(kernel.own(port, &words.events())),
             "declare" => {
                 let timeout = words.option("timeout").map(Duration::from_millis);
-                let declared = |name| Declared { name, timeout, durable: false };
+                let work = words.named.contains_key("attempts").then(|| {
+                    let attempts = words.option("attempts").unwrap_or_default();
+                    Arc::new(Policy { attempts, ..Policy::default() })
+                });
+                let declared = |name| Declared { name, timeout, work: work.clone() };
                 let events: Vec<_> = words.events().into_iter().map(declared).collect();
                 let taken = kernel.declare(name, &events, words.refusal());
                 return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));
@@ -171,6 +177,7 @@ impl Play {
                 ask.timeout = words.option("timeout").map(Duration::from_millis);
                 ask.credit = words.option("credit");
                 ask.parent = words.option("parent");
+                ask.origin = words.named.get("origin").map(|&text| text.into());
                 ask.correlation_id = words.named.get("corr").map(|&text| text.into());
                 kernel.request(port, ask, now_ms, effects);
             }
@@ -207,7 +214,7 @@ impl Play {
                     "chunk" => Answer::Chunk(words.data()),
                     "end" => Answer::End(words.data()),
                     "accept" => Answer::Accepted { request_id: words.word().into(), seq: 1 },
-                    "refuse" => Answer::Refusal(words.refusal()),
+                    "refuse" => words.refusal().into(),
                     other => unreachable!("no such verb: {other}"),
                 };
                 return kernel.answer(port, token, answer, now_ms, effects);
@@ -230,7 +237,11 @@ impl Play {
         };
         let (may_call, emits) = (words.patterns("may_call"), words.patterns("emits"));
         let limited = ["may_call", "emits"].iter().any(|right| words.named.contains_key(right));
-        let grant = if limited { Grant::Only { may_call, emits } } else { Grant::All };
+        let grant = match words.patterns("may_not_call") {
+            not if !not.is_empty() => Grant::AllBut { may_not_call: not },
+            _ if limited => Grant::Only { may_call, emits },
+            _ => Grant::All,
+        };
         let origin = words.named.get("origin").copied().unwrap_or(name);
         let port = self.kernel.attach(origin, role, name.to_owned(), quota, grant);
         self.ports.insert(name.to_owned(), port);
@@ -240,9 +251,13 @@ impl Play {
 fn written(delivery: &Delivery) -> String {
     match delivery {
         Delivery::Request { token, envelope: e } => {
-            let mut line = format!("request {token} {} {} from {}", e.event, text(&e.data), e.origin);
-            if e.deadline_ms != Some(e.at_ms + 60_000) {
-                write!(line, " until {}", e.deadline_ms.unwrap()).unwrap();
+            let what = if e.deadline_ms.is_none() { "fact" } else { "request" };
+            let mut line = format!("{what} {token} {} {} from {}", e.event, text(&e.data), e.origin);
+            if let Some(deadline_ms) = e.deadline_ms.filter(|&at| at != e.at_ms + 60_000) {
+                write!(line, " until {deadline_ms}").unwrap();
+            }
+            if let Some(policy) = &e.work {
+                write!(line, " attempts {}", policy.attempts).unwrap();
             }
             if let Some(credit) = e.credit {
                 write!(line, " credit {credit}").unwrap();

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod lifecycle;
+mod restart;
+mod durable;
 mod wire;
 mod limits;
 mod configuration;

@@ -157,7 +157,7 @@ impl Frames {
     /// Where it is refused.
     pub fn subscribe(&mut self, id: Id, pattern: &str, class: Class) {
         let pattern = Pattern::parse(pattern).expect("a test knows patterns");
-        self.send(&Frame::Subscribe(Subscribe { id, pattern, class }));
+        self.send(&Frame::Subscribe(Subscribe::new(id, pattern, class)));
         match self.receive() {
             Frame::Reply { id: of, .. } if of == id => {}
             other => panic!("no subscription but {other:?}"),
@@ -199,17 +199,7 @@ pub fn request(id: Id, event: &str, data: &Value) -> Frame {
 /// Where `event` is no name.
 #[must_use]
 pub fn plain(id: Id, event: &str, data: Bytes) -> Request {
-    Request {
-        id,
-        event: EventName::parse(event).expect("a test knows names"),
-        data,
-        timeout_ms: None,
-        credit: None,
-        correlation_id: None,
-        idempotency_key: None,
-        origin: None,
-        parent: None,
-    }
+    Request::new(id, EventName::parse(event).expect("a test knows names"), data)
 }
 
 /// An emission, counted where it has an id.

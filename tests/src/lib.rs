@@ -5,6 +5,7 @@
 //! condition, with a deadline.
 
 pub mod frames;
+pub mod kills;
 pub mod terminal;
 
 use std::{
@@ -221,10 +222,10 @@ impl Daemon {
         self.home.ksi(arguments)
     }
 
-    /// Options for a client of it.
+    /// Options for a client of it, which ends with its connection.
     #[must_use]
     pub fn options(&self) -> Options {
-        Options::new(self.home.paths().socket).name("test")
+        Options::new(self.home.paths().socket).name("test").reconnect(false)
     }
 
     /// A client of it.

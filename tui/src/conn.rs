@@ -48,7 +48,7 @@ pub(crate) async fn watch(options: Options, inputs: Sender<Input>, mut asks: Rec
     let started = Instant::now();
     let mut retry = RETRY_MIN;
     loop {
-        let reason = match Client::connect(options.clone()).await {
+        let reason = match Client::connect(options.clone().reconnect(false)).await {
             Ok(client) => {
                 retry = RETRY_MIN;
                 let welcome = client.welcome();

@@ -52,7 +52,7 @@ pub(crate) async fn print(options: Options, as_json: bool) -> u8 {
 
 async fn snapshot(options: Options) -> Result<(Status, Duration), Error> {
     let call = || CallOptions::timeout(TIMEOUT);
-    let client = Client::connect(options).await?;
+    let client = Client::connect(options.reconnect(false)).await?;
     let sent = Instant::now();
     client.request_raw("system:health", ksi_protocol::empty(), call()).await?;
     let latency = sent.elapsed();

@@ -1,5 +1,6 @@
 //! The short way of reading frames agrees with the long one.
 
+use ksi_protocol::{EventName, frame::Event};
 use proptest::prelude::*;
 
 use super::*;
@@ -24,15 +25,25 @@ fn encoded(frames: &[Frame]) -> BytesMut {
     buffer
 }
 
-/// The frame that an incoming one stands for.
-fn whole(incoming: Incoming) -> Frame {
-    match incoming {
+/// The frames that an incoming one stands for.
+fn whole(incoming: Incoming) -> Vec<Frame> {
+    vec![match incoming {
         Incoming::Answer { id, kind: Kind::Reply, data } => Frame::Reply { id, data },
         Incoming::Answer { id, kind: Kind::Chunk, data } => Frame::Chunk { id, data },
         Incoming::Answer { id, kind: Kind::End, data } => Frame::End { id, data },
-        Incoming::Event { body, .. } => Frame::Event(decode_event(&body, &mut None).unwrap()),
+        Incoming::Events { run, .. } => return decoded(run).map(Result::unwrap).map(Frame::Event).collect(),
         Incoming::Other(frame) => *frame,
-    }
+    }]
+}
+
+fn decoded(mut run: Run) -> impl Iterator<Item = Result<Event, Error>> {
+    let mut last = Last::default();
+    std::iter::from_fn(move || run.decode(&mut last))
+}
+
+/// The run that these frames begin with.
+fn run(frames: &[Frame]) -> Run {
+    Run::find(&encoded(frames).freeze(), 0).expect("an event comes first").1
 }
 
 fn frames() -> impl Strategy<Value = Frame> {
@@ -42,6 +53,7 @@ fn frames() -> impl Strategy<Value = Frame> {
         (any::<u64>(), data()).prop_map(|(id, data)| Frame::Chunk { id, data: data.into() }),
         (any::<u64>(), data()).prop_map(|(id, data)| Frame::End { id, data: data.into() }),
         any::<u64>().prop_map(|id| Frame::Cancel { id }),
+        (1..3_u64, 1..5_u64).prop_map(|(sub, seq)| event(sub, seq, "a:b", b"\x80", None)),
         (any::<u64>(), any::<u64>(), "[a-z]{1,40}:[a-z]{1,40}", data(), prop::option::of("[a-z]{0,40}"))
             .prop_map(|(sub, seq, name, data, id)| event(sub, seq, &name, &data, id.as_deref())),
     ]
@@ -64,7 +76,7 @@ proptest! {
             take(&mut buffer, &mut frames).unwrap();
         }
         prop_assert!(buffer.is_empty());
-        prop_assert_eq!(frames.into_iter().map(whole).collect::<Vec<_>>(), sent);
+        prop_assert_eq!(frames.into_iter().flat_map(whole).collect::<Vec<_>>(), sent);
     }
 
     #[test]
@@ -72,20 +84,21 @@ proptest! {
         frame in frames(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
-        let mut bytes = encoded(&[frame]).split_off(4);
+        let mut bytes = encoded(&[frame]);
         for (index, value) in damage {
-            let index = index.index(bytes.len());
+            let index = 4 + index.index(bytes.len() - 4);
             bytes[index] = value;
         }
-        let body = bytes.freeze();
-        let long = Frame::decode(&body).ok();
-        if let Some(short) = parse_short(&body, 0..body.len()) {
-            match short {
-                Incoming::Event { body, .. } => {
-                    prop_assert_eq!(decode_event(&body, &mut None).ok().map(Frame::Event), long);
-                }
-                answer => prop_assert_eq!(Some(whole(answer)), long),
-            }
+        let bytes = bytes.freeze();
+        let long = Frame::decode(&bytes.slice(4..)).ok();
+        if let Some((_, run)) = Run::find(&bytes, 0) {
+            let short: Vec<_> = decoded(run).map(Result::ok).collect();
+            prop_assert_eq!(short, [long.map(|frame| match frame {
+                Frame::Event(event) => event,
+                other => panic!("{other:?} was taken for an event"),
+            })]);
+        } else if let Some(answer) = parse_short(&bytes, 4..bytes.len()) {
+            prop_assert_eq!(Some(whole(answer)), long.map(|frame| vec![frame]));
         }
     }
 }
@@ -96,7 +109,6 @@ fn the_usual_frames_take_the_short_way() {
         Frame::Reply { id: 1 << 20, data: Bytes::from_static(b"\x80") },
         Frame::Chunk { id: 7, data: Bytes::from(vec![0; 70_000]) },
         Frame::End { id: u64::MAX, data: Bytes::new() },
-        event(1, 2, "a:b", b"\x80", Some("c")),
     ];
     for frame in usual {
         let body = encoded(&[frame]).split_off(4).freeze();
@@ -105,18 +117,49 @@ fn the_usual_frames_take_the_short_way() {
 }
 
 #[test]
-fn a_repeated_name_is_shared() {
-    let body = |seq| encoded(&[event(1, seq, "agent:spawned", b"\x80", None)]).split_off(4).freeze();
-    let mut name = None;
-    let first = decode_event(&body(1), &mut name).unwrap();
-    let second = decode_event(&body(2), &mut name).unwrap();
-    assert!(std::ptr::eq(first.event.as_str(), second.event.as_str()));
+fn the_usual_events_take_the_short_way() {
+    for id in [None, Some("c")] {
+        let bytes = encoded(&[event(1, 2, "a:b", b"\x80", id)]).freeze();
+        assert!(Cursor(&bytes[4..]).event(&bytes, &mut Last::default()).is_some());
+    }
+}
+
+#[test]
+fn events_of_one_subscription_without_a_hole_are_one_run() {
+    let sent = [(1, 7), (1, 8), (1, 9), (1, 11), (2, 12), (2, 12), (1, u64::MAX), (1, 0)];
+    let mut buffer = encoded(&sent.map(|(sub, seq)| event(sub, seq, "a:b", b"\x80", None)));
+    let mut frames = Vec::new();
+    take(&mut buffer, &mut frames).unwrap();
+    let spans = frames.iter().map(|frame| match frame {
+        Incoming::Events { sub, run } => (*sub, run.span()),
+        other => panic!("{other:?}"),
+    });
+    let expected =
+        [(1, (7, 9)), (1, (11, 11)), (2, (12, 12)), (2, (12, 12)), (1, (u64::MAX, u64::MAX)), (1, (0, 0))];
+    assert_eq!(spans.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_run_loses_its_oldest_first() {
+    let mut run = run(&[1, 2, 3].map(|seq| event(1, seq, "a:b", b"\x80", None)));
+    assert_eq!(run.pop().unwrap().span(), (1, 1));
+    assert_eq!((run.len(), run.span()), (2, (2, 3)));
+    run.detach();
+    assert_eq!(decoded(run).map(|event| event.unwrap().seq).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+fn a_repeated_name_and_origin_are_shared() {
+    let run = run(&[1, 2].map(|seq| event(1, seq, "agent:spawned", b"\x80", None)));
+    let events: Vec<Event> = decoded(run).map(Result::unwrap).collect();
+    assert!(std::ptr::eq(events[0].event.as_str(), events[1].event.as_str()));
+    assert!(std::ptr::eq(&*events[0].origin, &*events[1].origin));
 }
 
 #[test]
 fn a_name_is_found_without_decoding() {
-    let body = encoded(&[event(1, 300, "agent:spawned", b"\x80", None)]).split_off(4).freeze();
-    assert_eq!(&body[event_name(&body).unwrap()], b"agent:spawned");
+    let run = run(&[event(1, 300, "agent:spawned", b"\x80", None)]);
+    assert_eq!(run.name().unwrap(), "agent:spawned");
 }
 
 #[test]

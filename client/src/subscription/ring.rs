@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use ksi_protocol::frame::{Class, Event, Gap};
 
-use crate::{Error, incoming::event_name, keep_waker, lock};
+use crate::{Error, incoming::Run, keep_waker, lock};
 
 /// Bytes that may wait in one subscription.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -33,8 +33,8 @@ const EPOCHS_MAX: usize = 16;
 /// What waits.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    /// An event that is still encoded.
-    Raw { seq: u64, body: Bytes },
+    /// Events that are still encoded.
+    Events(Run),
     /// An event in a form that only the long way decodes.
     Event(Box<Event>),
     /// Events that the daemon dropped.
@@ -45,15 +45,26 @@ impl Entry {
     /// How many events it stands for, and which.
     fn span(&self) -> Lost {
         match self {
-            Self::Raw { seq, .. } => Lost { missed: 1, from: *seq, to: *seq },
+            Self::Events(run) => {
+                let (from, to) = run.span();
+                Lost { missed: run.len() as u64, from, to }
+            }
             Self::Event(event) => Lost { missed: 1, from: event.seq, to: event.seq },
             Self::Gap(gap) => Lost { missed: gap.missed, from: gap.from_seq, to: gap.to_seq },
         }
     }
 
+    /// How much of the limit it takes.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Events(run) => run.len(),
+            Self::Event(_) | Self::Gap(_) => 1,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
-            Self::Raw { body, .. } => body.len(),
+            Self::Events(run) => run.bytes(),
             Self::Event(event) => event.data.len(),
             Self::Gap(_) => 0,
         }
@@ -77,6 +88,7 @@ pub(crate) struct Epoch {
     /// What was dropped before the first entry.
     pub(crate) lost: Option<Lost>,
     pub(crate) entries: VecDeque<Entry>,
+    weight: usize,
     bytes: usize,
     /// For [`Class::Latest`]: where the newest event of a name waits, counted
     /// from the first entry that this epoch ever had.
@@ -97,9 +109,10 @@ impl Epoch {
         });
     }
 
-    /// Adds an entry. For [`Class::Latest`] it replaces the one of its name, in
-    /// its place.
+    /// Adds an entry. For [`Class::Latest`], where it is one event at most, it
+    /// replaces the one of its name, in its place.
     fn push(&mut self, entry: Entry, class: Class) {
+        self.weight += entry.weight();
         self.bytes += entry.bytes();
         if class == Class::Latest
             && let Some(name) = name(&entry)
@@ -107,6 +120,7 @@ impl Epoch {
             let place = self.dropped + self.entries.len();
             if let Some(&older) = self.newest.get(&name) {
                 let older = &mut self.entries[older - self.dropped];
+                self.weight -= older.weight();
                 self.bytes -= older.bytes();
                 *older = entry;
                 return;
@@ -117,8 +131,16 @@ impl Epoch {
     }
 
     fn drop_oldest(&mut self) -> bool {
-        let Some(entry) = self.entries.pop_front() else { return false };
-        self.dropped += 1;
+        let entry = match self.entries.front_mut() {
+            None => return false,
+            Some(Entry::Events(run)) if run.len() > 1 => run.pop().map(Entry::Events),
+            Some(_) => {
+                self.dropped += 1;
+                self.entries.pop_front()
+            }
+        };
+        let Some(entry) = entry else { return false };
+        self.weight -= entry.weight();
         self.bytes -= entry.bytes();
         if !self.newest.is_empty()
             && let Some(name) = name(&entry)
@@ -132,7 +154,7 @@ impl Epoch {
 
 fn name(entry: &Entry) -> Option<Bytes> {
     match entry {
-        Entry::Raw { body, .. } => event_name(body).map(|name| body.slice(name)),
+        Entry::Events(run) => run.name(),
         Entry::Event(event) => Some(Bytes::copy_from_slice(event.event.as_str().as_bytes())),
         Entry::Gap(_) => None,
     }
@@ -149,7 +171,7 @@ struct State {
     /// Never empty; the last one is that of the connection now.
     epochs: VecDeque<Epoch>,
     class: Class,
-    entries_max: usize,
+    weight_max: usize,
     /// Why nothing more comes; told after what waits.
     closed: Option<Error>,
     waker: Option<Waker>,
@@ -157,16 +179,15 @@ struct State {
 
 impl State {
     fn waiting(&self) -> (usize, usize) {
-        self.epochs
-            .iter()
-            .fold((0, 0), |(entries, bytes), epoch| (entries + epoch.entries.len(), bytes + epoch.bytes))
+        self.epochs.iter().fold((0, 0), |(weight, bytes), epoch| (weight + epoch.weight, bytes + epoch.bytes))
     }
 
-    /// Drops from the front until the limits hold.
+    /// Drops from the front until the limits hold. Of what is durable nothing
+    /// is dropped: there, the credit is the limit.
     fn trim(&mut self) {
-        loop {
-            let (entries, bytes) = self.waiting();
-            if entries <= self.entries_max && bytes <= BYTES_MAX {
+        while self.class != Class::Durable {
+            let (weight, bytes) = self.waiting();
+            if weight <= self.weight_max && bytes <= BYTES_MAX {
                 return;
             }
             if !self.epochs.iter_mut().any(Epoch::drop_oldest) {
@@ -185,8 +206,8 @@ impl State {
 }
 
 impl Ring {
-    pub(crate) fn new(class: Class, entries_max: usize) -> Self {
-        let state = State { epochs: VecDeque::new(), class, entries_max, closed: None, waker: None };
+    pub(crate) fn new(class: Class, weight_max: usize) -> Self {
+        let state = State { epochs: VecDeque::new(), class, weight_max, closed: None, waker: None };
         Self { state: Mutex::new(state) }
     }
 
@@ -198,12 +219,19 @@ impl Ring {
         }
         let class = state.class;
         let epoch = state.current();
-        if epoch.entries.len() >= SHARED_MAX
-            && let Entry::Raw { body, .. } = &mut entry
+        if epoch.weight >= SHARED_MAX
+            && let Entry::Events(run) = &mut entry
         {
-            *body = Bytes::copy_from_slice(body);
+            run.detach();
         }
-        epoch.push(entry, class);
+        match entry {
+            Entry::Events(mut run) if class == Class::Latest => {
+                while let Some(one) = run.pop() {
+                    epoch.push(Entry::Events(one), class);
+                }
+            }
+            entry => epoch.push(entry, class),
+        }
         state.trim();
         state.waker.take()
     }

@@ -43,8 +43,9 @@ impl Fake {
         self.directory.path().join("ksid.sock")
     }
 
+    /// Without a second connection, which the test would have to expect.
     pub(crate) fn options(&self) -> Options {
-        Options::new(self.socket())
+        Options::new(self.socket()).reconnect(false)
     }
 
     /// Listens no more; the socket file goes.

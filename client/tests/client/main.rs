@@ -5,8 +5,10 @@
 
 mod failures;
 mod fake;
+mod follow;
 mod reconnect;
 mod requests;
 mod start;
 mod streams;
 mod subscriptions;
+mod work;

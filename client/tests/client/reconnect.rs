@@ -9,7 +9,8 @@ use crate::fake::{Fake, Peer, event, subscribed, within};
 
 async fn reconnecting() -> (Fake, Client, Peer) {
     let fake = Fake::bind();
-    let (client, peer) = fake.connect_with(fake.options().reconnect(true)).await;
+    // A new client does so unless it is told not to.
+    let (client, peer) = fake.connect_with(ksi_client::Options::new(fake.socket())).await;
     (fake, client, peer)
 }
 
@@ -71,7 +72,8 @@ async fn a_request_under_way_is_lost_and_not_repeated() {
         drop(peer);
     };
     let (asked, ()) = tokio::join!(within(client.request::<_, ()>("test:ask", "x")), lose);
-    assert!(matches!(asked, Err(Error::Lost(_))), "{asked:?}");
+    let error = asked.unwrap_err();
+    assert!(matches!(error, Error::Lost(_)) && error.may_have_arrived(), "{error:?}");
     let mut peer = fake.accept().await;
     // The barrier is the first that comes.
     peer.barrier(&client).await;
@@ -105,7 +107,7 @@ async fn what_is_asked_while_the_daemon_is_away_waits_for_it() {
 #[tokio::test]
 async fn a_daemon_that_stays_away_is_not_awaited_for_ever() {
     let mut fake = Fake::bind();
-    let options = fake.options().reconnect(true).connect_timeout(Duration::from_millis(30));
+    let options = fake.options().reconnect(true).patience(Duration::from_millis(30));
     let (client, peer) = fake.connect_with(options).await;
     let (mut heard, _) = {
         let mut peer = peer;
@@ -120,6 +122,7 @@ async fn a_daemon_that_stays_away_is_not_awaited_for_ever() {
         }
     };
     assert!(matches!(error, Error::NotRunning { .. }), "{error}");
+    assert!(!error.may_have_arrived());
     assert!(!client.is_connected());
     assert_eq!(heard.try_next(), None);
     assert!(heard.error().is_none(), "it may still come back");
@@ -169,6 +172,36 @@ async fn a_subscription_that_is_not_renewed_ends() {
     assert_eq!(within(heard.next()).await, Some(Item::Reconnected { restarted: false }));
     assert_eq!(within(heard.next()).await, None);
     assert_eq!(heard.error().unwrap().refusal().unwrap().code, Code::Denied);
+}
+
+#[tokio::test]
+async fn a_subscription_that_meets_a_stopping_daemon_is_asked_of_the_next_one() {
+    let (fake, client, mut peer) = reconnecting().await;
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move { within(client.subscribe("a:*", Class::Live)).await }
+    });
+    let id = peer.subscribe().await.id;
+    let refusal = Refusal::new(Code::ShuttingDown, "the daemon is stopping");
+    peer.send(&Frame::Refusal { id: Some(id), refusal: refusal.clone() }).await;
+    peer.send(&Frame::Refusal { id: None, refusal }).await;
+    drop(peer);
+    let mut peer = fake.accept().await;
+    assert_eq!(peer.subscribe().await.id, id);
+    peer.reply(id, ksi_protocol::empty()).await;
+    let mut heard = within(subscribing).await.unwrap().unwrap();
+    assert_eq!(within(heard.next()).await, Some(Item::Reconnected { restarted: false }));
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_full_for_a_moment_is_tried_again() {
+    let (fake, client, peer) = reconnecting().await;
+    drop(peer);
+    let mut full = fake.accept_silent().await;
+    let refusal = Refusal::new(Code::Busy, "2 connections are open, the limit");
+    full.send_bytes(format!("{}\n", ksi_protocol::json::refusal_line(None, &refusal)).as_bytes()).await;
+    drop(full);
+    fake.accept().await.barrier(&client).await;
 }
 
 #[tokio::test]

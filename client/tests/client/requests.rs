@@ -201,7 +201,6 @@ async fn the_answer_of_a_stream_is_its_summary() {
     let (client, mut peer) = fake.connect().await;
     let answer = async {
         let id = peer.request().await.id;
-        peer.send(&Frame::Accepted { id, request_id: "work-1".into(), seq: 1 }).await;
         peer.send(&Frame::Chunk { id, data: text("part") }).await;
         peer.send(&Frame::End { id, data: text("sum") }).await;
     };

@@ -91,14 +91,15 @@ async fn dropping_a_stream_cancels_it() {
 }
 
 #[tokio::test]
-async fn accepted_work_goes_on_without_its_stream() {
+async fn accepted_is_the_last_part_and_the_work_goes_on_without_its_stream() {
     let fake = Fake::bind();
     let (client, mut peer) = fake.connect().await;
     let (mut stream, id) = opened(&client, &mut peer, CallOptions::default()).await;
     peer.send(&Frame::Accepted { id, request_id: "work-1".into(), seq: 42 }).await;
     let accepted = within(stream.next()).await.unwrap().unwrap();
     assert_eq!(accepted, Part::Accepted { request_id: "work-1".into(), seq: 42 });
-    assert!(!accepted.is_last());
+    assert!(accepted.is_last());
+    assert!(within(stream.next()).await.is_none());
     drop(stream);
     peer.barrier(&client).await;
 }

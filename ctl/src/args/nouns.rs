@@ -1,10 +1,14 @@
 //! The verbs that begin with what they are about: plugins, models, the
-//! configuration.
+//! configuration, durable work, checkpoints.
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{
+    Args, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use clap_complete::engine::ArgValueCompleter;
+use ksi_protocol::work::WorkState;
 
 use crate::complete;
 
@@ -137,4 +141,86 @@ pub(crate) enum Config {
     },
     /// Check the configuration; says file, line and key of all that is wrong
     Validate,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Work {
+    /// List durable work and where it stands, oldest first
+    #[command(visible_alias = "ls")]
+    List(WorkList),
+    /// Show all that is known of one piece of work
+    Get(WorkName),
+    /// Wait for its result and print it: 7 when --timeout is over, 1 when it has failed
+    Wait(WorkName),
+    /// Cancel it, whether it waits or runs; exit code 6 if it has ended otherwise
+    Cancel(WorkName),
+    /// Do it again: failed, expired, dead, or with an outcome that nobody knows
+    Retry(WorkName),
+    /// List the work that somebody should look at: dead, or with an outcome that nobody knows
+    Dead(WorkPart),
+    /// Forget work that has ended, with its result
+    Drop(WorkName),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkList {
+    /// Only in this state; may be given several times
+    #[arg(long, value_name = "STATE", value_parser = states())]
+    pub(crate) state: Vec<WorkState>,
+    #[command(flatten)]
+    pub(crate) part: WorkPart,
+}
+
+/// Which part of a list.
+#[derive(Debug, Args)]
+pub(crate) struct WorkPart {
+    /// Only of events that match
+    #[arg(long, value_name = "PATTERN", add = ArgValueCompleter::new(complete::patterns))]
+    pub(crate) event: Option<String>,
+    /// At most so many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkName {
+    /// The request_id that was accepted
+    #[arg(value_name = "ID", add = ArgValueCompleter::new(complete::work))]
+    pub(crate) request_id: String,
+}
+
+fn states() -> impl TypedValueParser<Value = WorkState> {
+    PossibleValuesParser::new(WorkState::ALL.map(WorkState::as_str)).map(|word| {
+        let named = WorkState::ALL.into_iter().find(|state| state.as_str() == word);
+        named.expect("the parser takes only these words")
+    })
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Checkpoint {
+    /// Write all that is kept durably to a file of its own
+    Create {
+        /// A word to know it by
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
+    },
+    /// List checkpoints, with the journal and the store
+    #[command(visible_alias = "ls")]
+    List,
+    /// Put a checkpoint in the place of all that is kept
+    Restore {
+        /// Its id, or the path of an exported file
+        #[arg(value_name = "ID|PATH", add = ArgValueCompleter::new(complete::checkpoints))]
+        checkpoint: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// Walk along the chain of the whole journal; exit code 8 if something is damaged
+    Verify,
+    /// Write all that is kept durably to a file that any release can read
+    Export {
+        /// Where to; beside the checkpoints by default
+        path: Option<PathBuf>,
+    },
 }

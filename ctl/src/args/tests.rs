@@ -26,8 +26,8 @@ fn the_definition_is_sound() {
 fn the_verbs_are_the_designed_ones_and_no_others() {
     let command = Cli::command();
     let verbs: BTreeSet<_> = command.get_subcommands().map(clap::Command::get_name).collect();
-    let expected = "up start stop restart status health reload doctor ask chat send sub wait cancel discover \
-                    describe plugin model config logs top bench version completions man";
+    let expected = "up start stop restart status health reload doctor ask chat send sub wait cancel work \
+                    checkpoint discover describe plugin model config logs top bench version completions man";
     assert_eq!(verbs, expected.split_whitespace().collect());
 }
 
@@ -40,8 +40,14 @@ fn the_help_of_each_verb_shows_its_key_words() {
         ("restart", "--grace"),
         ("ask", "--model --system --max-tokens --temperature --seed --stop --verbose --top-k"),
         ("chat", "--model --system --resume"),
-        ("send", "--json --stream --idempotency-key @FILE --help"),
-        ("sub", "--count --class live latest"),
+        ("send", "--json --stream --wait --idempotency-key @FILE --help"),
+        ("sub", "--count --class live latest --durable --since --consumer"),
+        ("wait", "ID"),
+        ("work", "list get wait cancel retry dead drop"),
+        ("work list", "--state --event --limit accepted leased waiting done failed expired dead unknown"),
+        ("checkpoint", "create list restore verify export"),
+        ("checkpoint create", "--label"),
+        ("checkpoint restore", "--yes ID|PATH"),
         ("discover", "--detail"),
         ("plugin", "list inspect load unload reload restart new"),
         ("plugin load", "--placement in-process child"),
@@ -51,7 +57,10 @@ fn the_help_of_each_verb_shows_its_key_words() {
         ("model load", "--context"),
         ("model rm", "--yes"),
         ("logs", "--follow --lines --level warn"),
-        ("bench", "rr rr-child client-to-client pipelined fanout ask all --event"),
+        (
+            "bench",
+            "rr rr-child client-to-client pipelined fanout ask durable all --event --durable-event --disk",
+        ),
         ("config", "path show get set validate"),
         ("config show", "--origin"),
         ("completions", "bash zsh fish"),

@@ -21,15 +21,15 @@ use crate::{
 /// Round trips before the clock starts.
 const WARM_UP: usize = 500;
 
-/// Events between two that the daemon counts: its answer holds the emitter
-/// back when the router is busy.
-const COUNT_EVERY: u64 = 64;
+/// Events after which the emitter looks how far the subscribers are.
+const LOOK_EVERY: u64 = 64;
 
 /// Events that the slowest subscriber may be behind. Well below the daemon's
 /// ring, so that throughput is measured and not loss.
 const WINDOW: u64 = 4096;
 
-/// Events after which a subscriber wakes a waiting emitter.
+/// Events after which a subscriber says how far it is: what is measured is
+/// hearing, not saying so.
 const REPORT_EVERY: u64 = 256;
 
 /// Longest time without any progress of the slowest subscriber.
@@ -145,9 +145,14 @@ pub(super) async fn fanout(at: &Invocation, subscribers: usize, count: usize) ->
         hearing.spawn(hear(client, subscription, Arc::clone(&progress), index, total));
     }
     let emitter = at.connect().await?;
-    let payload = json!({ "text": TEXT });
+    let payload = encoded(&json!({ "text": TEXT }))?;
     let began = Instant::now();
-    emit(&emitter, &fan, &payload, total, &progress).await?;
+    for turn in 1..=total {
+        emitter.emit_raw(&fan, payload.clone()).await?;
+        if turn % LOOK_EVERY == 0 {
+            progress.reaches(turn.saturating_sub(WINDOW)).await?;
+        }
+    }
     progress.reaches(total).await?;
     let took = began.elapsed();
     while let Some(done) = hearing.join_next().await {
@@ -162,25 +167,6 @@ pub(super) async fn fanout(at: &Invocation, subscribers: usize, count: usize) ->
         lost: Some(lost),
         ..Measured::default()
     })
-}
-
-async fn emit(
-    emitter: &Client,
-    event: &str,
-    payload: &serde_json::Value,
-    total: u64,
-    progress: &Progress,
-) -> Result<()> {
-    let raw = encoded(payload)?;
-    for turn in 1..=total {
-        if turn % COUNT_EVERY == 0 {
-            emitter.emit_counted(event, payload).await?;
-            progress.reaches(turn.saturating_sub(WINDOW)).await?;
-        } else {
-            emitter.emit_raw(event, raw.clone()).await?;
-        }
-    }
-    Ok(())
 }
 
 /// Counts what one subscriber hears. The client is kept, for the connection
@@ -204,8 +190,8 @@ async fn hear(
             Some(Item::Reconnected { .. }) => {}
             None => return Err(gone()),
         }
-        progress.heard[index].store(heard, Ordering::Release);
         if heard / REPORT_EVERY != before / REPORT_EVERY || heard >= total {
+            progress.heard[index].store(heard, Ordering::Release);
             progress.moved.notify_one();
         }
     }

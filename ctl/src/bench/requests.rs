@@ -18,7 +18,8 @@ use crate::{
 /// allocator are then warm.
 const WARM_UP: usize = 1000;
 
-async fn timed(client: &Client, event: &str, payload: &Bytes) -> Result<Duration> {
+/// Asks once.
+pub(super) async fn timed(client: &Client, event: &str, payload: &Bytes) -> Result<Duration> {
     let began = Instant::now();
     client.request_raw(event, payload.clone(), CallOptions::default()).await?;
     Ok(began.elapsed())
@@ -95,7 +96,7 @@ pub(super) async fn pipelined(
 }
 
 /// `workers` tasks that each ask `each` times.
-async fn run(
+pub(super) async fn run(
     client: &Client,
     event: &str,
     payload: &Bytes,

@@ -13,6 +13,7 @@ use crate::{
     exit::Exit,
     invocation::{Invocation, short},
     output::{Report, millis, painted},
+    restart::{self, Restarted},
     start::{self, Started, Stopped},
 };
 
@@ -82,13 +83,49 @@ pub(super) async fn stop(at: &Invocation, options: &args::Stop) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As `stop` and `start`.
+/// As `stop` and `start`; says where nobody has taken over.
 pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()> {
-    match start::stop(at, options.grace).await? {
-        Stopped::WasNotRunning => at.out.note("ksid was not running"),
-        Stopped::Gone { pid } => at.out.note(&format!("ksid stopped: pid {pid}")),
+    match restart::restart(at, options.grace).await? {
+        Restarted::Started { before, started } => {
+            match before {
+                Stopped::WasNotRunning => at.out.note("ksid was not running"),
+                Stopped::Gone { pid } => at.out.note(&format!("ksid stopped: pid {pid}")),
+            }
+            report_start(at, &started)
+        }
+        Restarted::TookOver { before, health, took } => {
+            at.out.print(&took_over(at, before, &health, took)?)?;
+            for reason in &health.reasons {
+                at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
+            }
+            Ok(())
+        }
     }
-    start(at).await
+}
+
+fn took_over(at: &Invocation, before: u32, health: &Health, took: Duration) -> Result<Report> {
+    let Health { version, pid, plugins_ready, plugins_total, .. } = health;
+    let ready_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let time = millis(ready_ms);
+    let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
+    // Where the process has replaced its program, it is still the same one.
+    let process = match before == *pid {
+        true => format!("pid {pid} as before"),
+        false => format!("pid {pid} in the place of {before}"),
+    };
+    let text = format!("ksid {version} restarted in {time}: {process}, {plugins}");
+    let data = json!({
+        "status": "restarted",
+        "pid": pid,
+        "before": before,
+        "version": version,
+        "ready_ms": ready_ms,
+        "socket": at.paths.socket,
+        "plugins_ready": plugins_ready,
+        "plugins_total": plugins_total,
+        "degraded": health.reasons,
+    });
+    Report::text(&data, text)
 }
 
 /// One line of what `up` has checked.

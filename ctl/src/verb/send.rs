@@ -12,7 +12,7 @@ use std::{
 };
 
 use clap::CommandFactory;
-use ksi_client::{CallOptions, Client, Part};
+use ksi_client::{Accepted, CallOptions, Client, Part};
 use ksi_protocol::system::{Describe, EventInfo, EventKind};
 use serde_json::{Value, json};
 
@@ -24,6 +24,7 @@ use crate::{
     invocation::{Invocation, readable},
     output::{Format, Output, Report},
     schema::Fields,
+    verb::work,
 };
 
 use line::Line;
@@ -133,7 +134,6 @@ async fn ask(
     let parts = options.stream || at.out.format == Format::Jsonl || people && info.kind == EventKind::Stream;
     let mut printer = Printer::new(at.out);
     let mut texts = false;
-    let mut accepted = None;
     let mut stream = client.stream(info.event.as_str(), payload, call).await?;
     let outcome = loop {
         match stream.next().await {
@@ -142,8 +142,7 @@ async fn ask(
             }
             Some(Ok(Part::Chunk(_))) => {}
             Some(Ok(Part::Accepted { request_id, seq })) => {
-                at.out.note(&format!("accepted as {request_id}; its result: ksi wait {request_id}"));
-                accepted = Some(json!({"accepted": {"request_id": request_id, "seq": seq}}));
+                return accepted(at, options, &Accepted { request_id, seq }).await;
             }
             Some(Ok(Part::End(data))) => break Some((readable(&data)?, true)),
             Some(Ok(Part::Reply(data))) => break Some((readable(&data)?, false)),
@@ -151,7 +150,7 @@ async fn ask(
                 printer.finish()?;
                 return Err(error.into());
             }
-            None => break accepted.map(|accepted| (accepted, false)),
+            None => break None,
         }
     };
     printer.finish()?;
@@ -162,6 +161,19 @@ async fn ask(
         Some((data, _)) => at.out.print(&Report::data(data)),
         None => Err(Failure::failed(format!("`{}` ended without an answer", info.event)).hint("ksi logs")),
     }
+}
+
+/// Durable work is safe: says what it is called and how to go on, or waits.
+async fn accepted(at: &Invocation, options: &SendOptions, accepted: &Accepted) -> Result<()> {
+    let id = &accepted.request_id;
+    if options.wait {
+        at.out.note(&format!("accepted as {id}"));
+        return work::wait(at, id).await;
+    }
+    let report = Report::text(&json!({ "accepted": accepted }), format!("accepted: {id}"))?;
+    at.out.print(&report.named(vec![id.clone()]))?;
+    at.out.note(&format!("its result: ksi wait {id} · where it stands: ksi work get {id}"));
+    Ok(())
 }
 
 /// Prints a part of a stream; `true` where it was a piece of text.

@@ -1,6 +1,6 @@
-//! `sub`: events as they happen.
+//! `sub`: events as they happen, or as the journal has them.
 
-use ksi_client::Item;
+use ksi_client::{FollowOptions, Follower, Item, Subscription};
 use ksi_protocol::{
     Pattern,
     frame::{Event, Gap},
@@ -35,26 +35,71 @@ pub(super) async fn sub(at: &Invocation, options: &args::Sub) -> Result<()> {
     }
 }
 
+/// Where the events come from.
+enum Source {
+    /// As they happen; ends with the daemon.
+    Live(Box<Subscription>),
+    /// From the journal; goes on when the daemon comes back.
+    Durable(Box<Follower>),
+}
+
+impl Source {
+    async fn open(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<Self> {
+        if !options.durable {
+            let client = at.connect().await?;
+            let subscription = client.subscribe(pattern.as_str(), options.class.into()).await?;
+            return Ok(Self::Live(Box::new(subscription)));
+        }
+        let client = at.connect_lasting().await?;
+        let mut follow = FollowOptions::new();
+        if let Some(seq) = options.since {
+            follow = follow.since(seq);
+        }
+        if let Some(name) = &options.consumer {
+            follow = follow.consumer(name);
+        }
+        Ok(Self::Durable(Box::new(client.follow(pattern.as_str(), follow).await?)))
+    }
+
+    async fn next(&mut self) -> Result<Item> {
+        let (item, error) = match self {
+            Self::Live(subscription) => (subscription.next().await, None),
+            Self::Durable(follower) => {
+                let item = follower.next().await;
+                (item, follower.error())
+            }
+        };
+        item.ok_or_else(|| match error {
+            Some(error) => error.into(),
+            None => Failure::new(Exit::NotRunning, "not_running", "the daemon has stopped")
+                .hint("start it: ksi up"),
+        })
+    }
+
+    /// All that was printed is dealt with.
+    async fn finish(self) -> Result<()> {
+        match self {
+            Self::Live(_) => Ok(()),
+            Self::Durable(mut follower) => Ok(follower.ack().await?),
+        }
+    }
+}
+
 async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<()> {
-    let client = at.connect().await?;
-    let mut subscription = client.subscribe(pattern.as_str(), options.class.into()).await?;
+    let mut source = Source::open(at, pattern, options).await?;
     at.out.note(&format!("listening to {pattern}; Ctrl-C ends"));
     let mut left = options.count.unwrap_or(u64::MAX);
     while left > 0 {
-        match subscription.next().await {
-            Some(Item::Event(event)) => {
+        match source.next().await? {
+            Item::Event(event) => {
                 print(at, &event)?;
                 left -= 1;
             }
-            Some(Item::Gap(gap)) => print_gap(at, &gap)?,
-            Some(Item::Reconnected { .. }) => at.out.note("connected again"),
-            None => {
-                return Err(Failure::new(Exit::NotRunning, "not_running", "the daemon has stopped")
-                    .hint("start it: ksi up"));
-            }
+            Item::Gap(gap) => print_gap(at, &gap, options.durable)?,
+            Item::Reconnected { .. } => at.out.note("connected again"),
         }
     }
-    Ok(())
+    source.finish().await
 }
 
 /// An event as programs read it; the same keys as on the socket.
@@ -91,9 +136,13 @@ fn print(at: &Invocation, event: &Event) -> Result<()> {
     }
 }
 
-fn print_gap(at: &Invocation, gap: &Gap) -> Result<()> {
+fn print_gap(at: &Invocation, gap: &Gap, durable: bool) -> Result<()> {
     let Gap { missed, from_seq, to_seq, .. } = gap;
-    at.out.warn(&format!("{missed} events lost ({from_seq} to {to_seq}): ksi reads too slowly"));
+    at.out.warn(&if durable {
+        format!("the journal no longer keeps what was told from {from_seq} to {to_seq}")
+    } else {
+        format!("{missed} events lost ({from_seq} to {to_seq}): ksi reads too slowly")
+    });
     match at.out.format {
         Format::Jsonl => {
             at.out.line(&json!({"gap": {"missed": missed, "from_seq": from_seq, "to_seq": to_seq}}))

@@ -4,9 +4,9 @@
 //! Bounds lie here, each wide enough for any sensible wish and narrow enough
 //! to catch a slip of the unit.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use ksi_protocol::{EventName, limits as wire, system::Placement};
+use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
     Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart,
@@ -31,6 +31,7 @@ const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable",
 const LEVELS: [(&str, &str); 2] = [("L0", "L0"), ("L1", "L1")];
 
 const HOUR: Duration = Duration::from_secs(3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
     Duration::from_millis(low_ms)..=high
@@ -51,14 +52,20 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         }
     }
     let mut events = BTreeMap::new();
+    let mut durable = Vec::new();
     for (name, section) in root.section("events").each() {
+        let at = section.place("delivery");
         if let Some(policy) = event(&name, section) {
+            if policy.work.is_some() {
+                durable.push((name.clone(), at));
+            }
             events.insert(name, policy);
         }
     }
     root.finish();
     if report.is_whole() {
         one_owner_each(report, &plugins, &places);
+        one_keeper(report, &plugins, &places, &durable);
     }
     Config { daemon, plugins, events, effective: BTreeMap::new() }
 }
@@ -136,6 +143,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         limits: limits(section.section("limits")),
         restart: restart(section.section("restart"), placement),
         require,
+        keeps_work: section.get("keeps_work", false, switch),
         config: section.free("config"),
     };
     section.finish();
@@ -181,10 +189,10 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         section.report.problem(&section.at, message, "write [events.\"namespace:action\"]");
     }
     let delivery = section.get("delivery", Delivery::Live, choice(&DELIVERIES));
-    if delivery == Delivery::Durable {
+    if delivery == Delivery::Durable && crate::system::answers(name) {
         let message =
-            format!("`{}` is `durable`, and this daemon keeps no journal", section.name("delivery"));
-        section.report.problem(&section.place("delivery"), message, "`live` is what it can do");
+            format!("`{}` is `durable`, and the daemon answers it at once", section.name("delivery"));
+        section.report.problem(&section.place("delivery"), message, "`live` is what it can be");
     }
     let permission = section.get_required(
         "permission",
@@ -196,8 +204,75 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         ),
     );
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
+    let work = if delivery == Delivery::Durable || !section.report.is_whole() {
+        Some(Arc::new(work(&mut section, timeout)))
+    } else {
+        for key in ["retry", "expires", "keep", "repeat"] {
+            section.useless(
+                key,
+                "is for durable events alone",
+                "set delivery = \"durable\", or leave it out",
+            );
+        }
+        None
+    };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, timeout })
+    Some(EventPolicy { delivery, permission: permission?, timeout, work })
+}
+
+/// How the work of a durable event is carried out.
+fn work(section: &mut Section<'_>, timeout: Option<Duration>) -> Policy {
+    let unset = Policy::default();
+    let time = Duration::from_millis;
+    let mut retry = section.section("retry");
+    let [least, most] = [
+        retry.get("backoff_min", time(unset.backoff_min_ms), duration(between(1, HOUR))),
+        retry.get("backoff_max", time(unset.backoff_max_ms), duration(between(1, 24 * HOUR))),
+    ];
+    if least > most && retry.report.is_whole() {
+        let [low, high] = [least, most].map(humantime::format_duration);
+        let message = format!("`{}` is {low}, more than backoff_max, {high}", retry.name("backoff_min"));
+        retry.report.problem(&retry.place("backoff_min"), message, "set both");
+    }
+    let attempts = retry.get("attempts", unset.attempts, whole(1..=1000));
+    retry.finish();
+    Policy {
+        attempts,
+        backoff_min_ms: millis(least),
+        backoff_max_ms: millis(most),
+        timeout_ms: timeout.map_or(unset.timeout_ms, millis),
+        expires_ms: millis(section.get("expires", time(unset.expires_ms), duration(between(1, YEAR)))),
+        keep_ms: millis(section.get("keep", time(unset.keep_ms), duration(between(0, YEAR)))),
+        repeat: section.get("repeat", unset.repeat, switch),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// At most one enabled plugin keeps work; where events are durable, some plugin
+/// must. That it may be disabled is the user's to decide: then these events are
+/// refused.
+fn one_keeper(
+    report: &Report,
+    plugins: &BTreeMap<String, Plugin>,
+    places: &BTreeMap<String, super::Origin>,
+    durable: &[(String, super::Origin)],
+) {
+    let mut keepers = plugins.values().filter(|plugin| plugin.enabled && plugin.keeps_work);
+    if let (Some(first), Some(second)) = (keepers.next(), keepers.next()) {
+        let message = format!("`plugins.{}` and `plugins.{}` both keep work", second.name, first.name);
+        let at = places.get(&second.name).unwrap_or(&super::Origin::Default);
+        report.problem(at, message, "set enabled = false in one of them");
+    }
+    if plugins.values().any(|plugin| plugin.keeps_work) {
+        return;
+    }
+    for (name, at) in durable {
+        let message = format!("`events.\"{name}\".delivery` is `durable`, and no plugin keeps work");
+        report.problem(at, message, "a plugin with keeps_work = true does; without one, `live` is possible");
+    }
 }
 
 /// Two enabled instances of one library need two namespaces, and a namespace

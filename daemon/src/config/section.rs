@@ -187,6 +187,14 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A key that there is no use for here: reports it where it is.
+    pub(super) fn useless(&mut self, key: &'static str, why: &str, hint: &str) {
+        self.known.push(key);
+        if let Some(node) = self.node(key) {
+            self.report.problem(&node.key_at, format!("`{}` {why}", self.name(key)), hint);
+        }
+    }
+
     /// The free-form table under a key, whose keys are recorded one by one.
     pub(super) fn free(&mut self, key: &'static str) -> Json {
         let section = self.section(key);

@@ -237,8 +237,24 @@ const WRONG: &[(&str, &str)] = &[
         "`plugins.third` and `plugins.second` both own the namespace `n`",
     ),
     (
-        "[events.\"echo:say\"]\ndelivery = \"durable\"",
-        "ksi.toml:2:12: `events.\"echo:say\".delivery` is `durable`, and this daemon keeps no journal",
+        "[events.\"system:health\"]\ndelivery = \"durable\"",
+        "ksi.toml:2:12: `events.\"system:health\".delivery` is `durable`, and the daemon answers it at once",
+    ),
+    (
+        "[events.\"echo:say\"]\nretry.attempts = 2",
+        "ksi.toml:2:1: `events.\"echo:say\".retry` is for durable events alone",
+    ),
+    (
+        "[events.\"echo:say\"]\ndelivery = \"durable\"\nretry = { backoff_min = \"2m\" }",
+        "ksi.toml:3:25: `events.\"echo:say\".retry.backoff_min` is 2m, more than backoff_max, 1m",
+    ),
+    (
+        "[events.\"echo:say\"]\ndelivery = \"durable\"\nretry = { attempt = 1 }",
+        "unknown key `events.\"echo:say\".retry.attempt`\n  hint: did you mean `attempts`?",
+    ),
+    (
+        "[plugins.one]\nlibrary = \"one.so\"\nkeeps_work = true\n[plugins.two]\nlibrary = \"two.so\"\nkeeps_work = true",
+        "ksi.toml:4:10: `plugins.two` and `plugins.one` both keep work\n  hint: set enabled = false in one",
     ),
     (
         "[events.\"echo:new\"]\ntimeout = \"1s\"",
@@ -434,6 +450,35 @@ fn changes_say_what_takes_effect_when() {
     assert_eq!(changes.needs_restart, ["daemon.log_files"]);
     assert!(changes.plugins.iter().eq(["echo"]));
     assert_eq!(old.changes(&old), Changes::default());
+}
+
+#[test]
+fn a_durable_event_says_how_its_work_is_carried_out() {
+    let keeper = "[plugins.keeper]\nlibrary = \"keeper.so\"\nkeeps_work = true\n";
+    let event = "[events.\"echo:say\"]\ndelivery = \"durable\"\nrepeat = true\nkeep = \"2h\"\n\
+                 retry = { attempts = 2, backoff_max = \"3s\" }\n";
+    let config = file(&format!("{keeper}{event}")).load().unwrap();
+    assert!(config.plugins["keeper"].keeps_work && !config.plugins["echo"].keeps_work);
+    let policy = &config.events["echo:say"];
+    let expected = Policy {
+        attempts: 2,
+        backoff_max_ms: 3_000,
+        timeout_ms: 10_000,
+        keep_ms: 7_200_000,
+        repeat: true,
+        ..Policy::default()
+    };
+    assert_eq!((policy.delivery, policy.work.as_deref()), (Delivery::Durable, Some(&expected)));
+    assert_eq!(config.events["system:health"].work, None);
+    // One who is there and does not run is a choice, and none at all a mistake.
+    file(&format!("{keeper}enabled = false\n{event}")).load().unwrap();
+    let given =
+        format!("[plugins.checkpoint]\nlibrary = \"x.so\"\nenabled = false\nkeeps_work = false\n{event}");
+    let complaint = file(&given).complaint();
+    assert!(
+        complaint.contains("`events.\"echo:say\".delivery` is `durable`, and no plugin keeps work"),
+        "{complaint}"
+    );
 }
 
 #[test]

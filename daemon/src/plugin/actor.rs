@@ -167,7 +167,10 @@ impl Actor {
         // were given up before they were looked at.
         if mailbox.len() >= JOBS_MAX {
             match delivery {
-                Delivery::Request { token, .. } => return Pushed::Full(token),
+                // A fact to be kept has been promised a place.
+                Delivery::Request { token, ref envelope } if envelope.deadline_ms.is_some() => {
+                    return Pushed::Full(token);
+                }
                 Delivery::Credit { .. } => return Pushed::Queued,
                 _ => {}
             }

@@ -30,6 +30,10 @@ use crate::config::{self, Config, Current};
 /// latest.
 const KEEPER_GRACE: Duration = Duration::from_secs(2);
 
+/// Namespaces that the plugin that keeps work owns besides its own, so that who
+/// asks before it has started hears that it will.
+const KEEPERS_NAMESPACES: [&str; 3] = ["work", "space", "audit"];
+
 /// Where libraries are looked for, and where plugins keep their own.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -39,6 +43,24 @@ pub struct Places {
     pub state: PathBuf,
     /// The user's models; handed to plugins that have a `models_dir`.
     pub models: PathBuf,
+}
+
+impl Places {
+    /// The first place that has the library; the first place of all where none
+    /// has, so that the error names a path.
+    #[must_use]
+    pub fn find(&self, library: &str) -> PathBuf {
+        let path = Path::new(library);
+        if path.is_absolute() {
+            return path.into();
+        }
+        let mut candidates = self.libraries.iter().map(|dir| dir.join(path));
+        let first = candidates.next().unwrap_or_else(|| path.into());
+        if first.exists() {
+            return first;
+        }
+        candidates.find(|candidate| candidate.exists()).unwrap_or(first)
+    }
 }
 
 struct Kept {
@@ -105,10 +127,23 @@ impl Fleet {
         }
     }
 
-    /// Stops every plugin, and waits until they are gone, or for `grace`.
+    /// Stops every plugin, and waits until they are gone, or for `grace`. The
+    /// one that keeps work goes last: until then the others may have something
+    /// to keep.
     pub async fn stop(&self, grace: Duration) {
         let kept = std::mem::take(&mut *self.lock());
-        let stopping = kept.into_values().map(|kept| async move {
+        let config = self.config();
+        let keeps = |name: &String| config.plugins.get(name).filter(|plugin| plugin.keeps_work);
+        let keepers_time = kept.keys().find_map(keeps).map(|plugin| plugin.restart.stop_timeout);
+        let (last, first): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(name, _)| keeps(name).is_some());
+        Self::stop_all(first, grace).await;
+        // In a hurry nothing is waited for: what was accepted is on the disk.
+        let grace = if grace.is_zero() { grace } else { grace.max(keepers_time.unwrap_or_default()) };
+        Self::stop_all(last, grace).await;
+    }
+
+    async fn stop_all(kept: Vec<(String, Kept)>, grace: Duration) {
+        let stopping = kept.into_iter().map(|(_, kept)| async move {
             let (done, stopped) = oneshot::channel();
             let stop = Command { input: Some(Input::Stop), spec: None, anew: false, done };
             let _ = timeout(grace, kept.commands.send(stop)).await;
@@ -129,6 +164,7 @@ impl Fleet {
 
     fn keep(&self, spec: Spec, in_manifest: bool) -> mpsc::Sender<Command> {
         let name = spec.plugin.name.clone();
+        let will_start = spec.plugin.enabled || !in_manifest;
         let status = PluginStatus {
             name: name.clone(),
             version: String::new(),
@@ -156,6 +192,9 @@ impl Fleet {
         }));
         let (commands, receiver) = mpsc::channel(16);
         let keeper = Keeper::new(self.means.clone(), spec, board.clone());
+        // Before anybody is accepted who may ask: its events are known, and
+        // whoever asks too early is told to come back.
+        keeper.declare(if will_start { keeper.starting() } else { keeper.absent() });
         let task = tokio::spawn(apart(keeper.run(receiver)));
         self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest });
         commands
@@ -163,7 +202,7 @@ impl Fleet {
 
     fn spec(&self, mut plugin: config::Plugin) -> Spec {
         let outer = plugin.namespace.clone().unwrap_or_else(|| plugin.name.clone());
-        let library = self.find(&plugin.library);
+        let library = self.places.find(&plugin.library);
         // Under an alias the events of the library's own name are known, too.
         let inner = plugin.namespace.as_ref().and_then(|_| Some(Image::open(&library).ok()?.name));
         let renamed = |name: &String| match (&inner, name.split_once(':')) {
@@ -175,7 +214,10 @@ impl Fleet {
             .events
             .keys()
             .filter_map(|name| EventName::parse(&renamed(name)).ok())
-            .filter(|name| name.namespace() == outer)
+            .filter(|name| {
+                let namespace = name.namespace();
+                namespace == outer || (plugin.keeps_work && KEEPERS_NAMESPACES.contains(&namespace))
+            })
             .collect();
         // A plugin that keeps models and is not told where has the user's.
         if let Some(directory) = plugin.config.get_mut("models_dir")
@@ -189,21 +231,6 @@ impl Fleet {
             known: known.into_iter().collect(),
             plugin,
         }
-    }
-
-    /// The first place that has the library; the first place of all where none
-    /// has, so that the error names a path.
-    fn find(&self, library: &str) -> PathBuf {
-        let path = Path::new(library);
-        if path.is_absolute() {
-            return path.into();
-        }
-        let mut candidates = self.places.libraries.iter().map(|dir| dir.join(path));
-        let first = candidates.next().unwrap_or_else(|| path.into());
-        if first.exists() {
-            return first;
-        }
-        candidates.find(|candidate| candidate.exists()).unwrap_or(first)
     }
 
     /// Resolves at the next change of a plugin's state.
@@ -324,6 +351,7 @@ impl Fleet {
             limits: config::Limits::default(),
             restart: config::Restart::of(placement),
             require: None,
+            keeps_work: false,
             config: serde_json::json!({}),
         };
         self.keep(self.spec(plugin), false);

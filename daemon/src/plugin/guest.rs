@@ -11,7 +11,8 @@ use ksi_protocol::{
 use tokio::sync::mpsc;
 
 use crate::{
-    hub::{Port, Turn, ask},
+    hub::{Port, Turn},
+    wire::ask,
     woken,
 };
 
@@ -108,22 +109,23 @@ impl Guest {
     pub fn frame(&self, delivery: Delivery, now_ms: u64) -> Frame {
         match delivery {
             Delivery::Request { token, envelope } => Frame::Request(Request {
-                id: token,
-                event: self.inner(envelope.event),
-                data: envelope.data,
+                work: envelope.work,
+                // Only facts have no deadline, and only whoever keeps work is
+                // handed them so: it answers when they are written.
+                at_ms: envelope.deadline_ms.is_none().then_some(envelope.at_ms),
                 timeout_ms: envelope.deadline_ms.map(|at| at.saturating_sub(now_ms).max(1)),
                 credit: envelope.credit,
                 correlation_id: envelope.correlation_id.map(|id| (*id).to_owned()),
                 idempotency_key: envelope.idempotency_key.map(|key| (*key).to_owned()),
                 origin: Some((*envelope.origin).to_owned()),
-                parent: None,
+                ..Request::new(token, self.inner(envelope.event), envelope.data)
             }),
             Delivery::Event { sub, envelope, .. } => Frame::Event(Event {
                 sub: sub.wrapping_sub(SUBS_FROM),
                 seq: 0,
                 event: self.inner(envelope.event.clone()),
                 data: envelope.data.clone(),
-                origin: (*envelope.origin).to_owned(),
+                origin: envelope.origin.clone(),
                 at_ms: envelope.at_ms,
                 correlation_id: envelope.correlation_id.as_deref().map(str::to_owned),
             }),
@@ -134,7 +136,7 @@ impl Guest {
                 Answer::Chunk(data) => Frame::Chunk { id, data },
                 Answer::End(data) => Frame::End { id, data },
                 Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
-                Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal },
+                Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
             },
             Delivery::Intercept { token, stage, event, data, origin } => Frame::Intercept(Intercept {
                 id: token,
@@ -178,7 +180,7 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
         Frame::Accepted { id, request_id, seq } => {
             turn.answer(port, id, Answer::Accepted { request_id, seq });
         }
-        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, Answer::Refusal(refusal)),
+        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, refusal.into()),
         Frame::Request(request) => turn.request(port, ask(request)),
         Frame::Emit(emit) => {
             let emission = Emission {

@@ -21,6 +21,7 @@ use ksi_host::sandbox;
 use ksi_protocol::{
     Code, Descriptor, EventName, Frame, Refusal,
     system::{Death, Placement, PluginState, PluginStatus},
+    work::Policy as WorkPolicy,
 };
 use serde_json::json;
 use tokio::{
@@ -43,8 +44,9 @@ use crate::{
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
 
-/// Tells the default timeout of an event and whether it is durable.
-pub type Policies = dyn Fn(&str, &str) -> (Option<Duration>, bool) + Send + Sync;
+/// Tells the default timeout of an event and, where it is durable, how it is
+/// kept.
+pub type Policies = dyn Fn(&str, &str) -> (Option<Duration>, Option<Arc<WorkPolicy>>) + Send + Sync;
 
 /// What all keepers share.
 #[derive(Clone)]
@@ -57,8 +59,8 @@ pub struct Means {
     pub watchdog: Arc<Watchdog>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
-    /// The default timeout of an event and whether it is durable, by the name
-    /// that others use and the one that the plugin declares.
+    /// The default timeout and the durability of an event, by the name that
+    /// others use and the one that the plugin declares.
     pub policies: Arc<Policies>,
 }
 
@@ -161,7 +163,6 @@ impl Keeper {
 
     /// Keeps the plugin until the commands end.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        self.declare(self.absent());
         loop {
             let step = tokio::select! {
                 command = commands.recv() => match command {
@@ -259,6 +260,12 @@ impl Keeper {
             }
             Life::Refused(refusal) => {
                 self.reason = Some(refusal.message);
+                let starting = self.supervisor.state() == PluginState::Starting;
+                if starting && matches!(self.running, Some(Running { body: Body::Actor(_), .. })) {
+                    self.lose("it did not start").await;
+                    return Some(Input::Died);
+                }
+                // A child ends by itself.
                 None
             }
             Life::Died(reason) => {
@@ -367,12 +374,22 @@ impl Keeper {
         }
     }
 
+    /// What is told to those who wait for a generation that is gone. A planned
+    /// end is told from a crash, so that nobody blames what it was working on.
     fn detach(&self, port: &Arc<Port>, why: &str) {
         let name = &self.spec.plugin.name;
+        let planned = self.reason.is_none() && self.supervisor.state() == PluginState::Draining;
         let reason = self.reason.as_deref().unwrap_or(why);
-        let refusal = Refusal::new(Code::PluginRestarted, format!("plugin {name} is gone: {reason}"))
-            .hint("whether it did what was asked is not known; ask again if that does no harm")
-            .retry_after_ms(200);
+        let refusal = if planned && self.means.hub.is_closing() {
+            Refusal::new(Code::ShuttingDown, format!("plugin {name} ends with the daemon"))
+                .details(json!({ "planned": true }))
+        } else {
+            let gone = Refusal::new(Code::PluginRestarted, format!("plugin {name} is gone: {reason}"))
+                .retry_after_ms(200);
+            if planned { gone.details(json!({ "planned": true })) } else { gone }
+        };
+        let refusal =
+            refusal.hint("whether it did what was asked is not known; ask again if that does no harm");
         let mut turn = self.means.hub.turn();
         turn.detach(port, &refusal);
         turn.end();

@@ -9,8 +9,6 @@ use std::collections::{HashMap, VecDeque};
 use ksi_kernel::{Answer, Delivery};
 use ksi_protocol::{Code, Refusal, frame::Id};
 
-use super::outbox::weight;
-
 /// The streams of one client that have a limit.
 #[derive(Debug, Default)]
 pub(super) struct Credits {
@@ -103,7 +101,7 @@ impl Credits {
         self.held_bytes -= stream.held.iter().map(weight).sum::<usize>();
         let mut last = stream.held.pop_back()?;
         if let Delivery::Answer { answer, .. } = &mut last {
-            *answer = Answer::Refusal(Refusal::new(Code::Cancelled, "the request was cancelled"));
+            *answer = Refusal::new(Code::Cancelled, "the request was cancelled").into();
         }
         Some(last)
     }
@@ -120,4 +118,14 @@ fn is_chunk(delivery: &Delivery) -> bool {
 
 fn is_last(delivery: &Delivery) -> bool {
     matches!(delivery, Delivery::Answer { answer, .. } if answer.is_last())
+}
+
+/// Bytes that an answer is charged for.
+pub(super) fn weight(delivery: &Delivery) -> usize {
+    128 + match delivery {
+        Delivery::Answer {
+            answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), ..
+        } => data.len(),
+        _ => 0,
+    }
 }

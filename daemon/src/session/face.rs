@@ -83,7 +83,7 @@ impl Face {
                     Answer::Chunk(data) => Frame::Chunk { id, data },
                     Answer::End(data) => Frame::End { id, data },
                     Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
-                    Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal },
+                    Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
                 };
                 if frame.encode(buffer).is_err() {
                     let refusal = Refusal::new(Code::TooLarge, "the answer is larger than a frame may be");

@@ -15,6 +15,8 @@
 //!   off.
 //! - Nothing here waits; a full socket is the writer task's matter.
 
+mod follow;
+
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsRawFd,
@@ -25,7 +27,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use ksi_kernel::{Answer, Delivery};
+use ksi_kernel::Delivery;
 use ksi_protocol::{
     Frame, Refusal,
     frame::{Class, Gap, Id},
@@ -34,6 +36,7 @@ use ksi_protocol::{
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::UnixStream, sync::Notify};
 
+use self::follow::{Follows, Said};
 use super::{
     body::{Body, put_event},
     credit::Credits,
@@ -67,6 +70,8 @@ pub struct Outbox {
     owed: AtomicUsize,
     /// Whether anyone waits for `relieved`.
     awaited: AtomicBool,
+    /// Told when a durable subscription may go on.
+    pub follow_up: Notify,
     /// Told when the session must end.
     pub closing: Notify,
     /// The last turn that put this outbox on its list, so that one turn does
@@ -84,7 +89,7 @@ struct State {
     wire: Wire,
     face: Face,
     ticket: u64,
-    answers: VecDeque<(u64, Delivery)>,
+    answers: VecDeque<(u64, Said)>,
     answer_bytes: usize,
     live: VecDeque<Live>,
     live_bytes: usize,
@@ -97,6 +102,7 @@ struct State {
     opened: u64,
     gapped: Vec<Id>,
     credits: Credits,
+    follows: Follows,
     /// Whether the reader waits for the queue to become short again.
     held_up: bool,
     overflow: bool,
@@ -134,6 +140,7 @@ impl Outbox {
             relieved: Notify::new(),
             owed: AtomicUsize::new(0),
             awaited: AtomicBool::new(false),
+            follow_up: Notify::new(),
             closing: Notify::new(),
             touched_by: AtomicU64::new(0),
             limited: AtomicBool::new(false),
@@ -151,6 +158,7 @@ impl Outbox {
                 opened: 0,
                 gapped: Vec::new(),
                 credits: Credits::default(),
+                follows: Follows::default(),
                 held_up: false,
                 overflow: false,
             }),
@@ -175,7 +183,9 @@ impl Outbox {
         if credit.is_none() && !self.limited.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.lock().credits.begin(id, credit)?;
+        let mut state = self.lock();
+        state.follows.is_free(id)?;
+        state.credits.begin(id, credit)?;
         self.limited.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -183,6 +193,7 @@ impl Outbox {
     /// The client can take more chunks.
     pub fn add_credit(&self, id: Id, n: u32) {
         let mut state = self.lock();
+        state.follows.count_credit(id, n);
         for delivery in state.credits.add(id, n) {
             state.answer(delivery);
         }
@@ -273,6 +284,10 @@ impl Outbox {
                 // all the same.
                 let relieved = state.held_up && !state.is_congested();
                 state.held_up &= !relieved;
+                if state.follows.take_due() {
+                    self.follow_up.notify_one();
+                    woken::note();
+                }
                 if (flushed == Flushed::Done || relieved) && self.awaited.swap(false, Ordering::AcqRel) {
                     self.relieved.notify_one();
                     woken::note();
@@ -318,7 +333,7 @@ impl Outbox {
         let state = self.lock();
         let written = state.wire.buffer.is_empty() && state.answers.is_empty() && state.live.is_empty();
         let owed = self.owed.load(Ordering::Acquire);
-        state.wire.is_dead() || (written && owed == 0 && state.subs.is_empty())
+        state.wire.is_dead() || (written && owed == 0 && state.subs.is_empty() && state.follows.is_empty())
     }
 
     /// Drops everything: the client is gone.
@@ -328,6 +343,7 @@ impl Outbox {
         state.answers.clear();
         state.live.clear();
         state.credits.clear();
+        state.follows = Follows::default();
     }
 }
 
@@ -349,12 +365,17 @@ impl State {
         if self.wire.is_dead() {
             return;
         }
+        let said = match self.followed(delivery) {
+            Ok(Some(said)) => said,
+            Ok(None) => return,
+            Err(delivery) => Said::Answer(delivery),
+        };
         if self.room() {
-            return self.face.answer(delivery, &mut self.wire.buffer);
+            return self.put(said);
         }
-        self.answer_bytes += weight(&delivery);
+        self.answer_bytes += said.weight();
         let ticket = self.next_ticket();
-        self.answers.push_back((ticket, delivery));
+        self.answers.push_back((ticket, said));
     }
 
     fn check_overflow(&mut self) {
@@ -458,9 +479,9 @@ impl State {
             match (answer, live) {
                 (None, None) => break,
                 (Some(answer), live) if live.is_none_or(|live| answer < live) => {
-                    if let Some((_, delivery)) = self.answers.pop_front() {
-                        self.answer_bytes -= weight(&delivery);
-                        self.face.answer(delivery, &mut self.wire.buffer);
+                    if let Some((_, said)) = self.answers.pop_front() {
+                        self.answer_bytes -= said.weight();
+                        self.put(said);
                     }
                 }
                 _ => {
@@ -471,16 +492,6 @@ impl State {
             }
         }
         !self.wire.buffer.is_empty()
-    }
-}
-
-/// Bytes that an answer is charged for.
-pub(super) fn weight(delivery: &Delivery) -> usize {
-    128 + match delivery {
-        Delivery::Answer {
-            answer: Answer::Reply(data) | Answer::Chunk(data) | Answer::End(data), ..
-        } => data.len(),
-        _ => 0,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The reading side of one session.
 
+mod subscriptions;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +15,7 @@ use ksi_protocol::{
 use serde_json::Value;
 use tokio::{net::UnixStream, time::Instant};
 
+use self::subscriptions::keep_up;
 use super::{
     Sessions,
     face::{Face, Lines},
@@ -20,8 +23,8 @@ use super::{
     socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
 };
 use crate::{
-    hub::{Handle, Hub, Port, Turn, ask},
-    wire::{Flushed, check_size, write_when_full},
+    hub::{Handle, Hub, Port, Turn},
+    wire::{Flushed, ask, check_size, write_when_full},
 };
 
 /// Time that a client may take to read what it was told before the daemon
@@ -65,11 +68,13 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
         greeting,
         searched: 0,
     };
+    let follows = keep_up(&sessions.hub, &port, &outbox);
     let writing =
         write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
-    tokio::pin!(writing);
+    tokio::pin!(writing, follows);
     let half_closed = tokio::select! {
         half_closed = session.serve(&mut input) => half_closed,
+        never = &mut follows => match never {},
         unread = &mut writing => {
             if unread {
                 tracing::warn!(session = number, "cut off: it does not read what it asked for");
@@ -87,6 +92,7 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
     if half_closed {
         tokio::select! {
             () = answered(&outbox, &mut writing) => {}
+            never = &mut follows => match never {},
             () = gone(&outbox.socket) => {}
             () = outbox.closing.notified() => {}
             () = sessions.closing.cancelled() => {
@@ -284,14 +290,13 @@ impl Session<'_> {
                     self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
                 }
             }
-            Verb::Subscribe { pattern, class } => {
+            Verb::Subscribe { pattern, class, since_seq, consumer, credit } => {
                 let id = open(id)?;
-                let subscribe = Subscribe { id, pattern, class };
-                self.subscribe(subscribe);
+                self.subscribe(Subscribe { id, pattern, class, since_seq, consumer, credit }, turn);
             }
             Verb::Unsubscribe(id) => {
                 let ours = find(&id)?;
-                self.unsubscribe(ours)?;
+                self.unsubscribe(ours, turn)?;
                 self.outbox.with_face(|face| {
                     if let Face::Json(lines) = face {
                         lines.close(ours);
@@ -362,9 +367,9 @@ impl Session<'_> {
                     (Err(refusal), id) => self.outbox.refuse(id, refusal),
                 }
             }
-            Frame::Subscribe(subscribe) => self.subscribe(subscribe),
+            Frame::Subscribe(subscribe) => self.subscribe(subscribe, turn),
             Frame::Unsubscribe { id } => {
-                if let Err(refusal) = self.unsubscribe(id) {
+                if let Err(refusal) = self.unsubscribe(id, turn) {
                     self.outbox.refuse(Some(id), refusal);
                 }
             }
@@ -400,34 +405,16 @@ impl Session<'_> {
         self.outbox.frame(&Frame::Welcome(Welcome {
             version: PROTOCOL_VERSION,
             server: concat!("ksid ", env!("CARGO_PKG_VERSION")).into(),
-            features: vec!["latest".into(), "credit".into()],
+            features: vec!["latest".into(), "credit".into(), "durable".into()],
             session: (*self.port.origin).to_owned(),
             boot: self.hub.boot.clone(),
         }));
         Next::Read
     }
 
-    fn subscribe(&self, subscribe: Subscribe) {
-        let Subscribe { id, pattern, class } = subscribe;
-        match self.hub.kernel.subscribe(self.port, id, pattern, class) {
-            Ok(()) => {
-                let data = json::from_json(&serde_json::json!({ "subscribed": true }));
-                let data = data.unwrap_or_else(|_| ksi_protocol::empty());
-                self.outbox.open_sub(id, &Frame::Reply { id, data });
-            }
-            Err(refusal) => self.outbox.refuse(Some(id), refusal),
-        }
-    }
-
     fn cancel(&self, id: frame::Id, turn: &mut Turn<'_>) {
         turn.cancel(self.port, id);
         self.outbox.give_up(id);
-    }
-
-    fn unsubscribe(&self, id: frame::Id) -> Result<(), Refusal> {
-        self.hub.kernel.unsubscribe(self.port, id)?;
-        self.outbox.remove_sub(id);
-        Ok(())
     }
 }
 

@@ -54,6 +54,12 @@ pub(super) const ALL: &[Spec] = &[
         "Stop the daemon: finish what is in flight, then go.",
         &[("grace_ms", "integer", false, "Time that requests in flight may take, in milliseconds.")],
     ),
+    request(
+        "system:restart",
+        "Start the daemon anew in the same process, from the file that it was started from: an upgrade that \
+         refuses no client. Refused where that file would not start.",
+        &[("grace_ms", "integer", false, "Time that requests in flight may take, in milliseconds.")],
+    ),
     request("plugin:list", "List all plugins.", &[]),
     request("plugin:inspect", "Tell everything about one plugin, and how it died.", NAME),
     request(

@@ -147,14 +147,15 @@ impl Buffer {
 /// To the plugin: `Request`, `Event`, `Cancel`, `Credit`, `Reply`, `Chunk`,
 /// `End`, `Accepted`, `Refusal` (the last five answer requests of its own),
 /// `Timer`, `Drain`, `Intercept`. From the plugin: `Reply`, `Chunk`, `End`,
-/// `Refusal` (to requests it got), `Request`, `Emit`, `Cancel`, `Timer`,
-/// `Ready`, `Drained`, `Log`, `Verdict`.
+/// `Accepted`, `Refusal` (to requests it got), `Request`, `Emit`, `Cancel`,
+/// `Timer`, `Ready`, `Drained`, `Log`, `Verdict`.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `id`, `name` event, `payload`, `meta` a map (origin,
     /// correlation id, idempotency key), `arg` milliseconds until the
-    /// deadline (0: none).
+    /// deadline (0: none). With `work` in `meta` it is durable work for the
+    /// plugin that keeps it, with `at_ms` also a durable fact.
     Request = 1,
     /// `name` event, `payload`, `meta`; `id` is the index of the descriptor's
     /// `listens` that matched.
@@ -169,9 +170,11 @@ pub enum Kind {
     Chunk = 6,
     /// `id`, `payload`.
     End = 7,
-    /// `id`, `payload` a refusal.
+    /// `id`, `payload` a refusal. From the plugin with `id` 0, before `Ready`:
+    /// it cannot start; it is destroyed.
     Refusal = 8,
-    /// `id`, `name` request id, `arg` journal position.
+    /// `id`, `name` request id, `arg` journal position. From the plugin that
+    /// keeps work it is the last answer.
     Accepted = 9,
     /// `id`, `arg` more chunks.
     Credit = 10,

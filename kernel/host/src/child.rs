@@ -57,6 +57,8 @@ struct Link {
     out: Mutex<Out>,
     woken: AtomicBool,
     wakeup: EventFd,
+    /// The plugin's refusal to start, where it came after its creation.
+    refused: Mutex<Option<Refusal>>,
 }
 
 struct Out {
@@ -125,7 +127,12 @@ impl Host for Link {
     fn output(&self, output: Output) -> bool {
         match output {
             Output::Frame(Frame::Cancel { id }) if self.lock().forget_timer(id) => true,
-            Output::Frame(frame) => self.send(&frame),
+            Output::Frame(frame) => {
+                if let Frame::Refusal { id: None, refusal } = &frame {
+                    *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal.clone());
+                }
+                self.send(&frame)
+            }
             Output::Timer { id, delay_ms } => {
                 // A timer beyond the end of time never fires.
                 if let Some(due) = Instant::now().checked_add(Duration::from_millis(delay_ms)) {
@@ -169,6 +176,7 @@ pub fn run(mut socket: UnixStream) -> Result<(), Error> {
         woken: AtomicBool::new(true),
         wakeup: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(std::io::Error::from)?,
+        refused: Mutex::default(),
     });
     let mut instance = match start(&setup, &link) {
         Ok(instance) => instance,
@@ -211,6 +219,9 @@ fn serve(
             instance.poll()?;
         }
         fire_timers(link, instance)?;
+        if let Some(refusal) = link.refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(Error::Start(refusal));
+        }
         link.lock().flush()?;
         if link.woken.load(Ordering::Acquire) {
             continue;

@@ -152,6 +152,8 @@ impl Instance {
                     correlation_id: request.correlation_id.clone(),
                     idempotency_key: request.idempotency_key.clone(),
                     credit: request.credit,
+                    at_ms: request.at_ms,
+                    work: request.work.as_deref().copied(),
                     ..Meta::default()
                 });
             }
@@ -161,7 +163,7 @@ impl Instance {
                 message.name = Slice::new(event.event.as_str().as_bytes());
                 payload = event.data.clone();
                 meta = facts(Meta {
-                    origin: Some(event.origin.clone()),
+                    origin: Some(event.origin.to_string()),
                     correlation_id: event.correlation_id.clone(),
                     at_ms: Some(event.at_ms),
                     ..Meta::default()
@@ -295,22 +297,24 @@ unsafe fn output(message: &Message) -> Option<Output> {
         Kind::Reply => Frame::Reply { id, data: data() },
         Kind::Chunk => Frame::Chunk { id, data: data() },
         Kind::End => Frame::End { id, data: data() },
+        Kind::Accepted => {
+            Frame::Accepted { id, request_id: std::str::from_utf8(name).ok()?.to_owned(), seq: arg }
+        }
+        // Requests are counted from 1: about none of them, it is about the start.
         Kind::Refusal => Frame::Refusal {
-            id: Some(id),
+            id: (id > 0).then_some(id),
             refusal: ksi_protocol::decode(payload).unwrap_or_else(|refusal| refusal),
         },
         Kind::Request => {
             let meta = meta();
             Frame::Request(Request {
-                id,
-                event: event()?,
-                data: data(),
                 timeout_ms: meta.timeout_ms,
                 credit: meta.credit,
                 correlation_id: meta.correlation_id,
                 idempotency_key: meta.idempotency_key,
-                origin: None,
+                origin: meta.origin,
                 parent: meta.parent,
+                ..Request::new(id, event()?, data())
             })
         }
         Kind::Emit => Frame::Emit(Emit {

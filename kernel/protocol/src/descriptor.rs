@@ -37,6 +37,10 @@ pub struct Descriptor {
     /// native library that may abort).
     #[serde(default)]
     pub child_only: bool,
+    /// Whether it keeps work: requests for durable events and durable facts are
+    /// handed to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_work: bool,
 }
 
 /// A request that a plugin answers.

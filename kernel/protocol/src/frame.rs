@@ -12,6 +12,8 @@
 
 mod codec;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,7 @@ use crate::{
     name::EventName,
     pattern::Pattern,
     refusal::{Code, Refusal},
+    work::Policy,
 };
 
 use codec::{payload, payload_option};
@@ -203,6 +206,35 @@ pub struct Request<P = Bytes> {
     /// it and never outlives its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Id>,
+    /// *Link*: to the plugin that keeps work, this is durable work, to be kept
+    /// by this policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Arc<Policy>>,
+    /// *Link*: to the plugin that keeps work, with a durable fact, which nobody
+    /// asks for: when it passed the router, milliseconds since 1970. The plugin
+    /// answers once it is written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<u64>,
+}
+
+impl<P> Request<P> {
+    /// A request with nothing but what it needs.
+    #[must_use]
+    pub fn new(id: Id, event: EventName, data: P) -> Self {
+        Self {
+            id,
+            event,
+            data,
+            timeout_ms: None,
+            credit: None,
+            correlation_id: None,
+            idempotency_key: None,
+            origin: None,
+            parent: None,
+            work: None,
+            at_ms: None,
+        }
+    }
 }
 
 /// Tells whoever listens.
@@ -245,6 +277,25 @@ pub struct Subscribe {
     /// What happens when the reader is slow.
     #[serde(default)]
     pub class: Class,
+    /// Of a durable one: the first position in the journal that is wanted.
+    /// Without it, where the consumer has left off; without that, from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_seq: Option<u64>,
+    /// Of a durable one: the name under which the daemon keeps how far it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
+    /// Of a durable one: events that may be sent before a `credit`; without
+    /// it, as many as the reader takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credit: Option<u32>,
+}
+
+impl Subscribe {
+    /// A subscription with nothing but what it needs.
+    #[must_use]
+    pub fn new(id: Id, pattern: Pattern, class: Class) -> Self {
+        Self { id, pattern, class, since_seq: None, consumer: None, credit: None }
+    }
 }
 
 /// An event for a subscription. `sub` and `seq` come first, so that the rest
@@ -261,8 +312,9 @@ pub struct Event<P = Bytes> {
     /// The payload.
     #[serde(with = "payload")]
     pub data: P,
-    /// Who said so: `session:7`, `plugin:completion`, `daemon`.
-    pub origin: String,
+    /// Who said so: `session:7`, `plugin:completion`, `daemon`. Those who hear
+    /// many events of one origin share it.
+    pub origin: Arc<str>,
     /// When it passed the router, milliseconds since 1970.
     pub at_ms: u64,
     /// Ties together all that follows from one cause.

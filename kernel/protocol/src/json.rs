@@ -53,6 +53,9 @@ pub enum Verb {
     Subscribe {
         pattern: Pattern,
         class: Class,
+        since_seq: Option<u64>,
+        consumer: Option<String>,
+        credit: Option<u32>,
     },
     Unsubscribe(Value),
     Cancel(Value),
@@ -73,7 +76,7 @@ pub struct Malformed {
 const SHAPES: &[(&str, &[&str])] = &[
     ("event", &["event", "id", "data", "timeout_ms", "credit", "correlation_id", "idempotency_key"]),
     ("emit", &["emit", "id", "data", "correlation_id"]),
-    ("subscribe", &["subscribe", "id", "class"]),
+    ("subscribe", &["subscribe", "id", "class", "since_seq", "consumer", "credit"]),
     ("unsubscribe", &["unsubscribe", "id"]),
     ("cancel", &["cancel", "id"]),
     ("credit", &["credit", "id", "n"]),
@@ -143,6 +146,9 @@ fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Ref
         "subscribe" => Verb::Subscribe {
             pattern: Pattern::parse(&text(&subject)?).map_err(|e| invalid(e.to_string()))?,
             class: field(object, "class")?.unwrap_or_default(),
+            since_seq: field(object, "since_seq")?,
+            consumer: field(object, "consumer")?,
+            credit: field(object, "credit")?,
         },
         _ if !is_id(&subject) => {
             return Err(invalid(format!("`{kind}` must be the id of an earlier line, a text or a number")));
@@ -458,6 +464,8 @@ mod tests {
             (r#"{"event":"a:b","timeout_ms":"x"}"#, "`timeout_ms`"),
             (r#"{"subscribe":"a b"}"#, "not a name"),
             (r#"{"subscribe":"a:*","class":"fast"}"#, "`class`"),
+            (r#"{"subscribe":"a:*","since_seq":-1}"#, "`since_seq`"),
+            (r#"{"subscribe":"a:*","since":1}"#, "unknown key `since`"),
             (r#"{"event":"a:b","id":[1]}"#, "`id`"),
             (r#"{"cancel":null}"#, "`cancel` must be the id"),
             (r#"{"unsubscribe":{}}"#, "`unsubscribe` must be the id"),

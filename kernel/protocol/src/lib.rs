@@ -5,6 +5,7 @@
 //! Nothing here does I/O, reads a clock or keeps state. `PROTOCOL.md`, beside
 //! this crate, describes every byte; `tests/golden` holds one of each frame.
 
+pub mod checkpoint;
 pub mod descriptor;
 mod extent;
 pub mod fanout;
@@ -15,14 +16,18 @@ pub mod meta;
 pub mod name;
 pub mod paths;
 pub mod pattern;
+mod payload;
 pub mod refusal;
+pub mod space;
 pub mod system;
+pub mod work;
 
 pub use bytes::Bytes;
 pub use descriptor::Descriptor;
 pub use frame::Frame;
 pub use name::EventName;
 pub use pattern::Pattern;
+pub use payload::Payload;
 pub use refusal::{Code, Refusal};
 
 /// Version of the wire protocol; `hello` and `welcome` carry it, and a peer

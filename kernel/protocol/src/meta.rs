@@ -3,12 +3,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::work::Policy;
+
 /// Facts about an envelope that a handler may ask for. All are optional; an
 /// absent map is an empty one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Meta {
-    /// Who sent it: `session:7`, `plugin:agent`, `daemon`. Set by the daemon.
+    /// Who sent it: `session:7`, `plugin:agent`, `daemon`. Set by the daemon,
+    /// which takes it from one plugin alone: the one that keeps work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
     /// Ties together all that follows from one cause.
@@ -26,7 +29,12 @@ pub struct Meta {
     /// Chunks that may be sent before a credit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credit: Option<u32>,
-    /// To a listener: when the event passed the router, milliseconds since 1970.
+    /// To a listener, and with a durable fact: when the event passed the router,
+    /// milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
+    /// To the plugin that keeps work: this is for somebody else, to be kept, and
+    /// carried out by this policy. With `at_ms` it is not a request but a fact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Policy>,
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Why a request was not done. The list is closed: a client may match on it,
 /// and `PROTOCOL.md` has a paragraph for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// Nobody declares this event; the hint offers the nearest names.
@@ -104,6 +105,7 @@ impl std::fmt::Display for Code {
 
 /// A refusal as it travels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[error("{message}")]
 pub struct Refusal {
     /// What kind of no.

@@ -3,12 +3,12 @@
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use ksi_abi::Kind;
-use ksi_protocol::{Code, EventName, Refusal};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, work::Accepted};
 use serde::de::DeserializeOwned;
 
 use crate::{
     core::{Core, Incoming},
-    link::{Outgoing, send},
+    link::{Outgoing, encode, send},
 };
 
 /// How to ask.
@@ -20,6 +20,22 @@ pub struct CallOptions {
     pub idempotency_key: Option<String>,
     /// Whether the request goes on when the one on whose behalf it is asked
     /// ends. Needed by work that outlives its request.
+    pub detached: bool,
+}
+
+/// How to ask with a payload that is passed on as it is.
+#[derive(Debug, Clone, Default)]
+pub struct ForwardOptions {
+    /// Who asked in the first place. The daemon heeds it from the plugin that
+    /// keeps work, under a durable event, and from nobody else.
+    pub origin: Option<String>,
+    /// Two requests with one key are one request.
+    pub idempotency_key: Option<String>,
+    /// What it belongs to; without it, what the context belongs to.
+    pub correlation_id: Option<String>,
+    /// As in [`CallOptions`].
+    pub timeout: Option<Duration>,
+    /// As in [`CallOptions`].
     pub detached: bool,
 }
 
@@ -79,29 +95,42 @@ impl Answers {
     pub async fn next<C: DeserializeOwned, E: DeserializeOwned>(
         &mut self,
     ) -> Option<Result<Part<C, E>, Refusal>> {
+        Some(self.next_raw().await?.and_then(|part| match part {
+            Part::Chunk(data) => ksi_protocol::decode(&data).map(Part::Chunk),
+            Part::End(data) => ksi_protocol::decode(&data).map(Part::End),
+        }))
+    }
+
+    /// The same, each part as the payload that it is. That a durable request is
+    /// safe is an end: a [`ksi_protocol::work::Accepted`].
+    pub async fn next_raw(&mut self) -> Option<Result<Part<Bytes, Bytes>, Refusal>> {
         Some(match self.incoming().await? {
-            Incoming::Chunk(data) => ksi_protocol::decode(&data).map(Part::Chunk),
-            Incoming::Reply(data) | Incoming::End(data) => ksi_protocol::decode(&data).map(Part::End),
+            Incoming::Chunk(data) => Ok(Part::Chunk(data)),
+            Incoming::Reply(data) | Incoming::End(data) => Ok(Part::End(data)),
             Incoming::Refusal(refusal) => Err(refusal),
-            Incoming::Accepted(request_id, seq) => {
-                let accepted = serde_json::json!({ "request_id": request_id, "seq": seq });
-                ksi_protocol::json::from_json(&accepted)
-                    .and_then(|data| ksi_protocol::decode(&data))
-                    .map(Part::End)
-            }
+            Incoming::Accepted(request_id, seq) => encode(&Accepted { request_id, seq }).map(Part::End),
         })
     }
 
-    /// Waits for the end, passing over chunks.
-    pub(crate) async fn last<E: DeserializeOwned>(mut self) -> Result<E, Refusal> {
+    /// Waits for the end, passing over chunks, and returns it as the payload
+    /// that it is.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that ended it instead.
+    pub async fn last_raw(mut self) -> Result<Bytes, Refusal> {
         loop {
-            match self.next::<serde::de::IgnoredAny, E>().await {
+            match self.next_raw().await {
                 Some(Ok(Part::End(end))) => return Ok(end),
                 Some(Ok(Part::Chunk(_))) => {}
                 Some(Err(refusal)) => return Err(refusal),
                 None => return Err(Refusal::new(Code::Internal, "the answer had no end")),
             }
         }
+    }
+
+    pub(crate) async fn last<E: DeserializeOwned>(self) -> Result<E, Refusal> {
+        ksi_protocol::decode(&self.last_raw().await?)
     }
 }
 

@@ -11,14 +11,15 @@ use std::{
 };
 
 use ksi_abi::Kind;
-use ksi_protocol::{Bytes, Code, EventName, Refusal, meta::Meta};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, meta::Meta, work::Policy};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    call::{Answers, CallOptions},
+    call::{Answers, CallOptions, ForwardOptions},
     cancel::CancelToken,
     core::Core,
     link::{Outgoing, encode, send},
+    state::State,
 };
 
 /// Blocking threads that one instance may have at once; more are refused
@@ -70,6 +71,18 @@ impl Ctx {
             true => Box::default(),
             false => Box::new(ksi_protocol::decode(meta).unwrap_or_default()),
         })
+    }
+
+    /// How this is to be kept, and of a fact when it passed the daemon; only in
+    /// what is handed to the plugin that keeps work.
+    pub(crate) fn work(&self) -> Option<(Policy, Option<u64>)> {
+        let meta = self.meta();
+        meta.work.map(|policy| (policy, meta.at_ms))
+    }
+
+    /// Parts that the asker has room for; `None` for any number.
+    pub(crate) fn credit(&self) -> Option<u32> {
+        self.meta().credit
     }
 
     /// Who sent the envelope: `session:7`, `plugin:agent`, `daemon`. Set by the
@@ -175,11 +188,39 @@ impl Ctx {
         let meta = Meta {
             correlation_id: self.meta().correlation_id.clone(),
             idempotency_key: options.idempotency_key,
-            timeout_ms: options.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
             ..Meta::default()
         };
         Answers::open(&self.core, &name, &encode(ask)?, &encode(&meta)?)
+    }
+
+    /// Asks with a payload that is passed on as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ctx::stream`].
+    pub fn forward(
+        &self,
+        event: &EventName,
+        data: impl AsRef<[u8]>,
+        options: ForwardOptions,
+    ) -> Result<Answers, Refusal> {
+        let meta = Meta {
+            origin: options.origin,
+            correlation_id: options.correlation_id.or_else(|| self.meta().correlation_id.clone()),
+            idempotency_key: options.idempotency_key,
+            timeout_ms: options.timeout.map(millis),
+            parent: if options.detached { None } else { self.envelope.token },
+            ..Meta::default()
+        };
+        Answers::open(&self.core, event, data.as_ref(), &encode(&meta)?)
+    }
+
+    /// What the plugin keeps over restarts.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::new(self.clone())
     }
 
     /// Tells whoever listens.
@@ -200,13 +241,19 @@ impl Ctx {
         send(&self.core.link, &message)
     }
 
+    /// Milliseconds since 1970, as the machine's clock says. In a test it moves
+    /// with [`crate::testing::FakeHost::advance`].
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.core.link.now_ms()
+    }
+
     /// Waits.
     pub fn sleep(&self, time: Duration) -> impl Future<Output = ()> + use<> {
         let core = self.core.clone();
         let id = core.next_id();
         core.timers.borrow_mut().insert(id, Default::default());
-        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        core.link.send(&Outgoing { arg: ms, ..Outgoing::new(Kind::Timer, id) });
+        core.link.send(&Outgoing { arg: millis(time), ..Outgoing::new(Kind::Timer, id) });
         let sleeping = Sleeping { core, id };
         poll_fn(move |cx| {
             let mut timers = sleeping.core.timers.borrow_mut();
@@ -287,6 +334,10 @@ impl Ctx {
     pub fn debug(&self, text: &str) {
         self.log(Level::Debug, text);
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A timer that is forgotten when its future is dropped.

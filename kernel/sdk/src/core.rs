@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     path::PathBuf,
+    rc::Rc,
     sync::Arc,
     task::Waker,
 };
@@ -13,7 +14,7 @@ use futures_util::future::LocalBoxFuture;
 use ksi_abi::Kind;
 use ksi_protocol::{Bytes, Refusal};
 
-use crate::link::Link;
+use crate::{flow::Flow, link::Link};
 
 /// One answer to a request of the plugin's own.
 #[derive(Debug)]
@@ -49,6 +50,10 @@ pub(crate) struct Core {
     pub(crate) calls: RefCell<HashMap<u64, CallSlot>>,
     pub(crate) timers: RefCell<HashMap<u64, TimerSlot>>,
     pub(crate) spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
+    /// Streamed answers whose askers count what they have room for, by token.
+    flows: RefCell<HashMap<u64, Arc<Flow>>>,
+    /// Whether the plugin is not ready yet.
+    pub(crate) opening: Cell<bool>,
 }
 
 impl Core {
@@ -65,6 +70,8 @@ impl Core {
             calls: RefCell::default(),
             timers: RefCell::default(),
             spawned: RefCell::default(),
+            flows: RefCell::default(),
+            opening: Cell::new(true),
         }
     }
 
@@ -86,6 +93,20 @@ impl Core {
         }
     }
 
+    /// Counts the room of a streamed answer until the guard is dropped.
+    pub(crate) fn open_flow(self: &Rc<Self>, token: u64, room: u32) -> FlowGuard {
+        let flow = Flow::new(room);
+        self.flows.borrow_mut().insert(token, flow.clone());
+        FlowGuard { core: self.clone(), token, flow }
+    }
+
+    /// The asker of a streamed answer has room for more.
+    pub(crate) fn allow(&self, token: u64, parts: u64) {
+        if let Some(flow) = self.flows.borrow().get(&token) {
+            flow.allow(parts);
+        }
+    }
+
     /// A timer is due.
     pub(crate) fn fired(&self, id: u64) {
         if let Some(slot) = self.timers.borrow_mut().get_mut(&id) {
@@ -102,5 +123,19 @@ impl Core {
         if !ended {
             self.link.send(&crate::link::Outgoing::new(Kind::Cancel, id));
         }
+    }
+}
+
+/// The flow of a streamed answer, for as long as its handler runs.
+pub(crate) struct FlowGuard {
+    core: Rc<Core>,
+    token: u64,
+    pub(crate) flow: Arc<Flow>,
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        self.core.flows.borrow_mut().remove(&self.token);
+        self.flow.close();
     }
 }

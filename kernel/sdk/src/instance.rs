@@ -3,10 +3,13 @@
 //! A small local executor. A handler is polled once where it arrives, since
 //! most answer without waiting; one that waits joins the tasks that are polled
 //! when their waker calls.
+//!
+//! Until the plugin has opened, what comes for its handlers is held back, and
+//! only answers to what it asks itself, and its timers, get through.
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     path::PathBuf,
     pin::Pin,
     rc::Rc,
@@ -20,7 +23,7 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use ksi_abi::{INVALID, Kind, OK};
-use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Stage, meta::Meta};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Stage, meta::Meta, work::Accepted};
 
 use crate::{
     cancel::{CancelOnDrop, CancelToken},
@@ -28,7 +31,8 @@ use crate::{
     core::{Core, Incoming},
     link::{Link, Outgoing, encode},
     plugin::Plugin,
-    register::{Event, Intercepted, Outcome, Register},
+    register::{Event, Handled, Intercepted, Kept, Outcome, Register},
+    state::version,
 };
 
 /// One message from the host, safe to look at.
@@ -51,8 +55,30 @@ pub(crate) struct Instance<P> {
     /// Requests and interceptions whose handlers wait, by token, so that a
     /// cancel finds them.
     running: Rc<RefCell<HashMap<u64, (AbortHandle, CancelToken)>>>,
+    phase: Phase,
     draining: Option<LocalBoxFuture<'static, ()>>,
     drain_asked: bool,
+}
+
+/// How far the plugin is.
+enum Phase {
+    Opening {
+        future: LocalBoxFuture<'static, Result<(), Refusal>>,
+        /// What is for its handlers, in the order in which it came.
+        held: VecDeque<Message>,
+    },
+    Open,
+    /// It could not open, or was told to stop before it had: it does nothing
+    /// any more.
+    Closed,
+}
+
+/// What comes between `start` and the first event.
+async fn open<P: Plugin>(plugin: Rc<P>, ctx: Ctx) -> Result<(), Refusal> {
+    if P::STATE_VERSION > 0 {
+        version::settle::<P>(ctx.state()).await?;
+    }
+    plugin.open(ctx).await
 }
 
 struct WakeHost(Arc<dyn Link>);
@@ -64,7 +90,8 @@ impl Wake for WakeHost {
 }
 
 impl<P: Plugin> Instance<P> {
-    /// Starts the plugin; it is ready when this returns.
+    /// Starts the plugin. One that has nothing to wait for is ready when this
+    /// returns.
     pub(crate) fn start(
         link: Arc<dyn Link>,
         config: Bytes,
@@ -74,19 +101,22 @@ impl<P: Plugin> Instance<P> {
         let core = Rc::new(Core::new(link.clone(), config, dir));
         let ctx = Ctx::new(core.clone(), EnvelopeFacts::default());
         let plugin = Rc::new(P::start(&ctx)?);
-        link.send(&Outgoing::new(Kind::Ready, 0));
-        // What `start` spawned is polled by the first call of the host.
-        link.wake();
-        Ok(Self {
+        let future = open(plugin.clone(), ctx).boxed_local();
+        let mut instance = Self {
             core,
             plugin,
             register: Register::collect(version),
             tasks: FuturesUnordered::new(),
-            waker: Waker::from(Arc::new(WakeHost(link))),
+            waker: Waker::from(Arc::new(WakeHost(link.clone()))),
             running: Rc::default(),
+            phase: Phase::Opening { future, held: VecDeque::new() },
             draining: None,
             drain_asked: false,
-        })
+        };
+        instance.go_on_opening()?;
+        // What `start` spawned is polled by the first call of the host.
+        link.wake();
+        Ok(instance)
     }
 
     /// Takes one message and runs until everything waits.
@@ -98,6 +128,34 @@ impl<P: Plugin> Instance<P> {
 
     /// Runs until everything waits.
     pub(crate) fn run(&mut self) {
+        self.run_tasks();
+        if let Err(refusal) = self.go_on_opening() {
+            let payload = encode(&refusal).unwrap_or_default();
+            self.core.link.send(&Outgoing { payload: &payload, ..Outgoing::new(Kind::Refusal, 0) });
+        }
+        self.finish_drain();
+    }
+
+    /// Polls what the plugin does to become ready. Once it is, it says so, and
+    /// what was held back begins.
+    fn go_on_opening(&mut self) -> Result<(), Refusal> {
+        let Phase::Opening { future, held } = &mut self.phase else { return Ok(()) };
+        let Poll::Ready(opened) = future.as_mut().poll(&mut Context::from_waker(&self.waker)) else {
+            return Ok(());
+        };
+        self.core.opening.set(false);
+        let held = std::mem::take(held);
+        self.phase = if opened.is_ok() { Phase::Open } else { Phase::Closed };
+        opened?;
+        self.core.link.send(&Outgoing::new(Kind::Ready, 0));
+        for message in held {
+            self.take(message);
+        }
+        self.run_tasks();
+        Ok(())
+    }
+
+    fn run_tasks(&mut self) {
         let mut cx = Context::from_waker(&self.waker);
         loop {
             let spawned = std::mem::take(&mut *self.core.spawned.borrow_mut());
@@ -108,10 +166,10 @@ impl<P: Plugin> Instance<P> {
                 Poll::Ready(None) | Poll::Pending => {}
             }
         }
-        self.finish_drain();
     }
 
     fn take(&mut self, message: Message) -> u32 {
+        let Some(message) = self.hold_back(message) else { return OK };
         let Message { kind, id, arg, payload, .. } = &message;
         match kind {
             Kind::Request => self.begin_request(message),
@@ -129,13 +187,53 @@ impl<P: Plugin> Instance<P> {
                 self.core.answered(*id, Incoming::Refusal(refusal));
             }
             Kind::Timer => self.core.fired(*id),
-            // Flow control is kept by the daemon's session, so a plugin that
-            // does not care is not flooded with it either.
-            Kind::Credit => {}
+            Kind::Credit => self.core.allow(*id, *arg),
             Kind::Drain => self.drain_asked = true,
             _ => return INVALID,
         }
         OK
+    }
+
+    /// What is for the handlers waits until there is a plugin to handle it.
+    fn hold_back(&mut self, message: Message) -> Option<Message> {
+        let handled = matches!(message.kind, Kind::Request | Kind::Event | Kind::Intercept);
+        match &mut self.phase {
+            Phase::Opening { held, .. } if handled => {
+                held.push_back(message);
+                None
+            }
+            Phase::Opening { held, .. } => {
+                if message.kind == Kind::Cancel {
+                    held.retain(|one| one.id != message.id || one.kind == Kind::Event);
+                }
+                Some(message)
+            }
+            Phase::Closed if handled => None,
+            Phase::Open | Phase::Closed => Some(message),
+        }
+    }
+
+    /// Begins with a request; nothing of it has run when this returns.
+    fn handle(&self, ctx: Ctx, id: u64, name: &str, data: Bytes) -> Result<Handled, Refusal> {
+        let plugin = self.plugin.clone();
+        if self.register.descriptor.keeps_work
+            && let Some((policy, at_ms)) = ctx.work()
+        {
+            let event = EventName::parse(name)
+                .map_err(|error| Refusal::new(Code::InvalidFrame, error.to_string()))?;
+            match (at_ms, &self.register.keep, &self.register.keep_facts) {
+                (None, Some(keep), _) => return Ok(keep(plugin, ctx, Kept { event, data, policy })),
+                (Some(at_ms), _, Some(keep)) => {
+                    let origin = ctx.origin().to_owned();
+                    return Ok(keep(plugin, ctx, Event { event, data, origin, at_ms }));
+                }
+                _ => {}
+            }
+        }
+        match self.register.requests.get(name) {
+            Some(handler) => Ok(handler(plugin, ctx, data, id)),
+            None => Err(Refusal::new(Code::UnknownEvent, format!("{} does not answer `{name}`", P::NAME))),
+        }
     }
 
     fn begin_request(&mut self, message: Message) {
@@ -148,11 +246,15 @@ impl<P: Plugin> Instance<P> {
             cancel: cancel.clone(),
             ..Default::default()
         };
-        let Some(handler) = self.register.requests.get(name.as_str()) else {
-            let refusal = Refusal::new(Code::UnknownEvent, format!("{} does not answer `{name}`", P::NAME));
-            return answer(&self.core, id, Outcome::Refusal(refusal));
-        };
-        let handled = handler(self.plugin.clone(), Ctx::new(self.core.clone(), facts), payload, id);
+        let ctx = Ctx::new(self.core.clone(), facts);
+        match self.handle(ctx, id, &name, payload) {
+            Ok(handled) => self.see_through(id, cancel, handled),
+            Err(refusal) => answer(&self.core, id, Outcome::Refusal(refusal)),
+        }
+    }
+
+    /// Runs what has begun to its end, and answers with that.
+    fn see_through(&self, id: u64, cancel: CancelToken, handled: Handled) {
         let guard = CancelOnDrop(cancel.clone());
         let mut handled = async move {
             let outcome = handled.await;
@@ -180,7 +282,6 @@ impl<P: Plugin> Instance<P> {
         let Message { id, name, payload, meta, .. } = message;
         let listener = usize::try_from(id).ok().and_then(|index| self.register.listeners.get(index));
         let (Some((_, handler)), Ok(event)) = (listener, EventName::parse(&name)) else { return INVALID };
-        let handler = handler.clone();
         let facts = EnvelopeFacts { meta, ..Default::default() };
         let meta = decode_meta(&facts.meta);
         let event = Event {
@@ -250,6 +351,12 @@ impl<P: Plugin> Instance<P> {
     /// Once a drain was asked for and no request is left, lets the plugin
     /// finish, and says so.
     fn finish_drain(&mut self) {
+        if self.drain_asked && !matches!(self.phase, Phase::Open) {
+            // What it has begun, it has begun for itself alone.
+            self.phase = Phase::Closed;
+            self.drain_asked = false;
+            self.core.link.send(&Outgoing::new(Kind::Drained, 0));
+        }
         if self.drain_asked && self.running.borrow().is_empty() {
             self.drain_asked = false;
             let ctx = Ctx::new(self.core.clone(), EnvelopeFacts::default());
@@ -273,6 +380,11 @@ fn decode_meta(meta: &[u8]) -> Meta {
 
 fn answer(core: &Core, id: u64, outcome: Outcome) {
     let (kind, data) = match outcome {
+        Outcome::Accepted(Accepted { request_id, seq }) => {
+            let accepted = Outgoing::new(Kind::Accepted, id);
+            core.link.send(&Outgoing { arg: seq, name: &request_id, ..accepted });
+            return;
+        }
         Outcome::Reply(data) => (Kind::Reply, data),
         Outcome::End(data) => (Kind::End, data),
         Outcome::Refusal(refusal) => (Kind::Refusal, encode(&refusal).unwrap_or_default()),

@@ -64,22 +64,25 @@ pub mod register;
 pub mod context;
 pub mod chunks;
 pub mod call;
+pub mod state;
 mod cancel;
 mod core;
+mod flow;
 mod instance;
 mod link;
 pub mod testing;
 #[doc(hidden)]
 pub mod ffi;
 
-pub use call::{Answers, CallOptions, Part};
+pub use call::{Answers, CallOptions, ForwardOptions, Part};
 pub use cancel::CancelToken;
 pub use chunks::Chunks;
 pub use context::{Ctx, Level};
 pub use ksi_abi as abi;
 pub use ksi_protocol as protocol;
 pub use plugin::Plugin;
-pub use register::{Event, Intercepted, Register};
+pub use register::{Event, Intercepted, Kept, Register};
+pub use state::{Batch, State, Versioned};
 
 /// What nearly every plugin needs.
 pub mod prelude {
@@ -91,7 +94,8 @@ pub mod prelude {
     pub use serde_json::json;
 
     pub use crate::{
-        Answers, CallOptions, CancelToken, Chunks, Ctx, Event, Intercepted, Level, Part, Plugin, Register,
+        Answers, Batch, CallOptions, CancelToken, Chunks, Ctx, Event, Intercepted, Level, Part, Plugin,
+        Register, State, Versioned,
     };
 }
 

@@ -1,6 +1,9 @@
 //! The way out of a plugin: what an instance says to its host.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ksi_abi::{FULL, INVALID, Kind, OK};
 use ksi_protocol::{Bytes, Code, Refusal};
@@ -28,6 +31,11 @@ pub(crate) trait Link: Send + Sync {
     fn send(&self, message: &Outgoing<'_>) -> u32;
     /// Asks for a poll.
     fn wake(&self);
+    /// Milliseconds since 1970.
+    fn now_ms(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Sends, and turns the status into a refusal.
@@ -43,7 +51,7 @@ pub(crate) fn send(link: &Arc<dyn Link>, message: &Outgoing<'_>) -> Result<(), R
 }
 
 /// Encodes an answer, or the refusal that says why it cannot be encoded.
-pub(crate) fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Refusal> {
+pub(crate) fn encode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, Refusal> {
     ksi_protocol::encode(value)
         .map_err(|error| Refusal::new(Code::Internal, format!("cannot encode the payload: {error}")))
 }

@@ -8,6 +8,7 @@ use ksi_protocol::{
     Bytes, Descriptor, EventName, Pattern, Refusal,
     descriptor::{FactSpec, InterceptSpec, RequestSpec},
     frame::Stage,
+    work::{Accepted, Policy},
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -39,6 +40,18 @@ impl Event {
     }
 }
 
+/// A request for a durable event, as the plugin that keeps work is handed it.
+/// Who asked, with which key and what it belongs to are in the context.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// What is asked.
+    pub event: EventName,
+    /// The payload, MessagePack, as it is to be passed on.
+    pub data: Bytes,
+    /// How it is to be carried out.
+    pub policy: Policy,
+}
+
 /// An envelope that an interceptor may edit, refuse or pass.
 #[derive(Debug, Clone)]
 pub struct Intercepted {
@@ -52,16 +65,30 @@ pub struct Intercepted {
     pub stage: Stage,
 }
 
+impl Intercepted {
+    /// The payload as a type.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` where it does not fit.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        ksi_protocol::decode(&self.data)
+    }
+}
+
 /// The end of a handled request.
 pub(crate) enum Outcome {
     Reply(Bytes),
     End(Bytes),
+    Accepted(Accepted),
     Refusal(Refusal),
 }
 
-type Handled = LocalBoxFuture<'static, Outcome>;
+pub(crate) type Handled = LocalBoxFuture<'static, Outcome>;
 /// `u64` is the token of the request, for its chunks.
 pub(crate) type RequestHandler<P> = Box<dyn Fn(Rc<P>, Ctx, Bytes, u64) -> Handled>;
+pub(crate) type KeepHandler<P> = Box<dyn Fn(Rc<P>, Ctx, Kept) -> Handled>;
+pub(crate) type FactHandler<P> = Box<dyn Fn(Rc<P>, Ctx, Event) -> Handled>;
 pub(crate) type EventHandler<P> = Rc<dyn Fn(Rc<P>, Ctx, Event) -> LocalBoxFuture<'static, ()>>;
 pub(crate) type InterceptHandler<P> =
     Rc<dyn Fn(Rc<P>, Ctx, Intercepted) -> LocalBoxFuture<'static, Result<Option<Bytes>, Refusal>>>;
@@ -72,6 +99,8 @@ pub struct Register<P> {
     pub(crate) requests: HashMap<EventName, RequestHandler<P>>,
     pub(crate) listeners: Vec<(Pattern, EventHandler<P>)>,
     pub(crate) interceptors: Vec<(Pattern, Stage, InterceptHandler<P>)>,
+    pub(crate) keep: Option<KeepHandler<P>>,
+    pub(crate) keep_facts: Option<FactHandler<P>>,
 }
 
 impl<P: Plugin> Register<P> {
@@ -87,10 +116,13 @@ impl<P: Plugin> Register<P> {
                 intercepts: Vec::new(),
                 state_version: P::STATE_VERSION,
                 child_only: P::CHILD_ONLY,
+                keeps_work: false,
             },
             requests: HashMap::new(),
             listeners: Vec::new(),
             interceptors: Vec::new(),
+            keep: None,
+            keep_facts: None,
         };
         P::register(&mut register);
         register
@@ -138,13 +170,82 @@ impl<P: Plugin> Register<P> {
         let run: RequestHandler<P> =
             Box::new(move |plugin, ctx, data, token| match ksi_protocol::decode(&data) {
                 Ok(ask) => {
-                    let chunks = Chunks::new(ctx.core().link.clone(), token, ctx.cancel_token());
+                    let flow = ctx.credit().map(|room| ctx.core().open_flow(token, room));
+                    let room = flow.as_ref().map(|guard| guard.flow.clone());
+                    let chunks = Chunks::new(ctx.core().link.clone(), token, ctx.cancel_token(), room);
                     let answer = handler(plugin, ctx, ask, chunks);
-                    Box::pin(async move { outcome(answer.await, Outcome::End) })
+                    Box::pin(async move {
+                        let answer = answer.await;
+                        drop(flow);
+                        outcome(answer, Outcome::End)
+                    })
                 }
                 Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
             });
         self.add::<Q, A>(event, Some(schema::<C>()), run);
+    }
+
+    /// Answers `event` with payloads that are passed on as they are. `Q` and `A`
+    /// only tell others what they look like.
+    ///
+    /// # Panics
+    ///
+    /// As [`Register::request`].
+    pub fn request_raw<Q, A, F>(&mut self, event: &str, handler: impl Fn(Rc<P>, Ctx, Bytes) -> F + 'static)
+    where
+        Q: JsonSchema,
+        A: JsonSchema,
+        F: Future<Output = Result<Bytes, Refusal>> + 'static,
+    {
+        let run: RequestHandler<P> = Box::new(move |plugin, ctx, data, _| {
+            let answer = handler(plugin, ctx, data);
+            Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, Outcome::Reply) })
+        });
+        self.add::<Q, A>(event, None, run);
+    }
+
+    /// Keeps work: requests for events that are declared durable are handed to
+    /// this handler, whoever answers them. It returns once the request is safe;
+    /// later the plugin hands it to its owner with [`Ctx::forward`]. One plugin
+    /// at a time keeps work.
+    ///
+    /// A handler runs up to its first `await` in the order in which requests
+    /// come.
+    ///
+    /// # Panics
+    ///
+    /// Where it is called twice.
+    pub fn keep<F>(&mut self, handler: impl Fn(Rc<P>, Ctx, Kept) -> F + 'static)
+    where
+        F: Future<Output = Result<Accepted, Refusal>> + 'static,
+    {
+        let run: KeepHandler<P> = Box::new(move |plugin, ctx, kept| {
+            let answer = handler(plugin, ctx, kept);
+            Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, Outcome::Accepted) })
+        });
+        self.descriptor.keeps_work = true;
+        assert!(self.keep.replace(run).is_none(), "work is kept twice");
+    }
+
+    /// Hears every fact that is declared durable, whoever emits it, in the order
+    /// in which they come up to its first `await`. It returns once the fact is
+    /// safe, or refuses it; the emitter is not told. The daemon hands over no
+    /// more facts than the plugin may hold requests.
+    ///
+    /// # Panics
+    ///
+    /// Where it is called twice.
+    pub fn keep_facts<F>(&mut self, handler: impl Fn(Rc<P>, Ctx, Event) -> F + 'static)
+    where
+        F: Future<Output = Result<(), Refusal>> + 'static,
+    {
+        let run: FactHandler<P> = Box::new(move |plugin, ctx, fact| {
+            let answer = handler(plugin, ctx, fact);
+            let done = |()| Outcome::Reply(ksi_protocol::empty());
+            Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, done) })
+        });
+        self.descriptor.keeps_work = true;
+        assert!(self.keep_facts.replace(run).is_none(), "facts are kept twice");
     }
 
     fn add<Q: JsonSchema, A: JsonSchema>(

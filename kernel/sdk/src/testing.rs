@@ -5,22 +5,70 @@
 //! says is taken out by calls, time moves by [`FakeHost::advance`]. Only
 //! threads of [`crate::Ctx::spawn_blocking`] run by themselves; waiting for
 //! them has a deadline.
+//!
+//! What a plugin keeps is in a [`FakeSpace`], which is answered without the
+//! test's doing and survives into the next host:
+//!
+//! ```
+//! use ksi_sdk::{prelude::*, testing::{FakeHost, FakeSpace}};
+//!
+//! /// Counts its starts.
+//! struct Starts;
+//!
+//! impl Plugin for Starts {
+//!     const NAME: &'static str = "starts";
+//!     const ABOUT: &'static str = "Counts its starts";
+//!     const STATE_VERSION: u32 = 1;
+//!     fn start(_ctx: &Ctx) -> Result<Self, Refusal> {
+//!         Ok(Self)
+//!     }
+//!     fn register(_on: &mut Register<Self>) {}
+//!     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+//!         let state = ctx.state();
+//!         let starts = state.get::<u64>("starts").await?.unwrap_or_default().value;
+//!         state.put("starts", &(starts + 1)).await.map(drop)
+//!     }
+//! }
+//!
+//! let host = FakeHost::<Starts>::start(json!({})).unwrap();
+//! let host = host.restart(json!({})).unwrap();
+//! assert_eq!(host.space().get("starts"), Some(json!(2)));
+//!
+//! // A plugin does not touch what a newer release of it has written.
+//! let newer = FakeSpace::new();
+//! newer.set_state_version(2);
+//! let refusal = FakeHost::<Starts>::start_on(&newer, json!({})).err().unwrap();
+//! assert_eq!(refusal.code, Code::Conflict);
+//! ```
+
+mod asked;
+mod space;
+mod start;
+mod wire;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
-    path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use ksi_abi::{Kind, OK};
-use ksi_protocol::{Bytes, Code, Descriptor, Refusal, json, meta::Meta};
+use ksi_abi::Kind;
+use ksi_protocol::{
+    Bytes, Code, Descriptor, Refusal, json,
+    meta::Meta,
+    work::{Accepted, Policy},
+};
 use serde_json::Value;
 
+pub use self::{asked::Asked, space::FakeSpace};
+use self::{
+    asked::Script,
+    start::Dir,
+    wire::{FakeLink, Sent},
+};
 use crate::{
     instance::{Instance, Message},
-    link::{Link, Outgoing},
     plugin::Plugin,
     register::Register,
 };
@@ -28,62 +76,8 @@ use crate::{
 /// How long the test waits for a thread of the plugin.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One message that the plugin sent.
-#[derive(Debug, Clone)]
-struct Sent {
-    kind: Kind,
-    id: u64,
-    arg: u64,
-    name: String,
-    payload: Bytes,
-}
-
-#[derive(Default)]
-struct Outbox {
-    sent: VecDeque<Sent>,
-    timers: Vec<(Duration, u64)>,
-    now: Duration,
-    woken: bool,
-}
-
-#[derive(Default)]
-struct FakeLink {
-    outbox: Mutex<Outbox>,
-    changed: Condvar,
-}
-
-impl FakeLink {
-    fn lock(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-impl Link for FakeLink {
-    fn send(&self, message: &Outgoing<'_>) -> u32 {
-        let mut outbox = self.lock();
-        if message.kind == Kind::Timer {
-            let due = outbox.now.saturating_add(Duration::from_millis(message.arg));
-            outbox.timers.push((due, message.id));
-        } else if message.kind == Kind::Cancel && outbox.timers.iter().any(|(_, id)| *id == message.id) {
-            outbox.timers.retain(|(_, id)| *id != message.id);
-        } else {
-            outbox.sent.push_back(Sent {
-                kind: message.kind,
-                id: message.id,
-                arg: message.arg,
-                name: message.name.to_owned(),
-                payload: Bytes::copy_from_slice(message.payload),
-            });
-        }
-        self.changed.notify_all();
-        OK
-    }
-
-    fn wake(&self) {
-        self.lock().woken = true;
-        self.changed.notify_all();
-    }
-}
+/// Who asks where the test does not say.
+const ORIGIN: &str = "session:1";
 
 /// A request that a test has opened at the plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,18 +92,10 @@ pub enum Answer {
     Chunk(Value),
     /// The last part.
     End(Value),
+    /// A durable request is safe.
+    Accepted(Accepted),
     /// A refusal.
     Refusal(Refusal),
-}
-
-/// A request that the plugin asked of somebody else.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
-    id: u64,
-    /// What was asked.
-    pub event: String,
-    /// The payload.
-    pub data: Value,
 }
 
 /// Runs a plugin in a test.
@@ -117,46 +103,12 @@ pub struct FakeHost<P: Plugin> {
     instance: RefCell<Instance<P>>,
     link: Arc<FakeLink>,
     next: Cell<u64>,
-    dir: Option<std::path::PathBuf>,
+    space: FakeSpace,
+    scripts: RefCell<HashMap<String, Script>>,
+    dir: Dir,
 }
 
 impl<P: Plugin> FakeHost<P> {
-    /// Starts the plugin with this configuration, in a fresh directory of its
-    /// own that goes with the host.
-    ///
-    /// # Errors
-    ///
-    /// The refusal of the plugin's `start`.
-    ///
-    /// # Panics
-    ///
-    /// Where no directory can be made.
-    pub fn start(config: Value) -> Result<Self, Refusal> {
-        use std::hash::{BuildHasher, RandomState};
-        let unique = RandomState::new().hash_one(std::time::SystemTime::now());
-        let dir = std::env::temp_dir().join(format!("ksi-{}-{unique:x}", P::NAME));
-        std::fs::create_dir_all(&dir)
-            .unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
-        let mut host = Self::start_in(&dir, config)?;
-        host.dir = Some(dir);
-        Ok(host)
-    }
-
-    /// Starts the plugin in a directory that the test keeps.
-    ///
-    /// # Errors
-    ///
-    /// The refusal of the plugin's `start`.
-    pub fn start_in(dir: &Path, config: Value) -> Result<Self, Refusal> {
-        let link = Arc::new(FakeLink::default());
-        let config = json::from_json(&config)?;
-        let instance = Instance::start(link.clone(), config, dir.to_owned(), "0.0.0-test")?;
-        let host = Self { instance: RefCell::new(instance), link, next: Cell::new(1), dir: None };
-        host.take_kind(Kind::Ready);
-        host.run();
-        Ok(host)
-    }
-
     /// What the plugin declares.
     #[must_use]
     pub fn descriptor() -> Descriptor {
@@ -174,6 +126,9 @@ impl<P: Plugin> FakeHost<P> {
             match self.next(&call) {
                 Answer::Reply(value) | Answer::End(value) => return Ok(value),
                 Answer::Refusal(refusal) => return Err(refusal),
+                Answer::Accepted(Accepted { request_id, seq }) => {
+                    return Ok(serde_json::json!({ "request_id": request_id, "seq": seq }));
+                }
                 Answer::Chunk(_) => {}
             }
         }
@@ -181,7 +136,7 @@ impl<P: Plugin> FakeHost<P> {
 
     /// Opens a request; its answers are taken with [`FakeHost::next`].
     pub fn open(&self, event: &str, data: Value) -> Call {
-        self.open_as(event, data, &Meta { origin: Some("session:1".into()), ..Meta::default() })
+        self.open_as(event, data, &Meta { origin: Some(ORIGIN.into()), ..Meta::default() })
     }
 
     /// The same with facts about the envelope.
@@ -197,20 +152,47 @@ impl<P: Plugin> FakeHost<P> {
         Call(id)
     }
 
+    /// Hands a request for a durable event to the plugin that keeps work, as
+    /// the daemon does. With more facts about it: [`FakeHost::open_as`], whose
+    /// meta has the policy as its `work`.
+    ///
+    /// # Panics
+    ///
+    /// As [`FakeHost::open_as`].
+    pub fn keep(&self, event: &str, data: Value, policy: Policy) -> Call {
+        let meta = Meta { origin: Some(ORIGIN.into()), work: Some(policy), ..Meta::default() };
+        self.open_as(event, data, &meta)
+    }
+
+    /// Hands a durable fact to the plugin that keeps work, as the daemon does.
+    ///
+    /// # Panics
+    ///
+    /// As [`FakeHost::open_as`].
+    pub fn keep_fact(&self, event: &str, data: Value, at_ms: u64) -> Call {
+        let work = Some(Policy::default());
+        let meta = Meta { origin: Some(ORIGIN.into()), at_ms: Some(at_ms), work, ..Meta::default() };
+        self.open_as(event, data, &meta)
+    }
+
+    /// Allows more parts of an answer whose request said how many it takes.
+    pub fn credit(&self, call: &Call, parts: u32) {
+        self.deliver(Message { arg: parts.into(), ..message(Kind::Credit, call.0, Bytes::new()) });
+    }
+
     /// The next answer to a request.
     ///
     /// # Panics
     ///
     /// Where none comes before the deadline.
     pub fn next(&self, call: &Call) -> Answer {
-        let sent = self.wait(|sent| {
-            sent.id == call.0 && matches!(sent.kind, Kind::Reply | Kind::Chunk | Kind::End | Kind::Refusal)
-        });
+        let sent = self.wait(|sent| answers(sent, call));
         let sent = sent.unwrap_or_else(|| panic!("the plugin did not answer call {}", call.0));
         match sent.kind {
             Kind::Reply => Answer::Reply(value(&sent.payload)),
             Kind::Chunk => Answer::Chunk(value(&sent.payload)),
             Kind::End => Answer::End(value(&sent.payload)),
+            Kind::Accepted => Answer::Accepted(Accepted { request_id: sent.name, seq: sent.arg }),
             _ => Answer::Refusal(ksi_protocol::decode(&sent.payload).unwrap_or_else(|refusal| refusal)),
         }
     }
@@ -218,9 +200,7 @@ impl<P: Plugin> FakeHost<P> {
     /// The next answer, if the plugin has given one already.
     pub fn try_next(&self, call: &Call) -> Option<Answer> {
         self.run();
-        let waiting = self.link.lock().sent.iter().any(|sent| {
-            sent.id == call.0 && matches!(sent.kind, Kind::Reply | Kind::Chunk | Kind::End | Kind::Refusal)
-        });
+        let waiting = self.link.has(|sent| answers(sent, call));
         waiting.then(|| self.next(call))
     }
 
@@ -264,74 +244,11 @@ impl<P: Plugin> FakeHost<P> {
         value(&sent.unwrap_or_else(|| panic!("the plugin did not emit {event}")).payload)
     }
 
-    /// Waits until the plugin asks for this event.
-    ///
-    /// # Panics
-    ///
-    /// Where it does not before the deadline.
-    pub fn expect(&self, event: &str) -> Asked {
-        let sent = self.wait(|sent| sent.kind == Kind::Request && sent.name == event);
-        let sent = sent.unwrap_or_else(|| panic!("the plugin did not ask for {event}"));
-        Asked { id: sent.id, event: sent.name, data: value(&sent.payload) }
-    }
-
-    /// Whether the plugin has asked for anything that was not taken yet.
-    pub fn has_asked(&self) -> bool {
-        self.run();
-        self.link.lock().sent.iter().any(|sent| sent.kind == Kind::Request)
-    }
-
-    /// Whether the plugin has given up a request of its own.
-    pub fn has_cancelled(&self, asked: &Asked) -> bool {
-        self.run();
-        self.link.lock().sent.iter().any(|sent| sent.kind == Kind::Cancel && sent.id == asked.id)
-    }
-
-    /// Answers a request of the plugin.
-    pub fn reply(&self, asked: &Asked, data: Value) {
-        self.answer(Kind::Reply, asked, &data);
-    }
-
-    /// Sends a part of an answer.
-    pub fn chunk(&self, asked: &Asked, data: Value) {
-        self.answer(Kind::Chunk, asked, &data);
-    }
-
-    /// Ends a streamed answer.
-    pub fn end(&self, asked: &Asked, data: Value) {
-        self.answer(Kind::End, asked, &data);
-    }
-
-    /// Refuses a request of the plugin.
-    ///
-    /// # Panics
-    ///
-    /// Never in practice: a refusal can be encoded.
-    pub fn refuse(&self, asked: &Asked, refusal: Refusal) {
-        let payload = ksi_protocol::encode(&refusal).unwrap_or_else(|error| panic!("{error}"));
-        self.deliver(message(Kind::Refusal, asked.id, payload));
-    }
-
     /// Moves the time; timers that are due fire in their order.
     pub fn advance(&self, by: Duration) {
         self.run();
-        let until = self.link.lock().now + by;
-        loop {
-            let due = {
-                let mut outbox = self.link.lock();
-                let next = (0..outbox.timers.len()).min_by_key(|&i| outbox.timers[i]);
-                match next.filter(|&i| outbox.timers[i].0 <= until) {
-                    Some(i) => {
-                        let (at, id) = outbox.timers.remove(i);
-                        outbox.now = at;
-                        id
-                    }
-                    None => {
-                        outbox.now = until;
-                        break;
-                    }
-                }
-            };
+        let until = self.link.now() + by;
+        while let Some(due) = self.link.next_timer(until) {
             self.deliver(message(Kind::Timer, due, Bytes::new()));
         }
     }
@@ -357,52 +274,44 @@ impl<P: Plugin> FakeHost<P> {
         lines
     }
 
-    fn answer(&self, kind: Kind, asked: &Asked, data: &Value) {
-        let payload = json::from_json(data).unwrap_or_else(|refusal| panic!("{refusal}"));
-        self.deliver(message(kind, asked.id, payload));
-    }
-
     fn deliver(&self, message: Message) {
         self.instance.borrow_mut().deliver(message);
         self.run();
     }
 
+    /// Runs the plugin until it waits for the test, for the time or for a
+    /// thread.
     fn run(&self) {
-        while std::mem::take(&mut self.link.lock().woken) {
-            self.instance.borrow_mut().run();
+        loop {
+            while self.link.take_woken() {
+                self.instance.borrow_mut().run();
+            }
+            let Some(answer) = self.answer_by_itself() else { return };
+            self.instance.borrow_mut().deliver(answer);
         }
     }
 
     fn take_kind(&self, kind: Kind) -> Option<Sent> {
-        let mut outbox = self.link.lock();
-        let at = outbox.sent.iter().position(|sent| sent.kind == kind)?;
-        outbox.sent.remove(at)
+        self.link.take(|sent| sent.kind == kind)
     }
 
     fn wait(&self, wanted: impl Fn(&Sent) -> bool) -> Option<Sent> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             self.run();
-            let mut outbox = self.link.lock();
-            if let Some(at) = outbox.sent.iter().position(&wanted) {
-                return outbox.sent.remove(at);
+            if let Some(sent) = self.link.take(&wanted) {
+                return Some(sent);
             }
-            if outbox.woken {
-                continue;
+            if !self.link.wait(&wanted, deadline) {
+                return None;
             }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            drop(self.link.changed.wait_timeout(outbox, left));
         }
     }
 }
 
-impl<P: Plugin> Drop for FakeHost<P> {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.dir {
-            // A directory that cannot be removed is the temporary directory's.
-            let _ = std::fs::remove_dir_all(dir);
-        }
-    }
+fn answers(sent: &Sent, call: &Call) -> bool {
+    let answer = matches!(sent.kind, Kind::Reply | Kind::Chunk | Kind::End | Kind::Accepted | Kind::Refusal);
+    answer && sent.id == call.0
 }
 
 fn message(kind: Kind, id: u64, payload: Bytes) -> Message {

@@ -1,5 +1,7 @@
 //! What is declared, and what a hint offers.
 
+use std::sync::Arc;
+
 use ksi_protocol::{Code, EventName, Refusal};
 
 use super::Declared;
@@ -47,7 +49,7 @@ fn an_unknown_event_is_refused_with_the_nearest_names() {
     let kernel = Kernel::new();
     let port = kernel.attach("plugin:echo", Role::Plugin, (), Quota::default(), Grant::All);
     let name = |text| EventName::parse(text).unwrap();
-    let declared = |text| Declared { name: name(text), timeout: None, durable: true };
+    let declared = |text| Declared { name: name(text), timeout: None, work: Some(Arc::default()) };
     let events = ["echo:say", "echo:count", "echo:stay", "echo:sad", "llama:generate"].map(declared);
     kernel.declare("plugin:echo", &events, Refusal::new(Code::NoOwner, "nobody"));
     kernel.own(&port, &[name("echo:say")]).unwrap();
@@ -59,5 +61,5 @@ fn an_unknown_event_is_refused_with_the_nearest_names() {
     assert_eq!(hint("zzz:qqqqqqqqqqqq"), "`ksi discover` lists all events");
     assert!(kernel.owner("echo:say").is_some_and(|owner| owner.id == port.id));
     assert!(kernel.owner("echo:count").is_none());
-    assert!(kernel.declared("echo:count").is_some_and(|declared| declared.durable));
+    assert!(kernel.declared("echo:count").is_some_and(|declared| declared.work.is_some()));
 }

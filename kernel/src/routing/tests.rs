@@ -219,7 +219,8 @@ fn what_is_emitted_reaches_all_who_listen_but_its_origin() {
 #[test]
 fn a_grant_limits_what_is_called_and_emitted() {
     check(
-        "> A attach plugin may_call=echo:* emits=a:**
+        "> S attach may_not_call=echo:*,x:y
+         > A attach plugin may_call=echo:* emits=a:**
          > B attach plugin
          > B own echo:say,b:do
          > B sub 1 *
@@ -231,7 +232,11 @@ fn a_grant_limits_what_is_called_and_emitted() {
          = 1
          < B event 1 a:b:c x from A
          > A emit b:c x
-         ! denied sender",
+         ! denied sender
+         > S request 1 echo:say hi
+         < S refused 1 denied sender
+         > S request 1 b:do hi
+         < B request 4 b:do hi from S",
     );
 }
 
@@ -309,5 +314,183 @@ fn a_closing_kernel_takes_no_requests_of_clients_and_finishes_the_rest() {
          < A reply 1 x
          > A emit a:b x
          = 0",
+    );
+}
+
+#[test]
+fn a_durable_request_goes_to_whoever_keeps_work_and_from_there_to_its_owner() {
+    check(
+        "> A attach
+         > B attach plugin
+         > K attach plugin may_call=x:y
+         > B declare b:do,b:other no_owner timeout=300 attempts=3
+         > B own b:do
+         > K own work:get
+         > K keep
+         # However long an attempt may take, the asker waits for the journal alone.
+         > A request 1 b:do x corr=c
+         < K request 1 b:do x from A attempts 3 corr c
+         > K accept 1 work-1
+         < A accepted 1 work-1
+         > K request 9 b:do x corr=c origin=A
+         < B request 2 b:do x from A until 300 corr c
+         > B reply 2 done
+         < K reply 9 done
+         # Whether its owner is there does not matter to the asker.
+         > A request 1 b:other y
+         < K request 3 b:other y from A attempts 3
+         > A cancel 1
+         < K cancel 3
+         < A refused 1 cancelled sender
+         > K request 9 b:other y origin=A
+         < K refused 9 no_owner
+         # The owner that asks for its own event has it kept, too.
+         > B request 5 b:do z origin=A
+         < K request 5 b:do z from B attempts 3
+         > K refuse 5 conflict
+         < B refused 5 conflict
+         # What is not durable is the business of nobody else.
+         > A request 2 work:get x
+         < K request 6 work:get x from A
+         > K request 10 work:get x origin=A
+         < K refused 10 denied sender",
+    );
+}
+
+#[test]
+fn a_durable_request_is_refused_while_nobody_keeps_work_and_never_live() {
+    check(
+        "> A attach
+         > B attach plugin
+         > B declare b:do no_owner attempts=1
+         > B own b:do
+         > A request 1 b:do x
+         < A refused 1 unavailable receiver
+         > K attach plugin holding=1
+         > L attach plugin
+         > K keep
+         > K keep
+         > L keep
+         ! conflict sender
+         > A request 1 b:do x
+         < K request 2 b:do x from A attempts 1
+         > A request 2 b:do x
+         < A refused 2 busy receiver
+         > K detach plugin_restarted
+         < A refused 1 plugin_restarted
+         > A request 1 b:do x
+         < A refused 1 unavailable receiver
+         > K keep
+         ! cancelled sender
+         > L keep
+         > A request 1 b:do x
+         < L request 5 b:do x from A attempts 1
+         # What the one before had in hand is not the next one's to answer.
+         > K accept 5 work-1
+         ! answers 5, which somebody else was asked",
+    );
+}
+
+#[test]
+fn interceptors_are_heard_once_when_work_is_asked_and_once_when_it_is_answered() {
+    check(
+        "> A attach
+         > B attach plugin
+         > I attach plugin
+         > K attach plugin
+         > B declare b:do no_owner attempts=1
+         > B own b:do
+         > K keep
+         > I intercept b:* before closed
+         > I intercept b:* after closed
+         > A request 1 b:do x
+         < I intercept 2 before b:do x from A
+         > I edit 2 xx
+         < K request 1 b:do xx from A attempts 1
+         > K accept 1 work-1
+         < A accepted 1 work-1
+         > K request 1 b:do xx origin=A
+         < B request 3 b:do xx from A
+         > B reply 3 y
+         < I intercept 4 after b:do y from B
+         > I edit 4 yy
+         < K reply 1 yy
+         > A request 1 b:do x
+         < I intercept 6 before b:do x from A
+         > K detach plugin_restarted
+         > I pass 6
+         < A refused 1 unavailable receiver",
+    );
+}
+
+#[test]
+fn a_durable_fact_is_told_at_once_and_given_to_whoever_keeps_work() {
+    check(
+        "> A attach
+         > B attach
+         > K attach plugin holding=2
+         > K declare a:born unavailable attempts=1
+         > B sub 1 a:*
+         > A emit a:born x
+         ! unavailable receiver
+         > K keep
+         > A emit a:born x corr=c
+         = 1
+         < B event 1 a:born x from A corr c
+         < K fact 1 a:born x from A attempts 1 corr c
+         # Its own are kept like all others.
+         > K emit a:born y
+         = 1
+         < B event 1 a:born y from K
+         < K fact 2 a:born y from K attempts 1
+         > A emit a:born z
+         ! busy receiver
+         > K reply 1 ok
+         > A emit a:born z
+         = 1
+         < B event 1 a:born z from A
+         < K fact 3 a:born z from A attempts 1
+         > K pass 2
+         ! answers 2 with an answer of the wrong kind
+         > K refuse 2 internal
+         > K reply 2 late
+         > A emit a:other x
+         = 1
+         < B event 1 a:other x from A
+         > at 1000000
+         = never
+         > K detach plugin_restarted
+         > A emit a:born x
+         ! unavailable receiver",
+    );
+}
+
+#[test]
+fn a_durable_fact_that_interceptors_hold_up_has_its_place_all_the_same() {
+    check(
+        "> A attach
+         > I attach plugin
+         > K attach plugin holding=1
+         > K declare a:born unavailable attempts=1
+         > K keep
+         > I intercept a:* before closed
+         > A emit a:born x
+         = 0
+         < I intercept 2 before a:born x from A
+         > A emit a:born y
+         ! busy receiver
+         > I edit 2 xx
+         < K fact 1 a:born xx from A attempts 1
+         > K reply 1 ok
+         > A emit a:born y
+         = 0
+         < I intercept 4 before a:born y from A
+         > I veto 4 denied
+         < K cancel 3
+         > A emit a:born z
+         = 0
+         < I intercept 6 before a:born z from A
+         > K detach plugin_restarted
+         > I pass 6",
     );
 }

@@ -63,8 +63,7 @@ proptest! {
                     let emission = Emission::new(EventName::parse(&event).unwrap(), Bytes::new());
                     let count = kernel.emit(&ports[port], emission, 0, &mut effects).unwrap();
                     let mut told: Vec<_> = effects
-                        .deliveries
-                        .drain(..)
+                        .drain()
                         .filter_map(|(to, delivery)| match delivery {
                             Delivery::Event { sub, .. } => Some((to.handle, sub)),
                             _ => None,

@@ -174,13 +174,6 @@ impl Ledger {
         self.start(now_ms);
     }
 
-    /// Asks every request that waits to stop.
-    pub(crate) fn stop_queued(&self, why: &Refusal) {
-        for entry in self.open.values().filter(|entry| entry.phase.get() == Phase::Queued) {
-            entry.stop(why.clone());
-        }
-    }
-
     pub(crate) fn open(&self, id: &str) -> Option<&Rc<Entry>> {
         self.open.get(self.tickets.get(id)?)
     }

@@ -12,24 +12,28 @@
 //!
 //! # Failure
 //!
-//! What waits or runs lives in memory and is gone with the plugin; whoever
-//! waits is told so by the daemon. At a graceful stop requests that wait are
-//! refused, and those that run are finished.
+//! What waits or runs lives in memory and is gone with the plugin. Whoever
+//! waits for `completion:request` is told so by the daemon; `completion:async`
+//! is durable work, which is handed over again, in the order in which it was
+//! accepted. A graceful stop finishes what it can in its time; what is left then
+//! is refused by the daemon, and durable work is handed over again.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use futures_channel::oneshot;
 use futures_util::future::select;
 use ksi_sdk::{
-    Chunks, Ctx, Plugin, Register,
-    prelude::{Code, Refusal},
+    Chunks, Ctx, Intercepted, Plugin, Register,
+    prelude::{Bytes, Code, Refusal, Stage},
 };
 
 mod config;
+mod kept;
 mod ledger;
 mod order;
 pub mod payload;
@@ -43,12 +47,15 @@ use config::Config;
 use ledger::{Ended, Entry, Ledger, Phase};
 use order::{Order, integer};
 use payload::{
-    Accepted, AsyncRequest, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Get, GetAnswer,
+    AsyncRequest, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Get, GetAnswer,
     ProviderInfo, Providers, ProvidersRequest, Request, Started, State, Status, StatusRequest,
 };
 use provider::{Provider, llama, mock};
 use signal::Signal;
 use work::{Place, Sink, Work};
+
+/// How the names of requests begin that are not durable work.
+const LIVE: &str = "cmp-";
 
 /// The plugin.
 pub struct Completion {
@@ -56,7 +63,6 @@ pub struct Completion {
     ledger: RefCell<Ledger>,
     /// Says that a request ended.
     closed: Signal,
-    draining: Cell<bool>,
     started: Instant,
 }
 
@@ -71,18 +77,20 @@ impl Plugin for Completion {
             ledger: RefCell::new(Ledger::new(&config)),
             config,
             closed: Signal::default(),
-            draining: Cell::new(false),
             started: Instant::now(),
         })
     }
 
     fn register(on: &mut Register<Self>) {
         on.stream("completion:request", Self::request);
-        on.request("completion:async", Self::accept);
+        on.request("completion:async", Self::carry_out);
         on.request("completion:cancel", Self::cancel);
         on.request("completion:status", Self::status);
         on.request("completion:get", Self::get);
         on.request("completion:providers", Self::providers);
+        // What nobody can answer is refused before it is accepted as work. Where
+        // this plugin is away, it is refused when it is carried out.
+        on.intercept("completion:async", Stage::Before, 0, true, Self::check);
         on.emits::<Started>("completion:started");
         on.emits::<Delta>("completion:delta");
         on.emits::<Completed>("completion:result");
@@ -90,9 +98,8 @@ impl Plugin for Completion {
         on.emits::<Cancelled>("completion:cancelled");
     }
 
+    /// The requests are over by now; what is left is to tell how they ended.
     async fn drain(self: Rc<Self>, _ctx: Ctx) {
-        self.draining.set(true);
-        self.ledger.borrow().stop_queued(&shutting_down());
         self.closed.until(|| self.ledger.borrow().is_idle()).await;
     }
 }
@@ -104,7 +111,8 @@ impl Completion {
         request: Request,
         out: Chunks<Chunk>,
     ) -> Result<Completed, Refusal> {
-        let (order, entry) = self.admit(&ctx, request)?;
+        let id = format!("{LIVE}{}", ctx.unique_id());
+        let (order, entry) = self.admit(id, request)?;
         let place = Place::new(self, entry);
         match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
             Ended::Done(completed) => Ok(*completed),
@@ -113,21 +121,45 @@ impl Completion {
         }
     }
 
-    async fn accept(
+    /// Nobody waits at the other end of a durable request, so all that happens
+    /// is told as facts. The work is a task beside the handler: where the
+    /// handler is cancelled, it is told to stop, and says so.
+    async fn carry_out(
         self: Rc<Self>,
         ctx: Ctx,
         AsyncRequest(request): AsyncRequest,
-    ) -> Result<Accepted, Refusal> {
-        let (order, entry) = self.admit(&ctx, request)?;
-        let position = self.ledger.borrow().position(&entry).unwrap_or(0);
-        let request_id = entry.id.clone();
-        let place = Place::new(self, entry);
-        ctx.spawn(Work { place, ctx: ctx.clone(), order, sink: Sink::Facts }.carry_and_tell());
-        Ok(Accepted { request_id, status: "accepted".into(), position })
+    ) -> Result<Completed, Refusal> {
+        // The keeper of work hands a request over under the name that its asker
+        // knows; without a keeper it has no name yet.
+        let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
+        let (order, entry) = self.admit(id, request)?;
+        let place = Place::new(self, entry.clone());
+        let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
+        let (tell, ended) = oneshot::channel();
+        ctx.spawn(async move {
+            let ended = work.carry_and_tell().await;
+            // Nobody wants it where the handler was cancelled.
+            let _ = tell.send(ended);
+        });
+        let _stops_with_this = StopOnDrop(entry);
+        match ended.await {
+            Ok(Ended::Done(completed)) => Ok(*completed),
+            Ok(Ended::Failed(refusal)) => Err(refusal),
+            Ok(Ended::Cancelled) | Err(oneshot::Canceled) => Err(cancelled()),
+        }
     }
 
-    async fn cancel(self: Rc<Self>, _ctx: Ctx, ask: Cancel) -> Result<CancelAnswer, Refusal> {
+    async fn check(self: Rc<Self>, _ctx: Ctx, asked: Intercepted) -> Result<Option<Bytes>, Refusal> {
+        let AsyncRequest(request) = asked.decode()?;
+        Order::new(request, &self.config).map(|_| None)
+    }
+
+    async fn cancel(self: Rc<Self>, ctx: Ctx, ask: Cancel) -> Result<CancelAnswer, Refusal> {
         let Cancel { request_id } = ask;
+        if !is_live(&request_id) {
+            let status = kept::cancel(&ctx, &request_id).await?;
+            return Ok(CancelAnswer { request_id, status });
+        }
         let now_ms = self.now_ms();
         let mut ledger = self.ledger.borrow_mut();
         let open = ledger.open(&request_id).cloned();
@@ -159,6 +191,9 @@ impl Completion {
     async fn get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<GetAnswer, Refusal> {
         let Get { request_id, wait_ms } = ask;
         let wait_ms = integer("wait_ms", wait_ms, 0, order::TIMEOUT_MS_MAX)?.unwrap_or(0_u64);
+        if !is_live(&request_id) {
+            return kept::get(&ctx, request_id, wait_ms).await;
+        }
         let open = self.ledger.borrow().open(&request_id).cloned();
         if let Some(entry) = open {
             if wait_ms > 0 {
@@ -203,12 +238,12 @@ impl Completion {
     }
 
     /// Checks a request and takes it in.
-    fn admit(&self, ctx: &Ctx, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
-        if self.draining.get() {
-            return Err(shutting_down());
-        }
+    fn admit(&self, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
         let order = Order::new(request, &self.config)?;
-        let id = format!("cmp-{}", ctx.unique_id());
+        if self.ledger.borrow().open(&id).is_some() {
+            let message = format!("the request {} is under way already", id.escape_debug());
+            return Err(Refusal::new(Code::Conflict, message));
+        }
         let entry = self.ledger.borrow_mut().admit(id, &order, self.now_ms())?;
         Ok((order, entry))
     }
@@ -219,12 +254,23 @@ impl Completion {
     }
 }
 
-fn cancelled() -> Refusal {
-    Refusal::new(Code::Cancelled, "the request was cancelled")
+/// A durable request whose handler is gone stops.
+struct StopOnDrop(Rc<Entry>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop(cancelled());
+    }
 }
 
-fn shutting_down() -> Refusal {
-    Refusal::new(Code::ShuttingDown, "completion is stopping and starts no more requests")
+/// Whether a request is one of those that live here alone; the others are
+/// durable work, and known by the name that they were accepted under.
+fn is_live(request_id: &str) -> bool {
+    request_id.starts_with(LIVE)
+}
+
+fn cancelled() -> Refusal {
+    Refusal::new(Code::Cancelled, "the request was cancelled")
 }
 
 fn unknown(request_id: &str) -> Refusal {

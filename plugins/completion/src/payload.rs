@@ -55,9 +55,11 @@ pub struct Request {
     pub timeout_ms: Option<i64>,
 }
 
-/// Ask a model and do not wait. The answer says under which `request_id` the work
-/// goes on; `completion:result` or `completion:error` tells when it has ended, and
-/// `completion:get` fetches the result. It goes on when the client goes away.
+/// Ask a model and do not wait. Once `accepted` is answered the request survives
+/// whatever dies: it goes on under its `request_id` when the client goes away, and
+/// after a restart. `completion:result` or `completion:error` tells when it has
+/// ended; `work:wait` and `completion:get` fetch the result, which has the fields
+/// below.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct AsyncRequest(pub Request);
@@ -155,18 +157,8 @@ pub struct Completed {
     pub conversation_id: Option<String>,
 }
 
-/// An accepted request.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct Accepted {
-    /// Names the request in every later event.
-    pub request_id: String,
-    /// Always `accepted`.
-    pub status: String,
-    /// 0 if it is under way already, 1 if it is the next for its provider, and so on.
-    pub position: usize,
-}
-
-/// A request has reached its provider.
+/// A request has reached its provider. Told once more where it has to be begun
+/// again, after a crash say; the text of the deltas then starts over.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Started {
     /// Names the request.
@@ -285,7 +277,9 @@ pub struct Status {
     pub providers: Vec<Load>,
 }
 
-/// Fetch what became of a request. Results are kept for an hour, unless there are very many or very large ones.
+/// Fetch what became of a request. That of `completion:async` is kept as long as all
+/// durable work; that of `completion:request` for an hour and not over a restart,
+/// unless there are very many or very large ones.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Get {

@@ -161,8 +161,6 @@ pub(crate) struct Attempt {
     pub(crate) number: u32,
     /// Time that is left.
     pub(crate) left: Duration,
-    /// Whether it goes on after the request that it is made for.
-    pub(crate) detached: bool,
 }
 
 /// Text on its way from a provider. Dropping it stops the provider.

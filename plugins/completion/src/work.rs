@@ -105,7 +105,7 @@ impl Work {
     /// The same, and tells the end as a fact. It is told before the place is
     /// given up, so that a daemon without room for facts gets no new work, and
     /// a drain waits until the last one is told.
-    pub(crate) async fn carry_and_tell(self) {
+    pub(crate) async fn carry_and_tell(self) -> Ended {
         let (ctx, request_id) = (&self.ctx, self.place.entry.id.clone());
         let ended = self.outcome().await;
         match &ended {
@@ -116,7 +116,8 @@ impl Work {
             }
             Ended::Cancelled => tell(ctx, "completion:cancelled", &Cancelled { request_id }).await,
         }
-        self.place.close(ended);
+        self.place.close(ended.clone());
+        ended
     }
 
     /// Waits until the request is told to stop, or its time is over.
@@ -148,8 +149,7 @@ impl Work {
                 Err(refusal) => blame(self.order.model.provider(), refusal),
             };
             let retry = &self.place.plugin.config.retry;
-            let draining = self.place.plugin.draining.get();
-            if !refusal.retryable || said.get() > 0 || number > retry.attempts || draining {
+            if !refusal.retryable || said.get() > 0 || number > retry.attempts {
                 return Err(self.with_id(refusal, Some(number)));
             }
             self.ctx.debug(&format!("{}: attempt {number} refused: {}", entry.id, refusal.code));
@@ -162,8 +162,7 @@ impl Work {
     async fn attempt(&self, number: u32, said: &Cell<usize>) -> Result<Answer, Refusal> {
         let age_ms = self.place.plugin.now_ms().saturating_sub(self.place.entry.accepted_ms);
         let left = self.order.timeout.saturating_sub(Duration::from_millis(age_ms));
-        let detached = matches!(self.sink, Sink::Facts);
-        let mut stream = Stream::open(&self.ctx, &self.order, Attempt { number, left, detached })?;
+        let mut stream = Stream::open(&self.ctx, &self.order, Attempt { number, left })?;
         loop {
             match stream.next().await? {
                 Piece::Text(text) => {

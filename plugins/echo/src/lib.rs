@@ -26,6 +26,7 @@ impl Plugin for Echo {
     }
     fn register(on: &mut Register<Self>) {
         on.request("echo:say", Self::say);
+        on.request("echo:keep", Self::say);
     }
 }
 

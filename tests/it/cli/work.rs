@@ -1,16 +1,49 @@
-//! `wait` and `cancel`: requests that were accepted and go on alone.
+//! `work`, `wait` and `cancel`: work that was accepted and goes on alone.
 
-use ksi_tests::{Daemon, stdout, wait_until};
+use ksi_tests::{Daemon, stderr, stdout, wait_until};
 use serde_json::json;
 
 use super::{data, error, failed, fine};
 
-/// Asks without waiting; gives the id.
+/// Submits a completion; gives its id.
 fn accepted(daemon: &Daemon, model: &str, prompt: &str) -> String {
     let line = ["send", "completion:async", "--prompt", prompt, "--model", model, "-o", "json"];
     let reply = data(daemon.ksi(&line));
-    assert_eq!(reply["status"], "accepted", "{reply}");
-    reply["request_id"].as_str().expect("an id").to_owned()
+    assert!(reply["accepted"]["seq"].as_u64().is_some_and(|seq| seq > 0), "{reply}");
+    reply["accepted"]["request_id"].as_str().expect("an id").to_owned()
+}
+
+/// The state of one piece of work.
+fn state(daemon: &Daemon, id: &str) -> String {
+    let info = data(daemon.ksi(&["work", "get", id, "-o", "json"]));
+    info["state"].as_str().expect("a state").to_owned()
+}
+
+#[test]
+fn send_says_what_was_accepted_and_how_to_go_on() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let line = ["send", "completion:async", "--prompt", "one two", "--model", "mock/echo"];
+    let said = fine(daemon.ksi(&line));
+    let id = stdout(&said).trim().strip_prefix("accepted: ").expect("an id").to_owned();
+    for hint in [format!("ksi wait {id}"), format!("ksi work get {id}")] {
+        assert!(stderr(&said).contains(&hint), "{}", stderr(&said));
+    }
+    let named = [&line[..], &["-o", "name"]].concat();
+    assert_eq!(stdout(&fine(daemon.ksi(&named))).lines().count(), 1);
+    let waited = [&line[..], &["--wait"]].concat();
+    assert_eq!(stdout(&fine(daemon.ksi(&waited))), "one two\n");
+}
+
+#[test]
+fn one_key_is_one_request_and_another_payload_under_it_is_refused() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let line = ["send", "completion:async", "--model", "mock/echo", "--idempotency-key", "k", "-o", "name"];
+    let first = fine(daemon.ksi(&[&line[..], &["--prompt", "one"]].concat()));
+    let second = fine(daemon.ksi(&[&line[..], &["--prompt", "one"]].concat()));
+    assert_eq!(stdout(&first), stdout(&second));
+    failed(daemon.ksi(&[&line[..], &["--prompt", "two"]].concat()), 6);
 }
 
 #[test]
@@ -19,30 +52,64 @@ fn wait_gives_the_answer_whether_it_is_there_already_or_comes_later() {
     daemon.ready();
     let id = accepted(&daemon, "mock/slow:100", "one two three");
     assert_eq!(stdout(&fine(daemon.ksi(&["wait", &id]))), "one two three\n");
-    assert_eq!(data(daemon.ksi(&["wait", &id, "-o", "json"]))["text"], "one two three");
+    assert_eq!(data(daemon.ksi(&["work", "wait", &id, "-o", "json"]))["text"], "one two three");
+    assert_eq!(state(&daemon, &id), "done");
 }
 
 #[test]
-fn wait_ends_as_the_request_did() {
+fn work_that_failed_ends_wait_with_1_and_its_own_refusal() {
     let daemon = Daemon::without_model();
     daemon.ready();
     let id = accepted(&daemon, "mock/fail:denied", "x");
-    assert_eq!(error(daemon.ksi(&["wait", &id, "-o", "json"]), 5)["code"], "denied");
+    assert_eq!(error(daemon.ksi(&["wait", &id, "-o", "json"]), 1)["code"], "denied");
     failed(daemon.ksi(&["wait", "nothing"]), 4);
 }
 
 #[test]
-fn cancel_ends_a_request_and_wait_says_so() {
+fn cancel_ends_work_and_wait_says_so() {
     let daemon = Daemon::without_model();
     daemon.ready();
     let id = accepted(&daemon, "mock/hang", "x");
     let words = failed(daemon.ksi(&["wait", &id, "--timeout", "200ms"]), 7);
     assert!(words.contains(&format!("ksi cancel {id}")), "{words}");
     let status = || daemon.ask("completion:status", json!({})).expect("a status");
-    assert_eq!(status()["running"], 1, "waiting no longer is not cancelling");
+    wait_until("it runs", || status()["running"] == 1);
     let said = stdout(&fine(daemon.ksi(&["cancel", &id])));
     assert!(said.starts_with(&id), "{said}");
     wait_until("nothing runs", || status()["running"] == 0);
     assert_eq!(error(daemon.ksi(&["wait", &id, "-o", "json"]), 1)["code"], "cancelled");
     failed(daemon.ksi(&["cancel", "nothing"]), 4);
+}
+
+#[test]
+fn a_list_shows_only_what_is_asked_for_in_every_format() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let done = accepted(&daemon, "mock/echo", "x");
+    fine(daemon.ksi(&["wait", &done]));
+    let hanging = accepted(&daemon, "mock/hang", "x");
+    let names = |arguments: &[&str]| {
+        let output = fine(daemon.ksi(&[&["work", "list", "-o", "name"], arguments].concat()));
+        stdout(&output).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&[]), [done.clone(), hanging.clone()]);
+    assert_eq!(names(&["--state", "done"]), [done.clone()]);
+    assert_eq!(names(&["--state", "leased", "--state", "accepted"]), [hanging.clone()]);
+    assert_eq!(names(&["--event", "other:*"]), [String::new(); 0]);
+    assert_eq!(names(&["--limit", "1"]), [done.clone()]);
+    assert!(stdout(&fine(daemon.ksi(&["work", "list"]))).contains("completion:async"));
+    assert_eq!(data(daemon.ksi(&["work", "list", "-o", "json"]))["work"][0]["request_id"], done);
+    failed(daemon.ksi(&["work", "list", "--state", "asleep"]), 2);
+    fine(daemon.ksi(&["cancel", &hanging]));
+    fine(daemon.ksi(&["work", "drop", &done]));
+    failed(daemon.ksi(&["work", "get", &done]), 4);
+}
+
+#[test]
+fn accepted_work_is_waited_for_over_a_kill_of_the_daemon() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let id = accepted(&daemon, "mock/slow:100", "one two three");
+    let daemon = daemon.kill().start();
+    assert_eq!(stdout(&fine(daemon.ksi(&["wait", &id]))), "one two three\n");
 }

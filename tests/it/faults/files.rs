@@ -139,9 +139,11 @@ fn a_plugin_that_calls_itself_otherwise_than_its_header_is_refused() {
 fn a_plugin_that_refuses_to_start_is_refused_with_its_own_words() {
     let mut daemon = Daemon::without_model();
     for placement in PLACEMENTS {
-        for (name, words) in
-            [("badstart", "badstart lacks what it needs"), ("panicstart", "panicked at start: as meant")]
-        {
+        for (name, words) in [
+            ("badstart", "badstart lacks what it needs"),
+            ("panicstart", "panicked at start: as meant"),
+            ("badopen", "badopen finds nothing to open (denied)"),
+        ] {
             let refusal = daemon.load(&format!("fixture_{name}"), placement).expect_err("it does not start");
             assert_eq!(refusal["code"], "unavailable", "{refusal}");
             let message = refusal["message"].as_str().expect("a text");

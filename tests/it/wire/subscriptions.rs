@@ -100,7 +100,7 @@ fn a_subscription_with_an_id_in_use_is_refused_and_the_first_goes_on() {
     let (mut frames, mut teller) = (daemon.frames(), daemon.lines());
     frames.subscribe(1, "test:*", Class::Live);
     let pattern = ksi_protocol::Pattern::parse("*").unwrap();
-    frames.send(&Frame::Subscribe(ksi_protocol::frame::Subscribe { id: 1, pattern, class: Class::Live }));
+    frames.send(&Frame::Subscribe(ksi_protocol::frame::Subscribe::new(1, pattern, Class::Live)));
     assert_eq!(frames.refused().1.code, ksi_protocol::Code::Conflict);
     teller.send(&json!({"emit": "test:said"}));
     assert_eq!(frames.event().seq, 1);

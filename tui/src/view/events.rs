@@ -113,7 +113,7 @@ const SHORT_TIME: Column = column("TIME UTC", Constraint::Length(SHORT_TIME_COLU
 const SEQ: Column = column("SEQ", Constraint::Length(9), |event| event.seq.to_string());
 const NAME: Column = column("EVENT", Constraint::Length(26), |event| event.event.to_string());
 const LAST_NAME: Column = column("EVENT", Constraint::Fill(1), |event| event.event.to_string());
-const ORIGIN: Column = column("ORIGIN", Constraint::Length(18), |event| event.origin.clone());
+const ORIGIN: Column = column("ORIGIN", Constraint::Length(18), |event| event.origin.to_string());
 const CORRELATION: Column = column("CORRELATION", Constraint::Fill(1), |event| {
     event.correlation_id.clone().unwrap_or_else(|| "-".into())
 });

@@ -1,9 +1,33 @@
 //! What waits is bounded, and what is dropped is counted.
 
+use bytes::BytesMut;
+use ksi_protocol::{EventName, Frame};
+
 use super::*;
 
+/// Events of these sequence numbers that arrived together.
+fn raws(seqs: impl IntoIterator<Item = u64>, data: &Bytes) -> Entry {
+    let mut buffer = BytesMut::new();
+    for seq in seqs {
+        Frame::Event(event(seq, "a:b", data.clone())).encode(&mut buffer).unwrap();
+    }
+    Entry::Events(Run::find(&buffer.freeze(), 0).unwrap().1)
+}
+
 fn raw(seq: u64) -> Entry {
-    Entry::Raw { seq, body: Bytes::from_static(b"event") }
+    raws([seq], &Bytes::new())
+}
+
+fn event(seq: u64, name: &str, data: Bytes) -> Event {
+    Event {
+        sub: 1,
+        seq,
+        event: EventName::parse(name).unwrap(),
+        data,
+        origin: "daemon".into(),
+        at_ms: 0,
+        correlation_id: None,
+    }
 }
 
 fn gap(from_seq: u64, to_seq: u64) -> Entry {
@@ -22,6 +46,7 @@ fn drain(ring: &Ring) -> Vec<String> {
         said.extend(epoch.lost.map(|lost| format!("lost {}: {}-{}", lost.missed, lost.from, lost.to)));
         said.extend(epoch.entries.iter().map(|entry| match entry.span() {
             Lost { missed: 1, from, .. } => from.to_string(),
+            Lost { from, to, .. } if matches!(entry, Entry::Events(_)) => format!("{from} to {to}"),
             Lost { missed, from, to } => format!("gap {missed}: {from}-{to}"),
         }));
     }
@@ -40,6 +65,18 @@ fn the_oldest_are_dropped_and_counted() {
 }
 
 #[test]
+fn of_events_that_arrived_together_the_oldest_are_dropped_too() {
+    let ring = Ring::new(Class::Live, 4);
+    ring.push(raws(1..=3, &Bytes::new()));
+    assert_eq!(lock(&ring.state).waiting().0, 3);
+    ring.push(raws(4..=6, &Bytes::new()));
+    assert_eq!(drain(&ring), ["lost 2: 1-2", "3", "4 to 6"]);
+    ring.push(raws(7..=16, &Bytes::new()));
+    assert_eq!(drain(&ring), ["lost 6: 7-12", "13 to 16"]);
+    assert_eq!(lock(&ring.state).waiting(), (0, 0));
+}
+
+#[test]
 fn a_gap_of_the_daemon_is_counted_in_when_it_is_dropped() {
     let ring = Ring::new(Class::Live, 2);
     ring.push(raw(1));
@@ -54,8 +91,10 @@ fn a_gap_of_the_daemon_is_counted_in_when_it_is_dropped() {
 #[test]
 fn bytes_are_bounded_too() {
     let ring = Ring::new(Class::Live, 1000);
+    // Four with their frames are just over the limit.
+    let data = Bytes::from(vec![0; BYTES_MAX / 5 + 1]);
     for seq in 1..=5 {
-        ring.push(Entry::Raw { seq, body: Bytes::from(vec![0; BYTES_MAX / 4]) });
+        ring.push(raws([seq], &data));
     }
     assert_eq!(drain(&ring), ["lost 1: 1-1", "2", "3", "4", "5"]);
     assert_eq!(lock(&ring.state).waiting(), (0, 0));
@@ -96,17 +135,7 @@ fn many_unread_reconnections_lose_no_count() {
 #[test]
 fn of_latest_only_the_newest_of_a_name_waits() {
     let ring = Ring::new(Class::Latest, 2);
-    let event = |seq, name: &str| {
-        Entry::Event(Box::new(Event {
-            sub: 1,
-            seq,
-            event: ksi_protocol::EventName::parse(name).unwrap(),
-            data: Bytes::new(),
-            origin: "daemon".into(),
-            at_ms: 0,
-            correlation_id: None,
-        }))
-    };
+    let event = |seq, name| Entry::Event(Box::new(event(seq, name, Bytes::new())));
     for seq in 1..=10 {
         ring.push(event(seq, if seq % 2 == 0 { "a:even" } else { "a:odd" }));
     }
@@ -115,6 +144,13 @@ fn of_latest_only_the_newest_of_a_name_waits() {
         ring.push(event(seq, name));
     }
     assert_eq!(drain(&ring), ["lost 2: 11-12", "14", "15"]);
+}
+
+#[test]
+fn of_latest_events_that_arrived_together_are_one_each() {
+    let ring = Ring::new(Class::Latest, 10);
+    ring.push(raws(1..=3, &Bytes::new()));
+    assert_eq!(drain(&ring), ["3"]);
 }
 
 #[test]

@@ -150,6 +150,7 @@ fn merged(before: &SendOptions, behind: SendOptions) -> SendOptions {
         json: behind.json.or_else(|| before.json.clone()),
         stream: behind.stream || before.stream,
         emit: behind.emit || before.emit,
+        wait: behind.wait || before.wait,
         idempotency_key: behind.idempotency_key.or_else(|| before.idempotency_key.clone()),
         correlation_id: behind.correlation_id.or_else(|| before.correlation_id.clone()),
     }

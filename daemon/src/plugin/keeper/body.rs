@@ -99,6 +99,7 @@ impl Keeper {
                 Life::Ready | Life::Drained | Life::Pong => {}
             }
         }
+        let crashed = status.as_ref().is_ok_and(|status| is_crash(*status));
         let how = match status {
             Ok(status) => describe_exit(status),
             Err(error) => format!("its exit status is unknown: {error}"),
@@ -106,7 +107,7 @@ impl Keeper {
         let stopped = self.supervisor.state() == PluginState::Draining;
         self.reason = match self.reason.take() {
             Some(said) => Some(format!("{said} ({how})")),
-            None if stopped => None,
+            None if stopped && !crashed => None,
             None => Some(how),
         };
         self.lose(if stopped { "it was stopped" } else { "its process ended" }).await;
@@ -220,6 +221,15 @@ pub(super) async fn listen(plugin: String, stderr: Option<tokio::process::ChildS
             kept.pop_front();
         }
         kept.push_back(text);
+    }
+}
+
+/// Whether a child has ended otherwise than of itself or by our own hand.
+fn is_crash(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(signal) => ![Signal::SIGKILL, Signal::SIGTERM].iter().any(|ours| *ours as i32 == signal),
+        None => !status.success(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ksi_host::{Image, Instance, Library, sandbox};
 use ksi_kernel::{Declared, Grant, Quota, Role};
 use ksi_protocol::{
-    Code, EventName, Frame, PROTOCOL_VERSION, Refusal,
+    Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
     frame::{Class, Setup},
     json,
     system::{Placement, PluginState},
@@ -85,7 +85,9 @@ impl Keeper {
     fn attach(&self, handle: Handle) -> Arc<Port> {
         let plugin = &self.spec.plugin;
         let quota = Quota { holding: plugin.limits.holding, ..Quota::default() };
-        let grant = Grant::Only { may_call: plugin.may_call.clone(), emits: plugin.emits.clone() };
+        // What a plugin keeps is its own, so it need not be granted.
+        let may_call = plugin.may_call.iter().chain(&Pattern::parse("space:*")).cloned().collect();
+        let grant = Grant::Only { may_call, emits: plugin.emits.clone() };
         self.means.hub.kernel.attach(&self.origin(), Role::Plugin, handle, quota, grant)
     }
 
@@ -165,7 +167,12 @@ impl Keeper {
         let events: Vec<EventName> =
             descriptor.requests.iter().map(|spec| guest.outer(spec.event.clone())).collect();
         self.declare(self.absent());
+        self.agrees(&descriptor)?;
         kernel.own(&running.port, &events)?;
+        if descriptor.keeps_work {
+            kernel.keep(&running.port)?;
+            self.means.hub.kept.notify_waiters();
+        }
         for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
             kernel.subscribe(&running.port, id, pattern, Class::Live)?;
         }
@@ -175,8 +182,22 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whether manifest and library say the same of who keeps work.
+    fn agrees(&self, descriptor: &Descriptor) -> Result<(), Refusal> {
+        let name = &self.spec.plugin.name;
+        let message = match (descriptor.keeps_work, self.spec.plugin.keeps_work) {
+            (true, false) => {
+                format!("the library of plugin {name} keeps work, and the manifest says nothing of it")
+            }
+            (false, true) => format!("plugin {name} is to keep work, and its library does not"),
+            _ => return Ok(()),
+        };
+        let hint = format!("plugins.{name}.keeps_work and the library must agree");
+        Err(Refusal::new(Code::Conflict, message).hint(hint))
+    }
+
     /// Declares the plugin's events, with what is said while nobody answers.
-    pub(super) fn declare(&self, absent: Refusal) {
+    pub(in crate::plugin) fn declare(&self, absent: Refusal) {
         let alias = self.spec.plugin.namespace.as_deref();
         let described = with(&self.board, |board| board.descriptor.clone());
         let mut names: Vec<(EventName, EventName)> =
@@ -191,21 +212,25 @@ impl Keeper {
         let declared: Vec<Declared> = names
             .into_iter()
             .map(|(name, inner)| {
-                let (timeout, durable) = (self.means.policies)(name.as_str(), inner.as_str());
-                Declared { name, timeout, durable }
+                let (timeout, work) = (self.means.policies)(name.as_str(), inner.as_str());
+                Declared { name, timeout, work }
             })
             .collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
 
+    /// What is said to whoever asks before the plugin is ready.
+    pub(in crate::plugin) fn starting(&self) -> Refusal {
+        let name = &self.spec.plugin.name;
+        Refusal::new(Code::Unavailable, format!("plugin {name} is starting")).retry_after_ms(200)
+    }
+
     /// What is said to whoever asks while the plugin does not answer.
-    pub(super) fn absent(&self) -> Refusal {
+    pub(in crate::plugin) fn absent(&self) -> Refusal {
         let name = &self.spec.plugin.name;
         let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         match self.supervisor.state() {
-            PluginState::Starting | PluginState::Ready => {
-                Refusal::new(Code::Unavailable, format!("plugin {name} is starting")).retry_after_ms(200)
-            }
+            PluginState::Starting | PluginState::Ready => self.starting(),
             PluginState::Backoff => {
                 Refusal::new(Code::Unavailable, format!("plugin {name} is being restarted{why}"))
                     .retry_after_ms(500)

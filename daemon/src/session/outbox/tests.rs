@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use ksi_kernel::Answer;
 use ksi_protocol::{Bytes, Code, EventName, Frame, fanout, frame};
 use tokio::io::AsyncReadExt;
 

@@ -134,6 +134,8 @@ impl<P> Frame<P> {
                 idempotency_key: r.idempotency_key,
                 origin: r.origin,
                 parent: r.parent,
+                work: r.work,
+                at_ms: r.at_ms,
             }),
             Self::Emit(e) => Frame::Emit(Emit {
                 id: e.id,

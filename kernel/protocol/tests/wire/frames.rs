@@ -1,12 +1,15 @@
 //! Frames beyond the golden ones: round trips of arbitrary frames, frames cut
 //! short, limits to the byte, and whatever a hostile peer may send.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, BytesMut};
 use ksi_protocol::{
     Bytes, Code, EventName, Frame, Pattern, Refusal,
     frame::{Class, Emit, Error, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict},
     json,
     limits::{DEPTH_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SEGMENTS_MAX},
+    work::Policy,
 };
 use proptest::{option, prelude::*};
 use serde_json::{Value, json};
@@ -84,17 +87,30 @@ fn refusals() -> impl Strategy<Value = Refusal> {
     )
 }
 
+fn policies() -> impl Strategy<Value = Policy> {
+    let times = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
+    (any::<u32>(), times, any::<bool>()).prop_map(|(attempts, times, repeat)| {
+        let (backoff_min_ms, backoff_max_ms, timeout_ms, expires_ms, keep_ms) = times;
+        Policy { attempts, backoff_min_ms, backoff_max_ms, timeout_ms, expires_ms, keep_ms, repeat }
+    })
+}
+
 fn asked() -> impl Strategy<Value = Frame> {
     let classes = prop::sample::select(vec![Class::Live, Class::Latest, Class::Durable]);
     let request = (
         (any::<u64>(), names(), payloads(), option::of(any::<u64>())),
         (option::of(any::<u32>()), texts(), texts(), texts(), option::of(any::<u64>())),
+        (option::of(policies().prop_map(Arc::new)), option::of(any::<u64>())),
     );
     prop_oneof![
         (any::<u16>(), "\\PC{0,40}", prop::collection::vec("[a-z]{1,9}", 0..4))
             .prop_map(|(version, client, features)| Frame::Hello(Hello { version, client, features })),
         request.prop_map(
-            |((id, event, data, timeout_ms), (credit, correlation_id, idempotency_key, origin, parent))| {
+            |(
+                (id, event, data, timeout_ms),
+                (credit, correlation_id, idempotency_key, origin, parent),
+                (work, at_ms),
+            )| {
                 Frame::Request(Request {
                     id,
                     event,
@@ -105,17 +121,25 @@ fn asked() -> impl Strategy<Value = Frame> {
                     idempotency_key,
                     origin,
                     parent,
+                    work,
+                    at_ms,
                 })
             }
         ),
         (option::of(any::<u64>()), names(), payloads(), texts()).prop_map(
             |(id, event, data, correlation_id)| { Frame::Emit(Emit { id, event, data, correlation_id }) }
         ),
-        (any::<u64>(), patterns(), classes).prop_map(|(id, pattern, class)| Frame::Subscribe(Subscribe {
-            id,
-            pattern,
-            class
-        })),
+        (
+            any::<u64>(),
+            patterns(),
+            classes,
+            option::of(any::<u64>()),
+            option::of(".{0,12}"),
+            option::of(any::<u32>())
+        )
+            .prop_map(|(id, pattern, class, since_seq, consumer, credit)| {
+                Frame::Subscribe(Subscribe { id, pattern, class, since_seq, consumer, credit })
+            }),
         any::<u64>().prop_map(|id| Frame::Unsubscribe { id }),
         any::<u64>().prop_map(|id| Frame::Cancel { id }),
         (any::<u64>(), any::<u32>()).prop_map(|(id, n)| Frame::Credit { id, n }),
@@ -139,7 +163,7 @@ fn answered() -> impl Strategy<Value = Frame> {
                 seq,
                 event,
                 data,
-                origin,
+                origin: origin.into(),
                 at_ms,
                 correlation_id
             })

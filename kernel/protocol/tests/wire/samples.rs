@@ -7,6 +7,7 @@ use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, Pattern, Refusal,
     descriptor::{FactSpec, InterceptSpec, RequestSpec},
     frame::{Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome},
+    work::Policy,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -98,28 +99,23 @@ pub(crate) fn all() -> Vec<(&'static str, Frame)> {
 }
 
 fn questions() -> Vec<(&'static str, Frame)> {
-    let request = Request {
-        id: 1,
-        event: name("system:health"),
-        data: ksi_protocol::empty(),
-        timeout_ms: None,
-        credit: None,
-        correlation_id: None,
-        idempotency_key: None,
-        origin: None,
-        parent: None,
-    };
+    let request = Request::new(1, name("system:health"), ksi_protocol::empty());
     let full = Request {
-        id: u64::MAX,
-        event: name("completion:request"),
-        data: data(&json!({"max_tokens": 8, "prompt": "hi"})),
         timeout_ms: Some(30_000),
         credit: Some(16),
         correlation_id: Some("c-1".into()),
         idempotency_key: Some("order-7".into()),
         origin: Some("session:2".into()),
         parent: Some(11),
+        ..Request::new(u64::MAX, name("completion:request"), data(&json!({"max_tokens": 8, "prompt": "hi"})))
     };
+    let kept = Request {
+        timeout_ms: Some(60_000),
+        origin: Some("session:2".into()),
+        work: Some(Policy { attempts: 3, repeat: true, ..Policy::default() }.into()),
+        ..Request::new(12, name("mail:send"), data(&json!({"to": "ada"})))
+    };
+    let fact = Request { timeout_ms: None, at_ms: Some(1_763_500_000_000), ..kept.clone() };
     let emit = Emit { id: None, event: name("my:event"), data: data(&json!({"n": 1})), correlation_id: None };
     let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
     vec![
@@ -130,17 +126,13 @@ fn questions() -> Vec<(&'static str, Frame)> {
         ),
         ("request", Frame::Request(request)),
         ("request-full", Frame::Request(full)),
+        ("request-kept", Frame::Request(kept)),
+        ("request-fact", Frame::Request(fact)),
         ("emit", Frame::Emit(emit)),
         ("emit-counted", Frame::Emit(counted)),
-        ("subscribe", Frame::Subscribe(Subscribe { id: 3, pattern: pattern("agent:*"), class: Class::Live })),
-        (
-            "subscribe-latest",
-            Frame::Subscribe(Subscribe { id: 300, pattern: pattern("**"), class: Class::Latest }),
-        ),
-        (
-            "subscribe-durable",
-            Frame::Subscribe(Subscribe { id: 4, pattern: pattern("a:b"), class: Class::Durable }),
-        ),
+        ("subscribe", Frame::Subscribe(Subscribe::new(3, pattern("agent:*"), Class::Live))),
+        ("subscribe-latest", Frame::Subscribe(Subscribe::new(300, pattern("**"), Class::Latest))),
+        ("subscribe-durable", Frame::Subscribe(Subscribe::new(4, pattern("a:b"), Class::Durable))),
         ("unsubscribe", Frame::Unsubscribe { id: 3 }),
         ("cancel", Frame::Cancel { id: 1 }),
         ("credit", Frame::Credit { id: 1, n: 32 }),
@@ -254,5 +246,6 @@ fn descriptor() -> Descriptor {
         }],
         state_version: 2,
         child_only: true,
+        keeps_work: false,
     }
 }

@@ -51,11 +51,7 @@ impl Stream {
         if name != DEFAULT {
             ask["model"] = json!(name);
         }
-        let options = CallOptions {
-            timeout: Some(attempt.left + SLACK),
-            detached: attempt.detached,
-            ..CallOptions::default()
-        };
+        let options = CallOptions { timeout: Some(attempt.left + SLACK), ..CallOptions::default() };
         ctx.stream("llama:generate", &ask, options).map(Self)
     }
 

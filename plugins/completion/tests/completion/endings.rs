@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ksi_sdk::prelude::{Code, Refusal};
+use ksi_sdk::prelude::Refusal;
 
 use super::*;
 
@@ -17,10 +17,9 @@ fn a_running_request_is_cancelled_at_its_provider() {
     let (id, _) = accept(&host, json!({"prompt": "x"}));
     let asked = host.expect("llama:generate");
     host.chunk(&asked, json!({"text": "a"}));
-    assert_eq!(cancel(&host, &id), "cancelled");
+    give_up(&host, &id);
     assert!(host.has_cancelled(&asked));
     assert_eq!(facts(&host, &id), ["completion:started", "completion:delta", "completion:cancelled"]);
-    assert_eq!(get(&host, &id), json!({"request_id": id, "state": "cancelled"}));
     assert_eq!(status(&host), (0, 0));
 }
 
@@ -31,15 +30,14 @@ fn a_queued_request_is_cancelled_without_ever_starting() {
     let (queued, _) = accept(&host, json!({"prompt": "2", "conversation_id": "a"}));
     let (last, _) = accept(&host, json!({"prompt": "3", "conversation_id": "a"}));
     let asked = host.expect("llama:generate");
-    assert_eq!(cancel(&host, &queued), "cancelled");
+    give_up(&host, &queued);
     assert_eq!(facts(&host, &queued), ["completion:cancelled"]);
     generate(&host, &asked, "x");
     let next = host.expect("llama:generate");
     assert_eq!(next.data["messages"][0]["content"], "3");
     generate(&host, &next, "y");
-    assert_eq!(get(&host, &running)["state"], "done");
-    assert_eq!(get(&host, &last)["state"], "done");
-    assert_eq!(get(&host, &queued)["state"], "cancelled");
+    assert_eq!(outcome(&host, &running)["state"], "done");
+    assert_eq!(outcome(&host, &last)["state"], "done");
 }
 
 #[test]
@@ -48,8 +46,8 @@ fn a_cancel_frees_the_place_for_the_next() {
     let (hanging, _) = accept(&host, json!({"prompt": "x", "model": "mock/hang"}));
     let (next, position) = accept(&host, json!({"prompt": "y", "model": "mock/echo"}));
     assert_eq!(position, 1);
-    cancel(&host, &hanging);
-    assert_eq!(get(&host, &next)["result"]["text"], "y");
+    give_up(&host, &hanging);
+    assert_eq!(outcome(&host, &next)["result"]["text"], "y");
 }
 
 #[test]
@@ -66,11 +64,12 @@ fn whoever_waits_for_a_request_that_another_cancels_is_told() {
 #[test]
 fn a_cancel_that_comes_too_late_says_how_the_request_ended() {
     let host = default_host();
-    let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/echo"}));
-    assert_eq!(cancel(&host, &id), "done");
-    assert_eq!(get(&host, &id)["state"], "done");
-    let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/fail:conflict"}));
-    assert_eq!(cancel(&host, &id), "failed");
+    let done = end(&host, &ask(&host, json!({"prompt": "x", "model": "mock/echo"})));
+    let id = done["request_id"].as_str().unwrap();
+    assert_eq!(cancel(&host, id), "done");
+    assert_eq!(host.request("completion:get", json!({"request_id": id})).unwrap()["result"], done);
+    let failed = refusal(&host, &ask(&host, json!({"prompt": "x", "model": "mock/fail:conflict"})));
+    assert_eq!(cancel(&host, failed.details.unwrap()["request_id"].as_str().unwrap()), "failed");
 }
 
 #[test]
@@ -119,7 +118,7 @@ fn async_work_has_a_deadline_too() {
     let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/hang"}));
     host.advance(Duration::from_millis(1000));
     assert_eq!(host.expect_emitted("completion:error")["refusal"]["code"], "timeout");
-    assert_eq!(get(&host, &id)["state"], "failed");
+    assert_eq!(outcome(&host, &id)["state"], "failed");
 }
 
 #[test]
@@ -128,22 +127,22 @@ fn a_provider_that_gives_up_is_not_mistaken_for_a_cancel() {
     let (id, _) = accept(&host, json!({"prompt": "x"}));
     let asked = host.expect("llama:generate");
     host.refuse(&asked, Refusal::new(Code::Cancelled, "model unloaded"));
-    let kept = get(&host, &id);
+    let kept = outcome(&host, &id);
     assert_eq!((&kept["state"], &kept["refusal"]["code"]), (&json!("failed"), &json!("unavailable")));
 }
 
 #[test]
-fn a_graceful_stop_finishes_what_runs_and_refuses_what_waits() {
+fn a_graceful_stop_waits_for_what_was_begun_and_for_its_last_word() {
     let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
     let (running, _) = accept(&host, json!({"prompt": "1"}));
-    let (queued, _) = accept(&host, json!({"prompt": "2"}));
+    let (given_up, _) = accept(&host, json!({"prompt": "2"}));
     let asked = host.expect("llama:generate");
     assert!(!host.drain());
-    assert_eq!(host.expect_emitted("completion:error")["refusal"]["code"], "shutting_down");
-    assert_eq!(get(&host, &queued)["state"], "failed");
-    let refusal = host.request("completion:request", json!({"prompt": "3"})).unwrap_err();
-    assert_eq!(refusal.code, Code::ShuttingDown);
+    give_up(&host, &given_up);
     generate(&host, &asked, "x");
     assert!(host.drained());
-    assert_eq!(get(&host, &running)["state"], "done");
+    assert_eq!(outcome(&host, &running)["state"], "done");
+    let told: Vec<_> = host.emitted().into_iter().map(|(event, data)| (event, data["request_id"].clone())).collect();
+    assert!(told.contains(&("completion:result".into(), json!(running))));
+    assert!(told.contains(&("completion:cancelled".into(), json!(given_up))));
 }

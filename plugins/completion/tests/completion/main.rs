@@ -4,7 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, in its own functions too")]
 
-use ksi_sdk::testing::{Answer, Asked, Call, FakeHost};
+use std::{cell::RefCell, collections::HashMap};
+
+use ksi_sdk::{
+    prelude::Code,
+    protocol::meta::Meta,
+    testing::{Answer, Asked, Call, FakeHost},
+};
 use plugin_completion::Completion;
 use serde_json::{Value, json};
 
@@ -28,11 +34,55 @@ fn ask(host: &Host, request: Value) -> Call {
     host.open("completion:request", request)
 }
 
-/// Opens `completion:async` and returns its `request_id` and `position`.
+thread_local! {
+    /// What a test's keeper of work has handed over, by its name.
+    static HANDED_OVER: RefCell<HashMap<String, Handed>> = RefCell::default();
+}
+
+struct Handed {
+    call: Call,
+    ended: Option<Value>,
+}
+
+/// Hands a request over as the keeper of work does; returns its name and its
+/// place in the queue.
 fn accept(host: &Host, request: Value) -> (String, u64) {
-    let accepted = host.request("completion:async", request).unwrap();
-    assert_eq!(accepted["status"], "accepted");
-    (accepted["request_id"].as_str().unwrap().to_owned(), accepted["position"].as_u64().unwrap())
+    let id = HANDED_OVER.with_borrow(|handed| format!("work-{}", handed.len()));
+    let meta = Meta { idempotency_key: Some(id.clone()), ..Meta::default() };
+    let call = host.open_as("completion:async", request, &meta);
+    HANDED_OVER.with_borrow_mut(|handed| handed.insert(id.clone(), Handed { call, ended: None }));
+    let status = host.request("completion:status", json!({ "request_id": id }));
+    let position = status.map_or(0, |status| status["requests"][0]["position"].as_u64().unwrap());
+    (id, position)
+}
+
+/// Gives up what was handed over, as the keeper does on `work:cancel`.
+fn give_up(host: &Host, id: &str) {
+    HANDED_OVER.with_borrow_mut(|handed| {
+        let handed = handed.get_mut(id).unwrap();
+        host.cancel(&handed.call);
+        handed.ended.get_or_insert(json!({ "state": "cancelled" }));
+    });
+}
+
+/// What the keeper would write down of what it handed over: its state, and the
+/// result or refusal.
+fn outcome(host: &Host, id: &str) -> Value {
+    HANDED_OVER.with_borrow_mut(|handed| {
+        let handed = handed.get_mut(id).unwrap();
+        if let Some(ended) = &handed.ended {
+            return ended.clone();
+        }
+        let ended = match host.try_next(&handed.call) {
+            Some(Answer::Reply(result)) => json!({ "state": "done", "result": result }),
+            Some(Answer::Refusal(refusal)) if refusal.code == Code::Cancelled => json!({ "state": "cancelled" }),
+            Some(Answer::Refusal(refusal)) => json!({ "state": "failed", "refusal": refusal }),
+            Some(other) => panic!("no answer to durable work: {other:?}"),
+            None => return json!({ "state": "open" }),
+        };
+        handed.ended = Some(ended.clone());
+        ended
+    })
 }
 
 /// The end that a llama plugin would send for this text.
@@ -66,10 +116,6 @@ fn refusal(host: &Host, call: &Call) -> ksi_sdk::prelude::Refusal {
         Answer::Refusal(refusal) => refusal,
         other => panic!("not refused: {other:?}"),
     }
-}
-
-fn get(host: &Host, request_id: &str) -> Value {
-    host.request("completion:get", json!({ "request_id": request_id })).unwrap()
 }
 
 fn status(host: &Host) -> (u64, u64) {

@@ -1,7 +1,5 @@
 //! Several requests at once: conversations, limits, priorities, full queues.
 
-use ksi_sdk::prelude::Code;
-
 use super::*;
 
 #[test]
@@ -128,10 +126,11 @@ fn status_lists_what_is_open_in_the_order_of_acceptance() {
 #[test]
 fn results_are_forgotten_beyond_their_number() {
     let host = host(json!({"results": {"max": 2}}));
-    let ids: Vec<_> = (0..3).map(|_| accept(&host, json!({"prompt": "x", "model": "mock/echo"})).0).collect();
+    let ended = || end(&host, &ask(&host, json!({"prompt": "x", "model": "mock/echo"})));
+    let ids: Vec<_> = (0..3).map(|_| ended()["request_id"].clone()).collect();
     let first = host.request("completion:get", json!({"request_id": ids[0]}));
     assert_eq!(first.unwrap_err().code, Code::NotFound);
-    assert_eq!(get(&host, &ids[2])["state"], "done");
+    assert_eq!(host.request("completion:get", json!({"request_id": ids[2]})).unwrap()["state"], "done");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One request at a time: text, results, models, and what is refused.
 
-use ksi_sdk::prelude::Code;
+use ksi_sdk::prelude::Refusal;
 
 use super::*;
 
@@ -68,20 +68,15 @@ fn async_work_tells_its_start_its_text_and_its_result() {
     assert!(facts.iter().all(|(_, data)| data["request_id"] == id.as_str()));
     assert_eq!(facts[1].1["text"], "one ");
     assert_eq!(facts[3].1["text"], "one two");
-    let kept = get(&host, &id);
-    assert_eq!((&kept["state"], &kept["result"]), (&json!("done"), &facts[3].1));
+    assert_eq!(outcome(&host, &id), json!({"state": "done", "result": facts[3].1}));
 }
 
 #[test]
-fn async_work_outlives_the_request_that_ordered_it() {
+fn async_work_without_a_keeper_has_a_name_of_its_own() {
     let host = default_host();
-    let call = host.open("completion:async", json!({"prompt": "x", "model": "llama/a"}));
-    let Answer::Reply(accepted) = host.next(&call) else { panic!("not accepted") };
-    let asked = host.expect("llama:generate");
-    host.cancel(&call);
-    assert!(!host.has_cancelled(&asked));
-    generate(&host, &asked, "done");
-    assert_eq!(get(&host, accepted["request_id"].as_str().unwrap())["result"]["text"], "done");
+    let done = host.request("completion:async", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+    assert_eq!(done["text"], "x");
+    assert!(done["request_id"].as_str().unwrap().starts_with("cmp-"));
 }
 
 #[test]
@@ -91,24 +86,50 @@ fn a_failure_is_told_and_kept_with_its_request() {
     let failed = host.expect_emitted("completion:error");
     assert_eq!((&failed["request_id"], &failed["refusal"]["code"]), (&json!(id), &json!("conflict")));
     assert_eq!(failed["refusal"]["details"], json!({"request_id": id, "attempts": 1}));
-    let kept = get(&host, &id);
+    let kept = outcome(&host, &id);
     assert_eq!((&kept["state"], &kept["refusal"]["code"]), (&json!("failed"), &json!("conflict")));
 }
 
 #[test]
-fn a_result_can_be_waited_for() {
+fn what_is_under_way_is_not_begun_a_second_time() {
     let host = default_host();
-    let (id, _) = accept(&host, json!({"prompt": "x", "model": "llama/a"}));
-    let asked = host.expect("llama:generate");
-    let waiting = host.open("completion:get", json!({"request_id": id, "wait_ms": 1000}));
-    assert_eq!(host.try_next(&waiting), None);
-    generate(&host, &asked, "here");
-    let Answer::Reply(kept) = host.next(&waiting) else { panic!("no reply") };
-    assert_eq!((&kept["state"], &kept["result"]["text"]), (&json!("done"), &json!("here")));
     let (id, _) = accept(&host, json!({"prompt": "x", "model": "mock/hang"}));
-    let waiting = host.open("completion:get", json!({"request_id": id, "wait_ms": 1000}));
-    host.advance(std::time::Duration::from_millis(1000));
-    assert_eq!(host.next(&waiting), Answer::Reply(json!({"request_id": id, "state": "running"})));
+    let meta = Meta { idempotency_key: Some(id.clone()), ..Meta::default() };
+    let again = host.open_as("completion:async", json!({"prompt": "x", "model": "mock/echo"}), &meta);
+    assert_eq!(refusal(&host, &again).code, Code::Conflict);
+    assert_eq!(outcome(&host, &id)["state"], "open");
+}
+
+#[test]
+fn what_became_of_durable_work_is_asked_of_its_keeper() {
+    let host = default_host();
+    let info = |state: &str| json!({"request_id": "w", "seq": 1, "event": "completion:async", "state": state,
+        "origin": "session:1", "accepted_ms": 1});
+    let done = host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+    for (state, part, said) in [
+        ("waiting", json!({}), json!({"state": "queued"})),
+        ("leased", json!({}), json!({"state": "running"})),
+        ("done", json!({"result": done}), json!({"state": "done", "result": done})),
+        ("cancelled", json!({}), json!({"state": "cancelled"})),
+    ] {
+        let call = host.open("completion:get", json!({"request_id": "w", "wait_ms": 30}));
+        let asked = host.expect("work:wait");
+        assert_eq!(asked.data, json!({"request_id": "w", "timeout_ms": 30}));
+        let mut answer = info(state);
+        answer.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        host.reply(&asked, answer);
+        let mut expected = json!({"request_id": "w"});
+        expected.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
+        assert_eq!(host.next(&call), Answer::Reply(expected), "{state}");
+    }
+    let call = host.open("completion:get", json!({"request_id": "w"}));
+    host.refuse(&host.expect("work:wait"), Refusal::not_found("work", "w"));
+    assert_eq!(refusal(&host, &call).code, Code::NotFound);
+    for (state, status) in [("cancelled", "cancelled"), ("leased", "cancelled"), ("done", "done"), ("dead", "failed")] {
+        let call = host.open("completion:cancel", json!({"request_id": "w"}));
+        host.reply(&host.expect("work:cancel"), info(state));
+        assert_eq!(host.next(&call), Answer::Reply(json!({"request_id": "w", "status": status})));
+    }
 }
 
 #[test]
@@ -229,9 +250,9 @@ fn the_descriptor_has_help_for_every_event() {
         let spec = descriptor.requests.iter().find(|spec| spec.event.as_str() == name).unwrap();
         (spec.about.clone(), spec.request["properties"]["prompt"].is_object(), spec.chunk.is_some())
     };
-    let (request, accept) = (about("completion:request"), about("completion:async"));
-    assert!(request.1 && request.2 && !accept.2);
-    assert_ne!(request.0, accept.0, "both would be described alike");
+    let (request, work) = (about("completion:request"), about("completion:async"));
+    assert!(request.1 && request.2 && !work.2);
+    assert_ne!(request.0, work.0, "both would be described alike");
 }
 
 #[test]

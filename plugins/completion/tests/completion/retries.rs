@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ksi_sdk::prelude::{Code, Refusal};
+use ksi_sdk::prelude::Refusal;
 
 use super::*;
 
@@ -11,10 +11,10 @@ fn a_refusal_that_may_pass_is_tried_again_under_the_same_request_id() {
     let host = default_host();
     let (id, _) = accept(&host, json!({"prompt": "hi", "model": "mock/fail-then-ok:2"}));
     host.advance(Duration::from_millis(199));
-    assert_eq!(get(&host, &id)["state"], "running");
+    assert_eq!(outcome(&host, &id)["state"], "open");
     host.advance(Duration::from_millis(1));
     host.advance(Duration::from_millis(400));
-    let kept = get(&host, &id);
+    let kept = outcome(&host, &id);
     assert_eq!((&kept["result"]["text"], &kept["result"]["attempts"]), (&json!("hi"), &json!(3)));
     assert_eq!(facts(&host, &id), ["completion:started", "completion:delta", "completion:result"]);
 }
@@ -76,7 +76,7 @@ fn a_request_that_waits_for_its_next_attempt_keeps_its_place_and_can_be_cancelle
     let second = ask(&host, json!({"prompt": "2"}));
     host.refuse(&host.expect("llama:generate"), Refusal::new(Code::Unavailable, "starting"));
     assert!(!host.has_asked());
-    host.request("completion:cancel", json!({"request_id": first})).unwrap();
+    give_up(&host, &first);
     let asked = host.expect("llama:generate");
     assert_eq!(asked.data["messages"][0]["content"], "2");
     generate(&host, &asked, "x");

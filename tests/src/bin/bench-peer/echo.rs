@@ -64,17 +64,8 @@ pub(crate) async fn serve(socket: &Path) -> anyhow::Result<()> {
 
 /// The request that is asked over and over, of a bare echo and of KSI.
 pub(crate) fn request(id: u64) -> anyhow::Result<Frame> {
-    Ok(Frame::Request(Request {
-        id,
-        event: EventName::parse("echo:say")?,
-        data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
-        timeout_ms: None,
-        credit: None,
-        correlation_id: None,
-        idempotency_key: None,
-        origin: None,
-        parent: None,
-    }))
+    let data = ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?;
+    Ok(Frame::Request(Request::new(id, EventName::parse("echo:say")?, data)))
 }
 
 /// Starts a server and measures it.

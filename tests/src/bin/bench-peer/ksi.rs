@@ -4,38 +4,43 @@
 //! Two things are measured: 256 requests in flight on one connection, and one
 //! emitter with 64 subscribers, each on a connection of its own.
 
+pub(crate) mod durable;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use bytes::{Buf as _, BytesMut};
 use ksi_protocol::{
     EventName, Frame, PROTOCOL_VERSION, Pattern,
-    frame::{Class, Emit, Hello, Subscribe},
+    frame::{Class, Emit, Hello, Request, Subscribe},
 };
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    task::JoinSet,
 };
 
-use crate::{FANOUT, IN_FLIGHT, PIPELINED, SUBSCRIBERS, echo::request, figures::Figures};
-
-/// Events the emitter may be ahead of its first subscriber: far below the
-/// daemon's ring, so that nothing is dropped.
-const FANOUT_AHEAD: usize = 4_000;
+use crate::{IN_FLIGHT, PIPELINED, echo::request, fanout, figures::Figures};
 
 struct Wire {
     stream: UnixStream,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// What is told in the fan-out.
+    fact: Frame,
 }
 
 impl Wire {
     async fn connect(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
-        let mut wire =
-            Self { stream, incoming: BytesMut::with_capacity(64 * 1024), outgoing: BytesMut::new() };
+        let fact = Frame::Emit(Emit {
+            id: None,
+            event: EventName::parse("bench:fan")?,
+            data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
+            correlation_id: None,
+        });
+        let incoming = BytesMut::with_capacity(64 * 1024);
+        let mut wire = Self { stream, incoming, outgoing: BytesMut::new(), fact };
         let hello = Hello { version: PROTOCOL_VERSION, client: "bench-peer".into(), features: Vec::new() };
         wire.put(&Frame::Hello(hello))?;
         wire.flush().await?;
@@ -81,72 +86,53 @@ impl Wire {
 pub(crate) async fn measure(socket: &Path) -> anyhow::Result<()> {
     let mut wire = Wire::connect(socket).await?;
     pipelined(&mut wire).await?;
-    fanout(socket).await
+    fanout::measure::<Wire>("ksi-fanout", socket.to_owned()).await
 }
 
 async fn pipelined(wire: &mut Wire) -> anyhow::Result<()> {
+    let Frame::Request(request) = request(0)? else { bail!("not a request") };
+    let ask = |id: usize| Frame::Request(Request { id: id as u64, ..request.clone() });
     let figures = Figures::start("ksi-pipelined");
     for id in 0..IN_FLIGHT {
-        wire.put(&request(id as u64)?)?;
+        wire.put(&ask(id))?;
     }
     for answered in 1..=PIPELINED {
         let body = wire.body().await?;
         ensure!(body.starts_with(b"\x81\xa5reply"), "not a reply: {:?}", Frame::decode(&body.freeze()));
         if answered + IN_FLIGHT <= PIPELINED {
-            wire.put(&request((answered + IN_FLIGHT) as u64)?)?;
+            wire.put(&ask(answered + IN_FLIGHT))?;
         }
     }
     figures.print(PIPELINED);
     Ok(())
 }
 
-/// One emitter, many subscribers, each on a connection of its own.
-async fn fanout(socket: &Path) -> anyhow::Result<()> {
-    let mut subscribers = JoinSet::new();
-    let (ready, mut are_ready) = tokio::sync::mpsc::channel::<()>(SUBSCRIBERS);
-    let (progress, mut of_first) = tokio::sync::watch::channel(0_usize);
-    for number in 0..SUBSCRIBERS {
-        let (ready, progress) = (ready.clone(), (number == 0).then(|| progress.clone()));
-        let socket: PathBuf = socket.to_owned();
-        subscribers.spawn(async move {
-            let mut wire = Wire::connect(&socket).await?;
-            let subscribe = Subscribe { id: 1, pattern: Pattern::parse("bench:fan")?, class: Class::Live };
-            wire.put(&Frame::Subscribe(subscribe))?;
-            wire.flush().await?;
-            let Frame::Reply { .. } = wire.frame().await? else { bail!("not subscribed") };
-            ready.send(()).await?;
-            for count in 1..=FANOUT {
-                let body = wire.body().await?;
-                ensure!(body.starts_with(b"\x81\xa5event"), "lost: {:?}", Frame::decode(&body.freeze()));
-                if let Some(progress) = progress.as_ref().filter(|_| count % 100 == 0) {
-                    progress.send_replace(count);
-                }
-            }
-            anyhow::Ok(())
-        });
+impl fanout::Wire for Wire {
+    type Address = PathBuf;
+
+    async fn connect(socket: PathBuf) -> anyhow::Result<Self> {
+        Self::connect(&socket).await
     }
-    drop(ready);
-    for _ in 0..SUBSCRIBERS {
-        are_ready.recv().await.context("a subscriber has failed")?;
+
+    async fn listen(&mut self) -> anyhow::Result<()> {
+        let subscribe = Subscribe::new(1, Pattern::parse("bench:fan")?, Class::Live);
+        self.put(&Frame::Subscribe(subscribe))?;
+        self.flush().await?;
+        let Frame::Reply { .. } = self.frame().await? else { bail!("not subscribed") };
+        Ok(())
     }
-    let mut wire = Wire::connect(socket).await?;
-    let emit = Frame::Emit(Emit {
-        id: None,
-        event: EventName::parse("bench:fan")?,
-        data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
-        correlation_id: None,
-    });
-    let figures = Figures::start("ksi-fanout");
-    for count in 1..=FANOUT {
-        wire.put(&emit)?;
-        if count % 100 == 0 {
-            wire.flush().await?;
-            of_first.wait_for(|received| received + FANOUT_AHEAD >= count).await?;
-        }
+
+    async fn hear(&mut self) -> anyhow::Result<()> {
+        let body = self.body().await?;
+        ensure!(body.starts_with(b"\x81\xa5event"), "lost: {:?}", Frame::decode(&body.freeze()));
+        Ok(())
     }
-    while let Some(subscriber) = subscribers.join_next().await {
-        subscriber??;
+
+    fn tell(&mut self) -> anyhow::Result<()> {
+        Ok(self.fact.encode(&mut self.outgoing)?)
     }
-    figures.print(FANOUT * SUBSCRIBERS);
-    Ok(())
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        self.flush().await
+    }
 }

@@ -8,12 +8,17 @@
 //!
 //! `bench-peer ksi SOCKET` drives a running daemon with the same thin client
 //! that drives NATS, so that two routers are compared and no client libraries.
-//! What a user of `ksi-client` gets is what `ksi bench` measures;
-//! `scripts/bench` puts all side by side.
+//! `bench-peer jetstream` and `bench-peer ksi durable SOCKET EVENT` do the same
+//! with what is kept.
+//!
+//! What a user of `ksi-client` gets is what `ksi bench` measures, and what one
+//! of NATS's official client gets, `tests/async-nats`; `scripts/bench` puts all
+//! side by side.
 
 #![expect(clippy::print_stdout, reason = "figures are this program's output")]
 
 mod echo;
+mod fanout;
 mod figures;
 mod ksi;
 mod nats;
@@ -32,6 +37,11 @@ const IN_FLIGHT: usize = 256;
 const SUBSCRIBERS: usize = 64;
 /// Events of the fan-out; each is delivered to every subscriber.
 const FANOUT: usize = 20_000;
+
+/// What is kept, one after the other.
+const KEPT_ONE_BY_ONE: usize = 2_000;
+/// What is kept in all where many are in flight.
+const KEPT: usize = 100_000;
 
 /// Which of tokio's runtimes the bare echo runs on, on both sides. The daemon
 /// and its clients run on many threads; one thread is the floor below which no
@@ -61,10 +71,15 @@ async fn run(threads: Threads, words: &[&str]) -> anyhow::Result<ExitCode> {
         ["echo"] => echo::measure(threads).await?,
         ["echo", "serve", socket] => echo::serve(socket.as_ref()).await?,
         ["ksi", socket] => ksi::measure(socket.as_ref()).await?,
+        ["ksi", "durable", socket, event] => ksi::durable::measure(socket.as_ref(), event).await?,
         ["nats"] => nats::measure().await?,
+        ["jetstream"] => nats::jetstream::measure().await?,
         ["nats", "respond", port] => nats::respond(port.parse()?).await?,
         _ => {
-            println!("usage: bench-peer [--one-thread] echo | bench-peer nats | bench-peer ksi SOCKET");
+            println!(
+                "usage: bench-peer [--one-thread] echo | nats | jetstream | ksi SOCKET | \
+                 ksi durable SOCKET EVENT"
+            );
             return Ok(ExitCode::from(2));
         }
     }

@@ -5,6 +5,8 @@
 //! client answered by another, 256 of those in flight, and one emitter with 64
 //! subscribers. Without `nats-server` in the path it says so and fails.
 
+pub(crate) mod jetstream;
+
 use std::{
     net::{Ipv4Addr, TcpListener},
     process::Stdio,
@@ -17,17 +19,13 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     process::{Child, Command},
-    task::JoinSet,
     time,
 };
 
-use crate::{FANOUT, IN_FLIGHT, ONE_BY_ONE, PIPELINED, SUBSCRIBERS, figures::Figures};
+use crate::{IN_FLIGHT, ONE_BY_ONE, PIPELINED, fanout, figures::Figures};
 
 /// Time a server or responder may take to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// Events the emitter of the fan-out may be ahead of its slowest subscriber:
-/// below it NATS never drops.
-const FANOUT_AHEAD: usize = 4_000;
 const PAYLOAD: &[u8] = b"{\"text\":\"0123456789abcdef\"}";
 
 /// What the server says to a client.
@@ -165,7 +163,7 @@ pub(crate) async fn measure() -> anyhow::Result<()> {
     time::timeout(START_TIMEOUT, answered(&mut wire)).await.context("the responder does not answer")??;
     one_by_one(&mut wire).await?;
     pipelined(&mut wire).await?;
-    fanout(port).await
+    fanout::measure::<Wire>("nats-fanout", port).await
 }
 
 fn server(port: u16) -> anyhow::Result<Child> {
@@ -232,44 +230,28 @@ async fn pipelined(wire: &mut Wire) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One emitter, many subscribers, each on a connection of its own.
-async fn fanout(port: u16) -> anyhow::Result<()> {
-    let mut subscribers = JoinSet::new();
-    let (ready, mut are_ready) = tokio::sync::mpsc::channel::<()>(SUBSCRIBERS);
-    let (progress, mut of_first) = tokio::sync::watch::channel(0_usize);
-    for number in 0..SUBSCRIBERS {
-        let (ready, progress) = (ready.clone(), (number == 0).then(|| progress.clone()));
-        subscribers.spawn(async move {
-            let mut wire = Wire::connect(port).await?;
-            wire.write(b"SUB fan 1\r\n");
-            wire.settle().await?;
-            ready.send(()).await?;
-            for count in 1..=FANOUT {
-                wire.message().await?;
-                if let Some(progress) = progress.as_ref().filter(|_| count % 100 == 0) {
-                    progress.send_replace(count);
-                }
-            }
-            anyhow::Ok(())
-        });
+impl fanout::Wire for Wire {
+    type Address = u16;
+
+    async fn connect(port: u16) -> anyhow::Result<Self> {
+        Self::connect(port).await
     }
-    drop(ready);
-    for _ in 0..SUBSCRIBERS {
-        are_ready.recv().await.context("a subscriber has failed")?;
+
+    async fn listen(&mut self) -> anyhow::Result<()> {
+        self.write(b"SUB fan 1\r\n");
+        self.settle().await
     }
-    let mut wire = Wire::connect(port).await?;
-    let figures = Figures::start("nats-fanout");
-    for count in 1..=FANOUT {
-        wire.publish("fan", "", PAYLOAD);
-        if count % 100 == 0 {
-            wire.flush().await?;
-            of_first.wait_for(|received| received + FANOUT_AHEAD >= count).await?;
-        }
+
+    async fn hear(&mut self) -> anyhow::Result<()> {
+        self.message().await.map(drop)
     }
-    wire.flush().await?;
-    while let Some(subscriber) = subscribers.join_next().await {
-        subscriber??;
+
+    fn tell(&mut self) -> anyhow::Result<()> {
+        self.publish("fan", "", PAYLOAD);
+        Ok(())
     }
-    figures.print(FANOUT * SUBSCRIBERS);
-    Ok(())
+
+    async fn flush(&mut self) -> anyhow::Result<()> {
+        self.flush().await
+    }
 }

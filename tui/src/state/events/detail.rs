@@ -44,7 +44,7 @@ impl Detail {
 fn write(lines: &mut Vec<String>, event: &Event) {
     for (label, value) in [
         ("event", event.event.to_string()),
-        ("origin", event.origin.clone()),
+        ("origin", event.origin.to_string()),
         ("at", figures::moment(event.at_ms)),
         ("seq", event.seq.to_string()),
         ("correlation", event.correlation_id.clone().unwrap_or_else(|| "-".into())),

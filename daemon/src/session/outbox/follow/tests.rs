@@ -1,0 +1,239 @@
+//! Tests of durable subscriptions: positions, credit, ends, and going on.
+
+use bytes::BytesMut;
+use ksi_protocol::{Pattern, frame::Class};
+use tokio::{io::AsyncReadExt, net::UnixStream};
+
+use super::*;
+use crate::session::face::Lines;
+
+const SUB: Id = 7;
+
+fn pair(face: Face) -> (Outbox, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Outbox::new(ours, face, Arc::default()), theirs)
+}
+
+fn asked(since_seq: Option<u64>, credit: Option<u32>) -> Subscribe {
+    let pattern = Pattern::parse("a:*").unwrap();
+    Subscribe { since_seq, credit, ..Subscribe::new(SUB, pattern, Class::Durable) }
+}
+
+fn answer(answer: Answer) -> Delivery {
+    let event = EventName::parse(FOLLOW).unwrap();
+    Delivery::Answer { id: SUB, token: 1, event, answer, correlation_id: None }
+}
+
+fn fact(seq: u64, bytes: usize) -> Delivery {
+    let kept = Kept {
+        seq,
+        event: EventName::parse("a:born").unwrap(),
+        data: encode(&"x".repeat(bytes)).unwrap(),
+        origin: "session:1".into(),
+        at_ms: 5,
+        correlation_id: None,
+    };
+    answer(Answer::Chunk(encode(&Followed::Fact(kept)).unwrap()))
+}
+
+fn gap(from_seq: u64, to_seq: u64) -> Delivery {
+    answer(Answer::Chunk(encode(&Followed::Gap(Missed { from_seq, to_seq })).unwrap()))
+}
+
+fn gone(code: Code) -> Delivery {
+    answer(Refusal::new(code, "gone").into())
+}
+
+/// Reads until the answer to a request that is asked now: all that was said
+/// before.
+async fn frames(outbox: &Outbox, client: &mut UnixStream) -> Vec<Frame> {
+    outbox.owe();
+    let last = Answer::Reply(ksi_protocol::empty());
+    let event = EventName::parse(FOLLOW).unwrap();
+    outbox.answer(Delivery::Answer { id: 99, token: 2, event, answer: last, correlation_id: None });
+    let mut input = BytesMut::new();
+    let mut frames = Vec::new();
+    outbox.flush();
+    loop {
+        tokio::select! {
+            got = client.read_buf(&mut input) => assert!(got.unwrap() > 0),
+            _ = outbox.socket.writable() => { outbox.resume(); }
+        }
+        while let Some(frame) = Frame::split(&mut input).unwrap() {
+            if matches!(frame, Frame::Reply { id: 99, .. }) {
+                return frames;
+            }
+            frames.push(frame);
+        }
+    }
+}
+
+fn seqs(frames: &[Frame]) -> Vec<u64> {
+    frames
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Event(event) => Some(event.seq),
+            _ => None,
+        })
+        .collect()
+}
+
+fn since(ask: &Ask) -> Option<u64> {
+    decode::<Follow>(&ask.data).unwrap().since_seq
+}
+
+#[tokio::test]
+async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
+    let (outbox, mut client) = pair(Face::Frames);
+    let ask = outbox.follow(asked(Some(3), None)).unwrap();
+    assert_eq!((ask.id, ask.event.as_str(), since(&ask)), (SUB, FOLLOW, Some(3)));
+    assert_eq!(outbox.follow(asked(None, None)).unwrap_err().code, Code::Conflict);
+    assert_eq!(outbox.begin(SUB, None).unwrap_err().code, Code::Conflict);
+    outbox.confirm(SUB);
+    outbox.answer(gap(3, 6));
+    outbox.answer(fact(7, 1));
+    outbox.answer(fact(12, 1));
+    outbox.answer(gone(Code::Conflict));
+    let frames = frames(&outbox, &mut client).await;
+    assert!(matches!(frames[0], Frame::Reply { id: SUB, .. }), "{:?}", frames[0]);
+    assert_eq!(frames[1], Frame::Gap(Gap { sub: SUB, missed: 4, from_seq: 3, to_seq: 6 }));
+    let Frame::Event(event) = &frames[2] else { panic!("{:?}", frames[2]) };
+    assert_eq!((event.sub, event.seq, event.at_ms, &*event.origin), (SUB, 7, 5, "session:1"));
+    assert_eq!(seqs(&frames), [7, 12]);
+    assert!(
+        matches!(&frames[4], Frame::Refusal { id: Some(SUB), refusal } if refusal.code == Code::Conflict)
+    );
+    assert!(outbox.is_owed_nothing() && outbox.is_free(SUB).is_ok());
+}
+
+#[tokio::test]
+async fn one_that_is_refused_at_once_is_never_confirmed() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(Some(1), None)).unwrap();
+    outbox.answer(gone(Code::Unavailable));
+    outbox.confirm(SUB);
+    let frames = frames(&outbox, &mut client).await;
+    assert!(matches!(&frames[..], [Frame::Refusal { id: Some(SUB), .. }]), "{frames:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_given_no_more_than_its_window() {
+    let (outbox, mut client) = pair(Face::Frames);
+    let ask = outbox.follow(asked(None, None)).unwrap();
+    outbox.confirm(SUB);
+    assert_eq!(ask.credit, Some(WINDOW));
+    for seq in 1..=u64::from(WINDOW) {
+        outbox.answer(fact(seq, 64 * 1024));
+        outbox.flush();
+    }
+    assert!(outbox.grants().iter().map(|(_, n)| n).sum::<u32>() < WINDOW / 2, "most were not written");
+    // One beyond the credit, from a plugin that does not heed it, waits too.
+    outbox.answer(fact(100, 1));
+    let frames = frames(&outbox, &mut client).await;
+    assert_eq!(seqs(&frames).len(), WINDOW as usize);
+    outbox.follow_up.notified().await;
+    let grants = outbox.grants();
+    assert!(matches!(grants[..], [(SUB, n)] if n > WINDOW / 2), "{grants:?}");
+    outbox.add_credit(SUB, grants[0].1);
+    assert_eq!(seqs(&self::frames(&outbox, &mut client).await), [100]);
+}
+
+#[tokio::test]
+async fn the_clients_own_credit_is_kept_to() {
+    let (outbox, mut client) = pair(Face::Frames);
+    let ask = outbox.follow(asked(None, Some(1))).unwrap();
+    outbox.confirm(SUB);
+    assert_eq!(ask.credit, Some(1));
+    outbox.answer(fact(1, 1));
+    assert_eq!(seqs(&frames(&outbox, &mut client).await), [1]);
+    assert!(outbox.grants().is_empty(), "that is the client's to give");
+    outbox.add_credit(SUB, 2);
+    outbox.answer(gone(Code::PluginRestarted));
+    assert_eq!(outbox.resumed()[0].credit, Some(2));
+}
+
+#[tokio::test]
+async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(None, None)).unwrap();
+    outbox.confirm(SUB);
+    for seq in 1..=40 {
+        outbox.answer(fact(seq, 64 * 1024));
+        outbox.flush();
+    }
+    assert_eq!(outbox.end_follow(SUB), Some(true));
+    assert_eq!(outbox.end_follow(SUB), None);
+    outbox.answer(fact(41, 1));
+    outbox.answer(gone(Code::Cancelled));
+    outbox.follow(asked(None, None)).unwrap();
+    outbox.confirm(SUB);
+    outbox.answer(fact(50, 1));
+    let frames = frames(&outbox, &mut client).await;
+    assert!(!frames.iter().any(|frame| matches!(frame, Frame::Refusal { .. })));
+    let seqs = seqs(&frames);
+    assert!(seqs.len() < 30 && !seqs.contains(&41) && seqs.last() == Some(&50), "{seqs:?}");
+}
+
+#[tokio::test]
+async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(None, None)).unwrap();
+    outbox.confirm(SUB);
+    // An empty gap says where it stands, and is nothing to the client.
+    outbox.answer(gap(5, 4));
+    outbox.answer(gone(Code::PluginRestarted));
+    assert!(outbox.has_lapsed() && !outbox.is_owed_nothing());
+    outbox.flush();
+    outbox.follow_up.notified().await;
+    let asks = outbox.resumed();
+    assert_eq!((asks.len(), since(&asks[0]), asks[0].credit), (1, Some(5), Some(WINDOW)));
+    assert!(!outbox.has_lapsed());
+    outbox.answer(fact(9, 1));
+    outbox.answer(gone(Code::Unavailable));
+    assert_eq!(since(&outbox.resumed()[0]), Some(10));
+    let frames = frames(&outbox, &mut client).await;
+    assert!(matches!(&frames[..], [Frame::Reply { .. }, Frame::Event(_)]), "{frames:?}");
+    outbox.answer(gone(Code::Timeout));
+    assert_eq!(outbox.end_follow(SUB), Some(false), "nobody has to be told");
+    assert!(outbox.is_owed_nothing());
+}
+
+#[tokio::test]
+async fn one_whose_position_nobody_knows_ends_instead_of_losing_something() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(None, None)).unwrap();
+    outbox.confirm(SUB);
+    outbox.answer(gone(Code::PluginRestarted));
+    let frames = frames(&outbox, &mut client).await;
+    assert!(matches!(&frames[..], [Frame::Reply { .. }, Frame::Refusal { .. }]), "{frames:?}");
+}
+
+#[tokio::test]
+async fn lines_have_the_same() {
+    let mut lines = Lines::default();
+    assert_eq!(lines.open(Some("s".into())).unwrap(), 1);
+    let (outbox, mut client) = pair(Face::Json(lines));
+    outbox.follow(Subscribe { id: 1, ..asked(None, None) }).unwrap();
+    outbox.confirm(1);
+    for delivery in [fact(7, 1), gap(8, 9), gone(Code::Conflict)] {
+        let Delivery::Answer { token, event, answer, correlation_id, .. } = delivery else { continue };
+        outbox.answer(Delivery::Answer { id: 1, token, event, answer, correlation_id });
+    }
+    outbox.flush();
+    let mut text = String::new();
+    while text.lines().count() < 4 {
+        let mut bytes = [0; 4096];
+        let got = client.read(&mut bytes).await.unwrap();
+        text.push_str(std::str::from_utf8(&bytes[..got]).unwrap());
+    }
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], serde_json::json!({"id": "s", "data": {"subscribed": true}}));
+    assert_eq!(
+        (&lines[1]["event"], &lines[1]["sub"], &lines[1]["seq"]),
+        (&"a:born".into(), &"s".into(), &7.into())
+    );
+    let gap = serde_json::json!({"gap": {"sub": "s", "missed": 2, "from_seq": 8, "to_seq": 9}});
+    assert_eq!(lines[2], gap);
+    assert_eq!((&lines[3]["id"], &lines[3]["refusal"]["code"]), (&"s".into(), &"conflict".into()));
+}

@@ -1,0 +1,103 @@
+//! What a client listens to: live and latest events from the kernel, durable
+//! ones from the plugin that keeps work.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use ksi_protocol::{
+    Code, Frame, Refusal,
+    frame::{self, Class, Subscribe},
+    json,
+};
+
+use super::Session;
+use crate::{
+    hub::{Hub, Port, Turn},
+    session::outbox::Outbox,
+};
+
+/// Pause before a durable subscription is asked for anew, so that a plugin that
+/// refuses it again is not asked without end.
+const RESUME_PAUSE: Duration = Duration::from_millis(100);
+
+/// Sees to durable subscriptions: gives credit as events are written, and asks
+/// anew for those whose plugin has gone, once it is back.
+pub(super) async fn keep_up(hub: &Hub, port: &Arc<Port>, outbox: &Arc<Outbox>) -> Infallible {
+    loop {
+        outbox.follow_up.notified().await;
+        let mut turn = hub.turn_of(outbox);
+        for (id, n) in outbox.grants() {
+            outbox.add_credit(id, n);
+            turn.credit(port, id, n);
+        }
+        turn.end();
+        while outbox.has_lapsed() {
+            let kept = hub.kept.notified();
+            if hub.kernel.keeper().is_none() {
+                kept.await;
+            }
+            tokio::time::sleep(RESUME_PAUSE).await;
+            let mut turn = hub.turn_of(outbox);
+            for ask in outbox.resumed() {
+                turn.request(port, ask);
+            }
+            turn.touch(outbox);
+            turn.end();
+        }
+    }
+}
+
+impl Session<'_> {
+    pub(super) fn subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) {
+        let id = subscribe.id;
+        if let Err(refusal) = self.try_subscribe(subscribe, turn) {
+            self.outbox.refuse(Some(id), refusal);
+        }
+    }
+
+    fn try_subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+        let Subscribe { id, class, .. } = subscribe;
+        if class == Class::Durable {
+            return self.follow(subscribe, turn);
+        }
+        let Subscribe { since_seq, consumer, credit, pattern, .. } = subscribe;
+        if since_seq.is_some() || consumer.is_some() || credit.is_some() {
+            let message = "`since_seq`, `consumer` and `credit` are for durable subscriptions";
+            return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
+        }
+        self.outbox.is_free(id)?;
+        self.hub.kernel.subscribe(self.port, id, pattern, class)?;
+        let data = json::from_json(&serde_json::json!({ "subscribed": true }));
+        let data = data.unwrap_or_else(|_| ksi_protocol::empty());
+        self.outbox.open_sub(id, &Frame::Reply { id, data });
+        Ok(())
+    }
+
+    /// Begins a durable subscription, which the plugin that keeps work serves.
+    fn follow(&self, subscribe: Subscribe, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+        if self.hub.kernel.keeper().is_none() {
+            let message =
+                format!("`{}` cannot be followed: nobody is there who keeps facts", subscribe.pattern);
+            return Err(Refusal::new(Code::Unavailable, message)
+                .retry_after_ms(200)
+                .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
+        }
+        let id = subscribe.id;
+        let ask = self.outbox.follow(subscribe)?;
+        turn.request(self.port, ask);
+        // Where it was refused at once, there is nothing to confirm any more.
+        self.outbox.confirm(id);
+        Ok(())
+    }
+
+    pub(super) fn unsubscribe(&self, id: frame::Id, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+        if let Some(runs) = self.outbox.end_follow(id) {
+            if runs {
+                turn.cancel(self.port, id);
+            }
+            return Ok(());
+        }
+        self.hub.kernel.unsubscribe(self.port, id)?;
+        self.outbox.remove_sub(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! What a plugin keeps: values by key that survive its restarts, the daemon's
+//! and the machine's.
+//!
+//! Each plugin has a space of its own; nobody else sees it. A value is any type
+//! that serde can write, a key any bytes of its own choice but for the first,
+//! which may not be 0. What a call has written is on the disk when the call
+//! returns.
+//!
+//! ```
+//! use ksi_sdk::prelude::*;
+//!
+//! async fn count(ctx: &Ctx) -> Result<u64, Refusal> {
+//!     let state = ctx.state();
+//!     loop {
+//!         let count = state.get::<u64>("count").await?.unwrap_or_default();
+//!         // Refused where another handler was faster; then it is read again.
+//!         match state.compare_and_set("count", count.version, &(count.value + 1)).await {
+//!             Ok(_) => return Ok(count.value + 1),
+//!             Err(refusal) if refusal.code == Code::Conflict => {}
+//!             Err(refusal) => return Err(refusal),
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! # Limits
+//!
+//! A key has at most 1 KiB, a value 1 MiB, a batch 4 MiB and 4096 changes and
+//! checks, a page of a scan 4 MiB and 1000 entries:
+//! [`ksi_protocol::space`] has the numbers.
+//!
+//! # Failure
+//!
+//! While whoever keeps the state is away, calls are refused `unavailable`; only
+//! while the plugin opens do they wait, with growing pauses, as long as its
+//! start may take. A write whose answer is lost (`plugin_restarted`, `timeout`)
+//! may have been made.
+
+pub(crate) mod version;
+
+use std::time::Duration;
+
+use ksi_protocol::{
+    Bytes, Code, Refusal,
+    space::{self, Applied, Apply, Change, Check, Got, RESERVED, Scan, check_key},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{call::CallOptions, context::Ctx, link::encode};
+
+/// First pause while the plugin opens and its state cannot be had; doubled for
+/// each one after.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// Longest of these pauses; when it is reached, the log hears about it once.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A value, and the version that was read with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// Its version. It only rises; 0 stands for "nothing is there".
+    pub version: u64,
+}
+
+/// A value and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<T> {
+    /// Where.
+    pub key: Bytes,
+    /// What.
+    pub value: T,
+    /// Its version.
+    pub version: u64,
+}
+
+/// A part of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// In the order of their keys.
+    pub entries: Vec<Entry<T>>,
+    /// Whether there are more after the last.
+    pub more: bool,
+}
+
+/// The state of the plugin. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    ctx: Ctx,
+}
+
+impl State {
+    pub(crate) fn new(ctx: Ctx) -> Self {
+        Self { ctx }
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` where it is not a `T`; else as the module says.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Versioned<T>>, Refusal> {
+        let Got { value, version } = self.read(own(key.as_ref())?).await?;
+        value.map(|value| Ok(Versioned { value: typed(key.as_ref(), &value)?, version })).transpose()
+    }
+
+    /// Writes a value, whatever was there. Returns its version.
+    ///
+    /// # Errors
+    ///
+    /// `too_large` beyond a limit; else as the module says.
+    pub async fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<[u8]>, value: &T) -> Result<u64, Refusal> {
+        self.batch().put(key, value).commit().await
+    }
+
+    /// Removes a value; nothing need be there.
+    ///
+    /// # Errors
+    ///
+    /// As the module says.
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Refusal> {
+        self.batch().delete(key).commit().await.map(drop)
+    }
+
+    /// Writes a value if the one that is there has the `expected` version, 0 for
+    /// none. Returns the new version.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where another version is there, which
+    /// [`space::Conflict::of`] finds in the refusal; else as [`State::put`].
+    pub async fn compare_and_set<T: Serialize + ?Sized>(
+        &self,
+        key: impl AsRef<[u8]>,
+        expected: u64,
+        value: &T,
+    ) -> Result<u64, Refusal> {
+        self.batch().check_version(&key, expected).put(&key, value).commit().await
+    }
+
+    /// Reads what lies under keys that begin with `prefix`, in their order: at
+    /// most `limit` entries, fewer where they are large. The next page is after
+    /// the last key of this one.
+    ///
+    /// ```
+    /// # use ksi_sdk::prelude::*;
+    /// async fn total(state: &State) -> Result<u64, Refusal> {
+    ///     let (mut total, mut after) = (0, None);
+    ///     loop {
+    ///         let page = state.scan::<u64>("score/", after.as_deref(), 100).await?;
+    ///         total += page.entries.iter().map(|entry| entry.value).sum::<u64>();
+    ///         match page.entries.last() {
+    ///             Some(last) if page.more => after = Some(last.key.clone()),
+    ///             _ => return Ok(total),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` where one is not a `T`; else as the module says.
+    pub async fn scan<T: DeserializeOwned>(
+        &self,
+        prefix: impl AsRef<[u8]>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Page<T>, Refusal> {
+        // Keys that are not the plugin's come first of all, and are passed over.
+        let first: &[u8] = &[RESERVED, u8::MAX];
+        let ask = Scan {
+            prefix: Bytes::copy_from_slice(prefix.as_ref()),
+            after: Some(Bytes::copy_from_slice(after.map_or(first, |after| after.max(first)))),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX).clamp(1, space::SCAN_ENTRIES_MAX),
+        };
+        let page: space::Page = self.ask("space:scan", &ask).await?;
+        let entry = |space::Entry { key, value, version }| {
+            typed(&key, &value).map(|value| Entry { key, value, version })
+        };
+        let entries = page.entries.into_iter().map(entry).collect::<Result<_, Refusal>>()?;
+        Ok(Page { entries, more: page.more })
+    }
+
+    /// Changes that are to happen together; [`Batch::commit`] makes them.
+    pub fn batch(&self) -> Batch {
+        Batch { state: self.clone(), apply: Apply::default(), fault: None }
+    }
+
+    async fn read(&self, key: Bytes) -> Result<Got, Refusal> {
+        self.ask("space:get", &space::Get { key }).await
+    }
+
+    /// Asks; while the plugin opens, again and again until somebody is there.
+    /// The daemon ends a start that takes too long.
+    async fn ask<Q: Serialize, A: DeserializeOwned>(&self, event: &str, ask: &Q) -> Result<A, Refusal> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            // State is also used by tasks that outlive the request that they
+            // were spawned for.
+            let options = CallOptions { detached: true, ..CallOptions::default() };
+            let answer = self.ctx.request_with(event, ask, options).await;
+            match answer {
+                Err(refusal) if self.ctx.core().opening.get() && is_early(&refusal) => {
+                    if pause < PAUSE_MAX && pause * 2 >= PAUSE_MAX {
+                        self.ctx.warn(&format!("waits for its state: {}", refusal.message));
+                    }
+                    self.ctx.sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// Whether a refusal only says that nobody is there yet, so that nothing was
+/// done and asking again helps.
+fn is_early(refusal: &Refusal) -> bool {
+    match refusal.code {
+        Code::Unavailable | Code::Busy => refusal.retryable,
+        // Said before the first start of the plugin that keeps the state.
+        Code::NoOwner => true,
+        _ => false,
+    }
+}
+
+/// A key of the plugin's own.
+fn own(key: &[u8]) -> Result<Bytes, Refusal> {
+    check_key(key)?;
+    match key.first() {
+        Some(&RESERVED) => Err(Refusal::new(
+            Code::InvalidPayload,
+            "a key of a plugin's state must not begin with a zero byte",
+        )),
+        _ => Ok(Bytes::copy_from_slice(key)),
+    }
+}
+
+/// A value as a type. Keys may be shown, values never.
+fn typed<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, Refusal> {
+    ksi_protocol::decode(value).map_err(|refusal| {
+        let message = format!("the value under `{}`: {}", key.escape_ascii(), refusal.message);
+        let hint =
+            "was it written by another version of the plugin? `STATE_VERSION` and `migrate` are for that";
+        Refusal { message, ..refusal }.hint(hint)
+    })
+}
+
+/// Changes that happen together or not at all.
+///
+/// ```
+/// # use ksi_sdk::prelude::*;
+/// async fn rename(state: &State, from: &str, to: &str) -> Result<(), Refusal> {
+///     let Some(found) = state.get::<String>(from).await? else { return Ok(()) };
+///     let batch = state.batch().check_version(from, found.version).check_version(to, 0);
+///     batch.delete(from).put(to, &found.value).commit().await.map(drop)
+/// }
+/// ```
+#[must_use = "nothing happens before `commit`"]
+pub struct Batch {
+    state: State,
+    apply: Apply,
+    /// The first thing that cannot be done; said by `commit`.
+    fault: Option<Refusal>,
+}
+
+impl Batch {
+    /// Writes a value.
+    pub fn put<T: Serialize + ?Sized>(mut self, key: impl AsRef<[u8]>, value: &T) -> Self {
+        let change = own(key.as_ref()).and_then(|key| Ok(Change { key, value: Some(encode(value)?) }));
+        self.add(change, |apply| &mut apply.changes);
+        self
+    }
+
+    /// Removes a value; nothing need be there.
+    pub fn delete(mut self, key: impl AsRef<[u8]>) -> Self {
+        let change = own(key.as_ref()).map(|key| Change { key, value: None });
+        self.add(change, |apply| &mut apply.changes);
+        self
+    }
+
+    /// Makes the changes only if this value still has this version, 0 for none.
+    pub fn check_version(mut self, key: impl AsRef<[u8]>, version: u64) -> Self {
+        let check = own(key.as_ref()).map(|key| Check { key, version });
+        self.add(check, |apply| &mut apply.checks);
+        self
+    }
+
+    fn add<T>(&mut self, item: Result<T, Refusal>, to: impl FnOnce(&mut Apply) -> &mut Vec<T>) {
+        match item {
+            Ok(item) => to(&mut self.apply).push(item),
+            Err(refusal) => {
+                self.fault.get_or_insert(refusal);
+            }
+        }
+    }
+
+    /// Makes all changes. Returns the version of all values that were written;
+    /// 0 where there was nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` where a version is not as it was checked to be; else as
+    /// [`State::put`]. Nothing has changed then, unless the answer was lost.
+    pub async fn commit(self) -> Result<u64, Refusal> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if self.apply == Apply::default() {
+            return Ok(0);
+        }
+        self.apply.check_limits()?;
+        let applied: Applied = self.state.ask("space:apply", &self.apply).await?;
+        Ok(applied.version)
+    }
+}

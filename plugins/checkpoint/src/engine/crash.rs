@@ -1,0 +1,358 @@
+//! The crash proof: the power goes at every step of a workload.
+//!
+//! A workload of a seed (commits, deletes, facts, reads, checkpoints, exports,
+//! restores) runs on a simulated disk and a simulated store, once without a
+//! fault to count its steps, then once for each step with the power cut there, or an
+//! error. What is recovered is compared with a model, and work goes on.
+//! `KSI_CRASH_POINTS` runs more than the suite does, `KSI_CRASH_SEED` begins
+//! at another seed.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex},
+};
+
+use ksi_sdk::protocol::{Bytes, EventName, Refusal};
+
+use super::{
+    keeper::Keeper,
+    options::Options,
+    recovery::{Opening, Places, recover},
+    report::Recovery,
+    shared::{Log, Shared},
+    thread::facts,
+};
+use crate::{
+    disk::{
+        File,
+        sim::{Chance, Fault, SimDisk},
+    },
+    journal::{Journal, JournalError, PAYLOAD_MAX, SubmitError},
+    overlay::merge,
+    record::{Batch, Fact, Record, Seq},
+    store::{Shelf, export, memory::MemoryShelf, simulated::SimulatedShelf},
+};
+
+/// Points in the suite.
+const POINTS: u64 = 50_000;
+
+type Content = BTreeMap<Bytes, Bytes>;
+
+/// The journal without a thread: what is in line is written when somebody waits for it.
+struct Direct {
+    journal: Journal,
+    line: Vec<Bytes>,
+    stopped: Option<Arc<JournalError>>,
+}
+
+impl Log for Direct {
+    fn submit(&mut self, payload: Bytes) -> Result<Seq, SubmitError> {
+        if let Some(why) = &self.stopped {
+            return Err(SubmitError::Stopped(why.clone()));
+        }
+        if payload.len() > PAYLOAD_MAX {
+            return Err(SubmitError::TooLarge { bytes: payload.len(), limit: PAYLOAD_MAX });
+        }
+        self.line.push(payload);
+        Ok(self.next_seq() - 1)
+    }
+
+    fn next_seq(&self) -> Seq {
+        self.journal.next_seq() + self.line.len() as u64
+    }
+
+    fn stopped(&self) -> Option<Arc<JournalError>> {
+        self.stopped.clone()
+    }
+
+    fn push(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        if let Err(error) = self.journal.append(&line) {
+            self.stopped = Some(Arc::new(error));
+        }
+    }
+
+    fn close(mut self: Box<Self>) -> Result<(), Arc<JournalError>> {
+        self.push();
+        self.stopped.map_or(Ok(()), Err)
+    }
+}
+
+/// The bytes of an export, as a file.
+struct Image(Vec<u8>);
+
+impl File for Image {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let offset = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[offset..offset + buffer.len()]);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn image(content: &Content) -> Image {
+    let mut store = MemoryShelf::default().open("it").unwrap().store;
+    let mut batch = Batch::new();
+    for (key, value) in content {
+        batch.put(key.clone(), value.clone());
+    }
+    store.apply(batch.changes()).unwrap();
+    let mut file = Vec::new();
+    export::write(&*store, 1, &mut file).unwrap();
+    Image(file)
+}
+
+fn options() -> Options {
+    Options { segment_bytes: 2048, keep_facts_bytes: 3000, ..Options::default() }
+}
+
+/// What was done, and what of it is certain.
+struct Model {
+    /// The content after each position.
+    after: BTreeMap<Seq, Content>,
+    facts: BTreeMap<Seq, Fact>,
+    /// Everything up to here was told to be durable.
+    durable: Seq,
+    epoch: u64,
+}
+
+struct Life {
+    keeper: Keeper,
+    shared: Arc<Shared>,
+}
+
+impl Life {
+    fn content(&self) -> Content {
+        let store = self.keeper.store().unwrap();
+        let page = store.range(b"", None, usize::MAX, usize::MAX).unwrap();
+        let all = merge(page, self.shared.state().overlay.range(b"", None));
+        all.into_iter().filter(|(key, _)| key.first() != Some(&crate::record::keys::META)).collect()
+    }
+
+    fn submit(&self, record: Record) -> Result<Seq, Refusal> {
+        let payload = record.encode().into();
+        self.shared.state().commit(record, payload)
+    }
+}
+
+fn open(disk: &SimDisk, shelf: &SimulatedShelf) -> Result<(Life, Recovery), Refusal> {
+    let places = Places {
+        journal: Arc::new(disk.clone()),
+        exports: Arc::new(disk.clone()),
+        shelf: Box::new(shelf.clone()),
+    };
+    let start = |journal, _| -> io::Result<Box<dyn Log>> {
+        Ok(Box::new(Direct { journal, line: Vec::new(), stopped: None }))
+    };
+    let Opening { keeper, shared, recovery } = recover(places, options(), Box::new(start))?;
+    Ok((Life { keeper, shared }, recovery))
+}
+
+fn batch(chance: &mut Chance, seq: Seq, content: &mut Content) -> Batch {
+    let mut batch = Batch::new();
+    let mut put = |batch: &mut Batch, key: Bytes, value: Bytes| {
+        batch.put(key.clone(), value.clone());
+        content.insert(key, value);
+    };
+    // So that the content after each position differs.
+    put(&mut batch, "n".into(), seq.to_string().into());
+    for _ in 0..chance.below(4) {
+        let key = Bytes::from(format!("k{}", chance.below(6)));
+        let length = if chance.below(8) == 0 { 700 } else { chance.below(40) as usize };
+        put(&mut batch, key, vec![chance.below(256) as u8; length].into());
+    }
+    if chance.below(3) == 0 {
+        let key = Bytes::from(format!("k{}", chance.below(6)));
+        batch.delete(key.clone());
+        content.remove(&key);
+    }
+    batch
+}
+
+/// Runs a workload until its end, or until something fails.
+fn work(life: &mut Life, model: &mut Model, chance: &mut Chance, steps: u64) -> Result<(), Refusal> {
+    let mut content = life.content();
+    let mut seq = model.durable;
+    for _ in 0..steps {
+        match chance.below(24) {
+            0..=9 => {
+                let mut next = content.clone();
+                let batch = batch(chance, seq + 1, &mut next);
+                seq = life.submit(Record::Changes(batch))?;
+                content = next;
+                model.after.insert(seq, content.clone());
+            }
+            10..=12 => {
+                let fact = Fact {
+                    at_ms: seq,
+                    event: EventName::parse("a:b").unwrap(),
+                    origin: "test".into(),
+                    correlation_id: None,
+                    data: vec![1; chance.below(90) as usize].into(),
+                };
+                seq = life.submit(Record::Fact(fact.clone()))?;
+                model.facts.insert(seq, fact);
+            }
+            13..=17 => {
+                life.shared.wait_synced(seq)?;
+                model.durable = seq;
+            }
+            18..=20 => {
+                let report = life.keeper.checkpoint(&mut |_| {})?;
+                assert_eq!(report.seq, seq);
+                model.durable = seq;
+            }
+            21 => {
+                life.keeper.checkpoint(&mut |_| {})?;
+                model.durable = seq;
+                life.keeper.export_own()?;
+            }
+            22 if chance.below(3) == 0 => {
+                let past = chance.below(model.after.len() as u64) as usize;
+                let past = model.after.values().nth(past).unwrap().clone();
+                model.after.insert(seq + 1, past.clone());
+                let (_, keys, position) = life.keeper.restore_from("it", &image(&past), model.epoch)?;
+                assert_eq!((keys, position), (past.len() as u64, seq + 1));
+                (content, seq) = (past, position);
+                model.durable = seq;
+            }
+            _ => assert_eq!(life.content(), content),
+        }
+    }
+    Ok(())
+}
+
+/// Compares what was recovered with the model. `exact` where the last opening was the only one since the crash.
+fn check(life: &Life, recovery: &Recovery, model: &mut Model, exact: bool) {
+    assert!(recovery.last_seq >= model.durable, "{} of {} were durable", recovery.last_seq, model.durable);
+    assert!(recovery.epoch > model.epoch);
+    assert!(recovery.notes.iter().all(|note| note.starts_with("finished the restore")), "{:?}", recovery.notes);
+    assert_eq!(recovery.rebuilt, None);
+    let content = life.content();
+    let at = |seq: Seq| model.after.range(..=seq).next_back().map(|(seq, content)| (*seq, content));
+    let (certain, _) = at(model.durable).unwrap();
+    if exact {
+        assert_eq!(&content, at(recovery.last_seq).unwrap().1);
+    } else {
+        assert!(model.after.range(certain..).any(|(_, then)| *then == content), "no state that ever was");
+    }
+    let page = facts(&life.shared.archive, 1, usize::MAX).unwrap();
+    assert!(page.end);
+    let kept: BTreeMap<_, _> = page.facts.into_iter().collect();
+    assert!(kept.iter().all(|(seq, fact)| model.facts.get(seq) == Some(fact)), "a fact that never was");
+    let lost = model.facts.range(page.first_kept..).find(|(seq, _)| **seq <= model.durable && !kept.contains_key(seq));
+    assert_eq!(lost, None);
+    *model = Model {
+        durable: life.shared.archive.synced(),
+        after: BTreeMap::from([(life.shared.archive.synced(), content)]),
+        facts: kept,
+        epoch: recovery.epoch,
+    };
+}
+
+/// Steps of the first workload of a seed.
+const WORK: u64 = 40;
+
+/// One workload with a fault at a step, and what comes after. Steps that the workload took.
+fn point(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
+    let disk = SimDisk::default();
+    let step = |disk: &SimDisk| -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {
+        let disk = disk.clone();
+        Arc::new(move || disk.tick())
+    };
+    let mut shelf = SimulatedShelf::new(step(&disk));
+    let mut chance = Chance::new(seed);
+    // What comes after the fault differs from point to point.
+    let mut after = Chance::new(seed ^ fault.map_or(0, |(step, _)| step << 32));
+    let mut model =
+        Model { after: BTreeMap::from([(0, Content::new())]), facts: BTreeMap::new(), durable: 0, epoch: 0 };
+    if let Some((step, fault)) = fault {
+        disk.fail_at(step, fault);
+    }
+    let first = open(&disk, &shelf).and_then(|(mut life, recovery)| {
+        check(&life, &recovery, &mut model, true);
+        work(&mut life, &mut model, &mut chance, WORK)
+    });
+    let steps = disk.steps();
+    assert!(fault.is_some() || first.is_ok(), "{first:?}");
+    let mut exact = model.durable > 0;
+    for _ in 0..2 {
+        if after.below(4) == 0 {
+            disk.kill();
+        } else {
+            disk.power_cycle(after.below(u64::MAX));
+            let mut random = Chance::new(after.below(u64::MAX));
+            shelf = shelf.crash(|| random.below(u64::MAX), step(&disk));
+        }
+        // Sometimes the recovery does not get to its end either.
+        if after.below(2) == 0 {
+            disk.fail_at(1 + after.below(20), Fault::Power);
+            if open(&disk, &shelf).is_err() {
+                exact = false;
+                continue;
+            }
+            exact = false;
+            disk.kill();
+        }
+    }
+    disk.kill();
+    let (mut life, recovery) = open(&disk, &shelf).expect("it opens without faults");
+    check(&life, &recovery, &mut model, exact);
+    work(&mut life, &mut model, &mut after, 6).expect("it goes on");
+    let content = life.content();
+    let seq = life.shared.state().overlay.seq();
+    life.shared.wait_synced(seq).expect("it goes on");
+    drop(life);
+    disk.kill();
+    let (life, _) = open(&disk, &shelf).expect("it opens again");
+    assert_eq!(life.content(), content);
+    steps
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn the_power_may_go_at_any_step() {
+    let points = number("KSI_CRASH_POINTS", POINTS);
+    let mut seed = number("KSI_CRASH_SEED", 1);
+    let now = Arc::new(Mutex::new(String::new()));
+    struct Tell(Arc<Mutex<String>>);
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                println!("the point that failed: {}", self.0.lock().unwrap());
+            }
+        }
+    }
+    let _tell = Tell(now.clone());
+    let mut done = 0;
+    while done < points {
+        *now.lock().unwrap() = format!("seed {seed} without a fault");
+        let steps = point(seed, None);
+        for step in 1..=steps {
+            let fault = match (seed + step) % 6 {
+                0 => Fault::Io,
+                1 => Fault::Full,
+                _ => Fault::Power,
+            };
+            *now.lock().unwrap() = format!("KSI_CRASH_SEED={seed}, step {step}, {fault:?}");
+            point(seed, Some((step, fault)));
+            done += 1;
+        }
+        seed += 1;
+    }
+}

@@ -1,0 +1,183 @@
+//! What the plugin's thread and the keeper's share: memory, the way into the journal, figures.
+//!
+//! # Invariants
+//!
+//! - A record is put in line for the journal and into memory under one lock,
+//!   so both have the same order.
+//! - The lock is never held while anything blocks.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use futures_util::task::AtomicWaker;
+use ksi_sdk::protocol::{Bytes, Code, Refusal};
+
+use crate::{
+    journal::{Archive, Committer, JournalError, SubmitError},
+    overlay::Overlay,
+    record::{Batch, Record, Seq},
+    store::KEY_MAX,
+};
+
+/// The way into the journal.
+pub(super) trait Log: Send {
+    /// Puts a record in line.
+    fn submit(&mut self, payload: Bytes) -> Result<Seq, SubmitError>;
+    /// Position that the next one gets.
+    fn next_seq(&self) -> Seq;
+    /// Why nothing is taken any more, if so.
+    fn stopped(&self) -> Option<Arc<JournalError>>;
+    /// Writes what waits, where no thread does so by itself.
+    fn push(&mut self) {}
+    /// Writes what waits, and takes nothing more.
+    fn close(self: Box<Self>) -> Result<(), Arc<JournalError>>;
+}
+
+impl Log for Committer {
+    fn submit(&mut self, payload: Bytes) -> Result<Seq, SubmitError> {
+        Self::submit(self, payload)
+    }
+
+    fn next_seq(&self) -> Seq {
+        Self::next_seq(self)
+    }
+
+    fn stopped(&self) -> Option<Arc<JournalError>> {
+        Self::stopped(self)
+    }
+
+    fn close(self: Box<Self>) -> Result<(), Arc<JournalError>> {
+        Self::close(*self)
+    }
+}
+
+/// What the lock guards.
+pub(super) struct State {
+    pub(super) overlay: Overlay,
+    /// None once closed.
+    pub(super) log: Option<Box<dyn Log>>,
+    /// Why the store is of no use any more, if so: nothing is taken then, since memory would only grow.
+    pub(super) failed: Option<Refusal>,
+    /// A checkpoint for size was asked for and has not begun.
+    pub(super) asked: bool,
+    pub(super) figures: Figures,
+}
+
+/// What `health` shows beside positions.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Figures {
+    pub(super) store_seq: Seq,
+    pub(super) export_seq: Seq,
+    pub(super) store_bytes: u64,
+    pub(super) store_keys: u64,
+    pub(super) checkpointed: Option<Instant>,
+    pub(super) checkpoints: u64,
+    pub(super) checkpoint_error: String,
+    pub(super) quarantined: Vec<String>,
+}
+
+/// See the module.
+pub(super) struct Shared {
+    pub(super) archive: Archive,
+    state: Mutex<State>,
+    wakes: Arc<Wakes>,
+}
+
+/// Who is told of a sync: one task of the plugin's thread, and the keeper.
+#[derive(Default)]
+pub(super) struct Wakes {
+    pub(super) waker: AtomicWaker,
+    gate: Mutex<()>,
+    synced: Condvar,
+}
+
+impl Wakes {
+    /// Called by the committer after each sync, and when it stops.
+    pub(super) fn wake(&self) {
+        // Taken and given back, so that nobody misses it between a look and a wait.
+        drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        self.synced.notify_all();
+        self.waker.wake();
+    }
+}
+
+impl Shared {
+    pub(super) fn new(overlay: Overlay, archive: Archive, log: Box<dyn Log>, wakes: Arc<Wakes>, figures: Figures) -> Self {
+        let state = State { overlay, log: Some(log), failed: None, asked: false, figures };
+        Self { archive, state: Mutex::new(state), wakes }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock would be one of the map itself; what it left is as whole as before.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn waker(&self) -> &AtomicWaker {
+        &self.wakes.waker
+    }
+
+    /// Blocks until a position is synced. For the keeper's thread.
+    pub(super) fn wait_synced(&self, seq: Seq) -> Result<(), Refusal> {
+        if let Some(log) = &mut self.state().log {
+            log.push();
+        }
+        let mut gate = self.wakes.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.archive.synced() >= seq {
+                return Ok(());
+            }
+            if let Some(refusal) = self.stopped() {
+                return Err(refusal);
+            }
+            gate = self.wakes.synced.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Why the journal takes nothing any more, if so.
+    pub(super) fn stopped(&self) -> Option<Refusal> {
+        match &self.state().log {
+            Some(log) => log.stopped().map(|error| error.refusal()),
+            None => Some(closed()),
+        }
+    }
+
+    /// The store is of no use any more.
+    pub(super) fn fail(&self, refusal: Refusal) {
+        self.state().failed.get_or_insert(refusal);
+    }
+}
+
+impl State {
+    /// Journals changes and takes them into memory.
+    pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, Refusal> {
+        let Some(log) = &mut self.log else { return Err(closed()) };
+        let seq = log.submit(payload).map_err(|error| match error {
+            SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
+            SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
+            SubmitError::Stopped(why) => why.refusal(),
+        })?;
+        self.overlay.apply(seq, match record {
+            Record::Changes(batch) => batch,
+            Record::Fact(_) => Batch::new(),
+        });
+        Ok(seq)
+    }
+}
+
+/// Refuses a key that no store would take.
+pub(super) fn check_keys(batch: &Batch) -> Result<(), Refusal> {
+    match batch.changes().iter().find(|change| change.key.len() > KEY_MAX) {
+        None => Ok(()),
+        Some(change) => {
+            let message = format!("a key of {} bytes is too long, the limit is {KEY_MAX}", change.key.len());
+            Err(Refusal::new(Code::TooLarge, message).hint("choose a shorter key"))
+        }
+    }
+}
+
+/// What is refused after the end.
+pub(super) fn closed() -> Refusal {
+    Refusal::new(Code::ShuttingDown, "the journal is closed").hint("ask again after the start")
+}

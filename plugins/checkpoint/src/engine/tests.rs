@@ -1,0 +1,542 @@
+//! The engine with its threads, on real files, and on a disk that fails.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Wake},
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{join_all, poll_immediate};
+use ksi_sdk::protocol::EventName;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    disk::sim::{Fault, SimDisk},
+    store::simulated::SimulatedShelf,
+};
+
+/// Wakes the thread of the test, and counts how often.
+struct Unpark(Thread, AtomicUsize);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.unpark();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let unpark = Arc::new(Unpark(std::thread::current(), AtomicUsize::new(0)));
+    let waker = unpark.into();
+    let mut future = pin!(future);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "nobody woke it");
+        std::thread::park_timeout(Duration::from_secs(1));
+    }
+}
+
+fn small() -> Options {
+    Options {
+        segment_bytes: 64 << 10,
+        checkpoint_bytes: 64 << 10,
+        checkpoint_age: Duration::from_secs(600),
+        keep_facts_bytes: 64 << 10,
+        store_cache_bytes: 1 << 20,
+        ..Options::default()
+    }
+}
+
+/// Opens; waits for an engine that was dropped to let go.
+fn open(dir: &TempDir, options: &Options) -> (Rc<Engine>, Recovery) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match block_on(Engine::open(dir.path().to_owned(), options.clone())) {
+            Ok(opened) => return opened,
+            Err(refusal) => assert!(refusal.message.contains("in use") && Instant::now() < deadline, "{refusal:?}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Closes in order, and lets go of the directory.
+fn close(engine: Rc<Engine>) {
+    block_on(engine.close()).unwrap();
+    assert_eq!(Rc::strong_count(&engine), 1);
+}
+
+fn put(engine: &Engine, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Seq {
+    let mut batch = Batch::new();
+    batch.put(key, value);
+    engine.commit(batch).unwrap()
+}
+
+fn get(engine: &Engine, key: &str) -> Option<Bytes> {
+    block_on(engine.get(key.as_bytes())).unwrap()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::yield_now();
+    }
+}
+
+fn fact(data: &'static str) -> Fact {
+    let event = EventName::parse("agent:spawned").unwrap();
+    Fact { at_ms: 1, event, origin: "plugin:agent".into(), correlation_id: None, data: data.into() }
+}
+
+/// An engine on a simulated disk, with the journal's own thread.
+fn on_sim(disk: &SimDisk) -> Result<(Rc<Engine>, Recovery), Refusal> {
+    let places = Places {
+        journal: Arc::new(disk.clone()),
+        exports: Arc::new(disk.clone()),
+        shelf: Box::new(SimulatedShelf::new(Arc::new(|| Ok(())))),
+    };
+    block_on(Engine::start(small(), move || Ok(((), recovery::recover(places, small(), Box::new(committer))?))))
+}
+
+#[test]
+fn what_was_durable_is_there_after_a_reopening_and_each_start_has_its_number() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 1..=6_u64 {
+        let (engine, recovery) = open(&dir, &small());
+        assert_eq!((engine.epoch(), recovery.epoch), (start, start));
+        assert!(recovery.notes.is_empty() && recovery.rebuilt.is_none(), "{recovery:?}");
+        for earlier in 1..start {
+            assert_eq!(get(&engine, &format!("k{earlier}")).unwrap(), format!("v{earlier}"));
+        }
+        let seq = put(&engine, format!("k{start}"), format!("v{start}"));
+        block_on(engine.durable(seq)).unwrap();
+        // In order, by a drop, and by a drop after a checkpoint.
+        match start % 3 {
+            0 => close(engine),
+            1 => drop(block_on(engine.checkpoint()).unwrap()),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_directory_belongs_to_one_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let refused = block_on(Engine::open(dir.path().to_owned(), small())).err().unwrap();
+    assert_eq!(refused.code, Code::Unavailable);
+    assert!(refused.message.contains("in use"), "{}", refused.message);
+    block_on(engine.close()).unwrap();
+    assert_eq!(engine.commit(Batch::new()).unwrap_err().code, Code::ShuttingDown);
+    assert_eq!(block_on(engine.get(b"cold")).unwrap_err().code, Code::ShuttingDown);
+    drop(engine);
+    close(open(&dir, &small()).0);
+}
+
+#[test]
+fn a_reader_waits_for_durability_and_the_latest_value_is_seen_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let seq = put(&engine, "a", "1");
+    assert_eq!(engine.peek(b"a"), Peek::Value(seq, "1".into()));
+    assert_eq!(engine.peek(b"b"), Peek::Store);
+    assert_eq!(block_on(engine.latest(b"a")).unwrap().unwrap(), "1");
+    assert_eq!(get(&engine, "a").unwrap(), "1");
+    assert!(engine.synced_seq() >= seq, "it was shown before it was durable");
+    block_on(engine.checkpoint()).unwrap();
+    assert_eq!(engine.peek(b"a"), Peek::Store);
+    assert_eq!(get(&engine, "a").unwrap(), "1");
+    let mut batch = Batch::new();
+    batch.delete("a");
+    assert_eq!(engine.next_seq(), engine.commit(batch).unwrap());
+    assert_eq!(get(&engine, "a"), None);
+    close(engine);
+}
+
+#[test]
+fn a_scan_sees_all_layers_as_one_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let mut model = BTreeMap::<Bytes, Bytes>::new();
+    let mut chance = crate::disk::sim::Chance::new(7);
+    for round in 0..40 {
+        let mut batch = Batch::new();
+        for _ in 0..50 {
+            let key = Bytes::from(format!("{}{}", ["a", "b", "b\u{ff}", "c"][chance.below(4) as usize], chance.below(60)));
+            match chance.below(3) {
+                0 => {
+                    batch.delete(key.clone());
+                    model.remove(&key);
+                }
+                _ => {
+                    let value = Bytes::from(format!("{round}"));
+                    batch.put(key.clone(), value.clone());
+                    model.insert(key, value);
+                }
+            }
+        }
+        engine.commit(batch).unwrap();
+        if round % 3 == 0 {
+            block_on(engine.checkpoint()).unwrap();
+        }
+        for prefix in ["", "a", "b", "c1", "d"] {
+            let wanted: Vec<_> = model.iter().filter(|(key, _)| key.starts_with(prefix.as_bytes())).collect();
+            let (mut found, mut after) = (Vec::new(), None::<Bytes>);
+            loop {
+                let page = block_on(engine.scan(prefix.as_bytes(), after.as_deref(), 17)).unwrap();
+                assert!(page.len() <= 17);
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                found.extend(page);
+            }
+            found.retain(|(key, _)| key[0] != crate::record::keys::META);
+            assert_eq!(found.iter().map(|(key, value)| (key, value)).collect::<Vec<_>>(), wanted, "{prefix}");
+        }
+    }
+    close(engine);
+}
+
+#[test]
+fn many_that_wait_are_woken_and_one_that_gives_up_strands_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    for round in 0..50 {
+        let mut waiting: Vec<_> = (0..64)
+            .map(|number| {
+                let seq = put(&engine, format!("{number}"), format!("{round}"));
+                let engine = engine.clone();
+                Box::pin(async move { engine.durable(seq).await })
+            })
+            .collect();
+        // Each is polled, so that it waits, and then some go: the last one, whom the next sync would wake, too.
+        for future in &mut waiting {
+            let _ = block_on(poll_immediate(future));
+        }
+        waiting.truncate(40);
+        waiting.retain({
+            let mut number = 0;
+            move |_| {
+                number += 1;
+                number % 3 != round % 3
+            }
+        });
+        let results = block_on(join_all(waiting));
+        assert!(results.iter().all(Result::is_ok));
+    }
+    close(engine);
+}
+
+#[test]
+fn memory_is_bounded_and_the_engine_goes_on_when_the_disk_has_caught_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { overlay_max_bytes: 256 << 10, ..small() };
+    let (engine, _) = open(&dir, &options);
+    let (mut busy, mut key) = (0, 0_u32);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while busy == 0 || key < 3000 {
+        assert!(Instant::now() < deadline, "{busy} {key}");
+        let mut batch = Batch::new();
+        batch.put(key.to_be_bytes().to_vec(), vec![1; 1000]);
+        match engine.commit(batch) {
+            Ok(_) => key += 1,
+            Err(refusal) => {
+                assert!(refusal.code == Code::Busy && refusal.retry_after_ms.is_some());
+                busy += 1;
+            }
+        }
+        assert!(engine.health().overlay_bytes < 300 << 10);
+    }
+    close(engine);
+    let (engine, _) = open(&dir, &options);
+    assert_eq!(block_on(engine.scan(&[], None, usize::MAX)).unwrap().iter().filter(|(key, _)| key.len() == 4).count(), key as usize);
+    close(engine);
+}
+
+#[test]
+fn a_key_or_a_batch_that_is_too_large_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let mut batch = Batch::new();
+    batch.put(vec![1; crate::store::KEY_MAX + 1], "");
+    assert_eq!(engine.commit(batch).unwrap_err().code, Code::TooLarge);
+    let mut batch = Batch::new();
+    batch.put("a", vec![1; crate::journal::PAYLOAD_MAX]);
+    assert_eq!(engine.commit(batch).unwrap_err().code, Code::TooLarge);
+    assert!(engine.health().accepting);
+    close(engine);
+}
+
+#[test]
+fn after_an_error_of_the_disk_nothing_is_accepted_and_what_was_durable_is_found_again() {
+    for fault in [Fault::Io, Fault::Full] {
+        let disk = SimDisk::default();
+        let (engine, _) = on_sim(&disk).unwrap();
+        let seq = put(&engine, "a", "1");
+        block_on(engine.durable(seq)).unwrap();
+        disk.fail_at(disk.steps() + 1, fault);
+        let doubtful = put(&engine, "b", "2");
+        let refused = block_on(engine.durable(doubtful)).unwrap_err();
+        assert!(refused.code == Code::Unavailable && !refused.hint.is_empty(), "{refused:?}");
+        let again = engine.commit(Batch::new()).unwrap_err();
+        assert_eq!((again.code, &again.message), (Code::Unavailable, &refused.message));
+        let health = engine.health();
+        assert!(!health.accepting && health.reason.contains(&refused.message), "{health:?}");
+        assert_eq!(get(&engine, "a").unwrap(), "1");
+        assert_eq!(block_on(engine.get(b"b")).unwrap_err().code, Code::Unavailable);
+        assert_eq!(block_on(engine.fact_after(seq)).unwrap_err().code, Code::Unavailable);
+        drop(engine);
+        disk.kill();
+        let (engine, recovery) = on_sim(&disk).unwrap();
+        assert_eq!(recovery.epoch, 2);
+        assert_eq!(get(&engine, "a").unwrap(), "1");
+        let seq = put(&engine, "c", "3");
+        block_on(engine.durable(seq)).unwrap();
+        close(engine);
+    }
+}
+
+#[test]
+fn facts_are_found_in_order_and_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let from = engine.next_seq();
+    let first = engine.append_fact(fact("1")).unwrap();
+    put(&engine, "a", "b");
+    let second = engine.append_fact(fact("2")).unwrap();
+    assert_eq!(block_on(engine.fact_after(first)).unwrap(), second);
+    let page = block_on(engine.facts(from, 1)).unwrap();
+    assert_eq!((page.facts, page.next, page.end), (vec![(first, fact("1"))], first + 1, false));
+    let page = block_on(engine.facts(page.next, 9)).unwrap();
+    assert_eq!((page.facts, page.next, page.end), (vec![(second, fact("2"))], second + 1, true));
+    let follower = engine.clone();
+    let mut told = Box::pin(async move { follower.fact_after(second).await });
+    assert!(block_on(poll_immediate(&mut told)).is_none());
+    let third = engine.append_fact(fact("3")).unwrap();
+    assert_eq!(block_on(told).unwrap(), third);
+    close(engine);
+    let (engine, _) = open(&dir, &small());
+    let page = block_on(engine.facts(0, 9)).unwrap();
+    assert_eq!(page.facts, [(first, fact("1")), (second, fact("2")), (third, fact("3"))]);
+    close(engine);
+}
+
+#[test]
+fn a_checkpoint_comes_by_itself_in_time_and_at_a_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &Options { checkpoint_age: Duration::from_millis(5), ..small() });
+    put(&engine, "a", "1");
+    wait_until("a checkpoint by age", || engine.health().checkpoints == 1);
+    put(&engine, "a", "2");
+    wait_until("another", || engine.health().checkpoints == 2);
+    close(engine);
+    let (engine, _) = open(&dir, &small());
+    put(&engine, "b", vec![1; 70_000]);
+    wait_until("a checkpoint by size", || engine.health().checkpoints == 1);
+    assert_eq!(get(&engine, "a").unwrap(), "2");
+    close(engine);
+}
+
+#[test]
+fn an_export_is_restored_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved/export.ksi");
+    let (engine, _) = open(&dir, &small());
+    for number in 0..300 {
+        put(&engine, format!("k{number}"), vec![number as u8; 300]);
+    }
+    put(&engine, "large", vec![9; 50_000]);
+    let exported = block_on(engine.export(&path)).unwrap();
+    assert_eq!(exported.bytes, fs::metadata(&path).unwrap().len());
+    put(&engine, "k0", "changed");
+    put(&engine, "new", "new");
+    block_on(engine.checkpoint()).unwrap();
+    put(&engine, "k1", "changed");
+    let report = block_on(engine.restore(&path)).unwrap();
+    assert_eq!((report.keys, report.export_seq), (301, exported.seq));
+    let mut engine = Some(engine);
+    for _ in 0..2 {
+        let engine = engine.take().unwrap_or_else(|| open(&dir, &small()).0);
+        assert_eq!(get(&engine, "k0").unwrap(), vec![0; 300]);
+        assert_eq!(get(&engine, "k1").unwrap(), vec![1; 300]);
+        assert_eq!(get(&engine, "large").unwrap(), vec![9; 50_000]);
+        assert_eq!(get(&engine, "new"), None);
+        put(&engine, "after", "after");
+        assert_eq!(get(&engine, "after").unwrap(), "after");
+        assert_eq!(block_on(engine.verify()).unwrap().damage, [""; 0]);
+        close(engine);
+    }
+    let (engine, recovery) = open(&dir, &small());
+    assert_eq!(recovery.epoch, 3, "the number of the start goes on");
+    let mut damaged = fs::read(&path).unwrap();
+    damaged[1000] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert_eq!(block_on(engine.restore(&path)).unwrap_err().code, Code::InvalidPayload);
+    assert_eq!(block_on(engine.restore(&dir.path().join("none"))).unwrap_err().code, Code::NotFound);
+    assert_eq!(get(&engine, "after").unwrap(), "after");
+    close(engine);
+}
+
+/// Much more than the journal keeps, so that a lost store can only come from an export.
+fn grown(dir: &TempDir) -> BTreeMap<Bytes, Bytes> {
+    let (engine, _) = open(dir, &small());
+    let mut model = BTreeMap::new();
+    for number in 0..6000_u32 {
+        let (key, value) = (Bytes::from(format!("k{:03}", number % 500)), Bytes::from(vec![(number / 500) as u8; 300]));
+        model.insert(key.clone(), value.clone());
+        let mut batch = Batch::new();
+        batch.put(key, value);
+        while let Err(refusal) = engine.commit(batch.clone()) {
+            assert_eq!(refusal.code, Code::Busy);
+            std::thread::yield_now();
+        }
+    }
+    block_on(engine.close()).unwrap();
+    let health = engine.health();
+    assert!(health.first_seq > 1 && health.export_seq >= health.first_seq - 1, "{health:?}");
+    model
+}
+
+fn same(engine: &Engine, model: &BTreeMap<Bytes, Bytes>) {
+    let all = block_on(engine.scan(b"k", None, usize::MAX)).unwrap();
+    assert!(all.into_iter().eq(model.clone()), "not what was there");
+}
+
+#[test]
+fn a_store_that_is_lost_or_damaged_is_rebuilt_and_told() {
+    let damages: [fn(&Path); 4] = [
+        |store| fs::remove_dir_all(store).unwrap(),
+        |store| {
+            let db = store.join("tree/db");
+            let length = fs::metadata(&db).unwrap().len();
+            let file = fs::OpenOptions::new().write(true).open(db).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 16384], length / 3).unwrap();
+        },
+        |store| fs::write(store.join("tree/db"), "no database").unwrap(),
+        |store| fs::write(store.join("tree/conf"), "no configuration").unwrap(),
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = grown(&dir);
+        damage(&dir.path().join("store"));
+        let (engine, recovery) = open(&dir, &Options { open_timeout: Duration::from_secs(2), ..small() });
+        same(&engine, &model);
+        let rebuilt = recovery.rebuilt.unwrap_or_else(|| panic!("{number}: nothing was rebuilt: {:?}", recovery.notes));
+        assert!(rebuilt.from_export > 400 && rebuilt.export_seq > 0, "{rebuilt:?}");
+        assert_eq!(block_on(engine.verify()).unwrap().damage, [""; 0]);
+        close(engine);
+        let (engine, recovery) = open(&dir, &small());
+        assert_eq!(recovery.rebuilt, None);
+        same(&engine, &model);
+        close(engine);
+    }
+}
+
+#[test]
+fn a_store_from_an_older_copy_is_not_taken_for_the_present() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    put(&engine, "k000", "old");
+    close(engine);
+    let copy = |from: &str, to: &str| {
+        let (from, to) = (dir.path().join(from), dir.path().join(to));
+        assert!(std::process::Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap().success());
+    };
+    copy("store", "copy");
+    let model = grown(&dir);
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
+    copy("copy", "store");
+    let (engine, recovery) = open(&dir, &small());
+    assert!(recovery.rebuilt.is_some(), "{recovery:?}");
+    same(&engine, &model);
+    close(engine);
+}
+
+#[test]
+fn a_journal_that_is_lost_is_told_and_costs_nothing_that_was_checkpointed() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = grown(&dir);
+    fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    let (engine, recovery) = open(&dir, &small());
+    assert!(recovery.notes.iter().any(|note| note.contains("records of the journal are lost")), "{:?}", recovery.notes);
+    same(&engine, &model);
+    put(&engine, "k000", "new");
+    close(engine);
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
+    let (engine, recovery) = open(&dir, &small());
+    assert!(recovery.rebuilt.is_some());
+    assert_eq!(get(&engine, "k000").unwrap(), "new");
+    assert_eq!(get(&engine, "k001"), model.get(&b"k001"[..]).cloned());
+    close(engine);
+}
+
+#[test]
+fn a_kill_while_the_first_store_is_made_leaves_nothing_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["store.new/tree", "store.gone/tree", "rebuilt.new/tree", "exports", "journal"] {
+        fs::create_dir_all(dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("store.new/tree/conf"), "seg").unwrap();
+    fs::write(dir.path().join("exports/export.new"), "KSIEX").unwrap();
+    let (engine, recovery) = open(&dir, &small());
+    assert!(recovery.notes.is_empty() && recovery.epoch == 1, "{recovery:?}");
+    put(&engine, "a", "1");
+    assert_eq!(get(&engine, "a").unwrap(), "1");
+    close(engine);
+}
+
+#[test]
+fn the_disk_holds_a_small_multiple_of_what_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 256 << 10, checkpoint_bytes: 1 << 20, ..small() };
+    let (engine, _) = open(&dir, &options);
+    let mut chance = crate::disk::sim::Chance::new(1);
+    for _ in 0..60_000 {
+        let mut batch = Batch::new();
+        batch.put(chance.below(4096).to_be_bytes().to_vec(), vec![chance.below(256) as u8; 1000]);
+        while let Err(refusal) = engine.commit(batch.clone()) {
+            assert_eq!(refusal.code, Code::Busy);
+            std::thread::yield_now();
+        }
+    }
+    block_on(engine.checkpoint()).unwrap();
+    let live = 4096 * 1008;
+    let disk = disk_bytes(dir.path());
+    assert!(disk < 5 * live, "{:.2} x live", disk as f64 / live as f64);
+    close(engine);
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| if entry.path().is_dir() { disk_bytes(&entry.path()) } else { entry.metadata().unwrap().len() }).sum()
+}
+
+#[test]
+fn pending_entries_are_replayed_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { checkpoint_bytes: 64 << 20, overlay_max_bytes: 128 << 20, ..Options::default() };
+    let (engine, _) = open(&dir, &options);
+    let mut last = 0;
+    for number in 0..100_000_u32 {
+        last = put(&engine, number.to_be_bytes().to_vec(), vec![1; 200]);
+    }
+    block_on(engine.durable(last)).unwrap();
+    drop(engine);
+    let (engine, recovery) = open(&dir, &options);
+    assert!(recovery.replayed >= 100_000, "{recovery:?}");
+    assert_eq!(get(&engine, "\0\0\0\0").unwrap(), vec![1; 200]);
+    close(engine);
+    let (_, recovery) = open(&dir, &options);
+    assert_eq!(recovery.replayed, 0);
+}

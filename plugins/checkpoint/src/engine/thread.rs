@@ -1,0 +1,173 @@
+//! The keeper's thread: one job after another, and checkpoints when it is time.
+//!
+//! Sleeps for ever while nothing has changed since the last checkpoint.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_channel::oneshot::Sender;
+use ksi_sdk::protocol::{Bytes, Refusal};
+
+use super::{
+    keeper::Keeper,
+    report::{CheckpointReport, ExportReport, FactPage, RestoreReport, VerifyReport},
+};
+use crate::{
+    journal::{Archive, JournalError},
+    record::{FACT, Record, Seq},
+    store::Store,
+};
+
+/// Where an answer goes; nobody may be there any more.
+type Answer<T> = Sender<Result<T, Refusal>>;
+
+/// What the keeper is asked.
+pub(super) enum Job {
+    Get(Bytes, Answer<Option<Bytes>>),
+    Range { from: Bytes, until: Option<Bytes>, limit: usize, answer: Answer<Vec<(Bytes, Bytes)>> },
+    Facts { from: Seq, limit: usize, answer: Answer<FactPage> },
+    /// Something changed for the first time since the last checkpoint: it is due in time.
+    Changed,
+    Checkpoint(Option<Answer<CheckpointReport>>),
+    Export(PathBuf, Answer<ExportReport>),
+    Restore(PathBuf, u64, Answer<RestoreReport>),
+    Verify(Answer<VerifyReport>),
+    Close(Answer<()>),
+}
+
+/// Bytes of the store that one page may have.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+/// Bytes of facts that one page may have, and of the journal that are read for it.
+const FACTS_BYTES: usize = 1 << 20;
+const FACTS_READ: usize = 16 << 20;
+/// Time after a checkpoint that failed until the next is tried.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Runs until `Close`, or until nobody can ask any more.
+pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
+    let mut due: Option<Instant> = None;
+    let mut later = VecDeque::new();
+    loop {
+        let job = match later.pop_front() {
+            Some(job) => job,
+            None => match next(jobs, due) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => Job::Checkpoint(None),
+                Err(RecvTimeoutError::Disconnected) => return,
+            },
+        };
+        let job = match serve(&keeper, job) {
+            Ok(()) => continue,
+            Err(job) => job,
+        };
+        // While a checkpoint is written, who only reads need not wait for its end.
+        let archive = keeper.shared.archive.clone();
+        let mut between = |store: &dyn Store| {
+            while let Ok(job) = jobs.try_recv() {
+                if let Err(job) = serve_from(store, &archive, job) {
+                    later.push_back(job);
+                }
+            }
+        };
+        match job {
+            Job::Changed => due = due.or(Some(Instant::now() + keeper.options.checkpoint_age)),
+            Job::Checkpoint(answer) => {
+                let result = keeper.checkpoint(&mut between);
+                due = if result.is_ok() { None } else { Some(Instant::now() + RETRY) };
+                answer.map(|answer| answer.send(result));
+            }
+            Job::Export(path, answer) => drop(answer.send(keeper.export(&path, &mut between))),
+            Job::Restore(path, epoch, answer) => drop(answer.send(keeper.restore(&path, epoch))),
+            Job::Verify(answer) => drop(answer.send(keeper.verify())),
+            Job::Close(answer) => return close(keeper, answer),
+            Job::Get(..) | Job::Range { .. } | Job::Facts { .. } => {}
+        }
+    }
+}
+
+fn next(jobs: &Receiver<Job>, due: Option<Instant>) -> Result<Job, RecvTimeoutError> {
+    match due {
+        None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(due) => jobs.recv_timeout(due.saturating_duration_since(Instant::now())),
+    }
+}
+
+/// Answers who only reads; gives any other job back.
+fn serve(keeper: &Keeper, job: Job) -> Result<(), Job> {
+    match (keeper.store(), job) {
+        (Ok(store), job) => serve_from(store, &keeper.shared.archive, job),
+        (Err(refusal), Job::Get(_, answer)) => Ok(drop(answer.send(Err(refusal)))),
+        (Err(refusal), Job::Range { answer, .. }) => Ok(drop(answer.send(Err(refusal)))),
+        (Err(_), Job::Facts { from, limit, answer }) => {
+            Ok(drop(answer.send(facts(&keeper.shared.archive, from, limit))))
+        }
+        (Err(_), job) => Err(job),
+    }
+}
+
+fn serve_from(store: &dyn Store, archive: &Archive, job: Job) -> Result<(), Job> {
+    match job {
+        Job::Get(key, answer) => drop(answer.send(store.get(&key).map_err(|error| error.refusal()))),
+        Job::Range { from, until, limit, answer } => {
+            let page = store.range(&from, until.as_deref(), limit, PAGE_BYTES);
+            drop(answer.send(page.map_err(|error| error.refusal())));
+        }
+        Job::Facts { from, limit, answer } => drop(answer.send(facts(archive, from, limit))),
+        job => return Err(job),
+    }
+    Ok(())
+}
+
+/// A page of facts.
+pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPage, Refusal> {
+    let from = from.max(1);
+    let mut page = FactPage { next: from, first_kept: archive.stat().first.max(1), ..FactPage::default() };
+    let (mut bytes, mut read) = (0, 0);
+    for item in archive.read(from) {
+        let (seq, payload) = match item {
+            Ok(record) => record,
+            // What is lost is passed over; whoever follows sees it from `verify` and from the health.
+            Err(JournalError::Damaged(damage)) => {
+                page.next = page.next.max(damage.to + 1);
+                continue;
+            }
+            Err(error) => return Err(error.refusal()),
+        };
+        read += payload.len();
+        if payload.first() == Some(&FACT)
+            && let Ok(Record::Fact(fact)) = Record::decode(&payload)
+        {
+            bytes += payload.len();
+            page.facts.push((seq, fact));
+        }
+        page.next = seq + 1;
+        if page.facts.len() >= limit || bytes >= FACTS_BYTES || read >= FACTS_READ {
+            return Ok(page);
+        }
+    }
+    page.end = true;
+    Ok(page)
+}
+
+/// The last checkpoint, and the end of the journal.
+fn close(mut keeper: Keeper, answer: Answer<()>) {
+    let mut result = keeper.checkpoint(&mut |_| {}).map(drop);
+    if let Some(store) = keeper.store.take() {
+        result = result.and(store.close().map_err(|error| error.refusal()));
+    }
+    let log = keeper.shared.state().log.take();
+    if let Some(log) = log {
+        result = result.and(log.close().map_err(|error| error.refusal()));
+    }
+    let shared = Arc::clone(&keeper.shared);
+    drop(keeper);
+    shared.waker().wake();
+    drop(answer.send(result));
+}

@@ -1,0 +1,257 @@
+//! Durable facts: kept in the journal, followed from any position, with a
+//! cursor for each consumer that has a name.
+//!
+//! A fact is a record of the journal and nothing else, so it is read where it
+//! was written. A follower gets what is kept from its position on, then what
+//! comes. Only as much is read ahead as it has room for.
+//!
+//! # Invariants
+//!
+//! - A follower gets every matching fact from its position on once, in order,
+//!   and is told which positions are not kept any more.
+//! - Nothing is given out that is not synced.
+//! - A consumer's cursor never goes back, and is synced before its
+//!   acknowledgement is answered.
+//! - One follower at a time has a consumer's name: the newest.
+
+#[cfg(test)]
+mod tests;
+
+use std::{cell::RefCell, collections::HashMap, convert::Infallible, pin::pin};
+
+use futures_channel::oneshot;
+use futures_util::future::{Either, select};
+use ksi_sdk::{
+    Chunks,
+    prelude::{Code, JsonSchema, Refusal, Serialize},
+    protocol::work::{Ack, Follow, Followed, Kept, Missed},
+};
+
+use crate::{
+    engine::Engine,
+    journal::SegmentStat,
+    record::{Batch, Fact, Seq, keys},
+};
+
+/// Facts that are read at a time: few, because each may be as long as a frame.
+const PAGE: usize = 32;
+/// Longest name of a consumer, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+/// The bit of records that are facts among the kinds of a segment.
+const KIND: u64 = 1 << 2;
+
+/// Who follows under which name.
+#[derive(Default)]
+pub struct Facts {
+    /// Dropping a sender ends its follower. Gone with the follower, or when a
+    /// newer one takes the name.
+    consumers: RefCell<HashMap<String, Held>>,
+}
+
+struct Held {
+    /// Told apart from a newer one's.
+    id: u64,
+    _until: oneshot::Sender<Infallible>,
+}
+
+/// How far a consumer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(crate = "ksi_sdk::prelude::serde")]
+#[schemars(crate = "ksi_sdk::prelude::schemars")]
+pub struct Acknowledged {
+    /// The position up to which it has dealt with every fact.
+    pub seq: u64,
+}
+
+/// A follower's answer at its end; it has none but a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(crate = "ksi_sdk::prelude::serde")]
+#[schemars(crate = "ksi_sdk::prelude::schemars")]
+pub struct Unfollowed {}
+
+impl Facts {
+    /// Keeps a fact; answers once it is safe. The order of calls is the order
+    /// in which it is followed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::append_fact`] and [`Engine::durable`].
+    pub async fn keep(&self, engine: &Engine, fact: Fact) -> Result<(), Refusal> {
+        let seq = engine.append_fact(fact)?;
+        engine.durable(seq).await
+    }
+
+    /// `checkpoint:follow`: never ends by itself.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a name that is none, `conflict` once a newer
+    /// follower has the name, `cancelled` when nobody listens any more,
+    /// `unavailable` where the journal cannot be read or has stopped.
+    pub async fn follow(
+        &self,
+        engine: &Engine,
+        ask: Follow,
+        out: &Chunks<Followed>,
+    ) -> Result<Unfollowed, Refusal> {
+        let name = ask.consumer.clone();
+        let taken_over = match &name {
+            Some(name) => Some(self.take(name)?),
+            None => None,
+        };
+        let following = pin!(run(engine, ask, out));
+        let Some((_holding, taken_over)) = taken_over else { return following.await };
+        match select(following, taken_over).await {
+            Either::Left((ended, _)) => ended,
+            Either::Right(_) => {
+                let message =
+                    format!("another follower has taken over as `{}`", name.as_deref().unwrap_or_default());
+                let hint = "give each consumer that runs at the same time a name of its own";
+                Err(Refusal::new(Code::Conflict, message).hint(hint))
+            }
+        }
+    }
+
+    /// `checkpoint:ack`.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a name that is none or a position that nobody can
+    /// have seen, `busy` or `unavailable` where it cannot be written.
+    pub async fn ack(&self, engine: &Engine, ask: Ack) -> Result<Acknowledged, Refusal> {
+        let key = cursor_key(&ask.consumer)?;
+        let newest = engine.synced_seq();
+        if ask.seq > newest {
+            let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
+            return Err(Refusal::invalid_payload(message));
+        }
+        // Nothing is committed between the look and the commit.
+        let cursor = engine.latest(&key).await?.and_then(|value| decode(&value));
+        if let Some(seq) = cursor.filter(|cursor| *cursor >= ask.seq) {
+            return Ok(Acknowledged { seq });
+        }
+        move_cursor(engine, key, ask.seq).await?;
+        Ok(Acknowledged { seq: ask.seq })
+    }
+
+    /// Takes a consumer's name from whoever has it. The receiver resolves when
+    /// it is taken again.
+    fn take<'a>(&'a self, name: &'a str) -> Result<(Holding<'a>, oneshot::Receiver<Infallible>), Refusal> {
+        check_name(name)?;
+        let (sender, receiver) = oneshot::channel();
+        let mut consumers = self.consumers.borrow_mut();
+        let id = consumers.get(name).map_or(0, |held| held.id + 1);
+        consumers.insert(name.to_owned(), Held { id, _until: sender });
+        Ok((Holding { facts: self, name, id }, receiver))
+    }
+}
+
+/// Gives a name back when its follower goes.
+struct Holding<'a> {
+    facts: &'a Facts,
+    name: &'a str,
+    id: u64,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        let mut consumers = self.facts.consumers.borrow_mut();
+        if consumers.get(self.name).is_some_and(|held| held.id == self.id) {
+            consumers.remove(self.name);
+        }
+    }
+}
+
+/// Gives out facts until something refuses.
+async fn run(engine: &Engine, ask: Follow, out: &Chunks<Followed>) -> Result<Unfollowed, Refusal> {
+    let mut from = begin(engine, &ask).await?;
+    loop {
+        let page = engine.facts(from, PAGE).await?;
+        if page.first_kept > from {
+            let missed = Missed { from_seq: from, to_seq: page.first_kept - 1 };
+            give(out, &Followed::Gap(missed)).await?;
+            from = page.first_kept;
+        }
+        for (seq, fact) in page.facts {
+            if seq >= from && ask.pattern.matches(fact.event.as_str()) {
+                give(out, &Followed::Fact(kept(seq, fact))).await?;
+            }
+        }
+        if page.next > from {
+            from = page.next;
+        } else {
+            engine.fact_after(from - 1).await?;
+        }
+    }
+}
+
+/// Where a follower begins.
+async fn begin(engine: &Engine, ask: &Follow) -> Result<Seq, Refusal> {
+    let coming = engine.next_seq();
+    let Some(name) = &ask.consumer else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
+    let key = cursor_key(name)?;
+    let cursor = engine.latest(&key).await?.and_then(|value| decode(&value));
+    match (ask.since_seq, cursor) {
+        (Some(since), _) => Ok(since.max(1)),
+        (None, Some(cursor)) => Ok(cursor + 1),
+        (None, None) => {
+            // From now on it misses nothing, also if it goes before it has acknowledged anything.
+            move_cursor(engine, key, coming - 1).await?;
+            Ok(coming)
+        }
+    }
+}
+
+async fn give(out: &Chunks<Followed>, part: &Followed) -> Result<(), Refusal> {
+    out.ready().await;
+    out.send(part)
+}
+
+fn kept(seq: Seq, fact: Fact) -> Kept {
+    let Fact { at_ms, event, origin, correlation_id, data } = fact;
+    Kept { seq, event, data, origin, at_ms, correlation_id }
+}
+
+async fn move_cursor(engine: &Engine, key: Vec<u8>, seq: Seq) -> Result<(), Refusal> {
+    let mut batch = Batch::new();
+    batch.put(key, seq.to_le_bytes().to_vec());
+    let written = engine.commit(batch)?;
+    engine.durable(written).await
+}
+
+fn cursor_key(name: &str) -> Result<Vec<u8>, Refusal> {
+    check_name(name)?;
+    Ok([&[keys::CURSOR], name.as_bytes()].concat())
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let rule = format!("`consumer` must have 1 to {NAME_BYTES_MAX} bytes, and no control characters");
+        return Err(Refusal::invalid_payload(rule));
+    }
+    Ok(())
+}
+
+fn decode(value: &[u8]) -> Option<Seq> {
+    // Only `move_cursor` writes here.
+    value.try_into().ok().map(Seq::from_le_bytes)
+}
+
+/// The position before which the journal can be let go, so that the segments
+/// with facts that are kept beyond what recovery needs have no more than so
+/// many bytes. `covered` is what the store holds: recovery begins after it.
+#[must_use]
+pub fn retire_before(segments: &[SegmentStat], covered: Seq, keep_bytes: u64) -> Seq {
+    let mut before = covered + 1;
+    let mut bytes = 0;
+    for segment in segments.iter().rev().filter(|segment| segment.last <= covered) {
+        bytes += segment.bytes;
+        if bytes > keep_bytes {
+            break;
+        }
+        if segment.kinds & KIND != 0 {
+            before = segment.first;
+        }
+    }
+    before
+}

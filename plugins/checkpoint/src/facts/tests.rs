@@ -1,0 +1,263 @@
+//! Followers over a real engine in a directory of its own, seen through the
+//! fake host.
+
+use std::{path::Path, rc::Rc};
+
+use ksi_sdk::{
+    Ctx, Plugin, Register,
+    protocol::{EventName, meta::Meta},
+    testing::{Answer, Call, FakeHost, refused},
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{engine::Options, record::Record};
+
+/// A plugin that does nothing but keep facts.
+struct Keeper {
+    engine: Rc<Engine>,
+    facts: Facts,
+}
+
+/// Keep a fact.
+#[derive(serde::Deserialize, JsonSchema)]
+#[schemars(crate = "ksi_sdk::prelude::schemars")]
+struct Keep {
+    event: String,
+    number: u64,
+}
+
+impl Plugin for Keeper {
+    const NAME: &'static str = "checkpoint";
+    const ABOUT: &'static str = "Keeps facts";
+
+    fn start(ctx: &Ctx) -> Result<Self, Refusal> {
+        let options = Options { segment_bytes: 16 << 10, keep_facts_bytes: 40 << 10, ..Options::default() };
+        let opened = futures_executor::block_on(Engine::open(ctx.dir().join("kept"), options));
+        Ok(Self { engine: opened?.0, facts: Facts::default() })
+    }
+
+    fn register(on: &mut Register<Self>) {
+        on.request("checkpoint:keep", Self::keep);
+        on.stream("checkpoint:follow", Self::follow);
+        on.request("checkpoint:ack", Self::ack);
+        on.request("checkpoint:create", Self::checkpoint);
+    }
+}
+
+impl Keeper {
+    async fn keep(self: Rc<Self>, _: Ctx, keep: Keep) -> Result<Acknowledged, Refusal> {
+        let seq = self.engine.next_seq();
+        self.facts.keep(&self.engine, fact(&keep.event, keep.number)).await?;
+        Ok(Acknowledged { seq })
+    }
+
+    async fn follow(
+        self: Rc<Self>,
+        _: Ctx,
+        ask: Follow,
+        out: Chunks<Followed>,
+    ) -> Result<Unfollowed, Refusal> {
+        self.facts.follow(&self.engine, ask, &out).await
+    }
+
+    async fn ack(self: Rc<Self>, _: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
+        self.facts.ack(&self.engine, ask).await
+    }
+
+    async fn checkpoint(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
+        let report = self.engine.checkpoint().await?;
+        Ok(Acknowledged { seq: report.seq })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // The next one in the directory needs its lock.
+        let _ = futures_executor::block_on(self.engine.close());
+    }
+}
+
+fn fact(event: &str, number: u64) -> Fact {
+    Fact {
+        at_ms: 1_700_000_000_000 + number,
+        event: EventName::parse(event).unwrap(),
+        origin: "session:1".into(),
+        correlation_id: Some(format!("c{number}")),
+        data: ksi_sdk::protocol::encode(&json!({ "number": number, "filler": "x".repeat(500) })).unwrap(),
+    }
+}
+
+fn host(dir: &Path) -> FakeHost<Keeper> {
+    FakeHost::start_in(dir, json!({})).unwrap()
+}
+
+fn keep(host: &FakeHost<Keeper>, event: &str, number: u64) -> u64 {
+    let answer = host.request("checkpoint:keep", json!({ "event": event, "number": number })).unwrap();
+    answer["seq"].as_u64().unwrap()
+}
+
+fn follow(host: &FakeHost<Keeper>, ask: Value) -> Call {
+    host.open("checkpoint:follow", ask)
+}
+
+fn part(host: &FakeHost<Keeper>, call: &Call) -> Value {
+    match host.next(call) {
+        Answer::Chunk(part) => part,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn number(host: &FakeHost<Keeper>, call: &Call) -> u64 {
+    let part = part(host, call);
+    let Followed::Fact(fact) = serde_json::from_value(part.clone()).unwrap() else { panic!("{part}") };
+    let data: Value = ksi_sdk::protocol::decode(&fact.data).unwrap();
+    assert_eq!(fact.correlation_id, Some(format!("c{}", data["number"])));
+    data["number"].as_u64().unwrap()
+}
+
+#[test]
+fn a_follower_gets_what_was_before_and_what_comes_in_order_and_only_what_matches() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let first = keep(&host, "a:one", 1);
+    keep(&host, "b:other", 2);
+    keep(&host, "a:two", 3);
+    let call = follow(&host, json!({ "pattern": "a:*", "since_seq": first }));
+    assert_eq!((number(&host, &call), number(&host, &call)), (1, 3));
+    for more in 4..80 {
+        keep(&host, if more % 2 == 0 { "a:x" } else { "b:x" }, more);
+    }
+    for more in (4..80).step_by(2) {
+        assert_eq!(number(&host, &call), more);
+    }
+    assert_eq!(host.try_next(&call), None);
+    let fresh = follow(&host, json!({ "pattern": "*" }));
+    assert_eq!(host.try_next(&fresh), None, "without a position it begins with what comes");
+    keep(&host, "b:x", 80);
+    assert_eq!(number(&host, &fresh), 80);
+}
+
+#[test]
+fn a_follower_gets_no_more_than_it_has_room_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    for each in 1..=10 {
+        keep(&host, "a:x", each);
+    }
+    let meta = Meta { credit: Some(3), ..Meta::default() };
+    let call = host.open_as("checkpoint:follow", json!({ "pattern": "*", "since_seq": 1 }), &meta);
+    assert_eq!([1, 2, 3].map(|_| number(&host, &call)), [1, 2, 3]);
+    assert_eq!(host.try_next(&call), None);
+    host.credit(&call, 2);
+    assert_eq!([4, 5].map(|_| number(&host, &call)), [4, 5]);
+    assert_eq!(host.try_next(&call), None);
+}
+
+#[test]
+fn a_consumer_goes_on_after_what_it_has_acknowledged_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let ask = || json!({ "pattern": "a:*", "consumer": "reader" });
+    {
+        let host = host(dir.path());
+        keep(&host, "a:x", 1);
+        let call = follow(&host, ask());
+        let seq = keep(&host, "a:x", 2);
+        assert_eq!(number(&host, &call), 2, "a new consumer begins with what comes");
+        host.cancel(&call);
+        keep(&host, "a:x", 3);
+        let call = follow(&host, ask());
+        assert_eq!((number(&host, &call), number(&host, &call)), (2, 3), "it misses nothing from then on");
+        let ack = |seq| host.request("checkpoint:ack", json!({ "consumer": "reader", "seq": seq }));
+        assert_eq!(ack(seq).unwrap()["seq"], seq);
+        assert_eq!(ack(1).unwrap()["seq"], seq, "a cursor never goes back");
+        assert_eq!(ack(1_000_000).unwrap_err().code, Code::InvalidPayload);
+    }
+    let host = host(dir.path());
+    let call = follow(&host, ask());
+    assert_eq!(number(&host, &call), 3);
+    assert_eq!(host.try_next(&call), None);
+    let again = follow(&host, json!({ "pattern": "a:*", "since_seq": 1 }));
+    assert_eq!([1, 2, 3].map(|_| number(&host, &again)), [1, 2, 3]);
+}
+
+#[test]
+fn the_newest_follower_has_a_consumers_name_and_the_one_before_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let ask = || json!({ "pattern": "*", "consumer": "reader" });
+    let old = follow(&host, ask());
+    let other = follow(&host, json!({ "pattern": "*", "consumer": "else" }));
+    let new = follow(&host, ask());
+    let (code, message) = refused(host.next(&old));
+    assert_eq!(code, Code::Conflict);
+    assert!(message.contains("`reader`"), "{message}");
+    keep(&host, "a:x", 1);
+    assert_eq!((number(&host, &new), number(&host, &other)), (1, 1));
+    host.cancel(&new);
+    let newest = follow(&host, ask());
+    assert_eq!(number(&host, &newest), 1);
+    assert_eq!(host.try_next(&other), None);
+}
+
+#[test]
+fn names_that_are_none_are_refused_with_the_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    for name in ["", "a\nb", &"x".repeat(129)] {
+        let call = follow(&host, json!({ "pattern": "*", "consumer": name }));
+        let (code, message) = refused(host.next(&call));
+        assert_eq!(code, Code::InvalidPayload);
+        assert!(message.contains("1 to 128 bytes"), "{message}");
+        let ack = host.request("checkpoint:ack", json!({ "consumer": name, "seq": 0 }));
+        assert_eq!(ack.unwrap_err().code, Code::InvalidPayload);
+    }
+}
+
+#[test]
+fn positions_that_are_not_kept_any_more_are_told_exactly() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    for each in 1..=300 {
+        keep(&host, "a:x", each);
+    }
+    host.request("checkpoint:create", json!({})).unwrap();
+    let call = follow(&host, json!({ "pattern": "*", "since_seq": 1 }));
+    let gap = part(&host, &call);
+    let Followed::Gap(gap) = serde_json::from_value(gap.clone()).unwrap() else { panic!("{gap}") };
+    assert_eq!(gap.from_seq, 1);
+    let first = number(&host, &call);
+    assert!(first > 1 && first < 300, "{first}");
+    let next = follow(&host, json!({ "pattern": "*", "since_seq": gap.to_seq + 1 }));
+    assert_eq!(number(&host, &next), first, "nothing is missing after the gap");
+    for each in first + 1..=300 {
+        assert_eq!(number(&host, &call), each);
+    }
+}
+
+#[test]
+fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
+    let encoded = Record::Fact(fact("a:b", 1)).encode();
+    assert_eq!(KIND, 1 << encoded[0], "the bit is that of the record's first byte");
+    let segment = |number: u64, kinds| SegmentStat {
+        name: format!("{number}"),
+        first: number * 10 + 1,
+        last: number * 10 + 10,
+        bytes: 100,
+        begun_ms: 0,
+        kinds,
+        damaged: false,
+    };
+    let changes = 1 << 1;
+    let segments: Vec<_> = [KIND, KIND | changes, changes, KIND, changes]
+        .into_iter()
+        .zip(0..)
+        .map(|(kinds, n)| segment(n, kinds))
+        .collect();
+    // The store covers all but the last two.
+    for (keep_bytes, before) in [(0, 31), (99, 31), (100, 31), (200, 11), (300, 1), (1000, 1)] {
+        assert_eq!(retire_before(&segments, 30, keep_bytes), before, "{keep_bytes} bytes");
+    }
+    assert_eq!(retire_before(&segments, 50, 200), 31);
+    assert_eq!(retire_before(&[], 7, 100), 8);
+}

@@ -1,0 +1,147 @@
+//! Reading, retiring and locking.
+
+use super::*;
+use crate::disk::{Directory, Disk};
+
+const SEGMENT: u64 = 40_000;
+
+/// Journal of some segments with numbered records.
+fn numbered(disk: &SimDisk, count: u64) -> Journal {
+    let (mut journal, _) = open_with(disk, SEGMENT).unwrap();
+    for number in 1..=count {
+        let payload = Bytes::from(format!("{number:0>300}"));
+        assert_eq!(journal.append(&[payload]).unwrap(), number);
+    }
+    journal
+}
+
+#[test]
+fn reading_begins_at_any_position_and_goes_on_with_what_is_written_meanwhile() {
+    let disk = SimDisk::default();
+    let mut journal = numbered(&disk, 400);
+    let archive = journal.archive();
+    assert!(archive.stat().segments.len() > 3);
+    for from in [0, 1, 2, 99, 100, 101, 250, 399, 400] {
+        let mut records = archive.read(from);
+        for number in from.max(1)..=400 {
+            let (seq, payload) = records.next().unwrap().unwrap();
+            assert_eq!((seq, &payload[..]), (number, format!("{number:0>300}").as_bytes()));
+        }
+        assert!(records.next().is_none());
+    }
+    let mut ahead = archive.read(401);
+    assert!(ahead.next().is_none());
+    for number in 401..=600 {
+        journal.append(&[Bytes::from(vec![b'x'; 200])]).unwrap();
+        assert_eq!(ahead.next().unwrap().unwrap().0, number);
+        assert!(ahead.next().is_none());
+    }
+}
+
+#[test]
+fn retiring_keeps_the_file_before_and_all_after_it() {
+    let disk = SimDisk::default();
+    let journal = numbered(&disk, 500);
+    let archive = journal.archive();
+    let segments = archive.stat().segments;
+    let before = segments[3].first + 1;
+    let mut slow = archive.read(1);
+    assert_eq!(slow.next().unwrap().unwrap().0, 1);
+    let retired = archive.retire(before).unwrap();
+    assert_eq!((retired.segments, retired.bytes), (2, 2 * SEGMENT));
+    assert_eq!(archive.stat().first, segments[2].first);
+    assert_eq!(archive.retire(before).unwrap(), Retired::default());
+    let rest = all(&archive);
+    assert_eq!(
+        (rest.0.first().unwrap().0, rest.0.len() as u64),
+        (segments[2].first, 501 - segments[2].first)
+    );
+    assert_eq!(rest.1, []);
+    // Who reads an old file has it open; then it goes on with what is kept.
+    let seqs: Vec<_> = slow.map(|item| item.unwrap().0).collect();
+    let expected: Vec<_> = (2..segments[1].first).chain(segments[2].first..=500).collect();
+    assert_eq!(seqs, expected);
+    drop(journal);
+    drop(archive);
+    let (journal, opened) = open_with(&disk, SEGMENT).unwrap();
+    assert_eq!((opened.first, opened.last), (segments[2].first, 500));
+    assert_eq!(journal.archive().verify().unwrap().first_bad, None);
+}
+
+#[test]
+fn what_was_checkpointed_is_not_read_at_the_opening_but_can_be_read_and_verified() {
+    let disk = SimDisk::default();
+    let journal = numbered(&disk, 500);
+    let segments = journal.archive().stat().segments;
+    let head = journal.archive().verify().unwrap().head;
+    drop(journal);
+    let check_from = segments[2].first;
+    let options = Options { segment_bytes: SEGMENT, check_from, ..Options::default() };
+    let (journal, opened) = Journal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+    assert_eq!((opened.first, opened.last), (1, 500));
+    assert_eq!(all(&journal.archive()).0.len(), 500);
+    let report = journal.archive().verify().unwrap();
+    assert_eq!((report.first_bad, report.records, report.head), (None, 500, head));
+    let kinds: Vec<_> = journal.archive().stat().segments.iter().map(|segment| segment.kinds).collect();
+    let zero = format::kind(b"0");
+    assert!(kinds.iter().all(|kinds| *kinds == zero), "{kinds:?}");
+    drop(journal);
+    let mut bytes = disk.bytes(&segments[0].name);
+    bytes[5000] ^= 1;
+    disk.overwrite(&segments[0].name, bytes);
+    let (journal, opened) = Journal::open(Arc::new(disk), options).unwrap();
+    assert_eq!(opened.damage, []);
+    assert_eq!(journal.archive().verify().unwrap().damage.len(), 1);
+    let (records, damage) = all(&journal.archive());
+    assert_eq!((records.len(), damage.len()), (499, 1));
+}
+
+#[test]
+fn a_journal_that_is_in_use_is_refused_by_its_place_until_it_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let disk: Arc<dyn Disk> = Arc::new(Directory::new(dir.path()).unwrap());
+        Journal::open(disk, Options { segment_bytes: SEGMENT, ..Options::default() })
+    };
+    let (journal, _) = open().unwrap();
+    let refused = open().map(|_| ()).unwrap_err();
+    assert!(matches!(refused, JournalError::Locked { .. }));
+    let text = refused.to_string();
+    assert!(
+        text.contains("in use by another process") && text.contains(dir.path().to_str().unwrap()),
+        "{text}"
+    );
+    assert!(refused.refusal().hint.contains("stop the other daemon"));
+    let archive = journal.archive();
+    drop(journal);
+    assert!(open().is_err(), "who reads still needs the files");
+    drop(archive);
+    open().unwrap();
+}
+
+#[test]
+fn a_real_directory_keeps_records_over_restarts_and_files_are_for_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("a/b");
+    let mut written = Vec::new();
+    let mut chance = Chance::new(3);
+    for _ in 0..4 {
+        let disk = Arc::new(Directory::new(&place).unwrap());
+        let (mut journal, opened) =
+            Journal::open(disk, Options { segment_bytes: SEGMENT, ..Options::default() }).unwrap();
+        assert_eq!((opened.last, opened.torn_bytes), (written.len() as Seq, 0));
+        assert_eq!(opened.damage, []);
+        for _ in 0..10 {
+            let batch = payloads(&mut chance, 5, 3000);
+            journal.append(&batch).unwrap();
+            written.extend(batch);
+        }
+        let read: Vec<_> = journal.archive().read(1).map(|item| item.unwrap().1).collect();
+        assert_eq!(read, written);
+        assert_eq!(journal.archive().verify().unwrap().first_bad, None);
+    }
+    for entry in std::fs::read_dir(&place).unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

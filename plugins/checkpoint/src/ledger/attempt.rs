@@ -1,0 +1,333 @@
+//! The life of an entry between its acceptance and its end: its turn, its
+//! attempts, the pauses between them.
+
+use ksi_sdk::protocol::{Bytes, Code, Refusal};
+
+use super::{
+    Effect, Ended, Ending, Entry, Id, KEY_MS, Ledger, Remembered, Run, State, Step, erase, size,
+    verdict::{CRASH_WINDOW_MS, CRASHES_MAX, Verdict},
+};
+
+/// Time for which a lease outlives the timeout of its attempt. The daemon ends
+/// the attempt at the timeout; a lease that runs out means that its answer went
+/// lost.
+const GRACE_MS: u64 = 10_000;
+
+/// A word of the handler moves its lease at most this often, milliseconds: a
+/// stream of small parts must not cost more than it is worth.
+const HEARTBEAT_MS: u64 = 1_000;
+
+/// Entries that one tick deals with, so that no record is large and nobody
+/// waits long. What is left is due at once.
+const TICK_MAX: usize = 256;
+
+impl Ledger {
+    /// The answer to an attempt. One to an older lease, or after the end, is an
+    /// empty step.
+    pub fn outcome(&mut self, now_ms: u64, id: Id, lease: u32, answer: Result<Bytes, Refusal>) -> Step {
+        let mut step = Step::default();
+        if !self.holds(id, lease) {
+            return step;
+        }
+        self.release(id);
+        match answer {
+            Ok(result) => {
+                if let Some(entry) = self.live.get_mut(&id) {
+                    entry.result_bytes = size(&result);
+                    self.lanes.get(entry.lane).widen();
+                }
+                step.batch.put(id.result_key(), result);
+                self.end(now_ms, id, Ending::Done, None, &mut step);
+            }
+            Err(refusal) => self.refused(now_ms, id, refusal, &mut step),
+        }
+        self.pump(now_ms, &mut step);
+        step
+    }
+
+    /// A word of the handler that is not its answer: its lease begins anew.
+    pub fn heartbeat(&mut self, now_ms: u64, id: Id, lease: u32) {
+        if self.holds(id, lease)
+            && let Some(entry) = self.live.get(&id)
+        {
+            let due_ms = now_ms.saturating_add(entry.policy.timeout_ms).saturating_add(GRACE_MS);
+            if due_ms >= entry.due_ms.saturating_add(HEARTBEAT_MS) {
+                self.set_due(id, due_ms);
+            }
+        }
+    }
+
+    /// What happens because time has passed: pauses end, entries expire, leases
+    /// run out, the old is forgotten. To be called when [`Ledger::due_ms`] is.
+    pub fn tick(&mut self, now_ms: u64) -> Step {
+        let mut step = Step::default();
+        for _ in 0..TICK_MAX {
+            let Some(&(due_ms, id)) = self.due.first() else { break };
+            if due_ms > now_ms {
+                break;
+            }
+            self.due_now(now_ms, id, &mut step);
+        }
+        for _ in 0..TICK_MAX {
+            let Some(id) = self.ended.pop(now_ms) else { break };
+            erase(id, &mut step.batch);
+        }
+        self.pump(now_ms, &mut step);
+        step
+    }
+
+    /// When the next tick is needed, milliseconds since 1970; it may have
+    /// passed. `None`: never, as things are.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<u64> {
+        let entry = self.due.first().map(|(due_ms, _)| *due_ms);
+        let suspect = self.alone.is_none() && !self.suspects.is_empty() && !self.stopping;
+        let suspect = suspect.then_some(self.suspects_from_ms);
+        let lane = self.lanes.due_ms().filter(|_| !self.stopping);
+        [entry, suspect, lane, self.ended.due_ms()].into_iter().flatten().min()
+    }
+
+    /// Whether this is the lease under way.
+    fn holds(&self, id: Id, lease: u32) -> bool {
+        self.live
+            .get(&id)
+            .is_some_and(|entry| entry.leases == lease && matches!(entry.state, State::Leased { .. }))
+    }
+
+    fn due_now(&mut self, now_ms: u64, id: Id, step: &mut Step) {
+        let entry = self.live.get(&id).expect("what is due lives");
+        let (state, expires_ms, lease) = (entry.state, entry.expires_ms, entry.leases);
+        match state {
+            State::Leased { .. } => {
+                self.release(id);
+                step.effects.push(Effect::Abandon { id, lease });
+                let refusal = Refusal::new(Code::Timeout, "the attempt was not answered in time");
+                self.refused(now_ms, id, refusal, step);
+            }
+            _ if now_ms >= expires_ms => self.expire(now_ms, id, step),
+            State::Waiting { .. } => {
+                let lane = entry.lane;
+                self.enqueue(id);
+                self.lanes.get(lane).probe();
+            }
+            State::Accepted | State::Suspect | State::Ended { .. } => self.set_due(id, expires_ms),
+        }
+    }
+
+    /// Begins what may begin.
+    pub(super) fn pump(&mut self, now_ms: u64, step: &mut Step) {
+        if self.stopping {
+            return;
+        }
+        for lane in 0..self.lanes.count() {
+            while self.lanes.get(lane).has_room(now_ms, self.limits.in_flight)
+                && let Some(id) = self.lanes.get(lane).ready.pop_first()
+            {
+                self.begin(now_ms, id, false, step);
+            }
+        }
+        while self.alone.is_none()
+            && now_ms >= self.suspects_from_ms
+            && let Some((_, id)) = self.suspects.pop_first()
+        {
+            self.begin(now_ms, id, true, step);
+        }
+    }
+
+    /// Begins an attempt of an entry whose turn it is, unless it is too late.
+    fn begin(&mut self, now_ms: u64, id: Id, suspect: bool, step: &mut Step) {
+        if self.live.get(&id).is_some_and(|entry| now_ms >= entry.expires_ms) {
+            return self.expire(now_ms, id, step);
+        }
+        self.lease(now_ms, id, suspect, step);
+        self.write(id, step);
+    }
+
+    /// Leases an entry. Whoever calls writes it.
+    pub(super) fn lease(&mut self, now_ms: u64, id: Id, suspect: bool, step: &mut Step) {
+        let entry = self.live.get_mut(&id).expect("what is leased lives");
+        let until_ms = now_ms.saturating_add(entry.policy.timeout_ms).saturating_add(GRACE_MS);
+        entry.state = State::Leased { epoch: self.epoch, until_ms, suspect };
+        entry.attempts += 1;
+        entry.leases += 1;
+        step.effects.push(Effect::Run(Run {
+            id,
+            lease: entry.leases,
+            event: entry.event.clone(),
+            origin: entry.origin.to_string(),
+            correlation_id: entry.correlation_id.as_deref().map(str::to_owned),
+            timeout_ms: entry.policy.timeout_ms,
+        }));
+        self.lanes.get(entry.lane).in_flight += 1;
+        if suspect {
+            self.alone = Some(id);
+        }
+        self.set_due(id, until_ms);
+    }
+
+    /// Takes back the place of an entry that ran.
+    pub(super) fn release(&mut self, id: Id) {
+        let entry = self.live.get(&id).expect("what ran lives");
+        self.lanes.get(entry.lane).in_flight -= 1;
+        if self.alone == Some(id) {
+            self.alone = None;
+        }
+    }
+
+    fn refused(&mut self, now_ms: u64, id: Id, refusal: Refusal, step: &mut Step) {
+        let entry = self.live.get_mut(&id).expect("what was refused lives");
+        let verdict = Verdict::of(&refusal, entry.policy.repeat);
+        let lane = entry.lane;
+        match verdict {
+            Verdict::Again { counts: false } => {
+                entry.attempts -= 1;
+                let longest_ms = now_ms.saturating_add(entry.policy.backoff_max_ms);
+                let until_ms = self.pause(now_ms, id, refusal, step);
+                // Another entry need not wait as long as this one asked for.
+                self.lanes.get(lane).narrow(until_ms.min(longest_ms));
+                return;
+            }
+            Verdict::Again { counts: true } if entry.attempts < entry.attempts_max => {
+                let _ = self.pause(now_ms, id, refusal, step);
+            }
+            Verdict::Again { counts: true } | Verdict::Failed => {
+                self.end(now_ms, id, Ending::Failed, Some(refusal), step);
+            }
+            Verdict::Unknown => self.end_unknown(now_ms, id, &refusal.message, step),
+            Verdict::Crash => match self.crashed(now_ms, id) {
+                true => self.end_dead(now_ms, id, &refusal.message, step),
+                false if self.live.get(&id).is_some_and(|entry| entry.policy.repeat) => {
+                    let _ = self.pause(now_ms, id, refusal, step);
+                }
+                false => self.end_unknown(now_ms, id, &refusal.message, step),
+            },
+        }
+        self.lanes.get(lane).widen();
+    }
+
+    /// Notes a crash over an entry; whether it is enough.
+    pub(super) fn crashed(&mut self, now_ms: u64, id: Id) -> bool {
+        let entry = self.live.get_mut(&id).expect("whose handler crashed lives");
+        let exhausted = entry.policy.repeat && entry.attempts >= entry.attempts_max;
+        let crashes = &mut entry.trouble().crashes;
+        crashes.push(now_ms);
+        crashes.retain(|at_ms| now_ms.saturating_sub(*at_ms) < CRASH_WINDOW_MS);
+        exhausted || crashes.len() >= CRASHES_MAX
+    }
+
+    /// Lets an entry wait before its next attempt; until when.
+    fn pause(&mut self, now_ms: u64, id: Id, refusal: Refusal, step: &mut Step) -> u64 {
+        let entry = self.live.get_mut(&id).expect("what pauses lives");
+        let pause_ms = self.jitter.pause_ms(&entry.policy, entry.leases, refusal.retry_after_ms);
+        let until_ms = now_ms.saturating_add(pause_ms);
+        entry.state = State::Waiting { until_ms };
+        entry.trouble().refusal = Some(refusal);
+        let due_ms = until_ms.min(entry.expires_ms);
+        self.set_due(id, due_ms);
+        self.write(id, step);
+        until_ms
+    }
+
+    /// Puts an entry into the queue of its event.
+    pub(super) fn enqueue(&mut self, id: Id) {
+        let entry = self.live.get(&id).expect("what waits lives");
+        self.lanes.get(entry.lane).ready.insert(id);
+        self.set_due(id, entry.expires_ms);
+    }
+
+    pub(super) fn set_due(&mut self, id: Id, due_ms: u64) {
+        let entry = self.live.get_mut(&id).expect("what is due lives");
+        if entry.due_ms != 0 {
+            self.due.remove(&(entry.due_ms, id));
+        }
+        // 0 means that it is not among what is due.
+        entry.due_ms = due_ms.max(1);
+        self.due.insert((entry.due_ms, id));
+    }
+
+    fn expire(&mut self, now_ms: u64, id: Id, step: &mut Step) {
+        let entry = self.live.get(&id).expect("what expires lives");
+        let message = format!("it was not begun within {} ms", entry.policy.expires_ms);
+        let refusal = Refusal { retryable: false, ..Refusal::new(Code::Timeout, message) }
+            .hint(format!("`ksi work retry {id}` runs it all the same"));
+        self.end(now_ms, id, Ending::Expired, Some(refusal), step);
+    }
+
+    pub(super) fn end_unknown(&mut self, now_ms: u64, id: Id, why: &str, step: &mut Step) {
+        let message = format!("nobody knows whether it had its effect: {why}");
+        let refusal = Refusal::new(Code::Unknown, message)
+            .hint(format!("look whether it had, and run `ksi work retry {id}` where it had not"));
+        self.end(now_ms, id, Ending::Unknown, Some(refusal), step);
+    }
+
+    pub(super) fn end_dead(&mut self, now_ms: u64, id: Id, why: &str, step: &mut Step) {
+        let crashes = self.live.get(&id).map_or(0, |entry| entry.crashes());
+        let times = if crashes == 1 { "once".to_owned() } else { format!("{crashes} times") };
+        let message = format!("its handler crashed over it {times}, and it was given up: {why}");
+        let refusal = Refusal { retryable: false, ..Refusal::new(Code::PluginRestarted, message) }
+            .hint(format!("`ksi plugin inspect` shows the crashes, `ksi work retry {id}` runs it again"));
+        self.end(now_ms, id, Ending::Dead, Some(refusal), step);
+    }
+
+    /// Ends an entry that does not run.
+    pub(super) fn end(
+        &mut self,
+        now_ms: u64,
+        id: Id,
+        how: Ending,
+        refusal: Option<Refusal>,
+        step: &mut Step,
+    ) {
+        let mut entry = self.unlink(id).expect("what ends lives");
+        entry.state = State::Ended { how, at_ms: now_ms };
+        let code = refusal.as_ref().map(|refusal| refusal.code);
+        if how == Ending::Done {
+            // Why an attempt before failed is of no use any more.
+            if let Some(trouble) = entry.trouble.as_mut() {
+                trouble.refusal = None;
+            }
+        } else {
+            entry.trouble().refusal = refusal;
+        }
+        if let Some(key) = &entry.key {
+            let (seq, payload, until_ms) = (entry.seq, key.payload, now_ms.saturating_add(KEY_MS));
+            let remembered = Remembered { id, seq, payload, until_ms };
+            let value = ksi_sdk::protocol::encode(&remembered).expect("names and numbers only");
+            step.batch.put(key.hash(&entry.event).table_key(), value);
+        }
+        if !how.keeps_payload() {
+            entry.payload_bytes = 0;
+            step.batch.delete(id.payload_key());
+        }
+        step.batch.put(id.work_key(), entry.encode());
+        self.ended.insert(id, &entry);
+        step.effects.push(Effect::Ended(Ended {
+            id,
+            how,
+            code,
+            attempts: entry.attempts,
+            correlation_id: entry.correlation_id.take().map(String::from),
+            event: entry.event.clone(),
+        }));
+    }
+
+    /// Takes an entry out of all that lives.
+    pub(super) fn unlink(&mut self, id: Id) -> Option<Box<Entry>> {
+        let entry = self.live.remove(&id)?;
+        self.due.remove(&(entry.due_ms, id));
+        self.lanes.get(entry.lane).ready.remove(&id);
+        self.suspects.remove(&(entry.crashes(), id));
+        if let Some(key) = &entry.key {
+            let hash = key.hash(&entry.event);
+            if self.keys.get(&hash) == Some(&id) {
+                self.keys.remove(&hash);
+            }
+        }
+        Some(entry)
+    }
+
+    pub(super) fn write(&self, id: Id, step: &mut Step) {
+        let entry = self.live.get(&id).expect("what is written lives");
+        step.batch.put(id.work_key(), entry.encode());
+    }
+}

@@ -1,0 +1,112 @@
+//! The ledger across starts of the daemon: what is read back, what ran when
+//! the last one died, and what is handed back at a planned end.
+
+use ksi_sdk::protocol::{Code, Refusal};
+
+use super::{Effect, Entry, Id, Ledger, State, Step};
+
+/// Pause before suspects run, after one of them was blamed once; doubled for
+/// each further time.
+const SUSPECTS_PAUSE_MS: u64 = 1_000;
+
+/// Longest such pause. With it three deaths still fall into the time in which
+/// crashes count.
+const SUSPECTS_PAUSE_MS_MAX: u64 = 30_000;
+
+/// What is said of an entry that ran when the daemon died.
+const DIED: &str = "the daemon died while it ran";
+
+impl Ledger {
+    /// Puts an entry in as it was stored. Nothing begins before
+    /// [`Ledger::recover`].
+    pub fn load(&mut self, id: Id, entry: Entry) {
+        self.last = self.last.max(Some(id));
+        match entry.state {
+            State::Ended { .. } => self.ended.insert(id, &entry),
+            _ => self.adopt(id, entry),
+        }
+    }
+
+    /// Goes on after all entries were loaded: blames or suspects what was
+    /// leased, and begins what may begin.
+    pub fn recover(&mut self, now_ms: u64) -> Step {
+        let mut step = Step::default();
+        let mut ids: Vec<Id> = self.live.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let entry = self.live.get(&id).expect("it was there before, and each is dealt with once");
+            match entry.state {
+                State::Accepted => self.enqueue(id),
+                State::Suspect => self.suspect(id),
+                State::Waiting { until_ms } => self.set_due(id, until_ms.min(entry.expires_ms)),
+                State::Leased { suspect, .. } => self.survived(now_ms, id, suspect, &mut step),
+                State::Ended { .. } => {}
+            }
+        }
+        let blamed = self.suspects.last().map_or(0, |(crashes, _)| *crashes);
+        if blamed > 0 {
+            let pause_ms = SUSPECTS_PAUSE_MS << (blamed - 1).min(16);
+            self.suspects_from_ms = now_ms.saturating_add(pause_ms.min(SUSPECTS_PAUSE_MS_MAX));
+        }
+        self.pump(now_ms, &mut step);
+        step
+    }
+
+    /// Hands back what still runs: the daemon or this plugin is about to end,
+    /// as somebody wanted. No attempt counts for it, and nobody is suspected.
+    pub fn close(&mut self) -> Step {
+        self.stop();
+        let mut step = Step::default();
+        let leased = self.live.iter().filter(|(_, entry)| matches!(entry.state, State::Leased { .. }));
+        let mut ids: Vec<Id> = leased.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.release(id);
+            let entry = self.live.get_mut(&id).expect("it was there before");
+            entry.state = State::Accepted;
+            entry.attempts -= 1;
+            step.effects.push(Effect::Abandon { id, lease: entry.leases });
+            self.enqueue(id);
+            self.write(id, &mut step);
+        }
+        step
+    }
+
+    /// What becomes of an entry that ran when the daemon died.
+    fn survived(&mut self, now_ms: u64, id: Id, alone: bool, step: &mut Step) {
+        let entry = self.live.get_mut(&id).expect("what ran lives");
+        if !entry.policy.repeat {
+            return self.end_unknown(now_ms, id, DIED, step);
+        }
+        if !alone {
+            // Many ran, and one of them may be to blame: no attempt counts.
+            entry.attempts -= 1;
+        } else if self.crashed(now_ms, id) {
+            return self.end_dead(now_ms, id, DIED, step);
+        }
+        let entry = self.live.get_mut(&id).expect("it has not ended");
+        entry.state = State::Suspect;
+        entry.trouble().refusal = Some(Refusal::new(Code::PluginRestarted, DIED));
+        self.suspect(id);
+        self.write(id, step);
+    }
+
+    fn suspect(&mut self, id: Id) {
+        let entry = self.live.get(&id).expect("a suspect lives");
+        self.suspects.insert((entry.crashes(), id));
+        self.set_due(id, entry.expires_ms);
+    }
+
+    /// Takes an entry in among what lives, into no queue yet.
+    pub(super) fn adopt(&mut self, id: Id, mut entry: Entry) {
+        entry.lane = self.lanes.of(&entry.event);
+        let lane = self.lanes.get(entry.lane);
+        entry.event = lane.event.clone();
+        entry.policy = lane.share(*entry.policy);
+        if let Some(key) = &entry.key {
+            self.keys.insert(key.hash(&entry.event), id);
+        }
+        entry.due_ms = 0;
+        self.live.insert(id, Box::new(entry));
+    }
+}

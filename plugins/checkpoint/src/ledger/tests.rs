@@ -1,0 +1,8 @@
+//! The ledger, state by state and history by history.
+
+mod cost;
+mod history;
+mod keeping;
+mod rules;
+mod table;
+mod world;

@@ -1,0 +1,135 @@
+//! What becomes of entries after their end: retries, keys, results, and how
+//! long each is kept.
+
+use ksi_sdk::protocol::{Bytes, Code, work::Policy};
+
+use super::world::{START, World, limited, policy};
+use crate::{
+    ledger::{Admission, Ending, Id, KEY_MS, Key, Limits},
+    record::keys,
+};
+
+#[test]
+fn a_key_belongs_to_one_payload_for_a_day_after_the_end() {
+    let mut world = limited(9);
+    let (id, new) = world.accept_keyed("k", b"one").unwrap();
+    assert!(new);
+    assert_eq!(world.accept_keyed("k", b"one").unwrap(), (id, false));
+    assert_eq!(world.accept_keyed("k", b"two").unwrap_err().code, Code::Conflict);
+    world.crash();
+    assert_eq!(world.accept_keyed("k", b"one").unwrap(), (id, false));
+    world.pass(0);
+    world.done(id);
+    world.pass(KEY_MS - 1);
+    assert_eq!(world.accept_keyed("k", b"one").unwrap(), (id, false));
+    assert_eq!(world.accept_keyed("k", b"two").unwrap_err().code, Code::Conflict);
+    world.pass(1);
+    let (next, new) = world.accept_keyed("k", b"two").unwrap();
+    assert!(new && next != id);
+}
+
+#[test]
+fn an_operator_has_ended_work_done_again_under_its_name() {
+    let mut world = limited(9);
+    let id = world.accept("a:b", Policy { attempts: 1, ..policy() });
+    assert_eq!(world.retry(id).unwrap_err().code, Code::Conflict, "it has not ended");
+    for attempts in 1..4 {
+        assert_eq!(world.entry(id).unwrap().attempts, attempts, "attempts are counted on");
+        world.refuse(id, Code::Denied);
+        assert_eq!(world.how(id), Some(Ending::Failed));
+        world.pass(60_000);
+        world.retry(id).unwrap();
+    }
+    world.done(id);
+    let refusal = world.retry(id).unwrap_err();
+    assert_eq!(refusal.code, Code::Conflict);
+    let cancelled = world.accept("a:b", policy());
+    world.cancel(cancelled);
+    assert_eq!(world.retry(cancelled).unwrap_err().code, Code::Conflict);
+}
+
+#[test]
+fn a_key_that_was_forgotten_is_not_taken_back_by_a_retry() {
+    let mut world = limited(9);
+    let (old, _) = world.accept_keyed("k", b"one").unwrap();
+    world.cancel(old);
+    let keeps = Policy { keep_ms: 3 * KEY_MS, ..policy() };
+    let order = world.order("a:keyed", keeps, Some(Key::new("l", b"one")));
+    let step = match world.ledger.accept(world.now, order, Bytes::from_static(b"one"), None).unwrap() {
+        Admission::New { id, step } => {
+            world.books.ends.insert(id, (0, 1));
+            (id, step)
+        }
+        other => panic!("{other:?}"),
+    };
+    let id = step.0;
+    world.carry(step.1);
+    world.refuse(id, Code::Denied);
+    world.pass(KEY_MS);
+    let (newer, new) = world.accept_keyed("l", b"two").unwrap();
+    assert!(new);
+    world.retry(id).unwrap();
+    assert_eq!(world.accept_keyed("l", b"two").unwrap(), (newer, false));
+    world.crash();
+    assert_eq!(world.accept_keyed("l", b"two").unwrap(), (newer, false));
+}
+
+#[test]
+fn results_are_kept_for_their_time_and_within_their_bounds() {
+    let mut world = World::new(Limits { kept: 5, ..Limits::default() });
+    for _ in 0..9 {
+        let id = world.accept("a:b", policy());
+        world.done(id);
+        world.pass(1);
+    }
+    let kept = |world: &World| world.books.table.keys().filter(|key| key[0] == keys::RESULT).count();
+    assert_eq!((kept(&world), world.ledger.figures().kept), (5, 5));
+    let unknown = world.accept("a:b", Policy { repeat: false, ..policy() });
+    world.refuse(unknown, Code::Unknown);
+    world.pass(600_000);
+    assert_eq!(world.entries().len(), 1, "what somebody has to look at stays longer");
+    assert_eq!(world.how(unknown), Some(Ending::Unknown));
+    world.pass(30 * KEY_MS);
+    assert!(world.books.table.is_empty(), "nothing is left behind");
+    assert_eq!(world.retry(unknown).unwrap_err().code, Code::NotFound);
+}
+
+#[test]
+fn large_results_push_out_others() {
+    let mut world = World::new(Limits { kept_bytes: 1_000, ..Limits::default() });
+    for _ in 0..3 {
+        let id = world.accept("a:b", policy());
+        world.answer(id, Ok(Bytes::from(vec![0xc0; 400])));
+        world.pass(1);
+    }
+    assert_eq!(world.ledger.figures().kept, 1);
+    assert!(world.ledger.figures().kept_bytes <= 1_000);
+}
+
+#[test]
+fn what_has_ended_is_forgotten_on_demand() {
+    let mut world = limited(9);
+    let id = world.accept("a:b", policy());
+    let entry = world.entry(id).unwrap();
+    assert_eq!(world.ledger.forget(id, &entry).unwrap_err().code, Code::Conflict);
+    world.refuse(id, Code::Denied);
+    let entry = world.entry(id).unwrap();
+    let step = world.ledger.forget(id, &entry).unwrap();
+    world.carry(step);
+    assert!(world.books.table.is_empty());
+    assert_eq!(world.ledger.forget(id, &entry).unwrap_err().code, Code::NotFound);
+}
+
+#[test]
+fn names_rise_over_a_restart_with_the_clock_put_back() {
+    let mut world = limited(1);
+    let mut order = world.order("a:b", policy(), None);
+    order.id = Id::from_u128(1 << 90);
+    let admission = world.ledger.accept(START, order, Bytes::new(), None).unwrap();
+    let Admission::New { id: first, step } = admission else { panic!("it is new") };
+    world.books.ends.insert(first, (0, 1));
+    world.carry(step);
+    world.crash();
+    let second = world.accept("a:b", policy());
+    assert!(second > first);
+}

@@ -1,0 +1,286 @@
+//! The journal, checkpoints, durable work and the state of plugins.
+//!
+//! What is accepted here survives `kill -9`, power loss and plugins that
+//! crash: every change is a record of an append-only journal that is synced
+//! before anybody is told, and everything else can be rebuilt from it.
+//!
+//! This file ties the parts together: the engine keeps, `work` carries out
+//! what was accepted, `space` is what other plugins keep, `facts` what was told
+//! and is told again, `checkpoint` the copies.
+//!
+//! # Failure
+//!
+//! When the journal or the store cannot be written any more, the plugin stays
+//! up, refuses with the reason, and opens everything again from the disk until
+//! that works. What was not synced by then was never accepted.
+
+pub mod record;
+pub mod disk;
+pub mod journal;
+pub mod facts;
+pub mod store;
+pub mod overlay;
+pub mod engine;
+pub mod ledger;
+pub mod work;
+pub mod space;
+pub mod checkpoint;
+mod config;
+mod status;
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use ksi_sdk::{
+    Chunks, Ctx, Event, Plugin, Register,
+    prelude::{Code, Refusal},
+    protocol::{
+        checkpoint::{Checkpoint as Made, Checkpoints, Create, Export, Exported, Restore, Restored, Verified},
+        space::{Applied, Apply, Get, Got, Page, Scan},
+        work::{Ack, Follow, Followed},
+    },
+};
+
+use checkpoint::Shelf;
+use config::Config;
+use engine::{Engine, Recovery};
+use facts::{Acknowledged, Facts, Unfollowed};
+use record::{Fact, Seq};
+use space::{Space, Spaces};
+use status::{Ask, Opened, Status, Stopped};
+use work::Work;
+
+/// First and longest pause before everything is opened again.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The plugin.
+pub struct Checkpoint {
+    config: Config,
+    shelf: Shelf,
+    spaces: Spaces,
+    facts: Facts,
+    /// What is open, or why nothing is.
+    open: RefCell<Result<Open, Refusal>>,
+}
+
+/// What stands on one opening of the directory.
+#[derive(Clone)]
+struct Open {
+    engine: Rc<Engine>,
+    work: Rc<Work>,
+}
+
+impl Plugin for Checkpoint {
+    const NAME: &'static str = "checkpoint";
+    const ABOUT: &'static str = "Keeps what must not be lost: durable work, plugins' state, facts, checkpoints";
+
+    fn start(ctx: &Ctx) -> Result<Self, Refusal> {
+        let config: Config = ctx.config()?;
+        config.check()?;
+        Ok(Self {
+            shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
+            config,
+            spaces: Spaces::default(),
+            facts: Facts::default(),
+            open: RefCell::new(Err(Refusal::new(Code::Unavailable, "the journal is being opened"))),
+        })
+    }
+
+    async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+        self.open_all(&ctx).await?;
+        ctx.spawn(self.clone().stay_open(ctx.clone()));
+        Ok(())
+    }
+
+    fn register(on: &mut Register<Self>) {
+        work::register(on, |plugin: &Self| plugin.opened().map(|open| open.work));
+        on.keep_facts(Self::keep_fact);
+        on.stream("checkpoint:follow", Self::follow);
+        on.request("checkpoint:ack", Self::ack);
+        on.request("checkpoint:status", Self::status);
+        on.request("checkpoint:create", Self::create);
+        on.request("checkpoint:list", Self::list);
+        on.request("checkpoint:verify", Self::verify);
+        on.request("checkpoint:export", Self::export);
+        on.request("checkpoint:restore", Self::restore);
+        on.request("space:get", Self::space_get);
+        on.request("space:apply", Self::space_apply);
+        on.request("space:scan", Self::space_scan);
+        on.emits::<Opened>("checkpoint:opened");
+        on.emits::<Stopped>("checkpoint:stopped");
+    }
+
+    async fn drain(self: Rc<Self>, ctx: Ctx) {
+        let Ok(open) = self.opened() else { return };
+        self.close(Refusal::new(Code::ShuttingDown, "the journal is closed: the daemon is stopping"));
+        let closed = match open.work.close().await {
+            Ok(()) => open.engine.close().await,
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = closed {
+            ctx.error(&format!("the journal was not closed well, the next start sees to it: {}", refusal.message));
+        }
+    }
+}
+
+impl Checkpoint {
+    fn opened(&self) -> Result<Open, Refusal> {
+        self.open.borrow().clone()
+    }
+
+    fn close(&self, why: Refusal) {
+        *self.open.borrow_mut() = Err(why);
+    }
+
+    async fn open_all(&self, ctx: &Ctx) -> Result<(), Refusal> {
+        let (engine, recovery) = Engine::open(ctx.dir().to_owned(), self.config.options()).await?;
+        let work = match Work::open(ctx, engine.clone(), self.config.limits()).await {
+            Ok(work) => work,
+            Err(refusal) => {
+                // The reason to give up is the one that is told.
+                let _ = engine.close().await;
+                return Err(refusal);
+            }
+        };
+        tell(ctx, &recovery);
+        *self.open.borrow_mut() = Ok(Open { engine, work });
+        Ok(())
+    }
+
+    /// Waits for the engine to stop by itself, and opens everything again.
+    async fn stay_open(self: Rc<Self>, ctx: Ctx) {
+        loop {
+            let Ok(open) = self.opened() else { return };
+            // No position is so high: this ends with the journal.
+            let Err(why) = open.engine.durable(Seq::MAX).await else { return };
+            if self.opened().is_err() {
+                // It was closed on purpose.
+                return;
+            }
+            self.close(why.clone());
+            ctx.error(&format!("nothing is accepted any more: {}", why.message));
+            // A fact that finds no room is in the log.
+            let _ = ctx.emit("checkpoint:stopped", &Stopped { refusal: why });
+            // It has stopped; what it says to that is known.
+            let _ = open.engine.close().await;
+            drop(open);
+            let mut pause = PAUSE_MIN;
+            loop {
+                ctx.sleep(pause).await;
+                match self.open_all(&ctx).await {
+                    Ok(()) => break,
+                    Err(refusal) => self.close(refusal),
+                }
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+
+    async fn keep_fact(self: Rc<Self>, ctx: Ctx, event: Event) -> Result<(), Refusal> {
+        let fact = Fact {
+            at_ms: event.at_ms,
+            event: event.event,
+            origin: event.origin,
+            correlation_id: ctx.correlation_id().map(str::to_owned),
+            data: event.data,
+        };
+        self.facts.keep(&self.opened()?.engine, fact).await
+    }
+
+    async fn follow(
+        self: Rc<Self>,
+        _ctx: Ctx,
+        ask: Follow,
+        out: Chunks<Followed>,
+    ) -> Result<Unfollowed, Refusal> {
+        self.facts.follow(&self.opened()?.engine, ask, &out).await
+    }
+
+    async fn ack(self: Rc<Self>, _ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
+        self.facts.ack(&self.opened()?.engine, ask).await
+    }
+
+    async fn status(self: Rc<Self>, _ctx: Ctx, _ask: Ask) -> Result<Status, Refusal> {
+        Ok(match self.opened() {
+            Ok(open) => Status::of(&open.engine.health(), open.work.figures()),
+            Err(refusal) => Status::closed(&refusal),
+        })
+    }
+
+    async fn create(self: Rc<Self>, ctx: Ctx, ask: Create) -> Result<Made, Refusal> {
+        checkpoint::create(&ctx, &self.opened()?.engine, &self.shelf, ask, now_ms()).await
+    }
+
+    async fn list(self: Rc<Self>, ctx: Ctx, _ask: Ask) -> Result<Checkpoints, Refusal> {
+        checkpoint::list(&ctx, &self.opened()?.engine, &self.shelf).await
+    }
+
+    async fn verify(self: Rc<Self>, _ctx: Ctx, _ask: Ask) -> Result<Verified, Refusal> {
+        checkpoint::verify(&self.opened()?.engine).await
+    }
+
+    async fn export(self: Rc<Self>, ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
+        checkpoint::export(&ctx, &self.opened()?.engine, &self.shelf, ask, now_ms()).await
+    }
+
+    /// Whoever has read anything must read it again, so the daemon starts
+    /// itself anew after the answer, and until then nothing is written.
+    async fn restore(self: Rc<Self>, ctx: Ctx, ask: Restore) -> Result<Restored, Refusal> {
+        let open = self.opened()?;
+        let path = self.shelf.find(ask)?;
+        self.close(
+            Refusal::new(Code::Unavailable, "a checkpoint is being restored").retry_after_ms(1000),
+        );
+        let restored = checkpoint::restore(&open.engine, &path).await;
+        if restored.is_err() {
+            *self.open.borrow_mut() = Ok(open);
+            return restored;
+        }
+        // What it refuses, the next start finds out.
+        let _ = open.engine.close().await;
+        ctx.spawn(start_anew(ctx.clone()));
+        restored
+    }
+
+    async fn space_get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<Got, Refusal> {
+        self.spaces.get(&self.opened()?.engine, &Space::of(ctx.origin())?, ask).await
+    }
+
+    async fn space_apply(self: Rc<Self>, ctx: Ctx, ask: Apply) -> Result<Applied, Refusal> {
+        self.spaces.apply(&self.opened()?.engine, &Space::of(ctx.origin())?, ask).await
+    }
+
+    async fn space_scan(self: Rc<Self>, ctx: Ctx, ask: Scan) -> Result<Page, Refusal> {
+        self.spaces.scan(&self.opened()?.engine, &Space::of(ctx.origin())?, ask).await
+    }
+}
+
+async fn start_anew(ctx: Ctx) {
+    let options = ksi_sdk::CallOptions { detached: true, ..ksi_sdk::CallOptions::default() };
+    let asked: Result<serde_json::Value, _> = ctx.request_with("system:restart", &serde_json::json!({}), options).await;
+    if let Err(refusal) = asked {
+        ctx.error(&format!("a checkpoint was restored; start the daemon again to use it: {}", refusal.message));
+    }
+}
+
+/// Says what an opening found. Repairs are worth a warning each.
+fn tell(ctx: &Ctx, recovery: &Recovery) {
+    let Recovery { epoch, last_seq, replayed, took_ms, .. } = recovery;
+    ctx.info(&format!("start {epoch}: journal up to {last_seq}, {replayed} records replayed in {took_ms} ms"));
+    for note in &recovery.notes {
+        ctx.warn(note);
+    }
+    // Nobody may listen yet, and the log has it.
+    let _ = ctx.emit("checkpoint:opened", &Opened::from(recovery));
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+ksi_sdk::export!(Checkpoint);

@@ -1,0 +1,126 @@
+//! How the plugin is: what `checkpoint:status` answers and what is told when
+//! it opens and when it has to stop.
+
+use ksi_sdk::{
+    prelude::{Deserialize, JsonSchema, Refusal, Serialize},
+    protocol,
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    engine::{Health, Recovery},
+    ledger::Figures,
+};
+
+/// Nothing is asked.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ask {}
+
+/// How everything that is kept is.
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+pub(crate) struct Status {
+    /// Whether anything is accepted.
+    pub accepting: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// How often it was opened in all its life.
+    pub epoch: u64,
+    /// The newest position of the journal.
+    pub last_seq: u64,
+    /// The newest that is synced.
+    pub synced_seq: u64,
+    /// The oldest that is still there.
+    pub first_seq: u64,
+    /// Size of the journal.
+    pub journal_bytes: u64,
+    /// Size of the store.
+    pub store_bytes: u64,
+    /// Changes in memory that the store does not have yet; the journal has them.
+    pub memory_bytes: u64,
+    /// Milliseconds since the store was last brought up to date; absent before the first time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_age_ms: Option<u64>,
+    /// Why that failed the last time.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub checkpoint_error: String,
+    /// Files of the journal that were found damaged and set aside.
+    pub quarantined: Vec<String>,
+    /// Durable work that has not ended.
+    pub pending: usize,
+    /// Of that, what is being carried out.
+    pub running: usize,
+    /// Of that, what runs alone because the daemon died over it.
+    pub suspects: usize,
+    /// Durable work that has ended and is still kept.
+    pub ended: usize,
+}
+
+impl Status {
+    /// While it is open.
+    pub(crate) fn of(health: &Health, figures: Figures) -> Self {
+        Self {
+            accepting: health.accepting,
+            reason: health.reason.clone(),
+            epoch: health.epoch,
+            last_seq: health.last_seq,
+            synced_seq: health.synced_seq,
+            first_seq: health.first_seq,
+            journal_bytes: health.journal_bytes,
+            store_bytes: health.store_bytes,
+            memory_bytes: health.overlay_bytes,
+            checkpoint_age_ms: health.checkpoint_age_ms,
+            checkpoint_error: health.checkpoint_error.clone(),
+            quarantined: health.quarantined.clone(),
+            pending: figures.pending,
+            running: figures.running,
+            suspects: figures.suspects,
+            ended: figures.kept,
+        }
+    }
+
+    /// While it is not.
+    pub(crate) fn closed(why: &Refusal) -> Self {
+        Self { reason: format!("{}: {}", why.message, why.hint), ..Self::default() }
+    }
+}
+
+/// The journal is open, and everything in it is there.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Opened {
+    /// How often it was opened in all its life.
+    pub epoch: u64,
+    /// The newest position that was found.
+    pub last_seq: u64,
+    /// Records that were newer than the store.
+    pub replayed: u64,
+    /// Bytes of a record that was being written when the power went, cut off.
+    pub torn_bytes: u64,
+    /// What was damaged and what was done about it, a sentence each.
+    pub notes: Vec<String>,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+}
+
+impl From<&Recovery> for Opened {
+    fn from(recovery: &Recovery) -> Self {
+        Self {
+            epoch: recovery.epoch,
+            last_seq: recovery.last_seq,
+            replayed: recovery.replayed,
+            torn_bytes: recovery.torn_bytes,
+            notes: recovery.notes.clone(),
+            took_ms: recovery.took_ms,
+        }
+    }
+}
+
+/// Nothing can be written any more, so nothing is accepted until that works
+/// again; `checkpoint:opened` tells it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Stopped {
+    /// Why.
+    #[schemars(with = "Map<String, Value>")]
+    pub refusal: protocol::Refusal,
+}

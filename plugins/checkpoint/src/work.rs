@@ -1,0 +1,451 @@
+//! Durable work at work: takes it in, has it done, and answers for it.
+//!
+//! The [`Ledger`] decides, the [`Engine`] keeps, this module carries out: it
+//! commits what a [`Step`] changes, waits until that is durable, then does what
+//! the step says. An attempt is an ordinary request to the owner of the event,
+//! in the name of whoever asked first, with the work's name as its idempotency
+//! key. Nothing is begun, answered or told before it is durable.
+//!
+//! It never looks into what is asked or answered, and no log has it.
+//!
+//! # Invariants
+//!
+//! - Steps are journaled in the order in which the ledger made them. While
+//!   memory is full they wait in that order, and nothing new is taken in.
+//! - An accepted request is carried out whether its asker is still there or not.
+//!
+//! # Failure
+//!
+//! When the journal stops, nothing is begun, told or accepted any more: what
+//! this start did since the last sync may not be there after the next one, so
+//! nobody may hear of it. The plugin is to be started again.
+
+mod alarm;
+mod attempt;
+mod events;
+pub mod payload;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_channel::oneshot;
+use futures_util::future::select;
+use ksi_sdk::{
+    Ctx, Kept, Plugin, Register,
+    prelude::{Code, Refusal},
+    protocol::{Bytes, work::Accepted},
+};
+
+use crate::{
+    engine::{Engine, Peek},
+    ledger::{Admission, Effect, Ended, Entry, Figures, Id, Key, Ledger, Limits, Order, Remembered, Step},
+    record::{Batch, Seq, keys},
+};
+use alarm::{Alarm, yield_now};
+
+/// Entries that are read at a time.
+const PAGE: usize = 1_000;
+
+/// Pause before a step that found memory full is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest sleep: a clock that was set, or a machine that slept, is noticed
+/// after so long.
+const SLEEP_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Pause between two walks over the idempotency keys that are forgotten.
+const SWEEP_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Durable work, for as long as the plugin is up.
+pub struct Work {
+    /// The plugin's own, not one of a request: attempts outlive requests.
+    ctx: Ctx,
+    engine: Rc<Engine>,
+    ledger: RefCell<Ledger>,
+    /// The time that was last told to the ledger; it never goes back.
+    clock: Cell<u64>,
+    /// Attempts under way. Dropping the sender cancels the attempt.
+    attempts: RefCell<HashMap<Id, (u32, oneshot::Sender<()>)>>,
+    /// Those who wait for an end. Dropping the senders wakes them.
+    waiters: RefCell<HashMap<Id, Vec<oneshot::Sender<()>>>>,
+    /// Steps that found memory full.
+    backlog: RefCell<VecDeque<Step>>,
+    /// Set once the journal has stopped.
+    stopped: Cell<bool>,
+    alarm: Alarm,
+}
+
+/// Registers `work:*`, the keeping of durable requests and what goes with them.
+/// `of` finds the work in a plugin; it refuses while there is none.
+pub fn register<P: Plugin>(on: &mut Register<P>, of: fn(&P) -> Result<Rc<Work>, Refusal>) {
+    on.keep(move |plugin: Rc<P>, ctx, kept| {
+        let work = of(&plugin);
+        async move { work?.keep(ctx, kept).await }
+    });
+    on.event("system:stopping", move |plugin: Rc<P>, _, _| {
+        if let Ok(work) = of(&plugin) {
+            work.stop();
+        }
+        std::future::ready(())
+    });
+    events::register(on, of);
+}
+
+impl Work {
+    /// Reads what there is, goes on with it, and takes work in from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the engine refuses; `internal` where an entry cannot be read.
+    pub async fn open(ctx: &Ctx, engine: Rc<Engine>, limits: Limits) -> Result<Rc<Self>, Refusal> {
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), engine.epoch());
+        let mut ledger = Ledger::new(limits, engine.epoch(), seed);
+        load(&engine, &mut ledger).await?;
+        let work = Rc::new(Self {
+            ctx: ctx.clone(),
+            engine,
+            ledger: RefCell::new(ledger),
+            clock: Cell::new(0),
+            attempts: RefCell::default(),
+            waiters: RefCell::default(),
+            backlog: RefCell::default(),
+            stopped: Cell::new(false),
+            alarm: Alarm::default(),
+        });
+        let step = work.ledger.borrow_mut().recover(work.now());
+        // A refusal is dealt with where it comes from: the step waits, or the journal has stopped.
+        let _ = work.carry(step);
+        ctx.spawn(work.clone().keep_time());
+        ctx.spawn(work.clone().sweep_keys());
+        Ok(work)
+    }
+
+    /// Takes a durable request in; answers once it is safe.
+    ///
+    /// # Errors
+    ///
+    /// `conflict` for a key that was used for another payload, `busy` when too
+    /// much waits, `unavailable` once the journal has stopped.
+    pub async fn keep(self: Rc<Self>, ctx: Ctx, kept: Kept) -> Result<Accepted, Refusal> {
+        let Kept { event, data, policy } = kept;
+        let key = ctx.idempotency_key().map(|text| Key::new(text, &data));
+        let remembered = match &key {
+            Some(key) => self.remembered(&key.hash(&event).table_key()).await?,
+            None => None,
+        };
+        // From here to the commit nothing waits, so what is remembered holds.
+        self.check_open()?;
+        let order = Order {
+            id: Id::fresh(),
+            seq: self.engine.next_seq(),
+            event,
+            origin: ctx.origin().to_owned(),
+            correlation_id: ctx.correlation_id().map(str::to_owned),
+            policy,
+            key,
+        };
+        let admission =
+            self.ledger.borrow_mut().accept(self.now(), order, data.clone(), remembered.as_ref())?;
+        let (id, seq) = match admission {
+            Admission::Same { id, seq } => (id, seq),
+            Admission::New { id, step } => (id, self.take_in(id, step, data)?),
+        };
+        self.engine.durable(seq).await?;
+        Ok(Accepted { request_id: id.to_string(), seq })
+    }
+
+    /// Begins nothing from now on; what runs goes on.
+    pub fn stop(&self) {
+        self.ledger.borrow_mut().stop();
+    }
+
+    /// Hands back what still runs, so that the next start goes on with it as if
+    /// nothing was. To be called at a planned end, before the engine's close;
+    /// nothing is taken in or told after it.
+    ///
+    /// # Errors
+    ///
+    /// What the journal refuses; then the next start finds attempts that were
+    /// broken off.
+    pub async fn close(self: &Rc<Self>) -> Result<(), Refusal> {
+        let step = self.ledger.borrow_mut().close();
+        // Where it finds no room it is the last that waits.
+        let _ = self.carry(step);
+        while !self.flush() && !self.stopped.get() {
+            self.ctx.sleep(FULL_PAUSE).await;
+        }
+        self.stopped.set(true);
+        self.alarm.ring();
+        self.engine.durable(self.engine.next_seq() - 1).await
+    }
+
+    /// Figures for a status.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.ledger.borrow().figures()
+    }
+
+    /// Journals an acceptance, and begins it where there was room.
+    fn take_in(self: &Rc<Self>, id: Id, step: Step, payload: Bytes) -> Result<Seq, Refusal> {
+        let Step { batch, effects } = step;
+        match self.engine.commit(batch) {
+            Ok(seq) => {
+                self.perform(seq, effects, Some(payload));
+                Ok(seq)
+            }
+            Err(refusal) => {
+                self.ledger.borrow_mut().withdraw(id);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Journals a step and waits until it is durable.
+    async fn settle(self: &Rc<Self>, step: Step) -> Result<(), Refusal> {
+        match self.carry(step)? {
+            Some(seq) => self.engine.durable(seq).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Journals a step and sees to what it says; where it stands in the journal,
+    /// if it changes anything.
+    fn carry(self: &Rc<Self>, mut step: Step) -> Result<Option<Seq>, Refusal> {
+        // Who is given up needs not wait for the disk.
+        step.effects.retain(|effect| match effect {
+            Effect::Abandon { id, lease } => {
+                self.abandon(*id, *lease);
+                false
+            }
+            Effect::Run(_) | Effect::Ended(_) => true,
+        });
+        if step.batch.is_empty() {
+            self.rearm();
+            return Ok(None);
+        }
+        if let Err(full) = self.check_room() {
+            self.backlog.borrow_mut().push_back(step);
+            return Err(full);
+        }
+        self.commit(step).map(Some)
+    }
+
+    /// Journals a step whose turn it is. Where memory is full, it is the first
+    /// to be tried again.
+    fn commit(self: &Rc<Self>, step: Step) -> Result<Seq, Refusal> {
+        match self.engine.commit(step.batch.clone()) {
+            Ok(seq) => {
+                self.perform(seq, step.effects, None);
+                Ok(seq)
+            }
+            Err(refusal) if refusal.code == Code::Busy => {
+                self.backlog.borrow_mut().push_front(step);
+                self.rearm();
+                Err(refusal)
+            }
+            Err(refusal) => {
+                self.journal_stopped(&refusal);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Does what a step says, once it is durable.
+    fn perform(self: &Rc<Self>, seq: Seq, effects: Vec<Effect>, mut payload: Option<Bytes>) {
+        let mut ended = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Run(run) => {
+                    let (keep, abandoned) = oneshot::channel();
+                    self.attempts.borrow_mut().insert(run.id, (run.lease, keep));
+                    // The payload that comes with an acceptance is its own.
+                    self.ctx.spawn(self.clone().attempt(run, seq, payload.take(), abandoned));
+                }
+                Effect::Ended(one) => ended.push(one),
+                Effect::Abandon { id, lease } => self.abandon(id, lease),
+            }
+        }
+        if !ended.is_empty() {
+            self.ctx.spawn(self.clone().announce(seq, ended));
+        }
+        self.rearm();
+    }
+
+    fn abandon(&self, id: Id, lease: u32) {
+        let mut attempts = self.attempts.borrow_mut();
+        if attempts.get(&id).is_some_and(|(current, _)| *current == lease) {
+            attempts.remove(&id);
+        }
+    }
+
+    /// Tells of ends: those who wait, and whoever listens.
+    async fn announce(self: Rc<Self>, seq: Seq, ended: Vec<Ended>) {
+        if let Err(refusal) = self.engine.durable(seq).await {
+            return self.journal_stopped(&refusal);
+        }
+        for one in ended {
+            self.waiters.borrow_mut().remove(&one.id);
+            let (event, fact) = payload::fact(one);
+            if let Err(refusal) = self.ctx.emit(event, &fact) {
+                self.ctx.warn(&format!("cannot tell {event}: {}", refusal.message));
+            }
+        }
+    }
+
+    /// Refuses when nothing is taken in.
+    fn check_open(&self) -> Result<(), Refusal> {
+        match self.stopped.get() {
+            true => Err(Refusal::new(Code::Unavailable, "durable work has stopped")
+                .hint("`ksi checkpoint list` shows why, `ksi plugin restart checkpoint` begins anew")),
+            false => self.check_room(),
+        }
+    }
+
+    /// Refuses while steps wait for memory.
+    fn check_room(&self) -> Result<(), Refusal> {
+        match self.backlog.borrow().len() {
+            0 => Ok(()),
+            waiting => {
+                let message = format!("{waiting} changes of work wait for room in memory");
+                Err(Refusal::new(Code::Busy, message).retry_after_ms(1_000))
+            }
+        }
+    }
+
+    fn journal_stopped(&self, refusal: &Refusal) {
+        if !self.stopped.replace(true) {
+            self.ctx.error(&format!("durable work has stopped: {}", refusal.message));
+            self.ledger.borrow_mut().stop();
+            self.alarm.ring();
+        }
+    }
+
+    /// What is remembered of a key at this moment.
+    async fn remembered(&self, key: &[u8]) -> Result<Option<Remembered>, Refusal> {
+        let stored = self.engine.latest(key).await?;
+        stored.map(|bytes| Remembered::decode(&bytes).map_err(|refusal| unreadable(&refusal))).transpose()
+    }
+
+    /// The time for the ledger: the machine's, without its steps back.
+    fn now(&self) -> u64 {
+        self.clock.set(self.clock.get().max(self.ctx.now_ms()));
+        self.clock.get()
+    }
+
+    /// Wakes who keeps the time, if he sleeps too long.
+    fn rearm(&self) {
+        self.alarm.needed_by(self.due_ms());
+    }
+
+    fn due_ms(&self) -> Option<u64> {
+        match self.backlog.borrow().is_empty() {
+            true => self.ledger.borrow().due_ms(),
+            false => Some(0),
+        }
+    }
+
+    /// Ticks whenever something is due.
+    async fn keep_time(self: Rc<Self>) {
+        while !self.stopped.get() {
+            let due_ms = self.due_ms();
+            self.alarm.set(due_ms);
+            let now = self.now();
+            let pause = due_ms.map_or(SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now)));
+            if !pause.is_zero() {
+                select(pin!(self.ctx.sleep(pause.min(SLEEP_MAX))), pin!(self.alarm.rung())).await;
+                continue;
+            }
+            if self.flush() {
+                let step = self.ledger.borrow_mut().tick(now);
+                // A step that found no room waits in the backlog; what else can
+                // be refused stops this loop.
+                let _ = self.carry(step);
+                // Much may be due at once, and others want to live too.
+                yield_now().await;
+            } else {
+                self.ctx.sleep(FULL_PAUSE).await;
+            }
+        }
+    }
+
+    /// Tries what waits for memory; whether nothing waits any more.
+    fn flush(self: &Rc<Self>) -> bool {
+        loop {
+            let Some(step) = self.backlog.borrow_mut().pop_front() else { return true };
+            if self.commit(step).is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Forgets idempotency keys whose time has passed, in the background. What
+    /// is asked for a key does not depend on it.
+    async fn sweep_keys(self: Rc<Self>) {
+        while !self.stopped.get() {
+            self.ctx.sleep(SWEEP_PAUSE).await;
+            if let Err(refusal) = self.sweep_once().await {
+                self.ctx.warn(&format!("cannot forget old idempotency keys: {}", refusal.message));
+            }
+        }
+    }
+
+    async fn sweep_once(&self) -> Result<(), Refusal> {
+        let mut after = None;
+        loop {
+            let page = self.engine.scan(&[keys::KEY], after.as_deref(), PAGE).await?;
+            let now = self.now();
+            let mut batch = Batch::new();
+            for (key, value) in &page {
+                // Newer than what was read: used again meanwhile.
+                let value = match self.engine.peek(key) {
+                    Peek::Value(_, newer) => newer,
+                    _ => value.clone(),
+                };
+                if Remembered::decode(&value).is_ok_and(|remembered| remembered.until_ms <= now) {
+                    batch.delete(key.clone());
+                }
+            }
+            if !batch.is_empty() {
+                self.engine.commit(batch)?;
+            }
+            match page.into_iter().next_back() {
+                Some((last, _)) => after = Some(last),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Reads all entries, in pages.
+async fn load(engine: &Engine, ledger: &mut Ledger) -> Result<(), Refusal> {
+    let mut after = None;
+    loop {
+        let page = engine.scan(&[keys::WORK], after.as_deref(), PAGE).await?;
+        for (key, value) in &page {
+            let entry = Entry::decode(value).map_err(|refusal| unreadable(&refusal))?;
+            let id = Id::of_work_key(key).ok_or_else(|| {
+                Refusal::new(Code::Internal, format!("a key of {} bytes is none of work", key.len()))
+            })?;
+            ledger.load(id, entry);
+        }
+        match page.into_iter().next_back() {
+            Some((last, _)) => after = Some(last),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// What is stored was written by another release, or is damaged in a way that
+/// no checksum shows.
+fn unreadable(why: &Refusal) -> Refusal {
+    Refusal::new(Code::Internal, format!("stored work cannot be read: {}", why.message))
+        .hint("run the release that wrote it, or `ksi checkpoint verify`")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! A plugin that does nothing but keep work.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use ksi_sdk::{
+    Ctx, Plugin, Register,
+    prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize},
+    protocol::{
+        meta::Meta,
+        work::{Policy, WorkInfo, WorkPage, WorkState},
+    },
+    testing::{Answer, Call, FakeHost},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    engine::{Engine, Options},
+    ledger::Limits,
+    record::keys,
+    work::{self, Work},
+};
+
+#[derive(Default)]
+pub(super) struct Desk(RefCell<Option<(Rc<Engine>, Rc<Work>)>>);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    in_flight: Option<usize>,
+    kept: Option<usize>,
+}
+
+/// Count what is stored in a table.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Count {
+    table: u8,
+}
+
+/// The count.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Counted(usize);
+
+impl Plugin for Desk {
+    const NAME: &'static str = "checkpoint";
+    const ABOUT: &'static str = "Keeps work, for a test";
+
+    fn start(_ctx: &Ctx) -> Result<Self, Refusal> {
+        Ok(Self::default())
+    }
+
+    fn register(on: &mut Register<Self>) {
+        work::register(on, |desk| desk.opened().map(|(_, work)| work));
+        on.request("desk:count", Self::count);
+    }
+
+    async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+        let config: Config = ctx.config()?;
+        let default = Limits::default();
+        let limits = Limits {
+            in_flight: config.in_flight.unwrap_or(default.in_flight),
+            kept: config.kept.unwrap_or(default.kept),
+            ..default
+        };
+        let (engine, _) = Engine::open(ctx.dir().join("kept"), Options::default()).await?;
+        let work = Work::open(&ctx, engine.clone(), limits).await?;
+        *self.0.borrow_mut() = Some((engine, work));
+        Ok(())
+    }
+
+    async fn drain(self: Rc<Self>, _ctx: Ctx) {
+        let (engine, work) = self.opened().unwrap();
+        work.close().await.unwrap();
+        engine.close().await.unwrap();
+    }
+}
+
+impl Desk {
+    fn opened(&self) -> Result<(Rc<Engine>, Rc<Work>), Refusal> {
+        self.0.borrow().clone().ok_or_else(|| Refusal::new(Code::Unavailable, "not open yet"))
+    }
+
+    async fn count(self: Rc<Self>, _ctx: Ctx, ask: Count) -> Result<Counted, Refusal> {
+        let (engine, _) = self.opened()?;
+        Ok(Counted(engine.scan(&[ask.table], None, usize::MAX).await?.len()))
+    }
+}
+
+pub(super) type Host = FakeHost<Desk>;
+
+pub(super) const TABLES: [u8; 4] = [keys::WORK, keys::PAYLOAD, keys::RESULT, keys::KEY];
+
+pub(super) fn policy() -> Policy {
+    Policy {
+        attempts: 3,
+        backoff_min_ms: 100,
+        backoff_max_ms: 1_000,
+        timeout_ms: 5_000,
+        expires_ms: 60_000,
+        keep_ms: 600_000,
+        repeat: true,
+    }
+}
+
+pub(super) fn start() -> Host {
+    Host::start(json!({})).unwrap()
+}
+
+/// The name of what was accepted.
+pub(super) fn accepted(host: &Host, call: &Call) -> String {
+    match host.next(call) {
+        Answer::Accepted(accepted) => accepted.request_id,
+        other => panic!("not accepted: {other:?}"),
+    }
+}
+
+pub(super) fn keep(host: &Host, event: &str, data: Value) -> String {
+    let call = host.keep(event, data, policy());
+    accepted(host, &call)
+}
+
+pub(super) fn keep_keyed(host: &Host, key: &str, data: Value) -> Call {
+    let meta = Meta {
+        origin: Some("session:1".into()),
+        idempotency_key: Some(key.into()),
+        work: Some(policy()),
+        ..Meta::default()
+    };
+    host.open_as("echo:say", data, &meta)
+}
+
+pub(super) fn ask<T: serde::de::DeserializeOwned>(
+    host: &Host,
+    event: &str,
+    data: Value,
+) -> Result<T, Refusal> {
+    host.request(event, data).map(|answer| serde_json::from_value(answer).unwrap())
+}
+
+pub(super) fn get(host: &Host, request_id: &str) -> WorkInfo {
+    ask(host, "work:get", json!({ "request_id": request_id })).unwrap()
+}
+
+pub(super) fn wait(host: &Host, request_id: &str) -> WorkInfo {
+    ask(host, "work:wait", json!({ "request_id": request_id })).unwrap()
+}
+
+pub(super) fn list(host: &Host, ask_for: Value) -> WorkPage {
+    ask(host, "work:list", ask_for).unwrap()
+}
+
+/// Lets time pass until work has this state.
+pub(super) fn until(host: &Host, request_id: &str, state: WorkState) -> WorkInfo {
+    for _ in 0..1_000 {
+        let info = get(host, request_id);
+        if info.state == state {
+            return info;
+        }
+        assert!(!info.state.is_end(), "it ended as {}", info.state);
+        host.advance(Duration::from_millis(100));
+    }
+    panic!("{request_id} never became {state}")
+}
+
+pub(super) fn count(host: &Host, table: u8) -> usize {
+    ask(host, "desk:count", json!({ "table": table })).unwrap()
+}

@@ -1,0 +1,340 @@
+//! Kills the daemon again and again while clients give it durable work, and
+//! checks the books at the end.
+//!
+//! Clients ask `echo:keep` over JSON lines, several at a time, each request
+//! under a key of its own; what was not answered when the daemon died is asked
+//! again under the same key. The daemon is killed while it works, while it
+//! starts, while it makes its first store, and while it makes a checkpoint. In
+//! the end everything that was accepted must have ended once, with the answer
+//! to what was asked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{Daemon, Home, wait_until};
+
+/// How long the killing goes on, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// How often the daemon is killed.
+    pub kills: usize,
+    /// Clients that give it work all the while.
+    pub clients: usize,
+    /// Work that each of them may give between two kills.
+    pub burst: usize,
+    /// Where the moments of the kills come from.
+    pub seed: u64,
+}
+
+/// The books.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Kills while it worked.
+    pub working: usize,
+    /// Kills before it was ready.
+    pub starting: usize,
+    /// Kills during a checkpoint.
+    pub checkpointing: usize,
+    /// Requests that were accepted.
+    pub accepted: usize,
+    /// How those ended, by state.
+    pub ended: BTreeMap<String, usize>,
+    /// Accepted, and not to be found or not ended.
+    pub lost: usize,
+    /// Accepted under two names, or under one position.
+    pub doubled: usize,
+    /// Ended with the answer to something else.
+    pub wrong: usize,
+    /// In the books, and never accepted.
+    pub foreign: usize,
+    /// Attempts beyond the first: begun again after a kill.
+    pub repeated: u64,
+}
+
+impl Tally {
+    /// Whether nothing went wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.lost + self.doubled + self.wrong + self.foreign == 0
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { working, starting, checkpointing, accepted, lost, doubled, wrong, foreign, repeated, .. } = self;
+        let kills = working + starting + checkpointing;
+        writeln!(f, "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint")?;
+        write!(f, "accepted {accepted}")?;
+        for (state, count) in &self.ended {
+            write!(f, ", {state} {count}")?;
+        }
+        write!(f, ", lost {lost}, doubled {doubled}, wrong {wrong}, foreign {foreign}; begun again {repeated}")
+    }
+}
+
+/// Small figures that look random, the same for the same seed (xorshift64*,
+/// Vigna 2016).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
+    }
+}
+
+/// No model; and checkpoints as often as they can be had.
+const CONFIG: &str = r#"
+[plugins.llama]
+enabled = false
+
+[plugins.checkpoint.config]
+checkpoint_bytes = 65536
+segment_bytes = 262144
+results_max = 10000000
+"#;
+
+/// Requests that a client has open at once.
+const WINDOW: usize = 8;
+
+/// What one client was told.
+#[derive(Debug, Default)]
+struct History {
+    /// Name and position of what was accepted, by key. More than one name is a
+    /// fault.
+    accepted: BTreeMap<String, BTreeSet<(String, u64)>>,
+}
+
+/// Carries a plan out.
+///
+/// # Panics
+///
+/// Where the daemon does not start again, or does not answer.
+#[must_use]
+pub fn carry_out(plan: Plan) -> Tally {
+    let mut home = Home::with_config(CONFIG);
+    let mut tally = Tally::default();
+    let mut dice = Dice(plan.seed | 1);
+    let allowed = Arc::new(AtomicUsize::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..plan.clients)
+        .map(|number| {
+            let client = Client {
+                number,
+                socket: home.paths().socket,
+                allowed: allowed.clone(),
+                over: over.clone(),
+                history: History::default(),
+            };
+            thread::spawn(move || client.run())
+        })
+        .collect();
+    for _ in 0..plan.kills {
+        allowed.fetch_add(plan.burst, Ordering::Relaxed);
+        home = kill_once(home, &mut dice, &mut tally);
+    }
+    let daemon = home.start();
+    daemon.ready();
+    over.store(true, Ordering::Relaxed);
+    let mut history = History::default();
+    for client in clients {
+        history.accepted.extend(client.join().expect("a client ends well").accepted);
+    }
+    check(&daemon, &history, &mut tally);
+    tally
+}
+
+fn kill_once(home: Home, dice: &mut Dice, tally: &mut Tally) -> Home {
+    // A third of them before it has begun to answer: a start takes about 10 ms.
+    let early = dice.below(3) == 0;
+    if early {
+        tally.starting += 1;
+        let mut child = crate::command("ksid", home.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("ksid runs");
+        pause(dice.below(25));
+        let _ = child.kill();
+        let _ = child.wait();
+        return home;
+    }
+    let daemon = home.start();
+    daemon.ready();
+    pause(dice.below(100));
+    match dice.below(4) {
+        0 => {
+            tally.checkpointing += 1;
+            let mut socket = daemon.raw();
+            // Its answer does not come any more.
+            let _ = socket.write_all(b"{\"event\":\"checkpoint:create\",\"data\":{}}\n");
+            pause(dice.below(20));
+        }
+        _ => tally.working += 1,
+    }
+    daemon.kill()
+}
+
+/// The moment of a kill is what is tested, so here a pause is no wait for a
+/// condition.
+fn pause(ms: u64) {
+    let until = Instant::now() + Duration::from_millis(ms);
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
+/// Gives work, and writes down what was accepted.
+struct Client {
+    number: usize,
+    socket: PathBuf,
+    /// How much work each client may have given so far.
+    allowed: Arc<AtomicUsize>,
+    over: Arc<AtomicBool>,
+    history: History,
+}
+
+impl Client {
+    fn run(mut self) -> History {
+        let mut open: BTreeSet<usize> = BTreeSet::new();
+        let mut given = 0;
+        loop {
+            let is_over = self.over.load(Ordering::Relaxed);
+            if is_over && open.is_empty() {
+                return self.history;
+            }
+            let Ok(socket) = UnixStream::connect(&self.socket) else {
+                pause(2);
+                continue;
+            };
+            self.serve(socket, &mut open, &mut given);
+        }
+    }
+
+    /// Gives work on one connection until it ends.
+    fn serve(&mut self, socket: UnixStream, open: &mut BTreeSet<usize>, given: &mut usize) {
+        let _ = socket.set_read_timeout(Some(Duration::from_millis(20)));
+        let Ok(mut writer) = socket.try_clone() else { return };
+        let mut reader = BufReader::new(socket);
+        let mut to_ask: Vec<usize> = open.iter().copied().collect();
+        let mut line = String::new();
+        loop {
+            let more = !self.over.load(Ordering::Relaxed);
+            while more && open.len() < WINDOW && *given < self.allowed.load(Ordering::Relaxed) {
+                open.insert(*given);
+                to_ask.push(*given);
+                *given += 1;
+            }
+            for number in to_ask.drain(..) {
+                let key = self.key(number);
+                let ask = json!({"event": "echo:keep", "id": number, "data": {"text": key}, "idempotency_key": key});
+                if writer.write_all(format!("{ask}\n").as_bytes()).is_err() {
+                    return;
+                }
+            }
+            if open.is_empty() && !more {
+                return;
+            }
+            match reader.read_line(&mut line) {
+                // A line without its end was cut by a kill.
+                Ok(_) if !line.ends_with('\n') => return,
+                Ok(_) => {
+                    if let Some(again) = self.hear(&line, open) {
+                        to_ask.push(again);
+                        pause(5);
+                    }
+                    line.clear();
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn key(&self, number: usize) -> String {
+        format!("client {} request {number}", self.number)
+    }
+
+    /// Takes one answer; returns what was refused and is to be asked again.
+    fn hear(&mut self, line: &str, open: &mut BTreeSet<usize>) -> Option<usize> {
+        let answer: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let number = usize::try_from(answer["id"].as_u64().unwrap_or_else(|| panic!("without id: {line}"))).ok()?;
+        if answer.get("refusal").is_some() {
+            assert_eq!(answer["refusal"]["retryable"], true, "{line}");
+            return Some(number);
+        }
+        let name = answer["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("not accepted: {line}"));
+        let seq = answer["accepted"]["seq"].as_u64().expect("a position");
+        self.history.accepted.entry(self.key(number)).or_default().insert((name.to_owned(), seq));
+        open.remove(&number);
+        None
+    }
+}
+
+/// Compares what was accepted with the books of the last daemon.
+fn check(daemon: &Daemon, history: &History, tally: &mut Tally) {
+    tally.accepted = history.accepted.len();
+    let books = books(daemon);
+    let mut seqs = BTreeSet::new();
+    for (key, names) in &history.accepted {
+        tally.doubled += names.len() - 1;
+        for (name, seq) in names {
+            tally.doubled += usize::from(!seqs.insert(*seq));
+            let Some(info) = books.get(name) else {
+                tally.lost += 1;
+                continue;
+            };
+            let state = info["state"].as_str().unwrap_or_default();
+            *tally.ended.entry(state.to_owned()).or_default() += 1;
+            tally.lost += usize::from(["accepted", "leased", "waiting"].contains(&state));
+            tally.repeated += info["attempts"].as_u64().unwrap_or_default().saturating_sub(1);
+            if state == "done" {
+                let found = daemon.ask("work:get", json!({"request_id": name})).expect("it is in the books");
+                tally.wrong += usize::from(found["result"]["text"] != key.as_str());
+            }
+        }
+    }
+    let known: BTreeSet<&String> = history.accepted.values().flatten().map(|(name, _)| name).collect();
+    tally.foreign = books.keys().filter(|name| !known.contains(name)).count();
+}
+
+/// All that the daemon has in its books, by name, once nothing is open.
+fn books(daemon: &Daemon) -> BTreeMap<String, Value> {
+    wait_until("all work has ended", || {
+        let open = json!({"states": ["accepted", "leased", "waiting"], "limit": 1});
+        let page = daemon.ask("work:list", open).expect("a list");
+        page["work"].as_array().is_some_and(Vec::is_empty)
+    });
+    let mut books = BTreeMap::new();
+    let mut after = Value::Null;
+    loop {
+        let ask = match &after {
+            Value::Null => json!({"limit": 1000}),
+            after => json!({"limit": 1000, "after": after}),
+        };
+        let page = daemon.ask("work:list", ask).expect("a list");
+        for info in page["work"].as_array().expect("a page") {
+            books.insert(info["request_id"].as_str().expect("a name").to_owned(), info.clone());
+        }
+        match page.get("next") {
+            Some(next) if !next.is_null() => after = next.clone(),
+            _ => return books,
+        }
+    }
+}
