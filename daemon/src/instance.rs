@@ -20,13 +20,13 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
-    io::{self, ErrorKind, Read as _, Write as _},
+    io::{self, ErrorKind, Read as _},
     os::{
         fd::AsRawFd as _,
         unix::{
             ffi::OsStrExt as _,
             fs::{
-                DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+                DirBuilderExt as _, FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
                 PermissionsExt as _,
             },
             net::UnixListener,
@@ -180,7 +180,9 @@ impl Instance {
             Some(Takeover { listener, lock, own }) => (lock, Some((listener, own))),
             None => (take_lock(&path, &paths.socket)?, None),
         };
-        let written = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
+        // One that was handed over is not at its beginning.
+        let pid = format!("{}\n", std::process::id());
+        let written = lock.set_len(0).and_then(|()| lock.write_all_at(pid.as_bytes(), 0));
         // Whether the pid can be written or not, the lock is what counts: on a
         // full disk the daemon still starts.
         if let Err(error) = written {

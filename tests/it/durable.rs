@@ -67,7 +67,9 @@ fn durable_facts_are_followed_from_any_position_and_over_a_restart_of_a_reader()
     assert!(seqs.is_sorted());
     let mut lines = daemon.lines();
     let since = seqs[97];
-    lines.send(&json!({"subscribe": "test:born", "id": "s", "class": "durable", "since_seq": since, "credit": 2}));
+    lines.send(
+        &json!({"subscribe": "test:born", "id": "s", "class": "durable", "since_seq": since, "credit": 2}),
+    );
     assert_eq!(lines.receive()["data"]["subscribed"], true);
     assert_eq!(lines.receive()["seq"], since);
     assert_eq!(lines.receive()["data"]["n"], 99);
@@ -106,9 +108,11 @@ fn work_and_facts_are_refused_while_nobody_keeps_them() {
 }
 
 #[test]
-fn a_library_that_keeps_work_is_not_loaded_where_the_manifest_does_not_say_so() {
-    let daemon = Daemon::without_model();
-    daemon.ready();
-    let refusal = daemon.load("fixture_keeper", "in-process").unwrap_err();
-    assert!(refusal["message"].as_str().unwrap().contains("keeps work"), "{refusal}");
+fn manifest_and_library_must_agree_on_who_keeps_work() {
+    let config = "[plugins.checkpoint]\nenabled = false\n[plugins.echo]\nkeeps_work = true\n";
+    let daemon = Home::with_config(&format!("{config}{WITHOUT_MODEL}")).start();
+    wait_until("echo is not taken for what it is not", || {
+        let error = daemon.plugin("echo").last_error;
+        error.is_some_and(|error| error.contains("is to keep work, and its library does not"))
+    });
 }

@@ -63,7 +63,8 @@ fn clients_that_connect_while_it_restarts_wait_and_are_answered() {
             daemon.ask("system:restart", json!({})).unwrap();
         }
         wait_until("another daemon answers", || {
-            ask(&socket).is_some() && daemon.ask("system:status", json!({})).is_ok_and(|it| it["boot"] != before)
+            ask(&socket).is_some()
+                && daemon.ask("system:status", json!({})).is_ok_and(|it| it["boot"] != before)
         });
         daemon.ready();
     }

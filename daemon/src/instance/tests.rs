@@ -1,6 +1,7 @@
 //! Starting where others have been: left-overs, strangers, and a daemon that
 //! runs.
 
+use std::io::Write as _;
 use std::{
     os::unix::{
         fs::symlink,

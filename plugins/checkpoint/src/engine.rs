@@ -114,10 +114,9 @@ impl Engine {
             }
             Err(refusal) => drop(sender.send(Err(refusal))),
         };
-        std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(keep)
-            .map_err(|error| Refusal::new(Code::Unavailable, format!("cannot start the keeper's thread: {error}")))?;
+        std::thread::Builder::new().name("keeper".into()).spawn(keep).map_err(|error| {
+            Refusal::new(Code::Unavailable, format!("cannot start the keeper's thread: {error}"))
+        })?;
         let (shared, recovery) = receiver.await.map_err(|_| gone())??;
         Ok((Rc::new(Self::new(shared, jobs, options, &recovery)), recovery))
     }
@@ -182,7 +181,8 @@ impl Engine {
         if let Some(refusal) = &state.failed {
             return Err(refusal.clone());
         }
-        if state.overlay.bytes() >= self.options.overlay_max_bytes {
+        let waiting = state.overlay.bytes().max(state.overlay.journaled() / 2);
+        if waiting >= self.options.overlay_max_bytes {
             let message = "changes come faster than the disk takes them";
             let ask = !std::mem::replace(&mut state.asked, true);
             drop(state);
@@ -190,12 +190,14 @@ impl Engine {
             return Err(Refusal::new(Code::Busy, message).retry_after_ms(100));
         }
         let seq = state.commit(record, payload)?;
-        let full = state.overlay.active_bytes() >= self.options.checkpoint_bytes;
+        let full = state.overlay.due() >= self.options.checkpoint_bytes;
         let ask = full && !std::mem::replace(&mut state.asked, true);
         let checkpoints = state.figures.checkpoints;
         drop(state);
         self.ask_checkpoint(ask);
-        if self.told.replace(Some(checkpoints)) != Some(checkpoints) && self.jobs.try_send(Job::Changed).is_err() {
+        if self.told.replace(Some(checkpoints)) != Some(checkpoints)
+            && self.jobs.try_send(Job::Changed).is_err()
+        {
             self.told.set(None);
         }
         Ok(seq)
@@ -299,7 +301,8 @@ impl Engine {
             // A page that is not full is the last one, unless it ended for its size.
             let size: usize = page.iter().map(|(key, value)| key.len() + value.len()).sum();
             let last = page.len() < wanted && size < thread::PAGE_BYTES;
-            let border = page.last().filter(|_| !last).map(|(key, _)| successor(key)).or_else(|| until.clone());
+            let border =
+                page.last().filter(|_| !last).map(|(key, _)| successor(key)).or_else(|| until.clone());
             let changes = state.overlay.range(&from, border.as_deref());
             drop(state);
             seq = changes.values().map(|(seq, _)| *seq).fold(seq, Seq::max);
@@ -426,15 +429,21 @@ impl Engine {
         closed
     }
 
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Job) -> Result<T, Refusal> {
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Job,
+    ) -> Result<T, Refusal> {
         let (sender, receiver) = oneshot::channel();
         self.jobs.try_send(job(sender)).map_err(|error| match error {
             TrySendError::Full(_) => {
-                Refusal::new(Code::Busy, format!("{JOBS_MAX} questions wait for the store")).retry_after_ms(50)
+                Refusal::new(Code::Busy, format!("{JOBS_MAX} questions wait for the store"))
+                    .retry_after_ms(50)
             }
             TrySendError::Disconnected(_) => shared::closed(),
         })?;
-        receiver.await.map_err(|_| gone())?
+        receiver
+            .await
+            .map_err(|_| if self.shared.state().log.is_none() { shared::closed() } else { gone() })?
     }
 }
 
@@ -466,7 +475,8 @@ fn committer(journal: Journal, wakes: Arc<Wakes>) -> std::io::Result<Box<dyn Log
 
 /// The keeper's thread is gone without an answer: it panicked.
 fn gone() -> Refusal {
-    Refusal::new(Code::Unavailable, "the store's thread is gone").hint("`ksi plugin restart checkpoint` opens it again")
+    Refusal::new(Code::Unavailable, "the store's thread is gone")
+        .hint("`ksi plugin restart checkpoint` opens it again")
 }
 
 /// Milliseconds since.

@@ -30,6 +30,8 @@ pub type Found = (Seq, Option<Bytes>);
 pub struct Layer {
     changes: BTreeMap<Bytes, Found>,
     bytes: usize,
+    /// Bytes of all records contained, those too that later ones replaced: so much is in the journal.
+    journaled: usize,
     /// Last record contained.
     seq: Seq,
 }
@@ -90,9 +92,10 @@ impl Overlay {
         Self { active: Layer { seq, ..Layer::default() }, ..Self::default() }
     }
 
-    /// Takes a record's changes; empty ones for a fact.
-    pub fn apply(&mut self, seq: Seq, batch: Batch) {
+    /// Takes a record's changes; empty ones for a fact. `journaled` is the length of the record.
+    pub fn apply(&mut self, seq: Seq, batch: Batch, journaled: usize) {
         self.active.seq = seq;
+        self.active.journaled += journaled;
         for change in batch {
             self.active.put(seq, change);
         }
@@ -125,10 +128,17 @@ impl Overlay {
         self.active.bytes + self.frozen.as_ref().map_or(0, |layer| layer.bytes)
     }
 
-    /// Bytes in memory that no checkpoint has begun to write.
+    /// Bytes of the journal that the store does not cover yet: at least what recovery has to read.
     #[must_use]
-    pub fn active_bytes(&self) -> usize {
-        self.active.bytes
+    pub fn journaled(&self) -> usize {
+        self.active.journaled + self.frozen.as_ref().map_or(0, |layer| layer.journaled)
+    }
+
+    /// Bytes in memory that no checkpoint has begun to write, or half of those in the journal where that is more: keys
+    /// that are overwritten again and again take no memory, but the journal grows.
+    #[must_use]
+    pub fn due(&self) -> usize {
+        self.active.bytes.max(self.active.journaled / 2)
     }
 
     /// Last record contained.
@@ -152,6 +162,7 @@ impl Overlay {
             Some(old) => {
                 let mut merged = Arc::unwrap_or_clone(old);
                 merged.seq = active.seq;
+                merged.journaled += active.journaled;
                 for (key, (seq, value)) in active.changes {
                     merged.put(seq, Change { key, value });
                 }
@@ -233,7 +244,7 @@ mod tests {
                                 None => { batch.delete(bytes(key)); model.remove(&bytes(key)); }
                             }
                         }
-                        overlay.apply(seq, batch);
+                        overlay.apply(seq, batch, 1);
                         prop_assert_eq!(overlay.seq(), seq);
                     }
                     Step::Freeze => frozen = Some(overlay.freeze()),

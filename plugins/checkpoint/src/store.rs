@@ -172,10 +172,16 @@ impl StoreError {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         let (code, hint) = match self {
-            Self::Io { .. } => (Code::Unavailable, "look at the disk; nothing is lost, the journal has it all"),
-            Self::Damaged(_) => (Code::Unavailable, "it is rebuilt from the last export and the journal at the next start"),
+            Self::Io { .. } => {
+                (Code::Unavailable, "look at the disk; nothing is lost, the journal has it all")
+            }
+            Self::Damaged(_) => {
+                (Code::Unavailable, "it is rebuilt from the last export and the journal at the next start")
+            }
             Self::KeyTooLong(_) => (Code::TooLarge, "choose a shorter key"),
-            Self::NotAnExport(..) => (Code::InvalidPayload, "nothing was changed; give a file that `ksi checkpoint export` wrote"),
+            Self::NotAnExport(..) => {
+                (Code::InvalidPayload, "nothing was changed; give a file that `ksi checkpoint export` wrote")
+            }
         };
         Refusal::new(code, self.to_string()).hint(hint)
     }

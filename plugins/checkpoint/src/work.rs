@@ -47,6 +47,7 @@ use crate::{
     record::{Batch, Seq, keys},
 };
 use alarm::{Alarm, yield_now};
+use attempt::Start;
 
 /// Entries that are read at a time.
 const PAGE: usize = 1_000;
@@ -71,6 +72,10 @@ pub struct Work {
     clock: Cell<u64>,
     /// Attempts under way. Dropping the sender cancels the attempt.
     attempts: RefCell<HashMap<Id, (u32, oneshot::Sender<()>)>>,
+    /// Attempts that are to begin, in order; as many as may run at most.
+    starts: RefCell<VecDeque<Start>>,
+    /// Rings for whoever begins them.
+    bell: Alarm,
     /// Those who wait for an end. Dropping the senders wakes them.
     waiters: RefCell<HashMap<Id, Vec<oneshot::Sender<()>>>>,
     /// Steps that found memory full.
@@ -112,6 +117,8 @@ impl Work {
             ledger: RefCell::new(ledger),
             clock: Cell::new(0),
             attempts: RefCell::default(),
+            starts: RefCell::default(),
+            bell: Alarm::default(),
             waiters: RefCell::default(),
             backlog: RefCell::default(),
             stopped: Cell::new(false),
@@ -120,6 +127,7 @@ impl Work {
         let step = work.ledger.borrow_mut().recover(work.now());
         // A refusal is dealt with where it comes from: the step waits, or the journal has stopped.
         let _ = work.carry(step);
+        ctx.spawn(work.clone().begin_attempts());
         ctx.spawn(work.clone().keep_time());
         ctx.spawn(work.clone().sweep_keys());
         Ok(work)
@@ -261,10 +269,12 @@ impl Work {
         for effect in effects {
             match effect {
                 Effect::Run(run) => {
-                    let (keep, abandoned) = oneshot::channel();
-                    self.attempts.borrow_mut().insert(run.id, (run.lease, keep));
+                    let (wanted, abandoned) = oneshot::channel();
+                    self.attempts.borrow_mut().insert(run.id, (run.lease, wanted));
                     // The payload that comes with an acceptance is its own.
-                    self.ctx.spawn(self.clone().attempt(run, seq, payload.take(), abandoned));
+                    let payload = payload.take();
+                    self.starts.borrow_mut().push_back(Start { run, seq, payload, abandoned });
+                    self.bell.ring();
                 }
                 Effect::Ended(one) => ended.push(one),
                 Effect::Abandon { id, lease } => self.abandon(id, lease),

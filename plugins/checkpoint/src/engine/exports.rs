@@ -47,7 +47,10 @@ impl Exports {
     pub(super) fn write(&self, store: &dyn Store, seq: Seq) -> Result<export::Summary, StoreError> {
         let summary = write(&*self.disk, &name(seq), store, seq)?;
         let removed = self.list().and_then(|others| {
-            others.into_iter().filter(|other| *other != seq).try_for_each(|other| self.disk.remove(&name(other)))
+            others
+                .into_iter()
+                .filter(|other| *other != seq)
+                .try_for_each(|other| self.disk.remove(&name(other)))
         });
         removed.map_err(StoreError::io("remove an export of"))?;
         Ok(summary)
@@ -70,7 +73,12 @@ fn name(seq: Seq) -> String {
 }
 
 /// Writes an export as a whole or not at all.
-pub(super) fn write(disk: &dyn Disk, name: &str, store: &dyn Store, seq: Seq) -> Result<export::Summary, StoreError> {
+pub(super) fn write(
+    disk: &dyn Disk,
+    name: &str,
+    store: &dyn Store,
+    seq: Seq,
+) -> Result<export::Summary, StoreError> {
     let failed = || StoreError::io("write an export of");
     let file = disk.create(NEW).map_err(failed())?;
     let mut out = BufWriter::with_capacity(64 << 10, Writing { file: &*file, at: 0 });

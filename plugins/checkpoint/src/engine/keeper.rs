@@ -36,7 +36,7 @@ use crate::{
 pub(super) const STORE: &str = "store";
 /// Name of the one that is to take its place.
 pub(super) const RESTORED: &str = "restored";
-/// Changes that are written at once, and bytes of them.
+/// Keys of an export that are taken at once, and bytes that are ever written at once.
 pub(super) const BATCH: usize = 512;
 pub(super) const BATCH_BYTES: usize = 1 << 20;
 
@@ -98,7 +98,10 @@ impl Keeper {
     }
 
     /// Writes memory to the store. `between` is called now and then with the store, to serve who reads.
-    pub(super) fn checkpoint(&mut self, between: &mut dyn FnMut(&dyn Store)) -> Result<CheckpointReport, Refusal> {
+    pub(super) fn checkpoint(
+        &mut self,
+        between: &mut dyn FnMut(&dyn Store),
+    ) -> Result<CheckpointReport, Refusal> {
         let begun = Instant::now();
         self.store()?;
         let layer = {
@@ -122,7 +125,8 @@ impl Keeper {
         let figures = &mut state.figures;
         figures.checkpointed = Some(Instant::now());
         figures.checkpoints += 1;
-        figures.checkpoint_error = retired.as_ref().err().map(|refusal| refusal.message.clone()).unwrap_or_default();
+        figures.checkpoint_error =
+            retired.as_ref().err().map(|refusal| refusal.message.clone()).unwrap_or_default();
         drop(state);
         let retired = retired?;
         Ok(CheckpointReport { seq: self.store_seq, keys, bytes, retired, took_ms: super::millis(begun) })
@@ -138,14 +142,18 @@ impl Keeper {
     }
 
     /// Makes a layer durable in the store: keys and bytes written.
-    fn write_layer(&mut self, layer: &Layer, between: &mut dyn FnMut(&dyn Store)) -> Result<(u64, u64), Refusal> {
+    fn write_layer(
+        &mut self,
+        layer: &Layer,
+        between: &mut dyn FnMut(&dyn Store),
+    ) -> Result<(u64, u64), Refusal> {
         let seq = layer.seq();
         if layer.is_empty() && seq == self.store_seq {
             return Ok((0, 0));
         }
         self.shared.wait_synced(seq)?;
         let Some(store) = &mut self.store else { return Err(self.gone()) };
-        match write_changes(&mut **store, layer, between) {
+        match write_changes(&mut **store, layer, self.options.batch_keys, between) {
             Ok(bytes) => {
                 self.store_seq = seq;
                 Ok((layer.len() as u64, bytes))
@@ -169,8 +177,13 @@ impl Keeper {
     fn export_due(&self) -> Result<bool, Refusal> {
         let live = self.store()?.stat().map_err(|error| error.refusal())?.live_bytes;
         let stat = self.shared.archive.stat();
-        let since = stat.segments.iter().filter(|segment| segment.last > self.export_seq).map(|segment| segment.bytes);
-        Ok(self.store_seq > self.export_seq && since.sum::<u64>() > (live / 2).max(2 * self.options.segment_bytes))
+        let since = stat
+            .segments
+            .iter()
+            .filter(|segment| segment.last > self.export_seq)
+            .map(|segment| segment.bytes);
+        Ok(self.store_seq > self.export_seq
+            && since.sum::<u64>() > (live / 2).max(2 * self.options.segment_bytes))
     }
 
     /// Reads the store whole, and makes an export of it in place of the last.
@@ -203,14 +216,21 @@ impl Keeper {
     }
 
     /// Writes everything into a file of the caller's.
-    pub(super) fn export(&mut self, path: &Path, between: &mut dyn FnMut(&dyn Store)) -> Result<ExportReport, Refusal> {
+    pub(super) fn export(
+        &mut self,
+        path: &Path,
+        between: &mut dyn FnMut(&dyn Store),
+    ) -> Result<ExportReport, Refusal> {
         let begun = Instant::now();
         self.checkpoint(between)?;
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+        else {
             return Err(Refusal::invalid_payload(format!("{} names no file", path.display())));
         };
-        let disk = Directory::new(parent).map_err(|error| StoreError::io("write an export of")(error).refusal())?;
-        let summary = exports::write(&disk, name, self.store()?, self.store_seq).map_err(|error| error.refusal())?;
+        let disk =
+            Directory::new(parent).map_err(|error| StoreError::io("write an export of")(error).refusal())?;
+        let summary =
+            exports::write(&disk, name, self.store()?, self.store_seq).map_err(|error| error.refusal())?;
         Ok(ExportReport {
             path: path.to_owned(),
             seq: summary.seq,
@@ -281,7 +301,7 @@ impl Keeper {
             let seq = state.commit(Record::Changes(Batch::new()), payload)?;
             state.overlay.reset();
             if let Record::Changes(batch) = record {
-                state.overlay.apply(seq, batch);
+                state.overlay.apply(seq, batch, 0);
             }
             seq
         };
@@ -325,12 +345,17 @@ impl Keeper {
 }
 
 /// Applies a layer, and says last that it is covered. Bytes written.
-fn write_changes(store: &mut dyn Store, layer: &Layer, between: &mut dyn FnMut(&dyn Store)) -> Result<u64, StoreError> {
+fn write_changes(
+    store: &mut dyn Store,
+    layer: &Layer,
+    batch_keys: usize,
+    between: &mut dyn FnMut(&dyn Store),
+) -> Result<u64, StoreError> {
     let (mut batch, mut size, mut total, mut whole) = (Vec::new(), 0, 0, true);
     for change in layer.changes() {
         size += change.key.len() + change.value.as_ref().map_or(0, Bytes::len);
         batch.push(change);
-        if batch.len() >= BATCH || size >= BATCH_BYTES {
+        if batch.len() >= batch_keys || size >= BATCH_BYTES {
             store.apply(&std::mem::take(&mut batch))?;
             (total, size, whole) = (total + size, 0, false);
             between(store);

@@ -10,7 +10,9 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::{
     exports::{Exports, Import},
-    keeper::{COVERED, EPOCH, Keeper, LINEAGE, RESTORED, STORE, covered, finish_restore, number, read_number},
+    keeper::{
+        COVERED, EPOCH, Keeper, LINEAGE, RESTORED, STORE, covered, finish_restore, number, read_number,
+    },
     options::Options,
     report::{Rebuilt, Recovery},
     shared::{Figures, Log, Shared, Wakes},
@@ -49,11 +51,13 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let mut recovery = Recovery::default();
     let refuse = |error: StoreError| error.refusal();
     let mut shelf = places.shelf;
-    let exports = Exports::new(places.exports).map_err(|error| refuse(StoreError::io("look for exports of")(error)))?;
+    let exports =
+        Exports::new(places.exports).map_err(|error| refuse(StoreError::io("look for exports of")(error)))?;
     shelf.remove(REBUILT).map_err(refuse)?;
     let found = open_found(&mut *shelf, &mut recovery)?;
     let check_from = found.as_ref().map_or(1, |found| found.seq + 1);
-    let settings = journal::Options { segment_bytes: options.segment_bytes, check_from, ..Default::default() };
+    let settings =
+        journal::Options { segment_bytes: options.segment_bytes, check_from, ..Default::default() };
     let (journal, opened) = Journal::open(places.journal, settings).map_err(|error| error.refusal())?;
     (recovery.last_seq, recovery.torn_bytes) = (opened.last, opened.torn_bytes);
     recovery.notes.extend(opened.damage.iter().map(ToString::to_string));
@@ -132,7 +136,11 @@ struct Base<'a> {
 
 impl Base<'_> {
     /// Goes on with a restore that was cut short after the journal said that it counts; forgets one that was before.
-    fn finish_restore(&mut self, found: Option<Found>, recovery: &mut Recovery) -> Result<Option<Found>, Refusal> {
+    fn finish_restore(
+        &mut self,
+        found: Option<Found>,
+        recovery: &mut Recovery,
+    ) -> Result<Option<Found>, Refusal> {
         let refuse = |error: StoreError| error.refusal();
         if !self.shelf.has(RESTORED).map_err(refuse)? {
             return Ok(found);
@@ -168,7 +176,10 @@ impl Base<'_> {
                 Err(error) => return Err(error.refusal()),
             };
             if let Ok(Record::Changes(batch)) = Record::decode(&payload)
-                && batch.changes().iter().any(|change| change.key == LINEAGE && change.value.as_ref() == Some(lineage))
+                && batch
+                    .changes()
+                    .iter()
+                    .any(|change| change.key == LINEAGE && change.value.as_ref() == Some(lineage))
             {
                 return Ok(Some(seq));
             }
@@ -192,7 +203,11 @@ impl Base<'_> {
                      effects are in the store",
                     found.seq
                 ));
-                found.store.apply(&[covered(last)]).and_then(|()| found.store.checkpoint()).map_err(refuse)?;
+                found
+                    .store
+                    .apply(&[covered(last)])
+                    .and_then(|()| found.store.checkpoint())
+                    .map_err(refuse)?;
                 return Ok((found.store, last, true));
             }
             if reaches(found.seq) {
@@ -216,7 +231,8 @@ impl Base<'_> {
     /// A new store of the newest export that is whole, or an empty one.
     fn rebuild(&mut self, recovery: &mut Recovery) -> Result<(Box<dyn Store>, Seq), Refusal> {
         let refuse = |error: StoreError| error.refusal();
-        let seqs = self.exports.list().map_err(|error| refuse(StoreError::io("look for exports of")(error)))?;
+        let seqs =
+            self.exports.list().map_err(|error| refuse(StoreError::io("look for exports of")(error)))?;
         for seq in seqs {
             self.shelf.remove(REBUILT).map_err(refuse)?;
             let mut store = self.shelf.open(REBUILT).map_err(refuse)?.store;
@@ -234,10 +250,9 @@ impl Base<'_> {
             store.apply(&[covered(seq)]).map_err(refuse)?;
             store.close().map_err(refuse)?;
             self.shelf.rename(REBUILT, STORE).map_err(refuse)?;
-            let rebuilt = recovery.rebuilt.get_or_insert_with(|| Rebuilt {
-                why: "there was no store".into(),
-                ..Rebuilt::default()
-            });
+            let rebuilt = recovery
+                .rebuilt
+                .get_or_insert_with(|| Rebuilt { why: "there was no store".into(), ..Rebuilt::default() });
             (rebuilt.from_export, rebuilt.export_seq) = (keys, seq);
             return Ok((self.shelf.open(STORE).map_err(refuse)?.store, seq));
         }
@@ -266,8 +281,11 @@ fn replay(archive: &Archive, store_seq: Seq, last: Seq, recovery: &mut Recovery)
             Err(error) => return Err(error.refusal()),
         };
         let record = Record::decode(&payload).map_err(|error| {
-            Refusal::new(Code::Unavailable, format!("record {seq} of the journal cannot be understood: {error}"))
-                .hint("start the release that wrote it")
+            Refusal::new(
+                Code::Unavailable,
+                format!("record {seq} of the journal cannot be understood: {error}"),
+            )
+            .hint("start the release that wrote it")
         })?;
         let batch = match record {
             Record::Changes(batch) => batch,
@@ -275,9 +293,11 @@ fn replay(archive: &Archive, store_seq: Seq, last: Seq, recovery: &mut Recovery)
         };
         if batch.changes().iter().any(|change| change.key == LINEAGE) {
             // The store of a restore takes its place before anything is replayed, unless it was lost.
-            recovery.notes.push(format!("what was restored at position {seq} is lost; what was before goes on"));
+            recovery
+                .notes
+                .push(format!("what was restored at position {seq} is lost; what was before goes on"));
         }
-        overlay.apply(seq, batch);
+        overlay.apply(seq, batch, payload.len());
         recovery.replayed += 1;
     }
     Ok(overlay)

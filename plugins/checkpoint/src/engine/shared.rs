@@ -104,7 +104,13 @@ impl Wakes {
 }
 
 impl Shared {
-    pub(super) fn new(overlay: Overlay, archive: Archive, log: Box<dyn Log>, wakes: Arc<Wakes>, figures: Figures) -> Self {
+    pub(super) fn new(
+        overlay: Overlay,
+        archive: Archive,
+        log: Box<dyn Log>,
+        wakes: Arc<Wakes>,
+        figures: Figures,
+    ) -> Self {
         let state = State { overlay, log: Some(log), failed: None, asked: false, figures };
         Self { archive, state: Mutex::new(state), wakes }
     }
@@ -153,15 +159,17 @@ impl State {
     /// Journals changes and takes them into memory.
     pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, Refusal> {
         let Some(log) = &mut self.log else { return Err(closed()) };
+        let length = payload.len();
         let seq = log.submit(payload).map_err(|error| match error {
             SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
             SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
             SubmitError::Stopped(why) => why.refusal(),
         })?;
-        self.overlay.apply(seq, match record {
+        let batch = match record {
             Record::Changes(batch) => batch,
             Record::Fact(_) => Batch::new(),
-        });
+        };
+        self.overlay.apply(seq, batch, length);
         Ok(seq)
     }
 }

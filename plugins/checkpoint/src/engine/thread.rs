@@ -31,8 +31,17 @@ type Answer<T> = Sender<Result<T, Refusal>>;
 /// What the keeper is asked.
 pub(super) enum Job {
     Get(Bytes, Answer<Option<Bytes>>),
-    Range { from: Bytes, until: Option<Bytes>, limit: usize, answer: Answer<Vec<(Bytes, Bytes)>> },
-    Facts { from: Seq, limit: usize, answer: Answer<FactPage> },
+    Range {
+        from: Bytes,
+        until: Option<Bytes>,
+        limit: usize,
+        answer: Answer<Vec<(Bytes, Bytes)>>,
+    },
+    Facts {
+        from: Seq,
+        limit: usize,
+        answer: Answer<FactPage>,
+    },
     /// Something changed for the first time since the last checkpoint: it is due in time.
     Changed,
     Checkpoint(Option<Answer<CheckpointReport>>),
@@ -101,15 +110,18 @@ fn next(jobs: &Receiver<Job>, due: Option<Instant>) -> Result<Job, RecvTimeoutEr
 
 /// Answers who only reads; gives any other job back.
 fn serve(keeper: &Keeper, job: Job) -> Result<(), Job> {
-    match (keeper.store(), job) {
-        (Ok(store), job) => serve_from(store, &keeper.shared.archive, job),
-        (Err(refusal), Job::Get(_, answer)) => Ok(drop(answer.send(Err(refusal)))),
-        (Err(refusal), Job::Range { answer, .. }) => Ok(drop(answer.send(Err(refusal)))),
-        (Err(_), Job::Facts { from, limit, answer }) => {
-            Ok(drop(answer.send(facts(&keeper.shared.archive, from, limit))))
-        }
-        (Err(_), job) => Err(job),
+    let archive = &keeper.shared.archive;
+    let refusal = match keeper.store() {
+        Ok(store) => return serve_from(store, archive, job),
+        Err(refusal) => refusal,
+    };
+    match job {
+        Job::Get(_, answer) => drop(answer.send(Err(refusal))),
+        Job::Range { answer, .. } => drop(answer.send(Err(refusal))),
+        Job::Facts { from, limit, answer } => drop(answer.send(facts(archive, from, limit))),
+        job => return Err(job),
     }
+    Ok(())
 }
 
 fn serve_from(store: &dyn Store, archive: &Archive, job: Job) -> Result<(), Job> {

@@ -70,7 +70,8 @@ impl Future for Durable<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let synced = |this: &Self| this.shared.archive.synced() >= this.seq;
-        let waits = this.place.is_some_and(|place| this.waiting.wakers.borrow().contains_key(&(this.seq, place)));
+        let waits =
+            this.place.is_some_and(|place| this.waiting.wakers.borrow().contains_key(&(this.seq, place)));
         if synced(this) && !waits {
             // Nobody's wake depends on this one.
             return Poll::Ready(Ok(()));

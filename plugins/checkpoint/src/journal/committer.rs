@@ -318,7 +318,10 @@ impl Work {
             };
             self.preparing = None;
             self.journal.prepared(index, made.flatten());
-        } else if let Some(preparation) = self.journal.preparation() {
+        } else if !self.journal.is_full_for(next)
+            && let Some(preparation) = self.journal.preparation()
+        {
+            // Where one is needed at once, the write makes it; two would make the same file.
             let index = preparation.head.index;
             let (sender, receiver) = sync_channel(1);
             let making = move |preparation: Preparation| {

@@ -67,9 +67,6 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, options: &Options) -> Result<Recover
     for found in &mut found {
         found.look(&identity)?;
     }
-    let spare = take_spare(&**disk, &mut found, options)?;
-    let next_index = spare.as_ref().map(|spare| spare.head.index).or(found.last().map(|last| last.index));
-    let next_index = next_index.map_or(1, |last| last + 1);
     let mut recovery = Recovery {
         disk: &**disk,
         identity,
@@ -78,23 +75,27 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, options: &Options) -> Result<Recover
         last: 0,
         opened: Opened::default(),
         active: false,
-        spare,
+        next_index: found.last().map_or(1, |last| last.index + 1),
     };
+    if let Some(unused) = found.pop_if(|last| last.empty && !last.damaged && last.is_whole()) {
+        recovery.remove(&unused)?;
+    }
     for at in 0..found.len() {
         let (current, later) = found.split_at_mut(at + 1);
         recovery.segment(&mut current[at], later, options)?;
     }
-    // Names too may not have been durable when the last process died.
+    // What was renamed or removed here, and what the last process may not have lived to sync.
     disk.sync().map_err(|error| JournalError::io("sync", &disk.place(), error))?;
+    let next_index = recovery.next_index;
     let head = Head { index: next_index, size: options.segment_bytes, identity };
     let next = recovery.next.map_or(recovery.last + 1, |(next, _)| next);
     let chain = recovery.next.map_or(head.origin(), |(_, chain)| chain);
-    let Recovery { segments, mut opened, active, spare, .. } = recovery;
+    let Recovery { segments, mut opened, active, .. } = recovery;
     opened.first = segments.first().map_or(0, |segment| segment.first);
     opened.last = next - 1;
-    let (spare, next_index) = match spare {
-        None if !active => (Some(Preparation { disk: disk.clone(), head }.run()?), next_index + 1),
-        spare => (spare, next_index),
+    let (spare, next_index) = match active {
+        false => (Some(Preparation { disk: disk.clone(), head }.run()?), next_index + 1),
+        true => (None, next_index),
     };
     Ok(Recovered { identity, segments, active, next_index, spare, next, chain, opened })
 }
@@ -127,24 +128,6 @@ fn list(disk: &dyn Disk) -> Result<Vec<Found>, JournalError> {
         Ok(Found { index, damaged, file: Arc::from(file), len, head, head_whole, opening, empty, name })
     };
     indexed.into_iter().map(open).collect()
-}
-
-/// Takes the prepared segment at the end. One that was made for other options
-/// is removed.
-fn take_spare(
-    disk: &dyn Disk,
-    found: &mut Vec<Found>,
-    options: &Options,
-) -> Result<Option<Spare>, JournalError> {
-    let unused = found.pop_if(|last| last.empty && !last.damaged && last.is_whole());
-    let Some((unused, head)) = unused.and_then(|unused| unused.head.map(|head| (unused, head))) else {
-        return Ok(None);
-    };
-    if head.size >= options.segment_bytes {
-        return Ok(Some(Spare { head, file: unused.file }));
-    }
-    disk.remove(&unused.name).map_err(|error| JournalError::io("remove", &unused.name, error))?;
-    Ok(None)
 }
 
 impl Found {
@@ -193,7 +176,7 @@ struct Recovery<'a> {
     last: Seq,
     opened: Opened,
     active: bool,
-    spare: Option<Spare>,
+    next_index: u64,
 }
 
 impl Recovery<'_> {
@@ -231,22 +214,7 @@ impl Recovery<'_> {
         let Some(mut scan) = scan(&bytes, expected) else {
             return self.nothing_in(found, first, options);
         };
-        if !found.head_whole {
-            let what = "the head of the file";
-            scan.holes.push(Hole { from: scan.first, to: scan.first.saturating_sub(1), offset: 0, what });
-        }
-        if cut {
-            // A file is as long as it was made before it has a name: no crash shortens it.
-            let lost = if until.is_some() { 0 } else { (found.size() - found.len) / FRAME as u64 };
-            let what = "the file is shorter than it was made";
-            scan.holes.push(Hole {
-                from: scan.next,
-                to: (scan.next + lost).saturating_sub(1),
-                offset: found.len,
-                what,
-            });
-            scan.next += lost;
-        }
+        add_holes(found, cut, until, &mut scan);
         let told = |hole: &Hole| {
             let Hole { from, to, offset, what } = *hole;
             Damage { segment: found.name.clone(), from, to, offset, what }
@@ -256,10 +224,11 @@ impl Recovery<'_> {
         if is_damaged {
             self.put_aside(found, &mut damage)?;
         } else if follower.is_none() {
-            self.repair(found, &bytes, &scan)?;
+            self.opened.torn_bytes = scan.torn as u64;
             if scan.end == FRAMES {
-                return self.unused(found, head);
+                return self.remove(found);
             }
+            repair(found, &bytes, &scan)?;
         }
         self.active = follower.is_none() && !is_damaged;
         self.next = Some((scan.next, scan.chain));
@@ -327,13 +296,10 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// A segment whose first write was torn has nothing in it, and is a spare
-    /// one again.
-    fn unused(&mut self, found: &Found, head: Head) -> Result<(), JournalError> {
-        if self.spare.is_none() {
-            self.spare = Some(Spare { head, file: found.file.clone() });
-            return Ok(());
-        }
+    /// Removes a segment at the end that has no record. It is not used: that
+    /// zeros are read does not mean that they are on the disk.
+    fn remove(&mut self, found: &Found) -> Result<(), JournalError> {
+        self.next_index = found.index;
         self.disk.remove(&found.name).map_err(|error| JournalError::io("remove", &found.name, error))
     }
 
@@ -349,20 +315,33 @@ impl Recovery<'_> {
         damage.iter_mut().for_each(|damage| damage.segment.clone_from(&found.name));
         Ok(())
     }
+}
 
-    /// Cuts off what is torn, and makes durable what is there.
-    fn repair(&mut self, found: &Found, bytes: &[u8], scan: &Scan) -> Result<(), JournalError> {
-        let io = |doing| move |error| JournalError::io(doing, &found.name, error);
-        // Zeros that were read may be only believed to be on the disk: as far as a write can have reached,
-        // they are written too. Only the first write of a segment is longer than the limit.
-        let reach = if scan.records == 0 { bytes.len() } else { (scan.end + WRITE_MAX).min(bytes.len()) };
-        let mut written = bytes[scan.unproven..reach.max(scan.end + scan.torn)].to_vec();
-        written[scan.end - scan.unproven..].fill(0);
-        found.file.write_at(&written, scan.unproven as u64).map_err(io("repair"))?;
-        found.file.sync().map_err(io("sync"))?;
-        self.opened.torn_bytes = scan.torn as u64;
-        Ok(())
+/// Adds what is wrong with the file itself to what the scan of its frames found.
+fn add_holes(found: &Found, cut: bool, until: Option<Seq>, scan: &mut Scan) {
+    if !found.head_whole {
+        let (from, what) = (scan.first, "the head of the file");
+        scan.holes.push(Hole { from, to: from.saturating_sub(1), offset: 0, what });
     }
+    if cut {
+        // A file is as long as it was made before it has a name: no crash shortens it.
+        let lost = if until.is_some() { 0 } else { (found.size() - found.len) / FRAME as u64 };
+        let (from, what) = (scan.next, "the file is shorter than it was made");
+        scan.holes.push(Hole { from, to: (from + lost).saturating_sub(1), offset: found.len, what });
+        scan.next += lost;
+    }
+}
+
+/// Cuts off what is torn, and makes durable what is there.
+fn repair(found: &Found, bytes: &[u8], scan: &Scan) -> Result<(), JournalError> {
+    let io = |doing| move |error| JournalError::io(doing, &found.name, error);
+    // Zeros that were read may be only believed to be on the disk: as far as a write can have reached,
+    // they are written too. Only the first write of a segment is longer than the limit.
+    let reach = if scan.records == 0 { bytes.len() } else { (scan.end + WRITE_MAX).min(bytes.len()) };
+    let mut written = bytes[scan.unproven..reach.max(scan.end + scan.torn)].to_vec();
+    written[scan.end - scan.unproven..].fill(0);
+    found.file.write_at(&written, scan.unproven as u64).map_err(io("repair"))?;
+    found.file.sync().map_err(io("sync"))
 }
 
 /// An identity that no other journal has. The hasher's keys are random for

@@ -15,16 +15,24 @@ enum Step {
     Apply(Vec<Change>),
     Checkpoint,
     /// Close in order, or drop as a crash of the process does after a checkpoint.
-    Reopen { in_order: bool },
+    Reopen {
+        in_order: bool,
+    },
     /// Take what an export holds into another store, and go on with that.
     Export,
 }
 
 fn change() -> impl Strategy<Value = Change> {
     // Few keys, so that they are overwritten; one is the beginning of another.
-    let key = prop_oneof![Just(vec![]), Just(vec![0]), Just(vec![0, 0]), "[ab]{1,3}".prop_map(String::into_bytes), Just(vec![255; KEY_MAX])];
+    let key = prop_oneof![
+        Just(vec![]),
+        Just(vec![0]),
+        Just(vec![0, 0]),
+        "[ab]{1,3}".prop_map(String::into_bytes),
+        Just(vec![255; KEY_MAX])
+    ];
     // Around every border of how a value is kept.
-    let length = prop_oneof![8 => 0..60_usize, 1 => 4094..4099_usize, 1 => 8190..8194_usize, 1 => 32_766..32_771_usize, 1 => Just(70_000_usize)];
+    let length = prop_oneof![8 => 0..60_usize, 1 => 2046..2051_usize, 1 => 4094..4098_usize, 1 => 32_766..32_771_usize, 1 => Just(70_000_usize)];
     let value = (length, any::<u8>()).prop_map(|(length, seed)| {
         Bytes::from((0..length).map(|at| (at as u8).wrapping_mul(31) ^ seed).collect::<Vec<_>>())
     });
@@ -89,13 +97,17 @@ fn conforms(shelf: &mut dyn Shelf, steps: &[Step]) {
 fn same(store: &dyn Store, model: &BTreeMap<Bytes, Bytes>) {
     let stat = store.stat().unwrap();
     assert_eq!(stat.keys, model.len() as u64);
-    assert_eq!(stat.live_bytes, model.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum::<u64>());
+    assert_eq!(
+        stat.live_bytes,
+        model.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum::<u64>()
+    );
     for key in [&b""[..], b"\0", b"\0\0", b"a", b"ab", b"aba", b"zz"] {
         assert_eq!(store.get(key).unwrap().as_ref(), model.get(key));
     }
     let all: Vec<_> = model.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     assert_eq!(store.range(b"", None, usize::MAX, usize::MAX).unwrap(), all);
-    let within: Vec<_> = all.iter().filter(|(key, _)| key[..] >= b"a"[..] && key[..] < b"b"[..]).cloned().collect();
+    let within: Vec<_> =
+        all.iter().filter(|(key, _)| key[..] >= b"a"[..] && key[..] < b"b"[..]).cloned().collect();
     assert_eq!(store.range(b"a", Some(b"b"), usize::MAX, usize::MAX).unwrap(), within);
     assert_eq!(store.range(b"", None, 2, usize::MAX).unwrap(), all[..all.len().min(2)]);
     assert_eq!(store.range(b"", None, 9, 0).unwrap(), all[..all.len().min(1)]);
@@ -210,9 +222,13 @@ fn a_damaged_file_is_an_error_or_harmless_but_never_a_silent_loss() {
                 // Sled may take damage for the end of its log. Then all after it is missing, the position that is
                 // covered too, so the engine knows what to replay.
                 let keys = shelved.store.verify().unwrap().keys;
-                assert!(keys == 3002 || keys.is_multiple_of(256), "{keys}");
+                assert!([3000, 3002].contains(&keys) || keys.is_multiple_of(256), "{keys}");
                 let page = shelved.store.range(b"", None, usize::MAX, usize::MAX).unwrap();
-                assert!(page.iter().zip(0_u64..keys.min(3000)).all(|((key, _), number)| key[..] == number.to_be_bytes()));
+                assert!(
+                    page.iter()
+                        .zip(0_u64..keys.min(3000))
+                        .all(|((key, _), number)| key[..] == number.to_be_bytes())
+                );
             }
             Err(StoreError::Damaged(_)) => {
                 damaged += 1;
@@ -282,4 +298,19 @@ fn an_export_that_was_changed_anywhere_is_refused() {
     }
     file.push(0);
     assert!(read(&file).is_err());
+}
+
+#[test]
+fn a_store_that_does_not_open_in_time_is_given_up_and_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 10);
+    // As an opening that hangs keeps it.
+    let file = fs::File::open(dir.path().join("store/tree/db")).unwrap();
+    let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let mut shelf = SledShelf::new(dir.path().to_owned(), 1 << 20, Duration::from_millis(50));
+    assert!(matches!(shelf.open("store"), Err(StoreError::Damaged(_))));
+    shelf.put_aside("store").unwrap();
+    let mut shelf = self::shelf(dir.path());
+    assert_eq!(open(&mut shelf, "store").stat().unwrap().keys, 0);
+    drop(held);
 }

@@ -122,7 +122,8 @@ pub fn read(
 
 /// Lengths and checksum, as they stand before a record.
 fn head(key: &[u8], value: &[u8]) -> [u8; 12] {
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB").to_le_bytes();
+    let length =
+        |bytes: &[u8]| u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB").to_le_bytes();
     let mut head = [0; 12];
     head[..4].copy_from_slice(&length(key));
     head[4..8].copy_from_slice(&length(value));

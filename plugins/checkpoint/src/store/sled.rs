@@ -73,7 +73,11 @@ impl SledStore {
     }
 
     /// Calls sled; what it says or does wrong ends the use of this store.
-    fn call<T>(&self, doing: &'static str, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+    fn call<T>(
+        &self,
+        doing: &'static str,
+        call: impl FnOnce(&sled::Db) -> sled::Result<T>,
+    ) -> Result<T, StoreError> {
         let db = self.db()?;
         guarded(doing, || call(db)).map_err(|failure| {
             self.broken.set(true);
@@ -96,7 +100,9 @@ impl SledStore {
                 let mut value = Vec::with_capacity(head.length as usize);
                 for number in 0..*count {
                     let piece = self.call("read", |db| db.get(piece_key(key, number)))?;
-                    value.extend_from_slice(&piece.ok_or_else(|| self.damaged("a piece of a value is missing"))?);
+                    value.extend_from_slice(
+                        &piece.ok_or_else(|| self.damaged("a piece of a value is missing"))?,
+                    );
                 }
                 value
             }
@@ -127,7 +133,13 @@ impl SledStore {
     }
 
     /// Takes what an old value occupies out of the store.
-    fn forget(&mut self, key: &[u8], old: &[u8], batch: &mut sled::Batch, gone: &mut Vec<String>) -> Result<(), StoreError> {
+    fn forget(
+        &mut self,
+        key: &[u8],
+        old: &[u8],
+        batch: &mut sled::Batch,
+        gone: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
         let Some(head) = Head::read(old) else { return Err(self.damaged("an entry has no head")) };
         self.sum.take(head.sum(key));
         match head.body {

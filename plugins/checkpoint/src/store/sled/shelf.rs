@@ -14,14 +14,15 @@ use std::{
     cell::Cell,
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc::{RecvTimeoutError, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{CLEAN, SUM, SledStore, Sum, TREE, VALUES, guarded, sync_dir};
 use crate::store::{Shelf, Shelved, StoreError};
@@ -32,6 +33,10 @@ const CHECKED_ALWAYS: u64 = 20_000;
 /// How often sled tidies its file, in milliseconds. It syncs too then, which is of no use to us, so not
 /// as often as it would by itself.
 const TIDY_MS: u64 = 10_000;
+
+/// Size of a segment of sled's file. Smaller than what it takes by itself: the file is then some 2.8 times what lives
+/// in it under overwrites, not 3.1.
+const SEGMENT: usize = 256 << 10;
 
 /// A directory with stores in it.
 #[derive(Debug, Clone)]
@@ -50,20 +55,31 @@ impl SledShelf {
 
     /// Opens sled on a thread that is watched.
     fn open_watched(&self, dir: &Path) -> Result<sled::Db, StoreError> {
-        not_held(&dir.join(TREE).join("db"))?;
         let config = sled::Config::default()
             .path(dir.join(TREE))
             .cache_capacity(self.cache_bytes)
+            .segment_size(SEGMENT)
             .flush_every_ms(Some(TIDY_MS));
+        let file = dir.join(TREE).join("db");
+        let given_up = Arc::new(AtomicBool::new(false));
+        let still_wanted = given_up.clone();
         let (sender, receiver) = sync_channel(1);
         let opening = move || {
-            // The asker may have given up; then this is dropped here.
-            let _ = sender.send(guarded("open", || config.open()).map_err(StoreError::from));
+            wait_for_lock(&file);
+            // By now another store may stand there.
+            if !still_wanted.load(Ordering::Acquire) {
+                // The asker may have given up meanwhile; then this is dropped here.
+                let _ = sender.send(guarded("open", || config.open()).map_err(StoreError::from));
+            }
         };
-        std::thread::Builder::new().name("store-open".into()).spawn(opening).map_err(StoreError::io("open"))?;
+        std::thread::Builder::new()
+            .name("store-open".into())
+            .spawn(opening)
+            .map_err(StoreError::io("open"))?;
         match receiver.recv_timeout(self.open_timeout) {
             Ok(opened) => opened,
             Err(RecvTimeoutError::Timeout) => {
+                given_up.store(true, Ordering::Release);
                 Err(StoreError::Damaged(format!("it does not open within {:?}", self.open_timeout)))
             }
             Err(RecvTimeoutError::Disconnected) => Err(StoreError::Damaged("sled panicked".into())),
@@ -98,10 +114,14 @@ impl SledShelf {
     fn open_repaired(&self, dir: &Path, repairs: &mut Vec<String>) -> Result<sled::Db, StoreError> {
         let half = remove_snapshots(dir, true).map_err(StoreError::io("repair"))?;
         if half > 0 {
-            repairs.push(format!("removed {half} half-written snapshots of the store, which a crash during a start had left"));
+            repairs.push(format!(
+                "removed {half} half-written snapshots of the store, which a crash during a start had left"
+            ));
         }
         match self.open_watched(dir) {
-            Err(StoreError::Damaged(why)) if remove_snapshots(dir, false).map_err(StoreError::io("repair"))? > 0 => {
+            Err(StoreError::Damaged(why))
+                if remove_snapshots(dir, false).map_err(StoreError::io("repair"))? > 0 =>
+            {
                 repairs.push(format!("removed the snapshot of the store, which sled makes anew ({why})"));
                 self.open_watched(dir)
             }
@@ -155,7 +175,8 @@ impl Shelf for SledShelf {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), StoreError> {
-        let renamed = fs::rename(self.root.join(from), self.root.join(to)).and_then(|()| sync_dir(&self.root));
+        let renamed =
+            fs::rename(self.root.join(from), self.root.join(to)).and_then(|()| sync_dir(&self.root));
         renamed.map_err(StoreError::io("move"))
     }
 
@@ -190,14 +211,12 @@ impl Shelf for SledShelf {
     }
 }
 
-/// Sled locks its file. Where the lock is taken, an opening of this process had to be given up, and never ends.
-fn not_held(file: &Path) -> Result<(), StoreError> {
-    let Ok(file) = fs::File::open(file) else { return Ok(()) };
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => {
-            Err(StoreError::Damaged("an earlier opening was given up and still holds it".into()))
-        }
-        _ => Ok(()),
+/// Sled locks its file, threads of its own keep it a moment after it is closed, and an opening that was given up
+/// for ever. Sled itself would fail at once.
+fn wait_for_lock(file: &Path) {
+    if let Ok(file) = fs::File::open(file) {
+        // Given back at once, for sled to take. Where it cannot be had, sled says why.
+        drop(Flock::lock(file, FlockArg::LockExclusive));
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a value lies in sled: in one entry, in pieces, or in a file of its own.
 //!
-//! Sled keeps up to 17 entries in a page, and writes a page above 128 KiB
-//! into a file that it never syncs and may never delete. So no entry is
+//! Sled keeps up to 17 entries in a page, and writes a page above 64 KiB (a
+//! quarter of a segment) into a file that it never syncs and may never delete. So no entry is
 //! larger than [`PIECE`], values above it are cut, and those above
 //! [`PIECES_MAX`] are files that we write and sync ourselves. A file belongs to one key,
 //! because its name is the SHA-256 of key and value: nobody has to count references.
@@ -15,7 +15,7 @@
 use sha2::{Digest, Sha256};
 
 /// Bytes that one entry may have.
-pub(super) const PIECE: usize = 4 << 10;
+pub(super) const PIECE: usize = 2 << 10;
 /// Bytes above which a value is a file.
 pub(super) const PIECES_MAX: usize = 32 << 10;
 /// The key of the figures.
@@ -48,10 +48,12 @@ impl<'a> Head<'a> {
     /// The head of a value that is to be written.
     pub(super) fn of(key: &[u8], value: &'a [u8]) -> Self {
         let length = u32::try_from(value.len()).expect("a value is far below 4 GiB");
-        let body = match value.len() {
-            0..=PIECE => Body::Inline(value),
-            ..=PIECES_MAX => Body::Pieces(u8::try_from(value.len().div_ceil(PIECE)).expect("at most 8")),
-            _ => Body::File(file_name(key, value)),
+        let body = if value.len() <= PIECE {
+            Body::Inline(value)
+        } else if value.len() <= PIECES_MAX {
+            Body::Pieces(u8::try_from(value.len().div_ceil(PIECE)).expect("at most 16"))
+        } else {
+            Body::File(file_name(key, value))
         };
         Self { crc: crc(key, value), length, body }
     }
@@ -143,7 +145,11 @@ pub(super) fn file_name(key: &[u8], value: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
 }
 
 fn unhex(text: &str) -> impl Iterator<Item = u8> + '_ {

@@ -160,7 +160,7 @@ fn lists_are_filtered_by_state_and_event() {
     let running = keep(&host, "a:b", json!({}));
     let waiting = keep(&host, "a:c", json!({}));
     let asked = host.expect("a:c");
-    host.refuse(&asked, Refusal::new(Code::Busy, "full"));
+    host.refuse(&asked, Refusal::new(Code::Busy, "full").retry_after_ms(5_000));
     let done = keep(&host, "b:d", json!({}));
     let asked = host.expect("b:d");
     host.reply(&asked, json!(1));

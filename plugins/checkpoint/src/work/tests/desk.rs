@@ -1,6 +1,10 @@
 //! A plugin that does nothing but keep work.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use ksi_sdk::{
     Ctx, Plugin, Register,
@@ -28,6 +32,8 @@ pub(super) struct Desk(RefCell<Option<(Rc<Engine>, Rc<Work>)>>);
 struct Config {
     in_flight: Option<usize>,
     kept: Option<usize>,
+    /// Bytes that fit into memory before the store has them.
+    memory: Option<usize>,
 }
 
 /// Count what is stored in a table.
@@ -61,7 +67,7 @@ impl Plugin for Desk {
             kept: config.kept.unwrap_or(default.kept),
             ..default
         };
-        let (engine, _) = Engine::open(ctx.dir().join("kept"), Options::default()).await?;
+        let engine = open_engine(&ctx, config.memory).await?;
         let work = Work::open(&ctx, engine.clone(), limits).await?;
         *self.0.borrow_mut() = Some((engine, work));
         Ok(())
@@ -82,6 +88,36 @@ impl Desk {
     async fn count(self: Rc<Self>, _ctx: Ctx, ask: Count) -> Result<Counted, Refusal> {
         let (engine, _) = self.opened()?;
         Ok(Counted(engine.scan(&[ask.table], None, usize::MAX).await?.len()))
+    }
+}
+
+/// Opens the engine. The threads of one that was dropped without a word may
+/// still hold the directory for a moment.
+async fn open_engine(ctx: &Ctx, memory: Option<usize>) -> Result<Rc<Engine>, Refusal> {
+    let mut options = Options::default();
+    if let Some(memory) = memory {
+        (options.overlay_max_bytes, options.checkpoint_bytes) = (memory, memory / 2);
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Engine::open(ctx.dir().join("kept"), options.clone()).await {
+            Ok((engine, _)) => return Ok(engine),
+            Err(refusal) if refusal.message.contains("in use") && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            Err(refusal) => return Err(refusal),
+        }
+    }
+}
+
+/// Ends the plugin as somebody wished.
+pub(super) fn drain(host: &Host) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut drained = host.drain();
+    while !drained {
+        assert!(Instant::now() < deadline, "the plugin does not drain");
+        std::thread::yield_now();
+        drained = host.drained();
     }
 }
 
@@ -163,4 +199,13 @@ pub(super) fn until(host: &Host, request_id: &str, state: WorkState) -> WorkInfo
 
 pub(super) fn count(host: &Host, table: u8) -> usize {
     ask(host, "desk:count", json!({ "table": table })).unwrap()
+}
+
+/// Lets time pass until nothing is stored of any work.
+pub(super) fn until_nothing_is_left(host: &Host) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TABLES.map(|table| count(host, table)) != [0; 4] {
+        assert!(Instant::now() < deadline, "something is left behind");
+        host.advance(Duration::from_secs(3600));
+    }
 }

@@ -1,0 +1,196 @@
+//! Measures the engine on the disk of a directory, and prints the figures:
+//! commits a second with 256 in flight, a single commit against a bare append
+//! with `fdatasync`, memory, openings, and disk use after a million overwrites.
+//!
+//! `cargo run --release -p plugin-checkpoint --example measure -- DIRECTORY`
+
+use std::{
+    cell::RefCell,
+    fs,
+    future::Future,
+    io::Write,
+    path::Path,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Wake},
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use ksi_sdk::protocol::{Code, Refusal};
+use plugin_checkpoint::{
+    engine::{Engine, Options},
+    record::Batch,
+};
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        std::thread::park();
+    }
+}
+
+fn status(field: &str) -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("?").trim().to_owned()
+}
+
+fn put(key: u64, bytes: usize) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(key.to_be_bytes().to_vec(), vec![key as u8; bytes]);
+    batch
+}
+
+async fn commit(engine: &Engine, batch: Batch) -> Result<u64, Refusal> {
+    loop {
+        match engine.commit(batch.clone()) {
+            // The disk has to catch up; the next checkpoint is waited for.
+            Err(refusal) if refusal.code == Code::Busy => drop(engine.checkpoint().await?),
+            result => return result,
+        }
+    }
+}
+
+fn disk_bytes(dir: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        // Files go while they are counted.
+        let Ok(metadata) = entry.metadata() else { continue };
+        bytes += if metadata.is_dir() { disk_bytes(&entry.path())? } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
+fn p50(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn open(dir: &Path) -> Result<Rc<Engine>, Refusal> {
+    let begun = Instant::now();
+    let (engine, recovery) = block_on(Engine::open(dir.to_owned(), Options::default()))?;
+    println!(
+        "  open {:?}, replayed {}, VmRSS {}, threads {}",
+        begun.elapsed(),
+        recovery.replayed,
+        status("VmRSS:"),
+        status("Threads:")
+    );
+    Ok(engine)
+}
+
+fn single(dir: &Path, engine: &Engine) -> Result<(), Box<dyn std::error::Error>> {
+    let mut file = fs::File::create(dir.join("bare"))?;
+    file.write_all(&vec![0; 8 << 20])?;
+    file.sync_all()?;
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    // In turns, so that both see the same disk.
+    for number in 0..1000_u64 {
+        let begun = Instant::now();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 256], number * 256)?;
+        file.sync_data()?;
+        bare.push(begun.elapsed());
+        let begun = Instant::now();
+        let seq = engine.commit(put(number, 200))?;
+        block_on(engine.durable(seq))?;
+        ours.push(begun.elapsed());
+    }
+    let (bare, ours) = (p50(bare), p50(ours));
+    println!(
+        "one at a time: bare append {bare:?}, commit {ours:?}, ratio {:.2}",
+        ours.as_secs_f64() / bare.as_secs_f64()
+    );
+    Ok(())
+}
+
+fn many(engine: &Engine) -> Result<(), Refusal> {
+    let next = RefCell::new(0_u64);
+    let begun = Instant::now();
+    let count = 200_000;
+    let worker = async || -> Result<(), Refusal> {
+        loop {
+            let number = next.replace_with(|next| *next + 1);
+            if number >= count {
+                return Ok(());
+            }
+            let seq = commit(engine, put(number % 10_000, 200)).await?;
+            engine.durable(seq).await?;
+        }
+    };
+    for result in block_on(join_all((0..256).map(|_| worker()))) {
+        result?;
+    }
+    println!("256 in flight: {:.0} durable commits a second", count as f64 / begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn overwrites(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let engine = open(dir)?;
+    let (keys, bytes, mut random, mut peak) = (16_384_u64, 1000, 88_172_645_463_325_252_u64, 0);
+    let begun = Instant::now();
+    for number in 0..1_000_000 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        block_on(commit(&engine, put(random % keys, bytes)))?;
+        if number % 20_000 == 0 && number > 100_000 {
+            peak = peak.max(disk_bytes(dir)?);
+        }
+    }
+    block_on(engine.checkpoint())?;
+    let (live, disk, health) = (keys * (8 + bytes as u64), disk_bytes(dir)?, engine.health());
+    let ratio = |bytes: u64| bytes as f64 / live as f64;
+    println!(
+        "a million overwrites of {live} bytes that live in {:?}: disk {:.2} x live (store {:.2}, journal {:.2}), peak {:.2}, VmRSS {}",
+        begun.elapsed(),
+        ratio(disk),
+        ratio(health.store_bytes),
+        ratio(health.journal_bytes),
+        ratio(peak),
+        status("VmRSS:")
+    );
+    block_on(engine.close())?;
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = std::env::args_os().nth(1).ok_or("give a directory that may be filled")?;
+    let dir = Path::new(&dir);
+    fs::create_dir_all(dir)?;
+    println!("before: VmRSS {}", status("VmRSS:"));
+    println!("an empty engine, the first time and again:");
+    for _ in 0..2 {
+        block_on(open(&dir.join("empty"))?.close())?;
+    }
+    println!("100,000 keys of 256 bytes, pending, then checkpointed:");
+    let engine = open(&dir.join("full"))?;
+    let mut last = 0;
+    for number in 0..100_000 {
+        last = block_on(commit(&engine, put(number, 256)))?;
+    }
+    block_on(engine.durable(last))?;
+    block_on(engine.close())?;
+    drop(engine);
+    block_on(open(&dir.join("full"))?.close())?;
+    let engine = open(&dir.join("rates"))?;
+    single(dir, &engine)?;
+    many(&engine)?;
+    block_on(engine.close())?;
+    drop(engine);
+    overwrites(&dir.join("overwrites"))
+}
