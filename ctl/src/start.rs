@@ -91,13 +91,10 @@ pub(crate) struct Started {
 pub(crate) async fn start(at: &Invocation) -> Result<Started> {
     let began = Instant::now();
     let deadline = began + at.timeout.unwrap_or(START_TIMEOUT);
-    match at.connect().await {
-        Ok(client) => {
-            let health = ready(at, &client, deadline).await?;
-            return Ok(Started { client, health, took: None });
-        }
-        Err(failure) if failure.exit == Exit::NotRunning => {}
-        Err(failure) => return Err(failure),
+    match running(at, deadline).await {
+        // One that goes away while it is asked has just died.
+        Err(failure) if failure.exit == Exit::NotRunning || failure.code == "disconnected" => {}
+        found => return found,
     }
     let mut log = Log::open(&at.paths.log_file())?;
     let mut child = spawn(at, &log)?;
@@ -111,6 +108,13 @@ pub(crate) async fn start(at: &Invocation) -> Result<Started> {
         }
     };
     Ok(Started { client, health, took: Some(began.elapsed()) })
+}
+
+/// The daemon that runs already.
+async fn running(at: &Invocation, deadline: Instant) -> Result<Started> {
+    let client = at.connect().await?;
+    let health = ready(at, &client, deadline).await?;
+    Ok(Started { client, health, took: None })
 }
 
 /// Closes what this process has inherited besides its three streams: the

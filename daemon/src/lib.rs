@@ -12,6 +12,7 @@ pub mod log;
 pub mod notify;
 pub mod wire;
 pub mod woken;
+mod jitter;
 pub mod hub;
 pub mod session;
 pub mod plugin;

@@ -210,6 +210,9 @@ fn signals(
             let _ = stop.try_send(Stop { reason: "got SIGUSR2".into(), grace: None, again: true });
         }
     });
+    // A write beyond a limit on the size of files fails like any other; unhandled, this would end the daemon.
+    let beyond = SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32);
+    drop(signal(beyond).context("cannot handle signals")?);
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle signals")?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {

@@ -1,6 +1,10 @@
 //! Durable events, with a plugin that keeps work in memory: what the daemon has
 //! to do for them, in both faces.
 
+mod disk;
+mod following;
+mod lives;
+
 use ksi_protocol::{
     Frame, Pattern,
     frame::{Class, Subscribe},
@@ -12,7 +16,7 @@ fn config(events: &str) -> String {
     let keeper = library("fixture_keeper");
     let keeper = keeper.display();
     format!(
-        "{WITHOUT_MODEL}[plugins.checkpoint]\nlibrary = \"{keeper}\"\nplacement = \"in-process\"\n\
+        "{WITHOUT_MODEL}[plugins.state]\nenabled = false\n[plugins.checkpoint]\nlibrary = \"{keeper}\"\nplacement = \"in-process\"\n\
          keeps_work = true\nmay_call = []\nemits = [\"checkpoint:*\"]\n{events}"
     )
 }

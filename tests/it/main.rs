@@ -4,6 +4,7 @@
 mod lifecycle;
 mod restart;
 mod durable;
+mod kills;
 mod wire;
 mod limits;
 mod configuration;

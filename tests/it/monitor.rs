@@ -40,7 +40,7 @@ fn the_views_show_plugins_and_events_as_they_happen() {
     let daemon = Daemon::without_model();
     daemon.ready();
     let terminal = watching(&daemon.home, 120, 36, "ksi top");
-    for part in ["● ok", "completion", "in-process", "events/s", "plugins 2/2", "q quit", "? help"] {
+    for part in ["● ok", "completion", "in-process", "events/s", "plugins 4/4", "q quit", "? help"] {
         terminal.shows(part);
     }
     // What is off because nobody wants it is no warning.

@@ -41,8 +41,14 @@ fn the_list_names_every_plugin_of_the_manifest_with_its_state() {
             (text("name"), text("state"))
         })
         .collect();
-    let expected =
-        [("completion", "stopped"), ("echo", "ready"), ("echo_child", "stopped"), ("llama", "stopped")];
+    let expected = [
+        ("checkpoint", "ready"),
+        ("completion", "stopped"),
+        ("echo", "ready"),
+        ("echo_child", "stopped"),
+        ("llama", "stopped"),
+        ("state", "ready"),
+    ];
     assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state.to_owned())));
     let refusal = daemon.ask("plugin:list", json!({"all": true})).expect_err("it takes nothing");
     assert_eq!(refusal["code"], "invalid_payload", "{refusal}");

@@ -285,7 +285,8 @@ impl Daemon {
         serde_json::from_value(health).expect("health")
     }
 
-    /// One request over JSON lines: its data, or its refusal.
+    /// One request over JSON lines: its data, or what `accepted` says, or its
+    /// refusal.
     ///
     /// # Errors
     ///
@@ -298,10 +299,11 @@ impl Daemon {
             if answer.get("chunk").is_some() {
                 continue;
             }
-            return match answer.get_mut("refusal") {
-                Some(refusal) => Err(refusal.take()),
-                None => Ok(answer["data"].take()),
-            };
+            if let Some(refusal) = answer.get_mut("refusal") {
+                return Err(refusal.take());
+            }
+            let part = if answer.get("accepted").is_some() { "accepted" } else { "data" };
+            return Ok(answer[part].take());
         }
     }
 

@@ -10,10 +10,7 @@ mod launch;
 use std::{
     collections::VecDeque,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +36,7 @@ use super::{
 use crate::{
     config,
     hub::{Hub, Port},
+    jitter,
 };
 
 /// Deaths that are kept for `plugin:inspect`.
@@ -259,7 +257,7 @@ impl Keeper {
                 None
             }
             Life::Refused(refusal) => {
-                self.reason = Some(refusal.message);
+                self.reason = Some(reason_of(refusal));
                 let starting = self.supervisor.state() == PluginState::Starting;
                 if starting && matches!(self.running, Some(Running { body: Body::Actor(_), .. })) {
                     self.lose("it did not start").await;
@@ -297,7 +295,7 @@ impl Keeper {
         loop {
             let before = self.supervisor.state();
             let now_ms = self.means.hub.now_ms();
-            let action = self.supervisor.step(input, now_ms, jitter());
+            let action = self.supervisor.step(input, now_ms, jitter::fraction());
             let after = self.supervisor.state();
             self.publish();
             if input == Input::Died && before != PluginState::Draining {
@@ -432,17 +430,17 @@ impl Keeper {
     }
 }
 
+/// Why it did not start, and what can be done, where it said so.
+fn reason_of(refusal: Refusal) -> String {
+    match refusal.hint.is_empty() {
+        true => refusal.message,
+        false => format!("{}; {}", refusal.message, refusal.hint),
+    }
+}
+
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// A number from 0 to 1, from the hasher's random keys.
-fn jitter() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    static CALLS: AtomicU32 = AtomicU32::new(0);
-    let hash = RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed));
-    (hash >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -5,7 +5,10 @@ use std::{
     future::{Future, poll_fn},
     path::Path,
     rc::Rc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -83,6 +86,13 @@ impl Ctx {
     /// Parts that the asker has room for; `None` for any number.
     pub(crate) fn credit(&self) -> Option<u32> {
         self.meta().credit
+    }
+
+    /// What is to be done should the plugin panic: after that nothing of it is
+    /// called or dropped any more, so what others wait for (a lock, a thread) is
+    /// to be let go here. The last one that was given counts. It must not wait.
+    pub fn at_panic(&self, act: impl FnOnce() + Send + 'static) {
+        *self.core.will.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
     }
 
     /// Who sent the envelope: `session:7`, `plugin:agent`, `daemon`. Set by the

@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, VecDeque},
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::Waker,
 };
 
@@ -33,6 +33,10 @@ pub(crate) struct CallSlot {
     pub(crate) waker: Option<Waker>,
 }
 
+/// What is still done after a panic. It has nothing of the instance but what
+/// it was given.
+pub(crate) type Will = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
 #[derive(Default)]
 pub(crate) struct TimerSlot {
     pub(crate) fired: bool,
@@ -54,6 +58,7 @@ pub(crate) struct Core {
     flows: RefCell<HashMap<u64, Arc<Flow>>>,
     /// Whether the plugin is not ready yet.
     pub(crate) opening: Cell<bool>,
+    pub(crate) will: Will,
 }
 
 impl Core {
@@ -72,6 +77,7 @@ impl Core {
             spawned: RefCell::default(),
             flows: RefCell::default(),
             opening: Cell::new(true),
+            will: Will::default(),
         }
     }
 

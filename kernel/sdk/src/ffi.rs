@@ -9,7 +9,7 @@ use std::{
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 use ksi_abi::{
@@ -19,6 +19,7 @@ use ksi_abi::{
 use ksi_protocol::{Bytes, Code, Refusal};
 
 use crate::{
+    core::Will,
     instance::{self, Instance},
     link::{Link, Outgoing, encode},
     plugin::Plugin,
@@ -93,6 +94,7 @@ impl Link for HostLink {
 struct Slot<P> {
     instance: Option<Instance<P>>,
     link: Arc<dyn Link>,
+    will: Will,
 }
 
 extern "C" fn describe<P: Plugin>(out: *mut Buffer) -> u32 {
@@ -128,7 +130,7 @@ extern "C" fn create<P: Plugin>(
     });
     match started {
         Ok(started) => {
-            let slot = Box::new(Slot { instance: Some(started), link });
+            let slot = Box::new(Slot { will: started.will(), instance: Some(started), link });
             // SAFETY: the host passes a pointer that it may be written to.
             unsafe { *instance = Box::into_raw(slot).cast() };
             OK
@@ -192,6 +194,9 @@ fn with<P: Plugin>(slot: &mut Slot<P>, run: impl FnOnce(&mut Instance<P>) -> u32
             // Its state may be half changed, so even its destructors do not run.
             std::mem::forget(slot.instance.take());
             let text = format!("panicked: {}", panic_text(&*panic));
+            let will = slot.will.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // One that panics as well has done what it could.
+            let _ = catch_unwind(AssertUnwindSafe(|| will.map(|act| act())));
             slot.link.send(&Outgoing { arg: 1, payload: text.as_bytes(), ..Outgoing::new(Kind::Log, 0) });
             POISONED
         }
@@ -226,4 +231,61 @@ fn give(out: *mut Buffer, bytes: &[u8]) {
     };
     // SAFETY: the host passes a pointer that it may be written to.
     unsafe { *out = buffer };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        ptr,
+        rc::Rc,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+    use crate::context::Ctx;
+
+    static DONE: AtomicU32 = AtomicU32::new(0);
+
+    struct Fragile;
+
+    impl Plugin for Fragile {
+        const NAME: &'static str = "fragile";
+        const ABOUT: &'static str = "Panics in a task of its own";
+
+        fn start(ctx: &Ctx) -> Result<Self, Refusal> {
+            ctx.at_panic(|| panic!("replaced, so never called"));
+            ctx.at_panic(|| assert_eq!(DONE.fetch_add(1, Ordering::Relaxed), 0));
+            Ok(Self)
+        }
+
+        async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+            ctx.spawn(async { panic!("as planned") });
+            Ok(())
+        }
+
+        fn register(_: &mut Register<Self>) {}
+    }
+
+    extern "C" fn send(_: *const c_void, _: *const Message) -> u32 {
+        OK
+    }
+
+    extern "C" fn wake(_: *const c_void) {}
+
+    #[test]
+    fn after_a_panic_the_last_will_is_carried_out_once_and_nothing_else() {
+        let size = size_of::<HostTable>() as u32;
+        let host = HostTable { size, reserved: 0, context: ptr::null(), send, wake };
+        let table = Exports::<Fragile>::TABLE;
+        let (mut instance, mut error) = (ptr::null_mut(), Buffer::EMPTY);
+        let (config, dir) = (Slice::new(&[0x80]), Slice::new(b"/"));
+        let status = (table.create)(&host, config, dir, &mut instance, &mut error);
+        let mut polls = Vec::new();
+        if status == OK {
+            polls = vec![(table.poll)(instance), (table.poll)(instance)];
+        }
+        let created = if status == OK { [POISONED, POISONED].into() } else { Vec::new() };
+        assert_eq!((polls, DONE.load(Ordering::Relaxed)), (created, u32::from(status == OK)));
+        assert_eq!(status, OK, "it starts before it panics");
+    }
 }

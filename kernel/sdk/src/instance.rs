@@ -28,7 +28,7 @@ use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Stage, meta::Meta, wo
 use crate::{
     cancel::{CancelOnDrop, CancelToken},
     context::{Ctx, EnvelopeFacts},
-    core::{Core, Incoming},
+    core::{Core, Incoming, Will},
     link::{Link, Outgoing, encode},
     plugin::Plugin,
     register::{Event, Handled, Intercepted, Kept, Outcome, Register},
@@ -117,6 +117,11 @@ impl<P: Plugin> Instance<P> {
         // What `start` spawned is polled by the first call of the host.
         link.wake();
         Ok(instance)
+    }
+
+    /// What is still done after a panic.
+    pub(crate) fn will(&self) -> Will {
+        self.core.will.clone()
     }
 
     /// Takes one message and runs until everything waits.

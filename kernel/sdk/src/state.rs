@@ -50,7 +50,7 @@ use crate::{call::CallOptions, context::Ctx, link::encode};
 
 /// First pause while the plugin opens and its state cannot be had; doubled for
 /// each one after.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MIN: Duration = Duration::from_millis(2);
 
 /// Longest of these pauses; when it is reached, the log hears about it once.
 const PAUSE_MAX: Duration = Duration::from_millis(500);

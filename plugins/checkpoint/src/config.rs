@@ -10,11 +10,11 @@ use crate::{engine::Options, ledger::Limits};
 pub struct Config {
     /// Size of a file of the journal.
     pub segment_bytes: Option<u64>,
-    /// Changes in memory at which they are written to the store.
+    /// Changes in memory at which they are written to the store, once nothing changes for a moment.
     pub checkpoint_bytes: Option<usize>,
     /// Seconds after which changes are written to the store in any case.
     pub checkpoint_seconds: Option<u64>,
-    /// Changes in memory at which more are refused `busy`.
+    /// Changes in memory at which more are refused `busy`; at half of it they are written to the store in any case.
     pub memory_bytes_max: Option<usize>,
     /// Journal that is kept for durable subscriptions.
     pub facts_bytes: Option<u64>,

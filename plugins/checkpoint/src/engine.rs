@@ -22,10 +22,12 @@
 //! is gone, goes on with all that was durable. While memory is full, commits
 //! are refused `busy`.
 
+pub mod leash;
 pub mod options;
 pub mod report;
 mod exports;
 mod keeper;
+mod place;
 mod recovery;
 mod shared;
 mod thread;
@@ -38,6 +40,7 @@ mod crash;
 use std::{
     cell::{Cell, RefCell},
     path::{Path, PathBuf},
+    pin::pin,
     rc::Rc,
     sync::{
         Arc,
@@ -48,25 +51,24 @@ use std::{
 };
 
 use futures_channel::oneshot;
+use futures_util::future::{Either, select};
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
-pub use options::Options;
+pub use leash::Leash;
+pub use options::{Options, Size};
 pub use report::{
     CheckpointReport, ExportReport, FactPage, Health, Peek, Rebuilt, Recovery, RestoreReport, VerifyReport,
 };
 
 use self::{
-    recovery::{Opening, Places},
-    shared::{Log, Shared, Wakes, check_keys},
+    recovery::Opening,
+    shared::{Shared, check_keys},
     thread::Job,
     waiting::Waiting,
 };
 use crate::{
-    disk::{Directory, Disk, Lock},
-    journal::{Committer, Journal},
-    overlay::merge,
+    overlay::{merge, next_prefix, successor},
     record::{Batch, Fact, Record, Seq},
-    store::SledShelf,
 };
 
 /// Jobs that may wait for the keeper; more are refused `busy`.
@@ -75,10 +77,12 @@ const JOBS_MAX: usize = 4096;
 /// The handle of the plugin's thread.
 pub struct Engine {
     shared: Arc<Shared>,
-    jobs: SyncSender<Job>,
+    jobs: Arc<SyncSender<Job>>,
     options: Options,
     epoch: u64,
     waiting: Waiting,
+    /// Everything up to here is synced soon.
+    hurried: Cell<Seq>,
     /// Position of the newest fact; at the start the newest record, which may be one.
     last_fact: Cell<Seq>,
     /// Who waits for a fact to be told.
@@ -95,7 +99,7 @@ impl Engine {
     /// `unavailable` where the directory is in use or cannot be read, or was written by a newer release.
     pub async fn open(dir: PathBuf, options: Options) -> Result<(Rc<Self>, Recovery), Refusal> {
         let settings = options.clone();
-        Self::start(options, move || open_on_disk(&dir, settings)).await
+        Self::start(options, move || place::open_on_disk(&dir, settings)).await
     }
 
     /// Opens on the keeper's thread, which holds what `open` returns first until its end.
@@ -124,14 +128,20 @@ impl Engine {
     fn new(shared: Arc<Shared>, jobs: SyncSender<Job>, options: Options, recovery: &Recovery) -> Self {
         Self {
             shared,
-            jobs,
+            jobs: Arc::new(jobs),
             options,
             epoch: recovery.epoch,
             waiting: Waiting::default(),
+            hurried: Cell::new(0),
             last_fact: Cell::new(recovery.last_seq),
             fact_wakers: RefCell::default(),
             told: Cell::new(None),
         }
+    }
+
+    /// For whoever ends it when its owner cannot.
+    pub fn leash(&self) -> Leash {
+        Leash::new(&self.shared, &self.jobs)
     }
 
     /// Number of this start; it is journaled before anything else of it.
@@ -184,14 +194,14 @@ impl Engine {
         let waiting = state.overlay.bytes().max(state.overlay.journaled() / 2);
         if waiting >= self.options.overlay_max_bytes {
             let message = "changes come faster than the disk takes them";
-            let ask = !std::mem::replace(&mut state.asked, true);
+            let ask = state.asks(Size::Much);
             drop(state);
             self.ask_checkpoint(ask);
             return Err(Refusal::new(Code::Busy, message).retry_after_ms(100));
         }
         let seq = state.commit(record, payload)?;
-        let full = state.overlay.due() >= self.options.checkpoint_bytes;
-        let ask = full && !std::mem::replace(&mut state.asked, true);
+        let size = self.options.size(state.overlay.due());
+        let ask = state.asks(size);
         let checkpoints = state.figures.checkpoints;
         drop(state);
         self.ask_checkpoint(ask);
@@ -203,20 +213,52 @@ impl Engine {
         Ok(seq)
     }
 
-    fn ask_checkpoint(&self, ask: bool) {
-        if ask && self.jobs.try_send(Job::Checkpoint(None)).is_err() {
-            self.shared.state().asked = false;
+    fn ask_checkpoint(&self, size: Size) {
+        let job = match size {
+            Size::Little => return,
+            Size::Enough => Job::Enough,
+            Size::Much => Job::Checkpoint(None),
+        };
+        if self.jobs.try_send(job).is_err() {
+            self.shared.state().asked = Size::Little;
         }
     }
 
-    /// Resolves when a position is synced: it survives a loss of power from then on.
+    /// Resolves when a position is synced: it survives a loss of power from then on. Has it synced soon.
     ///
     /// # Errors
     ///
     /// `unavailable` where the journal stopped before: whether it is
     /// there after a restart is then not known.
     pub async fn durable(&self, seq: Seq) -> Result<(), Refusal> {
+        self.hurry(seq);
+        self.settled(seq).await
+    }
+
+    /// The same for those who have time: it is synced with what others wait for, or a few milliseconds later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::durable`].
+    pub async fn settled(&self, seq: Seq) -> Result<(), Refusal> {
         self.waiting.durable(&self.shared, seq).await
+    }
+
+    /// Has a position synced soon.
+    pub fn hurry(&self, seq: Seq) {
+        if self.hurried.get() < seq {
+            self.hurried.set(seq);
+            self.shared.hurry(seq);
+        }
+    }
+
+    /// Resolves with the reason once nothing is committed any more.
+    pub async fn stopped(&self) -> Refusal {
+        // No position is so high: this ends with the journal.
+        match select(pin!(self.settled(Seq::MAX)), pin!(self.shared.failed())).await {
+            Either::Left((ended, _)) => ended.err().unwrap_or_else(shared::closed),
+            Either::Right((refusal, _)) => refusal,
+        }
     }
 
     /// The value of a key. Never shows what is not yet durable: waits for it.
@@ -369,8 +411,8 @@ impl Engine {
         self.ask(|answer| Job::Export(path.to_owned(), answer)).await
     }
 
-    /// Replaces everything by what an export holds, but for the facts and the number of the start. Whoever has
-    /// read anything before must read it again.
+    /// Replaces everything by what an export holds, but for the facts and the number of the start. Nothing is
+    /// committed after it: whoever has read anything before must read it again, from another engine.
     ///
     /// # Errors
     ///
@@ -447,32 +489,6 @@ impl Engine {
     }
 }
 
-/// Takes the directory and opens what is in it.
-fn open_on_disk(dir: &Path, options: Options) -> Result<(Box<dyn Lock>, Opening), Refusal> {
-    let cannot = |error: std::io::Error| {
-        let (why, hint) = match error.kind() {
-            std::io::ErrorKind::WouldBlock => {
-                ("it is in use".into(), "stop the other daemon, or give this one a directory of its own")
-            }
-            _ => (error.to_string(), "look at the disk and the rights of the directory"),
-        };
-        Refusal::new(Code::Unavailable, format!("cannot open {}: {why}", dir.display())).hint(hint)
-    };
-    let root = Directory::new(dir).map_err(cannot)?;
-    let lock = root.lock().map_err(cannot)?;
-    let places = Places {
-        journal: Arc::new(Directory::new(dir.join("journal")).map_err(cannot)?),
-        exports: Arc::new(Directory::new(dir.join("exports")).map_err(cannot)?),
-        shelf: Box::new(SledShelf::new(dir.to_owned(), options.store_cache_bytes, options.open_timeout)),
-    };
-    Ok((lock, recovery::recover(places, options, Box::new(committer))?))
-}
-
-/// The journal with a thread of its own.
-fn committer(journal: Journal, wakes: Arc<Wakes>) -> std::io::Result<Box<dyn Log>> {
-    Ok(Box::new(Committer::start(journal, Arc::new(move || wakes.wake()))?))
-}
-
 /// The keeper's thread is gone without an answer: it panicked.
 fn gone() -> Refusal {
     Refusal::new(Code::Unavailable, "the store's thread is gone")
@@ -482,17 +498,4 @@ fn gone() -> Refusal {
 /// Milliseconds since.
 fn millis(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The first key after one.
-fn successor(key: &[u8]) -> Bytes {
-    [key, &[0]].concat().into()
-}
-
-/// The first key after all that begin with a prefix; `None` where there is none.
-fn next_prefix(prefix: &[u8]) -> Option<Bytes> {
-    let end = prefix.iter().rposition(|byte| *byte < u8::MAX)?;
-    let mut next = prefix[..=end].to_vec();
-    next[end] += 1;
-    Some(next.into())
 }

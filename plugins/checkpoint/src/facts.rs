@@ -1,6 +1,9 @@
 //! Durable facts: kept in the journal, followed from any position, with a
 //! cursor for each consumer that has a name.
 //!
+//! Whoever follows is told his position first, so that he can go on there before
+//! there was a fact.
+//!
 //! A fact is a record of the journal and nothing else, so it is read where it
 //! was written. A follower gets what is kept from its position on, then what
 //! comes. Only as much is read ahead as it has room for.
@@ -165,6 +168,8 @@ impl Drop for Holding<'_> {
 /// Gives out facts until something refuses.
 async fn run(engine: &Engine, ask: Follow, out: &Chunks<Followed>) -> Result<Unfollowed, Refusal> {
     let mut from = begin(engine, &ask).await?;
+    // An empty gap is nothing to miss: it says where the follower stands.
+    give(out, &Followed::Gap(Missed { from_seq: from, to_seq: from - 1 })).await?;
     loop {
         let page = engine.facts(from, PAGE).await?;
         if page.first_kept > from {

@@ -84,6 +84,8 @@ pub struct Journal {
     /// The segment that is written, once there is one.
     active: Option<Active>,
     spare: Option<Spare>,
+    /// The next segment could not be made ahead of time: it is made when it is needed.
+    unprepared: bool,
     /// Index of the next segment to be made.
     next_index: u64,
     next: Seq,
@@ -135,6 +137,7 @@ impl Journal {
             identity: found.identity,
             active,
             spare: found.spare,
+            unprepared: false,
             next_index: found.next_index,
             next: found.next,
             chain: found.chain,
@@ -273,6 +276,7 @@ impl Journal {
     /// where none was prepared, or not one that long.
     fn take_spare(&mut self, needed: usize) -> Result<Active, JournalError> {
         let needed = (FRAMES + Opening::FRAME + needed) as u64;
+        self.unprepared = false;
         let spare = match self.spare.take() {
             Some(spare) if spare.head.size >= needed => spare,
             // Takes the place of the one that is too short, if there is one.
@@ -301,7 +305,7 @@ impl Journal {
     /// goes to [`Journal::prepared`]; nothing else makes one meanwhile.
     fn preparation(&mut self) -> Option<Preparation> {
         let due = self.active.as_ref().is_none_or(|active| active.end > active.size / 4);
-        if self.spare.is_some() || !due {
+        if self.spare.is_some() || self.unprepared || !due {
             return None;
         }
         let index = self.next_index;
@@ -315,6 +319,7 @@ impl Journal {
     fn prepared(&mut self, index: u64, spare: Option<Spare>) {
         if spare.is_none() {
             self.next_index = index;
+            self.unprepared = true;
         }
         self.spare = spare;
     }

@@ -48,7 +48,7 @@ use checkpoint::Shelf;
 use config::Config;
 use engine::{Engine, Recovery};
 use facts::{Acknowledged, Facts, Unfollowed};
-use record::{Fact, Seq};
+use record::Fact;
 use space::{Space, Spaces};
 use status::{Ask, Opened, Status, Stopped};
 use work::Work;
@@ -146,6 +146,8 @@ impl Checkpoint {
                 return Err(refusal);
             }
         };
+        let leash = engine.leash();
+        ctx.at_panic(move || leash.end());
         tell(ctx, &recovery);
         *self.open.borrow_mut() = Ok(Open { engine, work });
         Ok(())
@@ -155,8 +157,7 @@ impl Checkpoint {
     async fn stay_open(self: Rc<Self>, ctx: Ctx) {
         loop {
             let Ok(open) = self.opened() else { return };
-            // No position is so high: this ends with the journal.
-            let Err(why) = open.engine.durable(Seq::MAX).await else { return };
+            let why = open.engine.stopped().await;
             if self.opened().is_err() {
                 // It was closed on purpose.
                 return;
@@ -236,11 +237,11 @@ impl Checkpoint {
             Refusal::new(Code::Unavailable, "a checkpoint is being restored").retry_after_ms(1000),
         );
         let restored = checkpoint::restore(&open.engine, &path).await;
-        if restored.is_err() {
+        if restored.is_err() && open.engine.health().accepting {
             *self.open.borrow_mut() = Ok(open);
             return restored;
         }
-        // What it refuses, the next start finds out.
+        // What it refuses, the next start finds out; that also ends a restore that was broken off.
         let _ = open.engine.close().await;
         ctx.spawn(start_anew(ctx.clone()));
         restored

@@ -204,6 +204,21 @@ pub fn merge(page: Vec<(Bytes, Bytes)>, changes: BTreeMap<Bytes, Found>) -> Vec<
     merged
 }
 
+/// The first key after one.
+#[must_use]
+pub fn successor(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}
+
+/// The first key after all that begin with a prefix; `None` where there is none.
+#[must_use]
+pub fn next_prefix(prefix: &[u8]) -> Option<Bytes> {
+    let end = prefix.iter().rposition(|byte| *byte < u8::MAX)?;
+    let mut next = prefix[..=end].to_vec();
+    next[end] += 1;
+    Some(next.into())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

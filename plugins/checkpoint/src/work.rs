@@ -274,9 +274,15 @@ impl Work {
                     // The payload that comes with an acceptance is its own.
                     let payload = payload.take();
                     self.starts.borrow_mut().push_back(Start { run, seq, payload, abandoned });
+                    self.engine.hurry(seq);
                     self.bell.ring();
                 }
-                Effect::Ended(one) => ended.push(one),
+                Effect::Ended(one) => {
+                    if self.waiters.borrow().contains_key(&one.id) {
+                        self.engine.hurry(seq);
+                    }
+                    ended.push(one);
+                }
                 Effect::Abandon { id, lease } => self.abandon(id, lease),
             }
         }
@@ -295,7 +301,7 @@ impl Work {
 
     /// Tells of ends: those who wait, and whoever listens.
     async fn announce(self: Rc<Self>, seq: Seq, ended: Vec<Ended>) {
-        if let Err(refusal) = self.engine.durable(seq).await {
+        if let Err(refusal) = self.engine.settled(seq).await {
             return self.journal_stopped(&refusal);
         }
         for one in ended {

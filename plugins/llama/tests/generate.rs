@@ -316,7 +316,7 @@ fn more_requests_than_places_are_refused_as_busy() {
                     busy += 1;
                     break;
                 }
-                Answer::Reply(_) => panic!("not a stream"),
+                Answer::Reply(_) | Answer::Accepted(_) => panic!("not a stream"),
             }
         }
     }

@@ -35,7 +35,7 @@ fn live_names_are_offered_and_none_while_nothing_runs() {
     daemon.ready();
     let home = &daemon.home;
     assert!(offered(home, &["ksi", "send", "completion:"]).contains(&"completion:request".to_owned()));
-    assert_eq!(offered(home, &["ksi", "describe", "echo:"]), ["echo:say"]);
+    assert_eq!(offered(home, &["ksi", "describe", "echo:"]), ["echo:keep", "echo:say"]);
     assert!(offered(home, &["ksi", "sub", "echo"]).contains(&"echo:*".to_owned()));
     assert!(offered(home, &["ksi", "plugin", "restart", "ec"]).contains(&"echo".to_owned()));
     let verbs = offered(home, &["ksi", ""]);

@@ -12,7 +12,7 @@ fn every_event_is_listed_with_its_owner_and_described_with_its_fields() {
     let say = table.lines().find(|line| line.starts_with("echo:say")).expect("echo:say");
     assert!(say.contains("request") && say.contains("Say something and get it back"), "{say}");
     let own = stdout(&fine(daemon.ksi(&["discover", "echo", "-o", "name"])));
-    assert_eq!(own, "echo:say\n");
+    assert_eq!(own, "echo:keep\necho:say\n");
     let text = stdout(&fine(daemon.ksi(&["describe", "completion:request"])));
     for part in [
         "completion:request",

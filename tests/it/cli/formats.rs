@@ -68,8 +68,8 @@ fn a_list_has_one_line_for_each_item() {
     let daemon = Home::new().start();
     daemon.ready();
     for (verb, items, first) in [
-        ("plugin list", "plugins", "completion"),
-        ("discover", "events", "completion:async"),
+        ("plugin list", "plugins", "checkpoint"),
+        ("discover", "events", "checkpoint:ack"),
         ("model list", "models", "llama/ksi-tiny"),
     ] {
         let count = json(verb, &look(&daemon, verb, "json"))[items].as_array().map_or(0, Vec::len);

@@ -36,7 +36,7 @@ fn start_returns_when_the_daemon_is_ready_and_says_where_it_logs() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let said = stdout(&output);
     let log = started.0.paths().log_file();
-    assert!(said.contains("2/2 plugins ready") && said.contains(&log.display().to_string()), "{said}");
+    assert!(said.contains("4/4 plugins ready") && said.contains(&log.display().to_string()), "{said}");
     assert!(log.is_file());
     assert_eq!(
         stdout(&fine(started.0.ksi(&["send", "echo:say", "--text", "x", "-o", "jsonl"]))),
@@ -163,12 +163,15 @@ fn stop_gives_requests_their_grace_and_then_goes() {
 }
 
 #[test]
-fn restart_gives_a_new_process() {
+fn restart_gives_a_new_daemon_in_the_same_process() {
     let started = Started(Home::with_config(WITHOUT_MODEL));
     let first = data(started.0.ksi(&["start", "-o", "json"]));
+    let boot = || data(started.0.ksi(&["send", "system:status", "-o", "json"]))["boot"].clone();
+    let before = boot();
     let second = data(started.0.ksi(&["restart", "-o", "json"]));
-    assert_eq!(second["status"], "started");
-    assert_ne!(first["pid"], second["pid"]);
+    assert_eq!(second["status"], "restarted");
+    assert_eq!(second["pid"], first["pid"]);
+    assert_ne!(before, boot());
     fine(started.0.ksi(&["stop"]));
     assert_eq!(data(started.0.ksi(&["restart", "-o", "json"]))["status"], "started");
 }
@@ -226,7 +229,7 @@ fn ksi_alone_says_how_it_stands_and_what_to_do_next() {
     let daemon = home.start();
     daemon.ready();
     let output = fine(daemon.ksi(&[]));
-    for part in ["ksid", "Active:", "Socket:", "Plugins: 2/2 ready", "plugin is ready"] {
+    for part in ["ksid", "Active:", "Socket:", "Plugins: 4/4 ready", "plugin is ready"] {
         assert!(stdout(&output).contains(part), "no `{part}` in: {}", stdout(&output));
     }
     assert!(stderr(&output).contains("Next: ksi ask"), "{}", stderr(&output));
@@ -241,7 +244,7 @@ fn up_starts_tests_and_says_what_next() {
         "✓ config",
         "✓ socket",
         "(0600)",
-        "✓ plugins   3/3 ready",
+        "✓ plugins   5/5 ready",
         "✓ model     llama/ksi-tiny, a toy",
         "✓ self-test",
     ] {

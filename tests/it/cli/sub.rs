@@ -16,6 +16,7 @@ use super::{ended, failed, fine, waited};
 
 /// A `ksi sub` that listens already.
 fn listening(daemon: &Daemon, arguments: &[&str]) -> Child {
+    daemon.ready();
     let before = daemon.status().subscriptions;
     let child = command("ksi", daemon.home.path())
         .arg("sub")
@@ -88,11 +89,13 @@ fn each_event_is_written_at_once_and_ctrl_c_ends_it() {
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
     let daemon = Daemon::without_model();
+    daemon.ready();
+    let quiet = daemon.status().subscriptions;
     let mut child = listening(&daemon, &["my:*"]);
     drop(child.stdout.take());
     tell(&daemon, "my:event", &json!({}));
     fine(waited(child));
-    wait_until("the subscription is gone", || daemon.status().subscriptions == 0);
+    wait_until("the subscription is gone", || daemon.status().subscriptions == quiet);
 }
 
 #[test]

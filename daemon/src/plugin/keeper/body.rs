@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::Keeper;
+use super::{Keeper, reason_of};
 use crate::{
     hub::Port,
     plugin::{actor::Actor, guest::Life, link::Link},
@@ -94,7 +94,7 @@ impl Keeper {
         while let Ok(life) = self.life.try_recv() {
             match life {
                 Life::Described(descriptor) => self.described(*descriptor),
-                Life::Refused(refusal) => self.reason = Some(refusal.message),
+                Life::Refused(refusal) => self.reason = Some(reason_of(refusal)),
                 Life::Died(reason) => self.reason = Some(reason),
                 Life::Ready | Life::Drained | Life::Pong => {}
             }

@@ -68,6 +68,8 @@ pub(super) struct Follows {
     open: HashMap<Id, Following>,
     /// Whether there is credit to give, or something to be asked for anew.
     due: bool,
+    /// How often it was asked anew since something was last heard.
+    tries: u32,
 }
 
 #[derive(Debug)]
@@ -83,8 +85,9 @@ struct Following {
     next: Option<u64>,
     /// Events that may still come.
     left: u32,
-    /// Events that were written, and for which no credit was given yet.
-    written: u32,
+    /// Credit that is to be given: of events that were written, unless the
+    /// client gives it, and of what was nothing to the client.
+    owed: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +140,7 @@ impl Outbox {
             stage: Stage::Running,
             next: asked.since_seq,
             left: asked.credit.unwrap_or(WINDOW),
-            written: 0,
+            owed: 0,
             asked,
         };
         let ask = following.ask()?;
@@ -176,13 +179,13 @@ impl Outbox {
         self.lock().follows.is_free(id)
     }
 
-    /// The credit that has come of events that were written.
+    /// The credit that is to be given.
     pub fn grants(&self) -> Vec<(Id, u32)> {
         let mut state = self.lock();
-        let running = state.follows.open.iter_mut().filter(|(_, following)| {
-            following.stage == Stage::Running && following.asked.credit.is_none() && following.written > 0
-        });
-        running.map(|(id, following)| (*id, std::mem::take(&mut following.written))).collect()
+        let open = state.follows.open.iter_mut();
+        open.filter(|(_, following)| following.stage == Stage::Running && following.owed > 0)
+            .map(|(id, following)| (*id, std::mem::take(&mut following.owed)))
+            .collect()
     }
 
     /// Whether a durable subscription waits for somebody who keeps work.
@@ -190,18 +193,22 @@ impl Outbox {
         self.lock().follows.open.values().any(|following| following.stage == Stage::Lapsed)
     }
 
+    /// How often those that lapsed were asked for in vain.
+    pub fn tries(&self) -> u32 {
+        self.lock().follows.tries
+    }
+
     /// Those that had lapsed, to be asked of the kernel anew.
     pub fn resumed(&self) -> Vec<Ask> {
         let mut state = self.lock();
         let State { follows, credits, .. } = &mut *state;
         let mut asks = Vec::new();
+        follows.tries = follows.tries.saturating_add(1);
         for (id, following) in &mut follows.open {
             if following.stage != Stage::Lapsed {
                 continue;
             }
-            if following.asked.credit.is_none() {
-                following.left += std::mem::take(&mut following.written);
-            }
+            following.left = following.left.saturating_add(std::mem::take(&mut following.owed));
             // It was asked before, so it can be asked.
             let Ok(ask) = following.ask() else { continue };
             if credits.begin(*id, ask.credit).is_ok() {
@@ -278,6 +285,7 @@ impl State {
             return None;
         }
         following.left = following.left.saturating_sub(1);
+        self.follows.tries = 0;
         let opened = following.opened;
         match part {
             Followed::Fact(fact) => {
@@ -293,7 +301,8 @@ impl State {
                 if missed > 0 {
                     return Some(Said::Gap { opened, gap });
                 }
-                self.wrote(id, opened);
+                following.owed += 1;
+                self.follows.due = true;
                 None
             }
         }
@@ -340,11 +349,10 @@ impl State {
     /// A part of a subscription is on its way to the client, so that another
     /// one may come.
     fn wrote(&mut self, id: Id, opened: u64) {
-        let Some(following) = self.follows.open.get_mut(&id).filter(|one| one.opened == opened) else {
-            return;
-        };
-        following.written += 1;
-        self.follows.due |= following.asked.credit.is_none() && following.written >= WINDOW / 2;
+        let ours = |one: &&mut Following| one.opened == opened && one.asked.credit.is_none();
+        let Some(following) = self.follows.open.get_mut(&id).filter(ours) else { return };
+        following.owed += 1;
+        self.follows.due |= following.owed >= WINDOW / 2;
     }
 }
 

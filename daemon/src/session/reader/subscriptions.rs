@@ -12,12 +12,20 @@ use ksi_protocol::{
 use super::Session;
 use crate::{
     hub::{Hub, Port, Turn},
+    jitter,
     session::outbox::Outbox,
 };
 
-/// Pause before a durable subscription is asked for anew, so that a plugin that
-/// refuses it again is not asked without end.
-const RESUME_PAUSE: Duration = Duration::from_millis(100);
+/// First and longest pause before a durable subscription is asked for anew, so
+/// that a plugin that refuses it again is not asked without end.
+const RESUME_MIN: Duration = Duration::from_millis(100);
+const RESUME_MAX: Duration = Duration::from_secs(5);
+
+/// The pause after so many tries: doubled by each, less up to a half by chance.
+fn resume_pause(tries: u32, chance: f64) -> Duration {
+    let pause = RESUME_MAX.min(RESUME_MIN * (1 << tries.min(10)));
+    pause.mul_f64(1.0 - chance / 2.0)
+}
 
 /// Sees to durable subscriptions: gives credit as events are written, and asks
 /// anew for those whose plugin has gone, once it is back.
@@ -35,7 +43,7 @@ pub(super) async fn keep_up(hub: &Hub, port: &Arc<Port>, outbox: &Arc<Outbox>) -
             if hub.kernel.keeper().is_none() {
                 kept.await;
             }
-            tokio::time::sleep(RESUME_PAUSE).await;
+            tokio::time::sleep(resume_pause(outbox.tries(), jitter::fraction())).await;
             let mut turn = hub.turn_of(outbox);
             for ask in outbox.resumed() {
                 turn.request(port, ask);
@@ -99,5 +107,17 @@ impl Session<'_> {
         self.hub.kernel.unsubscribe(self.port, id)?;
         self.outbox.remove_sub(id);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_its_limit_and_differs_by_chance() {
+        let ms = |tries, chance| resume_pause(tries, chance).as_millis();
+        assert_eq!([0, 1, 2, 5, 6, 100].map(|tries| ms(tries, 0.0)), [100, 200, 400, 3200, 5000, 5000]);
+        assert_eq!([ms(0, 1.0), ms(100, 1.0)], [50, 2500]);
     }
 }

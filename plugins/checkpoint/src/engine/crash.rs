@@ -66,7 +66,7 @@ impl Log for Direct {
         self.stopped.clone()
     }
 
-    fn push(&mut self) {
+    fn hurry(&mut self, _: Seq) {
         let line = std::mem::take(&mut self.line);
         if let Err(error) = self.journal.append(&line) {
             self.stopped = Some(Arc::new(error));
@@ -74,7 +74,7 @@ impl Log for Direct {
     }
 
     fn close(mut self: Box<Self>) -> Result<(), Arc<JournalError>> {
-        self.push();
+        self.hurry(Seq::MAX);
         self.stopped.map_or(Ok(()), Err)
     }
 }

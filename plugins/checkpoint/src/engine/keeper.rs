@@ -17,11 +17,11 @@
 
 use std::{fs, path::Path, sync::Arc, time::Instant};
 
-use ksi_sdk::protocol::{Bytes, Refusal};
+use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::{
     exports::{self, Exports, Import},
-    options::Options,
+    options::{Options, Size},
     report::{CheckpointReport, ExportReport, RestoreReport, VerifyReport},
     shared::Shared,
 };
@@ -80,6 +80,11 @@ impl Keeper {
         self.store.as_deref().ok_or_else(|| self.gone())
     }
 
+    /// Whether there is a record after a position.
+    pub(super) fn is_after(&self, seq: Seq) -> bool {
+        self.shared.state().overlay.seq() > seq
+    }
+
     fn gone(&self) -> Refusal {
         let failed = self.shared.state().failed.clone();
         failed.unwrap_or_else(super::shared::closed)
@@ -106,7 +111,7 @@ impl Keeper {
         self.store()?;
         let layer = {
             let mut state = self.shared.state();
-            state.asked = false;
+            state.asked = Size::Little;
             state.overlay.freeze()
         };
         let result = self.write_layer(&layer, between);
@@ -303,6 +308,8 @@ impl Keeper {
             if let Record::Changes(batch) = record {
                 state.overlay.apply(seq, batch, 0);
             }
+            // What is still on its way was made of what was before.
+            state.failed.get_or_insert_with(restored);
             seq
         };
         self.shared.wait_synced(seq)?;
@@ -342,6 +349,13 @@ impl Keeper {
             took_ms: super::millis(begun),
         })
     }
+}
+
+/// What is refused from a restore on until the next opening.
+fn restored() -> Refusal {
+    Refusal::new(Code::Unavailable, "a checkpoint was restored, and nothing is taken before the daemon is started again")
+        .hint("`ksi restart` starts it again")
+        .retry_after_ms(1000)
 }
 
 /// Applies a layer, and says last that it is covered. Bytes written.

@@ -7,13 +7,19 @@
 //! - The lock is never held while anything blocks.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    future::poll_fn,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
     time::Instant,
 };
 
 use futures_util::task::AtomicWaker;
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
+use super::options::Size;
 use crate::{
     journal::{Archive, Committer, JournalError, SubmitError},
     overlay::Overlay,
@@ -29,8 +35,8 @@ pub(super) trait Log: Send {
     fn next_seq(&self) -> Seq;
     /// Why nothing is taken any more, if so.
     fn stopped(&self) -> Option<Arc<JournalError>>;
-    /// Writes what waits, where no thread does so by itself.
-    fn push(&mut self) {}
+    /// Writes everything up to a position soon: somebody waits for it.
+    fn hurry(&mut self, seq: Seq);
     /// Writes what waits, and takes nothing more.
     fn close(self: Box<Self>) -> Result<(), Arc<JournalError>>;
 }
@@ -38,6 +44,10 @@ pub(super) trait Log: Send {
 impl Log for Committer {
     fn submit(&mut self, payload: Bytes) -> Result<Seq, SubmitError> {
         Self::submit(self, payload)
+    }
+
+    fn hurry(&mut self, seq: Seq) {
+        Self::hurry(self, seq);
     }
 
     fn next_seq(&self) -> Seq {
@@ -58,10 +68,11 @@ pub(super) struct State {
     pub(super) overlay: Overlay,
     /// None once closed.
     pub(super) log: Option<Box<dyn Log>>,
-    /// Why the store is of no use any more, if so: nothing is taken then, since memory would only grow.
+    /// Why the store is of no use any more, if so: nothing is taken then, since memory would only grow. Or it was
+    /// replaced, and what is still to come belongs to what was before.
     pub(super) failed: Option<Refusal>,
-    /// A checkpoint for size was asked for and has not begun.
-    pub(super) asked: bool,
+    /// For what size a checkpoint was asked for that has not begun.
+    pub(super) asked: Size,
     pub(super) figures: Figures,
 }
 
@@ -83,22 +94,28 @@ pub(super) struct Shared {
     pub(super) archive: Archive,
     state: Mutex<State>,
     wakes: Arc<Wakes>,
+    abandoned: AtomicBool,
+    /// Whoever is told of a failure.
+    fallen: AtomicWaker,
 }
 
 /// Who is told of a sync: one task of the plugin's thread, and the keeper.
 #[derive(Default)]
 pub(super) struct Wakes {
     pub(super) waker: AtomicWaker,
-    gate: Mutex<()>,
+    /// Whether the keeper waits.
+    gate: Mutex<bool>,
     synced: Condvar,
 }
 
 impl Wakes {
     /// Called by the committer after each sync, and when it stops.
     pub(super) fn wake(&self) {
-        // Taken and given back, so that nobody misses it between a look and a wait.
-        drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
-        self.synced.notify_all();
+        // Taken, so that the keeper does not miss it between a look and a wait.
+        let waits = *self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if waits {
+            self.synced.notify_all();
+        }
         self.waker.wake();
     }
 }
@@ -111,8 +128,14 @@ impl Shared {
         wakes: Arc<Wakes>,
         figures: Figures,
     ) -> Self {
-        let state = State { overlay, log: Some(log), failed: None, asked: false, figures };
-        Self { archive, state: Mutex::new(state), wakes }
+        let state = State { overlay, log: Some(log), failed: None, asked: Size::Little, figures };
+        Self {
+            archive,
+            state: Mutex::new(state),
+            wakes,
+            abandoned: AtomicBool::new(false),
+            fallen: AtomicWaker::new(),
+        }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -126,9 +149,7 @@ impl Shared {
 
     /// Blocks until a position is synced. For the keeper's thread.
     pub(super) fn wait_synced(&self, seq: Seq) -> Result<(), Refusal> {
-        if let Some(log) = &mut self.state().log {
-            log.push();
-        }
+        self.hurry(seq);
         let mut gate = self.wakes.gate.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if self.archive.synced() >= seq {
@@ -137,7 +158,16 @@ impl Shared {
             if let Some(refusal) = self.stopped() {
                 return Err(refusal);
             }
+            *gate = true;
             gate = self.wakes.synced.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            *gate = false;
+        }
+    }
+
+    /// Somebody waits for a position.
+    pub(super) fn hurry(&self, seq: Seq) {
+        if let Some(log) = &mut self.state().log {
+            log.hurry(seq);
         }
     }
 
@@ -149,13 +179,42 @@ impl Shared {
         }
     }
 
-    /// The store is of no use any more.
+    /// The store is of no use any more, or not the one that goes with what is in memory.
     pub(super) fn fail(&self, refusal: Refusal) {
         self.state().failed.get_or_insert(refusal);
+        self.fallen.wake();
+    }
+
+    /// Resolves with the reason once nothing is committed any more because of the store.
+    pub(super) async fn failed(&self) -> Refusal {
+        poll_fn(|cx| {
+            self.fallen.register(cx.waker());
+            self.state().failed.clone().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Nobody uses the engine any more.
+    pub(super) fn abandon(&self) {
+        self.fail(closed());
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 }
 
 impl State {
+    /// The size that the keeper is to be told of: only what it does not know.
+    pub(super) fn asks(&mut self, size: Size) -> Size {
+        if size <= self.asked {
+            return Size::Little;
+        }
+        self.asked = size;
+        size
+    }
+
     /// Journals changes and takes them into memory.
     pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, Refusal> {
         let Some(log) = &mut self.log else { return Err(closed()) };

@@ -1,6 +1,7 @@
 //! The engine with its threads, on real files, and on a disk that fails.
 
 mod damage;
+mod ends;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use futures_util::future::{join_all, poll_immediate};
 use ksi_sdk::protocol::EventName;
 use tempfile::TempDir;
 
-use super::*;
+use super::{place::committer, recovery::Places, *};
 use crate::{
     disk::sim::{Fault, SimDisk},
     store::simulated::SimulatedShelf,
@@ -364,6 +365,21 @@ fn a_checkpoint_comes_by_itself_in_time_and_at_a_size() {
 }
 
 #[test]
+fn a_checkpoint_waits_for_a_pause_until_too_much_is_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let never = Duration::from_secs(600);
+    let options = Options { checkpoint_pause: never, overlay_max_bytes: 512 << 10, ..small() };
+    let (engine, _) = open(&dir, &options);
+    put(&engine, "a", vec![1; 200_000]);
+    // The keeper has heard of it when it answers this.
+    assert_eq!(get(&engine, "none"), None);
+    assert_eq!(engine.health().checkpoints, 0);
+    put(&engine, "b", vec![1; 70_000]);
+    wait_until("a checkpoint", || engine.health().checkpoints == 1);
+    close(engine);
+}
+
+#[test]
 fn an_export_is_restored_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("saved/export.ksi");
@@ -380,9 +396,15 @@ fn an_export_is_restored_as_it_was() {
     put(&engine, "k1", "changed");
     let report = block_on(engine.restore(&path)).unwrap();
     assert_eq!((report.keys, report.export_seq), (301, exported.seq));
-    let mut engine = Some(engine);
+    let mut late = Batch::new();
+    late.put("k0", "late");
+    let refusal = engine.commit(late).unwrap_err();
+    assert!(refusal.message.contains("restored") && refusal.retryable, "{refusal:?}");
+    assert_eq!(block_on(engine.stopped()), refusal);
+    assert_eq!(get(&engine, "k0").unwrap(), vec![0; 300]);
+    close(engine);
     for _ in 0..2 {
-        let engine = engine.take().unwrap_or_else(|| open(&dir, &small()).0);
+        let engine = open(&dir, &small()).0;
         assert_eq!(get(&engine, "k0").unwrap(), vec![0; 300]);
         assert_eq!(get(&engine, "k1").unwrap(), vec![1; 300]);
         assert_eq!(get(&engine, "large").unwrap(), vec![9; 50_000]);
@@ -393,7 +415,7 @@ fn an_export_is_restored_as_it_was() {
         close(engine);
     }
     let (engine, recovery) = open(&dir, &small());
-    assert_eq!(recovery.epoch, 3, "the number of the start goes on");
+    assert_eq!(recovery.epoch, 4, "the number of the start goes on");
     let mut damaged = fs::read(&path).unwrap();
     damaged[1000] ^= 1;
     fs::write(&path, damaged).unwrap();

@@ -44,11 +44,15 @@ pub(super) enum Job {
     },
     /// Something changed for the first time since the last checkpoint: it is due in time.
     Changed,
+    /// Much has changed: a checkpoint is due when nothing changes for a moment.
+    Enough,
     Checkpoint(Option<Answer<CheckpointReport>>),
     Export(PathBuf, Answer<ExportReport>),
     Restore(PathBuf, u64, Answer<RestoreReport>),
     Verify(Answer<VerifyReport>),
     Close(Answer<()>),
+    /// Nobody asks anything more.
+    Look,
 }
 
 /// Bytes of the store that one page may have.
@@ -59,16 +63,27 @@ const FACTS_READ: usize = 16 << 20;
 /// Time after a checkpoint that failed until the next is tried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Runs until `Close`, or until nobody can ask any more.
+/// Runs until `Close`, until nobody can ask any more, or until the engine is abandoned.
 pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
     let mut due: Option<Instant> = None;
+    // The end of a moment in which nothing may change for a checkpoint to begin, and the position at its begin.
+    let mut pause: Option<(Instant, Seq)> = None;
     let mut later = VecDeque::new();
     loop {
+        if keeper.shared.is_abandoned() {
+            return abandon(keeper);
+        }
         let job = match later.pop_front() {
             Some(job) => job,
-            None => match next(jobs, due) {
+            None => match next(jobs, due.into_iter().chain(pause.map(|(end, _)| end)).min()) {
                 Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => Job::Checkpoint(None),
+                Err(RecvTimeoutError::Timeout) => match pause {
+                    // Something has changed meanwhile, and it is not yet the time.
+                    Some((_, seq)) if keeper.is_after(seq) && due.is_none_or(|due| Instant::now() < due) => {
+                        Job::Enough
+                    }
+                    _ => Job::Checkpoint(None),
+                },
                 Err(RecvTimeoutError::Disconnected) => return,
             },
         };
@@ -87,7 +102,12 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
         };
         match job {
             Job::Changed => due = due.or(Some(Instant::now() + keeper.options.checkpoint_age)),
+            Job::Enough => {
+                let end = Instant::now() + keeper.options.checkpoint_pause;
+                pause = Some((end, keeper.shared.state().overlay.seq()));
+            }
             Job::Checkpoint(answer) => {
+                pause = None;
                 let result = keeper.checkpoint(&mut between);
                 due = if result.is_ok() { None } else { Some(Instant::now() + RETRY) };
                 answer.map(|answer| answer.send(result));
@@ -96,7 +116,7 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
             Job::Restore(path, epoch, answer) => drop(answer.send(keeper.restore(&path, epoch))),
             Job::Verify(answer) => drop(answer.send(keeper.verify())),
             Job::Close(answer) => return close(keeper, answer),
-            Job::Get(..) | Job::Range { .. } | Job::Facts { .. } => {}
+            Job::Get(..) | Job::Range { .. } | Job::Facts { .. } | Job::Look => {}
         }
     }
 }
@@ -166,6 +186,17 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
     }
     page.end = true;
     Ok(page)
+}
+
+/// The end of the journal, and of everything that keeps the directory. The handle is never dropped, so what it has a
+/// part in is let go of by hand.
+fn abandon(keeper: Keeper) {
+    let log = keeper.shared.state().log.take();
+    // Nobody is there to be told; the next opening sees what there is.
+    let _ = log.map(|log| log.close());
+    let archive = keeper.shared.archive.clone();
+    drop(keeper);
+    archive.let_go();
 }
 
 /// The last checkpoint, and the end of the journal.

@@ -97,8 +97,23 @@ fn keep(host: &FakeHost<Keeper>, event: &str, number: u64) -> u64 {
     answer["seq"].as_u64().unwrap()
 }
 
+/// Follows, past the position that comes first.
 fn follow(host: &FakeHost<Keeper>, ask: Value) -> Call {
-    host.open("checkpoint:follow", ask)
+    follow_from(host, ask).0
+}
+
+fn follow_from(host: &FakeHost<Keeper>, ask: Value) -> (Call, u64) {
+    let call = host.open("checkpoint:follow", ask);
+    let position = position(host, &call);
+    (call, position)
+}
+
+/// An empty gap.
+fn position(host: &FakeHost<Keeper>, call: &Call) -> u64 {
+    let part = part(host, call);
+    let Followed::Gap(gap) = serde_json::from_value(part.clone()).unwrap() else { panic!("{part}") };
+    assert_eq!(gap.to_seq + 1, gap.from_seq);
+    gap.from_seq
 }
 
 fn part(host: &FakeHost<Keeper>, call: &Call) -> Value {
@@ -132,9 +147,9 @@ fn a_follower_gets_what_was_before_and_what_comes_in_order_and_only_what_matches
         assert_eq!(number(&host, &call), more);
     }
     assert_eq!(host.try_next(&call), None);
-    let fresh = follow(&host, json!({ "pattern": "*" }));
+    let (fresh, position) = follow_from(&host, json!({ "pattern": "*" }));
     assert_eq!(host.try_next(&fresh), None, "without a position it begins with what comes");
-    keep(&host, "b:x", 80);
+    assert_eq!(keep(&host, "b:x", 80), position, "and it was told where that is");
     assert_eq!(number(&host, &fresh), 80);
 }
 
@@ -147,6 +162,8 @@ fn a_follower_gets_no_more_than_it_has_room_for() {
     }
     let meta = Meta { credit: Some(3), ..Meta::default() };
     let call = host.open_as("checkpoint:follow", json!({ "pattern": "*", "since_seq": 1 }), &meta);
+    assert_eq!(position(&host, &call), 1);
+    host.credit(&call, 1);
     assert_eq!([1, 2, 3].map(|_| number(&host, &call)), [1, 2, 3]);
     assert_eq!(host.try_next(&call), None);
     host.credit(&call, 2);
@@ -205,7 +222,7 @@ fn names_that_are_none_are_refused_with_the_rule() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path());
     for name in ["", "a\nb", &"x".repeat(129)] {
-        let call = follow(&host, json!({ "pattern": "*", "consumer": name }));
+        let call = host.open("checkpoint:follow", json!({ "pattern": "*", "consumer": name }));
         let (code, message) = refused(host.next(&call));
         assert_eq!(code, Code::InvalidPayload);
         assert!(message.contains("1 to 128 bytes"), "{message}");

@@ -26,14 +26,14 @@ use crate::{
 
 /// Reads and retires what is synced. `Clone + Send + Sync`; every call may
 /// block on the disk, and goes on beside the committer. The directory stays
-/// locked as long as one is there.
+/// locked as long as one is there, or until [`Archive::let_go`].
 #[derive(Clone)]
 pub struct Archive(Arc<Shared>);
 
 struct Shared {
     disk: Arc<dyn Disk>,
     /// Held, not used.
-    _lock: Box<dyn Lock>,
+    lock: Mutex<Option<Box<dyn Lock>>>,
     synced: AtomicU64,
     /// Segments with synced records, oldest first.
     segments: Mutex<VecDeque<Segment>>,
@@ -42,7 +42,7 @@ struct Shared {
 impl Archive {
     pub(crate) fn new(disk: Arc<dyn Disk>, lock: Box<dyn Lock>, segments: Vec<Segment>, synced: Seq) -> Self {
         let (synced, segments) = (AtomicU64::new(synced), Mutex::new(segments.into()));
-        Self(Arc::new(Shared { disk, _lock: lock, synced, segments }))
+        Self(Arc::new(Shared { disk, lock: Mutex::new(Some(lock)), synced, segments }))
     }
 
     pub(crate) fn segments(&self) -> MutexGuard<'_, VecDeque<Segment>> {
@@ -52,6 +52,12 @@ impl Archive {
 
     pub(crate) fn set_synced(&self, seq: Seq) {
         self.0.synced.store(seq, Ordering::Release);
+    }
+
+    /// Lets go of the directory although others still have this archive. For
+    /// when they will never use it again.
+    pub(crate) fn let_go(&self) {
+        drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Position up to which everything is on the disk.

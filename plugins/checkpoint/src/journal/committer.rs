@@ -1,12 +1,15 @@
 //! The committer: one thread that writes what many submit.
 //!
 //! While it syncs one batch the next one gathers, so the more is submitted at
-//! once the fewer syncs each record costs. It neither reads nor retires: that
-//! is done with the [`Archive`], on other threads.
+//! once the fewer syncs each record costs. What nobody waits for goes with the
+//! next batch that somebody waits for, see [`Committer::hurry`]. It neither
+//! reads nor retires: that is done with the [`Archive`], on other threads.
 //!
 //! # Invariants
 //!
 //! - The order of submissions is the order in the journal.
+//! - Nothing waits longer than [`LAZY`] to be written, besides the writes
+//!   before it.
 //! - No lock is held while the disk works.
 //! - One wake for each batch, whatever its length.
 //!
@@ -29,7 +32,7 @@ use std::{
 use ksi_sdk::protocol::Bytes;
 
 use super::{
-    Journal, PAYLOAD_MAX,
+    Journal, PAYLOAD_MAX, WRITE_MAX,
     archive::Archive,
     error::JournalError,
     format::FRAME,
@@ -40,6 +43,9 @@ use crate::record::Seq;
 /// A batch of several waits this part of the last write for those that were
 /// in the last one: who was just woken is about to submit again.
 const GATHER: u32 = 8;
+
+/// Longest time for which a record waits that nobody waits for.
+pub const LAZY: Duration = Duration::from_millis(5);
 
 /// Why a payload was not taken. Nothing of it is or will be in the journal.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -82,11 +88,45 @@ struct State {
     bytes: usize,
     /// Position of the next submission.
     next: Seq,
-    /// How many must wait for the thread to be woken; `usize::MAX` while it is
-    /// not asleep.
-    wake_at: usize,
+    /// Somebody waits for everything up to here.
+    wanted: Seq,
+    sleep: Sleep,
     closing: bool,
     stopped: Option<Arc<JournalError>>,
+}
+
+/// What the thread is woken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleep {
+    /// It is not asleep.
+    Awake,
+    /// Anything.
+    Sound,
+    /// That somebody waits for something.
+    Light,
+    /// That so many wait to be written.
+    Gathering(usize),
+}
+
+impl State {
+    /// Whether somebody waits for what waits here.
+    fn is_urgent(&self) -> bool {
+        self.wanted + (self.waiting.len() as Seq) >= self.next && !self.waiting.is_empty()
+    }
+
+    /// Whether the thread is to be woken; it is awake then.
+    fn rouses(&mut self) -> bool {
+        let rouses = match self.sleep {
+            Sleep::Awake => false,
+            Sleep::Sound => true,
+            Sleep::Light => self.is_urgent(),
+            Sleep::Gathering(count) => self.waiting.len() >= count,
+        };
+        if rouses {
+            self.sleep = Sleep::Awake;
+        }
+        rouses
+    }
 }
 
 impl Queue {
@@ -110,25 +150,39 @@ impl Queue {
     /// that length is waited for.
     fn take(&self, batch: &mut Vec<Bytes>, before: usize, patience: Duration) -> bool {
         let mut state = self.lock();
-        while state.waiting.is_empty() && !state.closing {
-            state.wake_at = 1;
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        // What comes meanwhile, and nobody waits for, needs not wake the thread.
+        state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
+        if state.waiting.is_empty() {
+            state = self.sleep(state, Sleep::Sound, None, |state| !state.waiting.is_empty());
+            state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
         }
-        let deadline = (before > 1).then(|| Instant::now() + patience);
-        while let Some(deadline) = deadline
-            && state.waiting.len() < before
-            && !state.closing
-        {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state.wake_at = before;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        if before > 1 {
+            let enough = |state: &State| state.waiting.len() >= before;
+            state = self.sleep(state, Sleep::Gathering(before), Some(patience), enough);
         }
-        state.wake_at = usize::MAX;
         mem::swap(batch, &mut state.waiting);
         !batch.is_empty()
+    }
+
+    /// Sleeps until something is so, for so long at most, or until the end.
+    fn sleep<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        how: Sleep,
+        longest: Option<Duration>,
+        over: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        let deadline = longest.map(|longest| Instant::now() + longest);
+        while !over(&state) && !state.closing {
+            state.sleep = how;
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => break,
+                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        state.sleep = Sleep::Awake;
+        state
     }
 }
 
@@ -145,7 +199,8 @@ impl Committer {
             waiting: Vec::new(),
             bytes: 0,
             next: journal.next_seq(),
-            wake_at: usize::MAX,
+            wanted: 0,
+            sleep: Sleep::Awake,
             closing: false,
             stopped: None,
         };
@@ -189,16 +244,30 @@ impl Committer {
             state.waiting.push(payload);
             let seq = state.next;
             state.next += 1;
-            let wakes = state.waiting.len() >= state.wake_at;
-            if wakes {
-                state.wake_at = usize::MAX;
+            if state.bytes > WRITE_MAX {
+                // More than one write: it is no use to let more of it gather.
+                state.wanted = seq;
             }
-            (seq, wakes)
+            (seq, state.rouses())
         };
         if wakes {
             self.queue.changed.notify_one();
         }
         Ok(seq)
+    }
+
+    /// Somebody waits for a position: it is written as soon as may be. Without
+    /// that it is written with what comes next, or within [`LAZY`].
+    pub fn hurry(&self, seq: Seq) {
+        let wakes = {
+            let mut state = self.queue.lock();
+            // Nobody can wait for what is not there.
+            state.wanted = state.wanted.max(seq.min(state.next - 1));
+            state.rouses()
+        };
+        if wakes {
+            self.queue.changed.notify_one();
+        }
     }
 
     /// Position that the next [`Committer::submit`] returns.
@@ -350,6 +419,42 @@ impl Drop for Guard {
         if !self.ended {
             self.queue.stop(Arc::new(JournalError::Panicked));
             (self.wake)();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Positions 11 to 13 wait.
+    fn state(wanted: Seq, sleep: Sleep) -> State {
+        let waiting = vec![Bytes::new(); 3];
+        State { waiting, bytes: 0, next: 14, wanted, sleep, closing: false, stopped: None }
+    }
+
+    #[test]
+    fn what_is_written_already_makes_nothing_urgent() {
+        assert!(!state(10, Sleep::Light).is_urgent());
+        assert!(state(11, Sleep::Light).is_urgent());
+        assert!(!State { waiting: Vec::new(), ..state(13, Sleep::Light) }.is_urgent());
+    }
+
+    #[test]
+    fn a_light_sleeper_is_roused_only_for_what_somebody_waits_for() {
+        let cases = [
+            (10, Sleep::Awake, false),
+            (13, Sleep::Awake, false),
+            (10, Sleep::Sound, true),
+            (10, Sleep::Light, false),
+            (11, Sleep::Light, true),
+            (13, Sleep::Gathering(4), false),
+            (10, Sleep::Gathering(3), true),
+        ];
+        for (wanted, sleep, roused) in cases {
+            let mut state = state(wanted, sleep);
+            assert_eq!(state.rouses(), roused, "{wanted} {sleep:?}");
+            assert!(!state.rouses(), "once is enough");
         }
     }
 }

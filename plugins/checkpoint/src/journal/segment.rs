@@ -19,6 +19,9 @@ pub(crate) const UNFINISHED: &str = "segment.new";
 /// Zeros are written and synced in such steps, so that the syncs of records
 /// in between do not wait for all of them.
 const STEP: u64 = 1 << 20;
+/// Zeros that are written at once: few, since the memory for them would stay
+/// with the process.
+const ZEROS: u64 = 64 << 10;
 
 /// What a file name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +90,17 @@ impl Preparation {
 
 fn fill(file: &dyn File, head: &Head) -> Result<(), JournalError> {
     let io = |doing| move |error| JournalError::io(doing, UNFINISHED, error);
-    let step = usize::try_from(head.size.min(STEP)).expect("a step is small");
-    let mut chunk = vec![0; step];
+    let mut chunk = vec![0; usize::try_from(head.size.min(ZEROS)).expect("a chunk is small")];
     chunk[..FRAMES].copy_from_slice(&head.encode());
     let mut at = 0;
     while at < head.size {
-        let length = usize::try_from((head.size - at).min(STEP)).expect("a step is small");
-        file.write_at(&chunk[..length], at).map_err(io("fill"))?;
-        file.sync().map_err(io("sync"))?;
+        let length = (head.size - at).min(ZEROS);
+        file.write_at(&chunk[..usize::try_from(length).expect("a chunk is small")], at).map_err(io("fill"))?;
         chunk[..FRAMES].fill(0);
-        at += length as u64;
+        at += length;
+        if at % STEP == 0 || at == head.size {
+            file.sync().map_err(io("sync"))?;
+        }
     }
     Ok(())
 }

@@ -242,6 +242,9 @@ impl Store for SledStore {
             let entry_key = value_key(key);
             if let Some(old) = self.call("read", |db| db.get(&entry_key))? {
                 self.forget(key, &old, &mut batch, &mut gone)?;
+            } else if value.is_none() {
+                // Made and gone since the last checkpoint: sled need not hear of it.
+                continue;
             }
             let Some(value) = value else {
                 batch.remove(entry_key);

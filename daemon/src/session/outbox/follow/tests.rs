@@ -151,6 +151,12 @@ async fn the_clients_own_credit_is_kept_to() {
     outbox.add_credit(SUB, 2);
     outbox.answer(gone(Code::PluginRestarted));
     assert_eq!(outbox.resumed()[0].credit, Some(2));
+    outbox.answer(gap(2, 1));
+    assert_eq!(outbox.grants(), [(SUB, 1)], "a position is not the client's to pay for");
+    outbox.add_credit(SUB, 1);
+    outbox.answer(gap(2, 1));
+    outbox.answer(gone(Code::PluginRestarted));
+    assert_eq!(outbox.resumed()[0].credit, Some(2));
 }
 
 #[tokio::test]
@@ -192,6 +198,12 @@ async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
     outbox.answer(fact(9, 1));
     outbox.answer(gone(Code::Unavailable));
     assert_eq!(since(&outbox.resumed()[0]), Some(10));
+    assert_eq!(outbox.tries(), 1);
+    outbox.answer(gone(Code::Unavailable));
+    outbox.resumed();
+    assert_eq!(outbox.tries(), 2, "nothing was heard in between");
+    outbox.answer(gap(10, 9));
+    assert_eq!(outbox.tries(), 0);
     let frames = frames(&outbox, &mut client).await;
     assert!(matches!(&frames[..], [Frame::Reply { .. }, Frame::Event(_)]), "{frames:?}");
     outbox.answer(gone(Code::Timeout));

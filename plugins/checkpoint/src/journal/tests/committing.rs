@@ -158,6 +158,22 @@ fn what_gathers_during_a_sync_is_one_batch_with_one_wake() {
 }
 
 #[test]
+fn what_nobody_waits_for_is_written_soon_all_the_same() {
+    let (journal, _) = open_with(&SimDisk::default(), 1 << 20).unwrap();
+    let bell = Arc::new(Bell::default());
+    let committer = Committer::start(journal, bell.waker()).unwrap();
+    // Nobody can wait for what is not there.
+    committer.hurry(Seq::MAX);
+    for last in [1, 2, 30] {
+        while committer.next_seq() <= last {
+            committer.submit(vec![7; 100]).unwrap();
+        }
+        bell.wait(|| committer.synced() == last);
+    }
+    committer.close().unwrap();
+}
+
+#[test]
 fn what_waits_is_bounded_and_goes_on_after_the_next_wake() {
     let gate = Arc::new(Gate::default());
     gate.open(1);
@@ -309,4 +325,105 @@ fn a_thread_that_panics_stops_the_journal_instead_of_leaving_all_to_wait() {
     told.recv_timeout(DEADLINE).unwrap();
     assert!(matches!(*committer.stopped().unwrap(), JournalError::Panicked));
     assert!(matches!(*committer.close().unwrap_err(), JournalError::Panicked));
+}
+
+/// A disk on which the making of a second segment takes until a third is begun, or a while.
+struct SlowMaking {
+    inner: SimDisk,
+    /// Segments begun.
+    begun: Arc<(Mutex<u64>, Condvar)>,
+}
+
+struct SlowFile(Box<dyn File>, Option<Arc<(Mutex<u64>, Condvar)>>);
+
+impl File for SlowFile {
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if let Some(begun) = self.1.as_ref().filter(|_| offset == 0) {
+            let count = begun.0.lock().unwrap();
+            drop(begun.1.wait_timeout_while(count, Duration::from_millis(300), |count| *count < 3).unwrap());
+        }
+        self.0.write_at(bytes, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+impl Disk for SlowMaking {
+    fn place(&self) -> String {
+        self.inner.place()
+    }
+    fn lock(&self) -> io::Result<Box<dyn Lock>> {
+        self.inner.lock()
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let count = {
+            let mut begun = self.begun.0.lock().unwrap();
+            *begun += 1;
+            *begun
+        };
+        self.begun.1.notify_all();
+        let slow = (count == 2).then(|| self.begun.clone());
+        Ok(Box::new(SlowFile(self.inner.create(name)?, slow)))
+    }
+    fn open(&self, name: &str, write: bool) -> io::Result<Box<dyn File>> {
+        self.inner.open(name, write)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn protect(&self, name: &str) -> io::Result<()> {
+        self.inner.protect(name)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+}
+
+#[test]
+fn a_segment_that_is_needed_while_it_is_made_is_waited_for_and_not_made_twice() {
+    let sim = SimDisk::default();
+    let begun: Arc<(Mutex<u64>, Condvar)> = Arc::default();
+    let disk = SlowMaking { inner: sim.clone(), begun: begun.clone() };
+    let (journal, _) =
+        Journal::open(Arc::new(disk), Options { segment_bytes: 30_000, ..Options::default() }).unwrap();
+    let bell = Arc::new(Bell::default());
+    let committer = Committer::start(journal, bell.waker()).unwrap();
+    // The first makes its own segment, the second has the next one made, the fourth needs it.
+    for seq in 1..=4 {
+        committer.submit(vec![1; 9_000]).unwrap();
+        bell.wait(|| committer.synced() == seq);
+        assert!(committer.stopped().is_none());
+    }
+    assert_eq!(*begun.0.lock().unwrap(), 2);
+    committer.close().unwrap();
+    sim.power_cycle(0);
+    let (_, opened) = open_with(&sim, 30_000).unwrap();
+    assert_eq!((opened.last, opened.damage.len()), (4, 0));
+}
+
+#[test]
+fn a_segment_that_cannot_be_made_ahead_is_not_tried_again_with_every_write() {
+    let disk = SimDisk::default();
+    let (mut journal, _) = open_with(&disk, 30_000).unwrap();
+    journal.append(&[vec![1; 9_000].into()]).unwrap();
+    let index = journal.preparation().expect("it is time for one").head.index;
+    journal.prepared(index, None);
+    assert!(journal.preparation().is_none());
+    journal.append(&[vec![1; 9_000].into()]).unwrap();
+    assert!(journal.preparation().is_none());
+    journal.append(&[vec![1; 20_000].into()]).unwrap();
+    assert_eq!(journal.preparation().expect("the next one is due").head.index, index + 1);
 }

@@ -1,0 +1,227 @@
+//! Durable work over the ends of its handlers and of the daemon: planned ones,
+//! crashes, and those that it causes itself.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use ksi_tests::{Daemon, Home, Lines, WITHOUT_MODEL, command, library, wait_until};
+use serde_json::{Value, json};
+
+/// The plugin that misbehaves, with durable events.
+fn config(placement: &str, more: &str) -> String {
+    let library = library("fixture_faulty");
+    format!(
+        r#"{WITHOUT_MODEL}
+        [plugins.completion]
+        enabled = false
+        [plugins.faulty]
+        library = "{}"
+        placement = "{placement}"
+        may_call = []
+        emits = []
+        restart = {{ failures_max = 1000, backoff_min = "10ms", backoff_max = "50ms", stop_timeout = "200ms" }}
+        [events."faulty:swallow"]
+        delivery = "durable"
+        permission = "test.use"
+        repeat = true
+        retry = {{ attempts = 5, backoff_min = "10ms", backoff_max = "20ms" }}
+        [events."faulty:slow"]
+        delivery = "durable"
+        permission = "test.use"
+        {more}
+        "#,
+        library.display()
+    )
+}
+
+fn daemon(placement: &str, more: &str) -> Daemon {
+    let daemon = Home::with_config(&config(placement, more)).start();
+    daemon.ready();
+    daemon
+}
+
+/// Gives work; its name.
+fn give(daemon: &Daemon, event: &str, data: Value) -> String {
+    let accepted = daemon.ask(event, data).expect("it is accepted");
+    accepted["request_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned()
+}
+
+fn info(daemon: &Daemon, name: &str) -> Value {
+    daemon.ask("work:get", json!({"request_id": name})).expect("it is in the books")
+}
+
+/// Waits for an end, and says which.
+fn end(daemon: &Daemon, name: &str) -> String {
+    let mut state = String::new();
+    wait_until("the work has ended", || {
+        state = info(daemon, name)["state"].as_str().unwrap_or_default().to_owned();
+        !matches!(&*state, "accepted" | "leased" | "waiting" | "suspect")
+    });
+    state
+}
+
+fn is_dead(daemon: &Daemon, name: &str) -> bool {
+    let dead = daemon.ask("work:dead", json!({})).unwrap();
+    dead["work"].as_array().unwrap().iter().any(|one| one["request_id"] == name)
+}
+
+#[test]
+fn poison_that_kills_its_plugin_ends_dead_and_everything_else_is_done() {
+    let mut daemon = daemon("child", "");
+    let before: Vec<_> = (0..5).map(|_| give(&daemon, "faulty:swallow", json!({}))).collect();
+    for name in &before {
+        assert_eq!(end(&daemon, name), "done");
+    }
+    let poison = give(&daemon, "faulty:swallow", json!({"poison": true}));
+    assert_eq!(end(&daemon, &poison), "dead");
+    let after: Vec<_> = (0..20).map(|_| give(&daemon, "faulty:swallow", json!({}))).collect();
+    for name in &after {
+        assert_eq!(end(&daemon, name), "done");
+    }
+    assert!(is_dead(&daemon, &poison));
+    assert_eq!(daemon.plugin("faulty").restarts, 3, "a crash for each attempt, and no more");
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn poison_that_kills_the_daemon_ends_dead_and_the_daemon_starts_unaided_after_each_death() {
+    let daemon = daemon("in-process", "");
+    let mut lines = daemon.lines();
+    for n in 0..20 {
+        lines.send(&json!({"id": n, "event": "faulty:swallow", "data": {"poison": n == 7}}));
+    }
+    let mut names: Vec<(u64, String)> = Vec::new();
+    // What was not accepted before the first death is asked again by nobody.
+    while let Some(line) = if names.len() < 20 { lines.try_receive() } else { None } {
+        let name = line["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("{line}"));
+        names.push((line["id"].as_u64().unwrap(), name.to_owned()));
+    }
+    let home = daemon.kill();
+    let mut deaths = 0;
+    let living = loop {
+        let mut child = command("ksid", home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut died = false;
+        wait_until("it dies of the poison, or has nothing more to do", || {
+            died = child.try_wait().unwrap().is_some();
+            died || is_idle(&home)
+        });
+        if died {
+            deaths += 1;
+            assert!(deaths <= 6, "it does not come to rest");
+            continue;
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        break home.start();
+    };
+    assert!(deaths >= 1);
+    living.ready();
+    for (n, name) in names {
+        let expected = if n == 7 { "dead" } else { "done" };
+        assert_eq!(end(&living, &name), expected, "number {n}");
+    }
+}
+
+/// Asks a daemon that may end in between.
+pub(super) fn asked(home: &Home, event: &str) -> Option<Value> {
+    let mut socket = UnixStream::connect(home.paths().socket).ok()?;
+    socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    socket.write_all(format!("{}\n", json!({"event": event, "data": {}})).as_bytes()).ok()?;
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line).ok()?;
+    serde_json::from_str::<Value>(&line).ok()?.get_mut("data").map(Value::take)
+}
+
+/// Whether a daemon answers that no work is left.
+fn is_idle(home: &Home) -> bool {
+    asked(home, "checkpoint:status").is_some_and(|status| status["accepting"] == true && status["pending"] == 0)
+}
+
+/// Waits until a daemon has replaced itself.
+pub(super) fn started_anew(daemon: &Daemon, boot: &str) {
+    wait_until("it has started anew", || {
+        asked(&daemon.home, "system:status").is_some_and(|status| status["boot"] != boot)
+    });
+    daemon.ready();
+}
+
+#[test]
+fn a_planned_end_of_the_plugin_or_of_the_daemon_costs_no_attempt() {
+    let mut daemon = daemon("child", "");
+    let name = give(&daemon, "faulty:slow", json!({"ms": 1_000_000}));
+    let runs = |daemon: &Daemon| {
+        wait_until("it runs", || {
+            daemon.plugin("faulty").in_flight == 1 && info(daemon, &name)["state"] == "leased"
+        });
+        assert_eq!(info(daemon, &name)["attempts"], 1);
+    };
+    runs(&daemon);
+    daemon.ask("plugin:restart", json!({"name": "faulty"})).unwrap();
+    runs(&daemon);
+    daemon.ask("plugin:restart", json!({"name": "checkpoint"})).unwrap();
+    runs(&daemon);
+    let boot = daemon.status().boot;
+    daemon.ask("system:restart", json!({"grace_ms": 100})).unwrap();
+    started_anew(&daemon, &boot);
+    runs(&daemon);
+    daemon.ask("system:shutdown", json!({"grace_ms": 100})).unwrap();
+    assert!(daemon.ended().success());
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    runs(&daemon);
+}
+
+#[test]
+fn one_key_is_one_piece_of_work_over_racing_connections_and_over_a_kill() {
+    let daemon = daemon("child", "");
+    let ask = |lines: &mut Lines, key: u64| {
+        lines.send(&json!({"id": key, "event": "faulty:swallow", "data": {}, "idempotency_key": format!("k{key}")}));
+    };
+    let name = |lines: &mut Lines| {
+        let line = lines.receive();
+        let name = line["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("{line}"));
+        (line["id"].as_u64().unwrap(), name.to_owned())
+    };
+    let mut pair = [daemon.lines(), daemon.lines()];
+    for key in 0..50 {
+        pair.iter_mut().for_each(|lines| ask(lines, key));
+    }
+    let [mut first, second] = pair.each_mut().map(|lines| (0..50).map(|_| name(lines)).collect::<Vec<_>>());
+    let mut second = second;
+    first.sort();
+    second.sort();
+    assert_eq!(first, second);
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    let mut lines = daemon.lines();
+    for (key, before) in first {
+        ask(&mut lines, key);
+        assert_eq!(name(&mut lines), (key, before));
+    }
+    lines.send(&json!({"event": "faulty:swallow", "data": {"poison": false}, "idempotency_key": "k1"}));
+    assert_eq!(lines.receive()["refusal"]["code"], "conflict", "another payload under a key that was used");
+}
+
+#[test]
+fn what_expired_while_the_daemon_was_down_is_not_begun_any_more() {
+    let expires = "expires = \"500ms\"\n[events.\"faulty:ok\"]\ndelivery = \"durable\"\npermission = \"test.use\"\nexpires = \"500ms\"";
+    let daemon = daemon("child", expires);
+    daemon.ask("plugin:unload", json!({"name": "faulty"})).unwrap();
+    let name = give(&daemon, "faulty:ok", json!({}));
+    let home = daemon.kill();
+    let begun = Instant::now();
+    wait_until("its time is over", || begun.elapsed() > Duration::from_millis(600));
+    let daemon = home.start();
+    daemon.ready();
+    assert_eq!(end(&daemon, &name), "expired");
+    assert_eq!(info(&daemon, &name)["attempts"], 0);
+}
