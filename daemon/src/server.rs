@@ -31,7 +31,7 @@ use crate::{
     plugin::{
         actor::{Watchdog, apart},
         fleet::{Fleet, Places},
-        keeper::Means,
+        keeper::{Means, Policies},
         spawner::Spawner,
     },
     session::{Limits, Sessions},
@@ -84,13 +84,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
-        policies: {
-            let current = current.clone();
-            Arc::new(move |named, declared| {
-                let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                policy_of(&config, named, declared)
-            })
-        },
+        policies: policies(current.clone()),
     };
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config));
@@ -245,6 +239,14 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
         ticks.tick().await;
         notify::alive();
     }
+}
+
+/// The policies of whichever configuration is in force when they are asked for.
+fn policies(current: Current) -> Arc<Policies> {
+    Arc::new(move |named, declared| {
+        let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        policy_of(&config, named, declared)
+    })
 }
 
 fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, Option<Arc<Policy>>) {

@@ -73,14 +73,22 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { working, starting, checkpointing, accepted, lost, doubled, wrong, foreign, repeated, .. } = self;
+        let Self {
+            working, starting, checkpointing, accepted, lost, doubled, wrong, foreign, repeated, ..
+        } = self;
         let kills = working + starting + checkpointing;
-        writeln!(f, "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint")?;
+        writeln!(
+            f,
+            "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint"
+        )?;
         write!(f, "accepted {accepted}")?;
         for (state, count) in &self.ended {
             write!(f, ", {state} {count}")?;
         }
-        write!(f, ", lost {lost}, doubled {doubled}, wrong {wrong}, foreign {foreign}; begun again {repeated}")
+        write!(
+            f,
+            ", lost {lost}, doubled {doubled}, wrong {wrong}, foreign {foreign}; begun again {repeated}"
+        )
     }
 }
 
@@ -274,12 +282,14 @@ impl Client {
     /// Takes one answer; returns what was refused and is to be asked again.
     fn hear(&mut self, line: &str, open: &mut BTreeSet<usize>) -> Option<usize> {
         let answer: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        let number = usize::try_from(answer["id"].as_u64().unwrap_or_else(|| panic!("without id: {line}"))).ok()?;
+        let number =
+            usize::try_from(answer["id"].as_u64().unwrap_or_else(|| panic!("without id: {line}"))).ok()?;
         if answer.get("refusal").is_some() {
             assert_eq!(answer["refusal"]["retryable"], true, "{line}");
             return Some(number);
         }
-        let name = answer["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("not accepted: {line}"));
+        let name =
+            answer["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("not accepted: {line}"));
         let seq = answer["accepted"]["seq"].as_u64().expect("a position");
         self.history.accepted.entry(self.key(number)).or_default().insert((name.to_owned(), seq));
         open.remove(&number);

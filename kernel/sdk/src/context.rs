@@ -88,6 +88,16 @@ impl Ctx {
         self.meta().credit
     }
 
+    /// Resolves once the plugin is to finish. The host waits for requests under
+    /// way; one that has no end by itself is to be ended then.
+    pub async fn draining(&self) {
+        poll_fn(|cx| match self.core.is_draining(cx.waker()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+
     /// What is to be done should the plugin panic: after that nothing of it is
     /// called or dropped any more, so what others wait for (a lock, a thread) is
     /// to be let go here. The last one that was given counts. It must not wait.

@@ -59,6 +59,9 @@ pub(crate) struct Core {
     /// Whether the plugin is not ready yet.
     pub(crate) opening: Cell<bool>,
     pub(crate) will: Will,
+    /// Whether the plugin is to finish, and who waits for that.
+    draining: Cell<bool>,
+    finishers: RefCell<Vec<Waker>>,
 }
 
 impl Core {
@@ -78,6 +81,8 @@ impl Core {
             flows: RefCell::default(),
             opening: Cell::new(true),
             will: Will::default(),
+            draining: Cell::new(false),
+            finishers: RefCell::default(),
         }
     }
 
@@ -111,6 +116,23 @@ impl Core {
         if let Some(flow) = self.flows.borrow().get(&token) {
             flow.allow(parts);
         }
+    }
+
+    /// The plugin is to finish.
+    pub(crate) fn begin_drain(&self) {
+        self.draining.set(true);
+        self.finishers.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether the plugin is to finish; the waker is called when it is.
+    pub(crate) fn is_draining(&self, waker: &Waker) -> bool {
+        if !self.draining.get() {
+            let mut finishers = self.finishers.borrow_mut();
+            if !finishers.iter().any(|known| known.will_wake(waker)) {
+                finishers.push(waker.clone());
+            }
+        }
+        self.draining.get()
     }
 
     /// A timer is due.

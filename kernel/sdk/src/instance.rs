@@ -193,7 +193,10 @@ impl<P: Plugin> Instance<P> {
             }
             Kind::Timer => self.core.fired(*id),
             Kind::Credit => self.core.allow(*id, *arg),
-            Kind::Drain => self.drain_asked = true,
+            Kind::Drain => {
+                self.drain_asked = true;
+                self.core.begin_drain();
+            }
             _ => return INVALID,
         }
         OK

@@ -21,7 +21,8 @@ use std::{
 use ksi_sdk::{
     prelude::{Code, Ctx, Refusal},
     protocol::checkpoint::{
-        Checkpoint, Checkpoints, Create, Export, Exported, Journal, Problem, Restore, Restored, Store, Verified,
+        Checkpoint, Checkpoints, Create, Export, Exported, Journal, Problem, Restore, Restored, Store,
+        Verified,
     },
 };
 
@@ -80,7 +81,9 @@ impl Shelf {
         for entry in entries {
             let path = entry?.path();
             let id = path.file_stem().and_then(|stem| stem.to_str());
-            let Some(id) = id.filter(|_| path.extension().is_some_and(|suffix| suffix == SUFFIX)) else { continue };
+            let Some(id) = id.filter(|_| path.extension().is_some_and(|suffix| suffix == SUFFIX)) else {
+                continue;
+            };
             let noted = fs::read(self.note(id)).ok().and_then(|text| serde_json::from_slice(&text).ok());
             let bytes = fs::metadata(&path)?.len();
             let (at_ms, seq) = parse(id).unwrap_or_default();
@@ -95,7 +98,7 @@ impl Shelf {
             };
             found.push(noted.unwrap_or_else(unnoted));
         }
-        found.sort_by(|a, b| (b.at_ms, b.seq).cmp(&(a.at_ms, a.seq)));
+        found.sort_by_key(|made| std::cmp::Reverse((made.at_ms, made.seq)));
         Ok(found)
     }
 
@@ -128,7 +131,13 @@ fn parse(id: &str) -> Option<(u64, u64)> {
 ///
 /// `invalid_payload` for a label that cannot be shown, `unavailable` where
 /// something cannot be written.
-pub async fn create(ctx: &Ctx, engine: &Engine, shelf: &Shelf, ask: Create, now_ms: u64) -> Result<Checkpoint, Refusal> {
+pub async fn create(
+    ctx: &Ctx,
+    engine: &Engine,
+    shelf: &Shelf,
+    ask: Create,
+    now_ms: u64,
+) -> Result<Checkpoint, Refusal> {
     if let Some(label) = &ask.label
         && (label.chars().count() > LABEL_CHARS_MAX || label.chars().any(char::is_control))
     {
@@ -138,7 +147,9 @@ pub async fn create(ctx: &Ctx, engine: &Engine, shelf: &Shelf, ask: Create, now_
     }
     engine.checkpoint().await?;
     let at = shelf.clone();
-    ctx.spawn_blocking(move || fs::create_dir_all(&at.dir)).await?.map_err(|error| disk(&shelf.dir, &error))?;
+    ctx.spawn_blocking(move || fs::create_dir_all(&at.dir))
+        .await?
+        .map_err(|error| disk(&shelf.dir, &error))?;
     let id = name(now_ms, engine.synced_seq());
     let path = shelf.file(&id);
     let report = engine.export(&path).await?;
@@ -163,7 +174,8 @@ pub async fn create(ctx: &Ctx, engine: &Engine, shelf: &Shelf, ask: Create, now_
 /// `unavailable` where the directory cannot be read.
 pub async fn list(ctx: &Ctx, engine: &Engine, shelf: &Shelf) -> Result<Checkpoints, Refusal> {
     let at = shelf.clone();
-    let checkpoints = ctx.spawn_blocking(move || at.list()).await?.map_err(|error| disk(&shelf.dir, &error))?;
+    let checkpoints =
+        ctx.spawn_blocking(move || at.list()).await?.map_err(|error| disk(&shelf.dir, &error))?;
     let health = engine.health();
     Ok(Checkpoints {
         checkpoints,
@@ -202,7 +214,13 @@ pub async fn verify(engine: &Engine) -> Result<Verified, Refusal> {
 ///
 /// `invalid_payload` for a path that is not absolute or is taken,
 /// `unavailable` where the file cannot be written.
-pub async fn export(ctx: &Ctx, engine: &Engine, shelf: &Shelf, ask: Export, now_ms: u64) -> Result<Exported, Refusal> {
+pub async fn export(
+    ctx: &Ctx,
+    engine: &Engine,
+    shelf: &Shelf,
+    ask: Export,
+    now_ms: u64,
+) -> Result<Exported, Refusal> {
     let path = match ask.path {
         Some(path) => checked(path.into())?,
         None => shelf.dir.join(format!("export-{}.ksi", name(now_ms, engine.synced_seq()))),
@@ -243,7 +261,9 @@ pub async fn restore(engine: &Engine, path: &Path) -> Result<Restored, Refusal> 
 fn checked(path: PathBuf) -> Result<PathBuf, Refusal> {
     match path.is_absolute() {
         true => Ok(path),
-        false => Err(Refusal::invalid_payload("`path` must be absolute: the daemon has another directory than you")),
+        false => Err(Refusal::invalid_payload(
+            "`path` must be absolute: the daemon has another directory than you",
+        )),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{engine::Options, ledger::Limits};
 /// The table; what is absent has the value of [`Options`] or [`Limits`].
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// Size of a file of the journal.
     pub segment_bytes: Option<u64>,
     /// Changes in memory at which they are written to the store, once nothing changes for a moment.
@@ -38,7 +38,7 @@ impl Config {
     /// # Errors
     ///
     /// Names the key and what it may be.
-    pub fn check(&self) -> Result<(), Refusal> {
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
         let between = |key: &str, value: Option<u64>, low: u64, high: u64| match value {
             Some(value) if !(low..=high).contains(&value) => {
                 Err(Refusal::invalid_payload(format!("`{key}` must be from {low} to {high}, and is {value}")))
@@ -69,7 +69,7 @@ impl Config {
 
     /// What the engine is told.
     #[must_use]
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         let unset = Options::default();
         Options {
             segment_bytes: self.segment_bytes.unwrap_or(unset.segment_bytes),
@@ -84,7 +84,7 @@ impl Config {
 
     /// What the ledger is told.
     #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         let unset = Limits::default();
         Limits {
             in_flight: self.in_flight.unwrap_or(unset.in_flight),
@@ -97,7 +97,7 @@ impl Config {
 
     /// Checkpoints that are kept.
     #[must_use]
-    pub fn checkpoints_kept(&self) -> usize {
+    pub(crate) fn checkpoints_kept(&self) -> usize {
         self.checkpoints_kept.unwrap_or(10)
     }
 }

@@ -193,11 +193,10 @@ impl Engine {
         }
         let waiting = state.overlay.bytes().max(state.overlay.journaled() / 2);
         if waiting >= self.options.overlay_max_bytes {
-            let message = "changes come faster than the disk takes them";
             let ask = state.asks(Size::Much);
             drop(state);
             self.ask_checkpoint(ask);
-            return Err(Refusal::new(Code::Busy, message).retry_after_ms(100));
+            return Err(shared::crowded());
         }
         let seq = state.commit(record, payload)?;
         let size = self.options.size(state.overlay.due());
@@ -459,8 +458,8 @@ impl Engine {
         }
     }
 
-    /// Syncs, checkpoints and ends the threads. Later commits are refused. The directory is free for another
-    /// engine once this one is dropped.
+    /// Syncs, checkpoints and ends the threads. Later commits are refused, and the directory is free for
+    /// another engine.
     ///
     /// # Errors
     ///

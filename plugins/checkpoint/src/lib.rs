@@ -30,15 +30,19 @@ mod status;
 
 use std::{
     cell::RefCell,
+    pin::pin,
     rc::Rc,
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
     prelude::{Code, Refusal},
     protocol::{
-        checkpoint::{Checkpoint as Made, Checkpoints, Create, Export, Exported, Restore, Restored, Verified},
+        checkpoint::{
+            Checkpoint as Made, Checkpoints, Create, Export, Exported, Restore, Restored, Verified,
+        },
         space::{Applied, Apply, Get, Got, Page, Scan},
         work::{Ack, Follow, Followed},
     },
@@ -76,7 +80,8 @@ struct Open {
 
 impl Plugin for Checkpoint {
     const NAME: &'static str = "checkpoint";
-    const ABOUT: &'static str = "Keeps what must not be lost: durable work, plugins' state, facts, checkpoints";
+    const ABOUT: &'static str =
+        "Keeps what must not be lost: durable work, plugins' state, facts, checkpoints";
 
     fn start(ctx: &Ctx) -> Result<Self, Refusal> {
         let config: Config = ctx.config()?;
@@ -122,7 +127,10 @@ impl Plugin for Checkpoint {
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = closed {
-            ctx.error(&format!("the journal was not closed well, the next start sees to it: {}", refusal.message));
+            ctx.error(&format!(
+                "the journal was not closed well, the next start sees to it: {}",
+                refusal.message
+            ));
         }
     }
 }
@@ -194,11 +202,20 @@ impl Checkpoint {
 
     async fn follow(
         self: Rc<Self>,
-        _ctx: Ctx,
+        ctx: Ctx,
         ask: Follow,
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        self.facts.follow(&self.opened()?.engine, ask, &out).await
+        let engine = self.opened()?.engine;
+        let following = pin!(self.facts.follow(&engine, ask, &out));
+        match select(following, pin!(ctx.draining())).await {
+            Either::Left((ended, _)) => ended,
+            // It has no end by itself, and the end of the plugin waits for it.
+            Either::Right(_) => {
+                Err(Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped")
+                    .retry_after_ms(200))
+            }
+        }
     }
 
     async fn ack(self: Rc<Self>, _ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
@@ -233,9 +250,7 @@ impl Checkpoint {
     async fn restore(self: Rc<Self>, ctx: Ctx, ask: Restore) -> Result<Restored, Refusal> {
         let open = self.opened()?;
         let path = self.shelf.find(ask)?;
-        self.close(
-            Refusal::new(Code::Unavailable, "a checkpoint is being restored").retry_after_ms(1000),
-        );
+        self.close(Refusal::new(Code::Unavailable, "a checkpoint is being restored").retry_after_ms(1000));
         let restored = checkpoint::restore(&open.engine, &path).await;
         if restored.is_err() && open.engine.health().accepting {
             *self.open.borrow_mut() = Ok(open);
@@ -262,16 +277,22 @@ impl Checkpoint {
 
 async fn start_anew(ctx: Ctx) {
     let options = ksi_sdk::CallOptions { detached: true, ..ksi_sdk::CallOptions::default() };
-    let asked: Result<serde_json::Value, _> = ctx.request_with("system:restart", &serde_json::json!({}), options).await;
+    let asked: Result<serde_json::Value, _> =
+        ctx.request_with("system:restart", &serde_json::json!({}), options).await;
     if let Err(refusal) = asked {
-        ctx.error(&format!("a checkpoint was restored; start the daemon again to use it: {}", refusal.message));
+        ctx.error(&format!(
+            "a checkpoint was restored; start the daemon again to use it: {}",
+            refusal.message
+        ));
     }
 }
 
 /// Says what an opening found. Repairs are worth a warning each.
 fn tell(ctx: &Ctx, recovery: &Recovery) {
     let Recovery { epoch, last_seq, replayed, took_ms, .. } = recovery;
-    ctx.info(&format!("start {epoch}: journal up to {last_seq}, {replayed} records replayed in {took_ms} ms"));
+    ctx.info(&format!(
+        "start {epoch}: journal up to {last_seq}, {replayed} records replayed in {took_ms} ms"
+    ));
     for note in &recovery.notes {
         ctx.warn(note);
     }

@@ -18,9 +18,7 @@ use ksi_sdk::{
     prelude::{Code, Refusal},
     protocol::{
         Bytes,
-        space::{
-            Applied, Apply, BATCH_BYTES_MAX, Conflict, Entry, Get, Got, Page, SCAN_ENTRIES_MAX, Scan,
-        },
+        space::{Applied, Apply, BATCH_BYTES_MAX, Conflict, Entry, Get, Got, Page, SCAN_ENTRIES_MAX, Scan},
     },
 };
 
@@ -124,7 +122,8 @@ impl Spaces {
             let is_last = found.len() < step;
             for (key, stored) in found {
                 bytes += key.len() + stored.len();
-                page.more = page.entries.len() == limit || (bytes > BATCH_BYTES_MAX && !page.entries.is_empty());
+                page.more =
+                    page.entries.len() == limit || (bytes > BATCH_BYTES_MAX && !page.entries.is_empty());
                 if page.more {
                     return Ok(page);
                 }

@@ -85,12 +85,9 @@ fn a_reader_that_comes_again_after_a_kill_goes_on_where_it_was() {
     let daemon = daemon();
     let mut lines = subscribe(&daemon, Some(1));
     tell(&daemon, 0..50);
-    let mut last = 0;
-    for n in 0..30 {
-        let (number, seq) = next(&mut lines);
-        assert_eq!(number, n);
-        last = seq;
-    }
+    // What was given out is kept for good; the reader has dealt with a part of it.
+    let given: Vec<_> = (0..50).map(|_| next(&mut lines)).collect();
+    let last = given[29].1;
     let daemon = daemon.kill().start();
     daemon.ready();
     let mut lines = subscribe(&daemon, Some(last + 1));

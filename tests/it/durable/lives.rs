@@ -143,7 +143,8 @@ pub(super) fn asked(home: &Home, event: &str) -> Option<Value> {
 
 /// Whether a daemon answers that no work is left.
 fn is_idle(home: &Home) -> bool {
-    asked(home, "checkpoint:status").is_some_and(|status| status["accepting"] == true && status["pending"] == 0)
+    asked(home, "checkpoint:status")
+        .is_some_and(|status| status["accepting"] == true && status["pending"] == 0)
 }
 
 /// Waits until a daemon has replaced itself.
@@ -184,7 +185,9 @@ fn a_planned_end_of_the_plugin_or_of_the_daemon_costs_no_attempt() {
 fn one_key_is_one_piece_of_work_over_racing_connections_and_over_a_kill() {
     let daemon = daemon("child", "");
     let ask = |lines: &mut Lines, key: u64| {
-        lines.send(&json!({"id": key, "event": "faulty:swallow", "data": {}, "idempotency_key": format!("k{key}")}));
+        lines.send(
+            &json!({"id": key, "event": "faulty:swallow", "data": {}, "idempotency_key": format!("k{key}")}),
+        );
     };
     let name = |lines: &mut Lines| {
         let line = lines.receive();
@@ -213,8 +216,14 @@ fn one_key_is_one_piece_of_work_over_racing_connections_and_over_a_kill() {
 
 #[test]
 fn what_expired_while_the_daemon_was_down_is_not_begun_any_more() {
-    let expires = "expires = \"500ms\"\n[events.\"faulty:ok\"]\ndelivery = \"durable\"\npermission = \"test.use\"\nexpires = \"500ms\"";
-    let daemon = daemon("child", expires);
+    let event = r#"
+        [events."faulty:ok"]
+        delivery = "durable"
+        permission = "test.use"
+        repeat = true
+        expires = "500ms"
+    "#;
+    let daemon = daemon("child", event);
     daemon.ask("plugin:unload", json!({"name": "faulty"})).unwrap();
     let name = give(&daemon, "faulty:ok", json!({}));
     let home = daemon.kill();

@@ -55,7 +55,11 @@ fn is_refused(daemon: &Daemon, path: &Path, code: &str, words: &[&str]) {
     }
     let list = daemon.ask("plugin:list", json!({})).expect("the daemon lives");
     let names: Vec<&Value> = list["plugins"].as_array().expect("a list").iter().map(|p| &p["name"]).collect();
-    assert_eq!(names, ["checkpoint", "completion", "echo", "echo_child", "llama", "state"], "nothing is left of it");
+    assert_eq!(
+        names,
+        ["checkpoint", "completion", "echo", "echo_child", "llama", "state"],
+        "nothing is left of it"
+    );
 }
 
 #[test]

@@ -71,7 +71,8 @@ async fn hear(options: Options, inputs: Sender<Input>) {
 
 /// Hears over one connection until it breaks.
 async fn listen(options: &Options, inputs: &Sender<Input>, retry: &mut Duration) -> Result<Leaving, String> {
-    let client = Client::connect(options.clone().reconnect(false)).await.map_err(|error| error.to_string())?;
+    let client =
+        Client::connect(options.clone().reconnect(false)).await.map_err(|error| error.to_string())?;
     let mut subscription = client.subscribe("*", Class::Live).await.map_err(|error| error.to_string())?;
     *retry = RETRY_MIN;
     let welcome = client.welcome();

@@ -353,9 +353,12 @@ impl Keeper {
 
 /// What is refused from a restore on until the next opening.
 fn restored() -> Refusal {
-    Refusal::new(Code::Unavailable, "a checkpoint was restored, and nothing is taken before the daemon is started again")
-        .hint("`ksi restart` starts it again")
-        .retry_after_ms(1000)
+    Refusal::new(
+        Code::Unavailable,
+        "a checkpoint was restored, and nothing is taken before the daemon is started again",
+    )
+    .hint("`ksi restart` starts it again")
+    .retry_after_ms(1000)
 }
 
 /// Applies a layer, and says last that it is covered. Bytes written.

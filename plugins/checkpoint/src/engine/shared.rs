@@ -244,6 +244,11 @@ pub(super) fn check_keys(batch: &Batch) -> Result<(), Refusal> {
     }
 }
 
+/// What is refused while memory is full.
+pub(super) fn crowded() -> Refusal {
+    Refusal::new(Code::Busy, "changes come faster than the disk takes them").retry_after_ms(100)
+}
+
 /// What is refused after the end.
 pub(super) fn closed() -> Refusal {
     Refusal::new(Code::ShuttingDown, "the journal is closed").hint("ask again after the start")

@@ -211,6 +211,8 @@ fn close(mut keeper: Keeper, answer: Answer<()>) {
     }
     let shared = Arc::clone(&keeper.shared);
     drop(keeper);
+    // Tasks that sleep may still have the handle.
+    shared.archive.let_go();
     shared.waker().wake();
     drop(answer.send(result));
 }

@@ -26,7 +26,7 @@ use crate::{
 
 /// Reads and retires what is synced. `Clone + Send + Sync`; every call may
 /// block on the disk, and goes on beside the committer. The directory stays
-/// locked as long as one is there, or until [`Archive::let_go`].
+/// locked as long as one is there, or until `let_go`.
 #[derive(Clone)]
 pub struct Archive(Arc<Shared>);
 

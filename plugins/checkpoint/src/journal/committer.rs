@@ -90,6 +90,8 @@ struct State {
     next: Seq,
     /// Somebody waits for everything up to here.
     wanted: Seq,
+    /// How many wait, of those in line.
+    urgent: usize,
     sleep: Sleep,
     closing: bool,
     stopped: Option<Arc<JournalError>>,
@@ -104,7 +106,7 @@ enum Sleep {
     Sound,
     /// That somebody waits for something.
     Light,
-    /// That so many wait to be written.
+    /// That so many wait for what is in line.
     Gathering(usize),
 }
 
@@ -120,7 +122,7 @@ impl State {
             Sleep::Awake => false,
             Sleep::Sound => true,
             Sleep::Light => self.is_urgent(),
-            Sleep::Gathering(count) => self.waiting.len() >= count,
+            Sleep::Gathering(count) => self.urgent >= count,
         };
         if rouses {
             self.sleep = Sleep::Awake;
@@ -146,9 +148,9 @@ impl Queue {
     }
 
     /// Waits for something to write; `false` once there will be nothing.
-    /// `before` is the length of the last batch, `patience` how long one of
-    /// that length is waited for.
-    fn take(&self, batch: &mut Vec<Bytes>, before: usize, patience: Duration) -> bool {
+    /// `before` is how many waited for the last batch, and becomes how many
+    /// wait for this one; `patience` how long as many are waited for.
+    fn take(&self, batch: &mut Vec<Bytes>, before: &mut usize, patience: Duration) -> bool {
         let mut state = self.lock();
         // What comes meanwhile, and nobody waits for, needs not wake the thread.
         state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
@@ -156,10 +158,11 @@ impl Queue {
             state = self.sleep(state, Sleep::Sound, None, |state| !state.waiting.is_empty());
             state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
         }
-        if before > 1 {
-            let enough = |state: &State| state.waiting.len() >= before;
-            state = self.sleep(state, Sleep::Gathering(before), Some(patience), enough);
+        if *before > 1 {
+            let enough = |state: &State| state.urgent >= *before;
+            state = self.sleep(state, Sleep::Gathering(*before), Some(patience), enough);
         }
+        *before = mem::take(&mut state.urgent);
         mem::swap(batch, &mut state.waiting);
         !batch.is_empty()
     }
@@ -177,7 +180,9 @@ impl Queue {
             state.sleep = how;
             state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
-                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
@@ -200,6 +205,7 @@ impl Committer {
             bytes: 0,
             next: journal.next_seq(),
             wanted: 0,
+            urgent: 0,
             sleep: Sleep::Awake,
             closing: false,
             stopped: None,
@@ -262,7 +268,11 @@ impl Committer {
         let wakes = {
             let mut state = self.queue.lock();
             // Nobody can wait for what is not there.
-            state.wanted = state.wanted.max(seq.min(state.next - 1));
+            let seq = seq.min(state.next - 1);
+            if seq > state.wanted {
+                state.wanted = seq;
+                state.urgent += 1;
+            }
             state.rouses()
         };
         if wakes {
@@ -343,8 +353,7 @@ impl Work {
         let mut guard = Guard { queue: self.queue.clone(), wake: self.wake.clone(), ended: false };
         let mut batch = Vec::new();
         let (mut before, mut patience) = (0, Duration::ZERO);
-        while self.queue.take(&mut batch, before, patience) {
-            before = batch.len();
+        while self.queue.take(&mut batch, &mut before, patience) {
             let begun = Instant::now();
             if let Err(error) = self.write(&mut batch) {
                 self.queue.stop(error);
@@ -430,7 +439,7 @@ mod tests {
     /// Positions 11 to 13 wait.
     fn state(wanted: Seq, sleep: Sleep) -> State {
         let waiting = vec![Bytes::new(); 3];
-        State { waiting, bytes: 0, next: 14, wanted, sleep, closing: false, stopped: None }
+        State { waiting, bytes: 0, next: 14, wanted, urgent: 3, sleep, closing: false, stopped: None }
     }
 
     #[test]

@@ -95,7 +95,8 @@ fn fill(file: &dyn File, head: &Head) -> Result<(), JournalError> {
     let mut at = 0;
     while at < head.size {
         let length = (head.size - at).min(ZEROS);
-        file.write_at(&chunk[..usize::try_from(length).expect("a chunk is small")], at).map_err(io("fill"))?;
+        file.write_at(&chunk[..usize::try_from(length).expect("a chunk is small")], at)
+            .map_err(io("fill"))?;
         chunk[..FRAMES].fill(0);
         at += length;
         if at % STEP == 0 || at == head.size {

@@ -21,7 +21,10 @@ fn space(name: &str) -> Space {
 }
 
 fn put(key: &str, value: &str) -> Change {
-    Change { key: Bytes::copy_from_slice(key.as_bytes()), value: Some(Bytes::copy_from_slice(value.as_bytes())) }
+    Change {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+    }
 }
 
 fn check(key: &str, version: Seq) -> Check {
@@ -29,7 +32,8 @@ fn check(key: &str, version: Seq) -> Check {
 }
 
 async fn read(spaces: &Spaces, engine: &Engine, of: &str, key: &str) -> (Option<Bytes>, Seq) {
-    let got = spaces.get(engine, &space(of), Get { key: Bytes::copy_from_slice(key.as_bytes()) }).await.unwrap();
+    let got =
+        spaces.get(engine, &space(of), Get { key: Bytes::copy_from_slice(key.as_bytes()) }).await.unwrap();
     (got.value, got.version)
 }
 

@@ -142,7 +142,8 @@ fn a_graceful_stop_waits_for_what_was_begun_and_for_its_last_word() {
     generate(&host, &asked, "x");
     assert!(host.drained());
     assert_eq!(outcome(&host, &running)["state"], "done");
-    let told: Vec<_> = host.emitted().into_iter().map(|(event, data)| (event, data["request_id"].clone())).collect();
+    let told: Vec<_> =
+        host.emitted().into_iter().map(|(event, data)| (event, data["request_id"].clone())).collect();
     assert!(told.contains(&("completion:result".into(), json!(running))));
     assert!(told.contains(&("completion:cancelled".into(), json!(given_up))));
 }

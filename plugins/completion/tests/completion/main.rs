@@ -75,7 +75,9 @@ fn outcome(host: &Host, id: &str) -> Value {
         }
         let ended = match host.try_next(&handed.call) {
             Some(Answer::Reply(result)) => json!({ "state": "done", "result": result }),
-            Some(Answer::Refusal(refusal)) if refusal.code == Code::Cancelled => json!({ "state": "cancelled" }),
+            Some(Answer::Refusal(refusal)) if refusal.code == Code::Cancelled => {
+                json!({ "state": "cancelled" })
+            }
             Some(Answer::Refusal(refusal)) => json!({ "state": "failed", "refusal": refusal }),
             Some(other) => panic!("no answer to durable work: {other:?}"),
             None => return json!({ "state": "open" }),

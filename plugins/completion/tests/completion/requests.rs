@@ -103,8 +103,10 @@ fn what_is_under_way_is_not_begun_a_second_time() {
 #[test]
 fn what_became_of_durable_work_is_asked_of_its_keeper() {
     let host = default_host();
-    let info = |state: &str| json!({"request_id": "w", "seq": 1, "event": "completion:async", "state": state,
-        "origin": "session:1", "accepted_ms": 1});
+    let info = |state: &str| {
+        json!({"request_id": "w", "seq": 1, "event": "completion:async", "state": state,
+        "origin": "session:1", "accepted_ms": 1})
+    };
     let done = host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
     for (state, part, said) in [
         ("waiting", json!({}), json!({"state": "queued"})),
@@ -125,7 +127,9 @@ fn what_became_of_durable_work_is_asked_of_its_keeper() {
     let call = host.open("completion:get", json!({"request_id": "w"}));
     host.refuse(&host.expect("work:wait"), Refusal::not_found("work", "w"));
     assert_eq!(refusal(&host, &call).code, Code::NotFound);
-    for (state, status) in [("cancelled", "cancelled"), ("leased", "cancelled"), ("done", "done"), ("dead", "failed")] {
+    for (state, status) in
+        [("cancelled", "cancelled"), ("leased", "cancelled"), ("done", "done"), ("dead", "failed")]
+    {
         let call = host.open("completion:cancel", json!({"request_id": "w"}));
         host.reply(&host.expect("work:cancel"), info(state));
         assert_eq!(host.next(&call), Answer::Reply(json!({"request_id": "w", "status": status})));

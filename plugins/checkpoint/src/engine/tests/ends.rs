@@ -32,7 +32,8 @@ fn one_that_is_leashed_while_much_is_asked_of_it_ends_all_the_same() {
         put(&lost, format!("k{number}"), vec![7; 100]);
     }
     let asked = join_all((0..JOBS_MAX + 10).map(|_| lost.get(b"none")));
-    assert!(block_on(poll_immediate(asked)).is_none(), "some wait");
+    // How many are answered by then is up to the threads.
+    drop(block_on(poll_immediate(asked)));
     lost.leash().end();
     let (next, _) = block_on(Engine::open(dir.path().to_owned(), small())).unwrap();
     assert!(get(&next, "k1999").is_some());
