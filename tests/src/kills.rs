@@ -113,6 +113,7 @@ enabled = false
 
 [plugins.checkpoint.config]
 checkpoint_bytes = 65536
+memory_bytes_max = 1048576
 segment_bytes = 262144
 results_max = 10000000
 "#;

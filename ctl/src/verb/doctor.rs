@@ -279,6 +279,10 @@ async fn daemon(at: &Invocation, checks: &mut Vec<Check>) {
         Ok(list) => checks.push(plugins(&list)),
         Err(failure) => checks.push(fail("plugins", failure.message, "ksi logs")),
     }
+    match at.value(&client, "checkpoint:status", &json!({})).await {
+        Ok(status) => checks.push(journal(&status)),
+        Err(failure) => checks.push(fail("journal", failure.message, "ksi plugin inspect checkpoint")),
+    }
     match at.value(&client, "llama:models", &json!({})).await {
         Ok(reply) => checks.push(models(&reply)),
         Err(failure) => checks.push(fail("models", failure.message, "ksi plugin inspect llama")),
@@ -299,6 +303,20 @@ fn health_check(health: &Health) -> Check {
         ),
         _ => ok("daemon", text),
     }
+}
+
+/// Whether durable work is accepted.
+fn journal(status: &Value) -> Check {
+    const NAME: &str = "journal";
+    if status["accepting"] == true {
+        return ok(NAME, format!("takes durable work, {} positions so far", status["last_seq"]));
+    }
+    let reason = status["reason"].as_str().unwrap_or("it takes nothing");
+    fail(
+        NAME,
+        reason.to_owned(),
+        "free some space and look at the disk; it goes on by itself then: ksi checkpoint list",
+    )
 }
 
 fn plugins(list: &PluginList) -> Check {

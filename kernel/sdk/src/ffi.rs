@@ -250,7 +250,7 @@ mod tests {
 
     impl Plugin for Fragile {
         const NAME: &'static str = "fragile";
-        const ABOUT: &'static str = "Panics in a task of its own";
+        const ABOUT: &'static str = "Panics when it is to finish";
 
         fn start(ctx: &Ctx) -> Result<Self, Refusal> {
             ctx.at_panic(|| panic!("replaced, so never called"));
@@ -258,9 +258,8 @@ mod tests {
             Ok(Self)
         }
 
-        async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
-            ctx.spawn(async { panic!("as planned") });
-            Ok(())
+        async fn drain(self: Rc<Self>, _: Ctx) {
+            panic!("as planned");
         }
 
         fn register(_: &mut Register<Self>) {}
@@ -279,13 +278,10 @@ mod tests {
         let table = Exports::<Fragile>::TABLE;
         let (mut instance, mut error) = (ptr::null_mut(), Buffer::EMPTY);
         let (config, dir) = (Slice::new(&[0x80]), Slice::new(b"/"));
-        let status = (table.create)(&host, config, dir, &mut instance, &mut error);
-        let mut polls = Vec::new();
-        if status == OK {
-            polls = vec![(table.poll)(instance), (table.poll)(instance)];
-        }
-        let created = if status == OK { [POISONED, POISONED].into() } else { Vec::new() };
-        assert_eq!((polls, DONE.load(Ordering::Relaxed)), (created, u32::from(status == OK)));
-        assert_eq!(status, OK, "it starts before it panics");
+        assert_eq!((table.create)(&host, config, dir, &mut instance, &mut error), OK);
+        let drain = Message::new(Kind::Drain, 0);
+        assert_eq!((table.deliver)(instance, &drain), POISONED);
+        assert_eq!((table.poll)(instance), POISONED);
+        assert_eq!(DONE.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! A disk that takes nothing more, and a state that is put back.
 
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, wait_until};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stdout, wait_until};
 use serde_json::{Value, json};
 
 use super::lives::started_anew;
@@ -45,6 +45,11 @@ fn while_nothing_can_be_written_nothing_is_accepted_and_afterwards_all_goes_on_b
         told["accepting"] == false
     });
     assert!(told["reason"].as_str().unwrap().contains(": "), "a reason and a hint: {told}");
+    let doctor = daemon.ksi(&["doctor", "-o", "json"]);
+    let checks: Value = serde_json::from_str(&stdout(&doctor)).unwrap();
+    let checks = checks["data"]["checks"].as_array().or(checks["checks"].as_array()).cloned();
+    let journal = checks.iter().flatten().find(|check| check["name"] == "journal").unwrap();
+    assert_eq!((&journal["outcome"], &journal["text"]), (&json!("fail"), &told["reason"]));
     for _ in 0..5 {
         assert_eq!(accept(999).unwrap_err()["code"], "unavailable");
         assert_eq!(daemon.ask("echo:say", json!({"text": "live"})).unwrap()["text"], "live");
