@@ -57,7 +57,7 @@ fn the_views_show_plugins_and_events_as_they_happen() {
     terminal.press(&["3"]);
     terminal.shows("plugins by");
     terminal.press(&["Enter"]);
-    terminal.until("a plugin", |screen| screen.contains("completion:request"));
+    terminal.until("a plugin", |screen| screen.contains("work:list"));
     terminal.press(&["Escape", "?"]);
     terminal.shows("Everywhere");
     terminal.press(&["?", "q"]);

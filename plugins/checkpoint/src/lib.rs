@@ -54,7 +54,7 @@ use engine::{Engine, Recovery};
 use facts::{Acknowledged, Facts, Unfollowed};
 use record::Fact;
 use space::{Space, Spaces};
-use status::{Ask, Opened, Status, Stopped};
+use status::{ListRequest, Opened, Status, StatusRequest, Stopped, VerifyRequest};
 use work::Work;
 
 /// First and longest pause before everything is opened again.
@@ -222,7 +222,7 @@ impl Checkpoint {
         self.facts.ack(&self.opened()?.engine, ask).await
     }
 
-    async fn status(self: Rc<Self>, _ctx: Ctx, _ask: Ask) -> Result<Status, Refusal> {
+    async fn status(self: Rc<Self>, _ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {
         Ok(match self.opened() {
             Ok(open) => Status::of(&open.engine.health(), open.work.figures()),
             Err(refusal) => Status::closed(&refusal),
@@ -233,11 +233,11 @@ impl Checkpoint {
         checkpoint::create(&ctx, &self.opened()?.engine, &self.shelf, ask, now_ms()).await
     }
 
-    async fn list(self: Rc<Self>, ctx: Ctx, _ask: Ask) -> Result<Checkpoints, Refusal> {
+    async fn list(self: Rc<Self>, ctx: Ctx, _ask: ListRequest) -> Result<Checkpoints, Refusal> {
         checkpoint::list(&ctx, &self.opened()?.engine, &self.shelf).await
     }
 
-    async fn verify(self: Rc<Self>, _ctx: Ctx, _ask: Ask) -> Result<Verified, Refusal> {
+    async fn verify(self: Rc<Self>, _ctx: Ctx, _ask: VerifyRequest) -> Result<Verified, Refusal> {
         checkpoint::verify(&self.opened()?.engine).await
     }
 

@@ -12,10 +12,22 @@ use crate::{
     ledger::Figures,
 };
 
-/// Nothing is asked.
+/// Show whether work is accepted and why not, how far journal and store are, and
+/// how large.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Ask {}
+pub(crate) struct StatusRequest {}
+
+/// List checkpoints, the newest first, and what journal and store hold.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListRequest {}
+
+/// Read the whole journal and the whole store from the disk, and say what is
+/// damaged.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VerifyRequest {}
 
 /// How everything that is kept is.
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
