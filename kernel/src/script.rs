@@ -10,6 +10,7 @@ use std::{collections::HashMap, fmt::Write, sync::Arc, time::Duration};
 use bytes::Bytes;
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal,
+    descriptor::InterceptSpec,
     frame::{Class, Stage},
     work::Policy,
 };
@@ -163,7 +164,8 @@ impl Play {
                 let pattern = Pattern::parse(words.word()).unwrap();
                 let stage = if words.word() == "after" { Stage::After } else { Stage::Before };
                 let order = words.option("order").unwrap_or(0);
-                kernel.intercept(port, pattern, stage, order, words.word() == "open");
+                let fail_open = words.word() == "open";
+                kernel.intercept(port, 0, InterceptSpec { pattern, stage, order, fail_open });
             }
             "emit" => {
                 let mut emission = Emission::new(words.event(), words.data());
@@ -280,7 +282,7 @@ fn written(delivery: &Delivery) -> String {
             Answer::Accepted { request_id, .. } => format!("accepted {id} {request_id}"),
             Answer::Refusal(refusal) => format!("refused {id} {}", no(refusal)),
         },
-        Delivery::Intercept { token, stage, event, data, origin } => {
+        Delivery::Intercept { token, stage, event, data, origin, .. } => {
             let stage = if *stage == Stage::Before { "before" } else { "after" };
             format!("intercept {token} {stage} {event} {} from {origin}", text(data))
         }

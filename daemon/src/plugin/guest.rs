@@ -138,8 +138,9 @@ impl Guest {
                 Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
                 Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
             },
-            Delivery::Intercept { token, stage, event, data, origin } => Frame::Intercept(Intercept {
+            Delivery::Intercept { token, index, stage, event, data, origin } => Frame::Intercept(Intercept {
                 id: token,
+                index,
                 stage,
                 event: self.inner(event),
                 data,
