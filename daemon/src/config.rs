@@ -17,6 +17,7 @@
 //! * A value under a key that sounds like a secret leaves this module only in
 //!   [`Plugin::config`], never in [`Config::as_json`], an error or `Debug`.
 
+mod identity;
 mod layer;
 mod manifest;
 mod problem;
@@ -35,6 +36,7 @@ use std::{
 
 use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
 
+pub use identity::{Identity, TENANT, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 
@@ -95,6 +97,8 @@ impl Sources {
 pub struct Config {
     /// The daemon itself.
     pub daemon: Daemon,
+    /// Who may connect, and what each may do.
+    pub identity: Identity,
     /// Plugins by their name in the manifest.
     pub plugins: BTreeMap<String, Plugin>,
     /// Policy by event.
@@ -108,6 +112,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("daemon", &self.daemon)
+            .field("identity", &self.identity)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
             .finish_non_exhaustive()
@@ -151,7 +156,8 @@ pub struct Daemon {
     pub log_bytes_max: u64,
     /// Older logs that are kept.
     pub log_files: usize,
-    /// Users who may connect besides the one who runs the daemon.
+    /// Users who may connect, besides the one who runs the daemon and those of
+    /// `[identity.users]`. They hold nothing but what a token gives them.
     pub allow_uids: Vec<u32>,
     /// Worker threads of the runtime; `None`: one for each processor.
     pub threads: Option<usize>,
@@ -204,6 +210,10 @@ pub struct Plugin {
     pub may_call: Vec<Pattern>,
     /// What it may emit.
     pub emits: Vec<Pattern>,
+    /// What it may hear of others' emissions.
+    pub listens: Vec<Pattern>,
+    /// What it may have a word on.
+    pub intercepts: Vec<Pattern>,
     /// What it may use.
     pub limits: Limits,
     /// When and how often it is started again.
@@ -229,6 +239,8 @@ impl fmt::Debug for Plugin {
             .field("namespace", &self.namespace)
             .field("may_call", &self.may_call)
             .field("emits", &self.emits)
+            .field("listens", &self.listens)
+            .field("intercepts", &self.intercepts)
             .field("limits", &self.limits)
             .field("restart", &self.restart)
             .field("require", &self.require)
@@ -321,9 +333,12 @@ impl Delivery {
 pub struct EventPolicy {
     /// How it is delivered.
     pub delivery: Delivery,
-    /// Name of the permission that it takes, `system.admin` for example.
-    /// Shown to users; whoever may connect has them all.
+    /// Name of the permission that it takes to ask for it or to hear of it,
+    /// `system.admin` for example.
     pub permission: String,
+    /// Name of the permission that it takes a client to emit it; without one,
+    /// `system.admin`.
+    pub emit: Option<String>,
     /// Time that a request may take where its sender names none; `None`: the
     /// general one. Of a durable event: the time of one attempt.
     pub timeout: Option<Duration>,

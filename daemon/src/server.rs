@@ -14,7 +14,8 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{limits, paths::Paths, system::Placement};
+use nix::unistd::geteuid;
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, Current},
     hub::Hub,
+    identity::Identity,
     instance::Instance,
     notify,
     plugin::{
@@ -76,7 +78,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let (hub, system_requests) = Hub::new(runtime.clone());
+    let identity = Identity::new(&config, geteuid().as_raw());
+    let (hub, system_requests) = Hub::new(runtime.clone(), identity);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
     let means = Means {
@@ -84,7 +87,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
-        policies: policies(current.clone()),
+        policies: policies(hub.clone(), current.clone()),
     };
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config));
@@ -245,15 +248,11 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
 }
 
 /// The policies of whichever configuration is in force when they are asked for.
-fn policies(current: Current) -> Arc<Policies> {
-    Arc::new(move |named, declared| {
+fn policies(hub: Arc<Hub>, current: Current) -> Arc<Policies> {
+    Arc::new(move |name, declared| {
         let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        policy_of(&config, named, declared)
+        hub.identity.declared(&config, name, declared)
     })
-}
-
-fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, Option<Arc<Policy>>) {
-    config.policy(named, declared).map_or((None, None), |policy| (policy.timeout, policy.work.clone()))
 }
 
 fn session_limits(config: &Config) -> Limits {
@@ -264,7 +263,6 @@ fn session_limits(config: &Config) -> Limits {
             subscriptions: config.daemon.subscriptions_max,
             holding: limits::IN_FLIGHT_MAX,
         },
-        allow_uids: config.daemon.allow_uids.clone(),
         handshake_timeout: config.daemon.handshake_timeout,
         write_deadline: config.daemon.write_deadline,
     }

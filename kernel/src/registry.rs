@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
+use ksi_identity::Permission;
 use ksi_protocol::{EventName, Refusal, work::Policy};
 
 use crate::{
@@ -42,6 +43,19 @@ pub struct Declared {
     /// Where it is durable: how it is kept. The kernel never looks into this,
     /// and hands it to the port that keeps work.
     pub work: Option<Arc<Policy>>,
+    /// What it takes to ask for it or to hear of it; without one,
+    /// [`Permission::ADMIN`].
+    pub permission: Option<Permission>,
+    /// What it takes a client to emit it; without one, [`Permission::ADMIN`].
+    pub emit: Option<Permission>,
+}
+
+impl Declared {
+    /// An event without a policy.
+    #[must_use]
+    pub fn new(name: EventName) -> Self {
+        Self { name, timeout: None, work: None, permission: None, emit: None }
+    }
 }
 
 /// What is known of one event.
@@ -76,6 +90,8 @@ impl<H> Entry<H> {
 pub(crate) struct Receiver<'a, H> {
     pub(crate) port: &'a Arc<Port<H>>,
     entry: &'a Entry<H>,
+    /// Whether it is handed over by the port that keeps work.
+    pub(crate) dispatched: bool,
     /// For the port that keeps work: how this is kept.
     pub(crate) work: Option<&'a Arc<Policy>>,
 }
@@ -120,27 +136,30 @@ impl<H> Events<H> {
         self.keeper.as_ref().filter(|port| port.is_open())
     }
 
-    /// How a durable event is kept; `None` for any other.
-    pub(crate) fn work(&self, event: &EventName) -> Option<&Arc<Policy>> {
-        self.get(event.as_str())?.declared.work.as_ref()
+    /// What it takes to ask for an event, or to hear of it.
+    pub(crate) fn permission(&self, event: &EventName) -> (u16, &str) {
+        Permission::of(self.get(event.as_str()).and_then(|entry| entry.declared.permission.as_ref()))
     }
 
     /// Whether this port would hand over work that it has kept, if it asked for
     /// the event.
-    pub(crate) fn is_dispatched_by(&self, port: &Port<H>, event: &EventName) -> bool {
-        self.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id) && self.work(event).is_some()
+    pub(crate) fn is_dispatched_by(&self, port: &Port<H>, entry: &Entry<H>) -> bool {
+        entry.declared.work.is_some() && self.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id)
     }
 
     /// Who is handed a request for an event: its owner or, where it is durable
     /// and not `dispatched` already, the port that keeps work.
-    pub(crate) fn receiver(&self, event: &EventName, dispatched: bool) -> Result<Receiver<'_, H>, Refusal> {
-        let entry = self.find(event)?;
+    pub(crate) fn receiver<'a>(
+        &'a self,
+        entry: &'a Entry<H>,
+        dispatched: bool,
+    ) -> Result<Receiver<'a, H>, Refusal> {
         let work = entry.declared.work.as_ref().filter(|_| !dispatched);
         let port = match work {
             None => entry.owner()?,
-            Some(_) => self.keeper().ok_or_else(|| refusals::no_keeper(event))?,
+            Some(_) => self.keeper().ok_or_else(|| refusals::no_keeper(&entry.declared.name))?,
         };
-        Ok(Receiver { port, entry, work })
+        Ok(Receiver { port, entry, dispatched, work })
     }
 
     pub(crate) fn find(&self, event: &EventName) -> Result<&Entry<H>, Refusal> {
@@ -229,7 +248,7 @@ impl<H> Registry<H> {
                 let entry = match events.get(name) {
                     Some(entry) => entry.owned_by(owner),
                     None => Arc::new(Entry {
-                        declared: Declared { name: name.clone(), timeout: None, work: None },
+                        declared: Declared::new(name.clone()),
                         declarer: Arc::clone(&port.origin),
                         absent: Arc::new(refusals::no_owner(name)),
                         owner,

@@ -6,19 +6,17 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
+use ksi_identity::is_permission;
 use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
-    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart,
+    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, identity,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
     value::{choice, duration, log_level, patterns, switch, text_where, uids, whole},
 };
 use crate::log;
-
-/// Namespaces that the daemon owns.
-const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 
 const PLACEMENTS: [(&str, Placement); 2] =
     [("in-process", Placement::InProcess), ("child", Placement::Child)];
@@ -41,6 +39,7 @@ fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
 pub(super) fn read(report: &Report, table: &Table) -> Config {
     let mut root = Section::root(report, table);
     let daemon = daemon(root.section("daemon"));
+    let identity = identity::read(report, root.section("identity"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
     let mut plugins = BTreeMap::new();
@@ -67,7 +66,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, identity, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -140,6 +139,8 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         ),
         may_call: section.get("may_call", Vec::new(), patterns),
         emits: section.get("emits", Vec::new(), patterns),
+        listens: section.get("listens", Vec::new(), patterns),
+        intercepts: section.get("intercepts", Vec::new(), patterns),
         limits: limits(section.section("limits")),
         restart: restart(section.section("restart"), placement),
         require,
@@ -194,15 +195,16 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
             format!("`{}` is `durable`, and the daemon answers it at once", section.name("delivery"));
         section.report.problem(&section.place("delivery"), message, "`live` is what it can be");
     }
-    let permission = section.get_required(
-        "permission",
-        "for example permission = \"completion.use\"",
+    let a_permission = || {
         text_where(
             is_permission,
             "a permission such as `system.read`",
             "two or more words of lower-case letters, digits and `_`, joined by dots",
-        ),
-    );
+        )
+    };
+    let permission =
+        section.get_required("permission", "for example permission = \"completion.use\"", a_permission());
+    let emit = section.get_optional("emit", None, a_permission());
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
     let work = if delivery == Delivery::Durable || !section.report.is_whole() {
         Some(Arc::new(work(&mut section, timeout)))
@@ -217,7 +219,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         None
     };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, timeout, work })
+    Some(EventPolicy { delivery, permission: permission?, emit, timeout, work })
 }
 
 /// How the work of a durable event is carried out.
@@ -312,11 +314,7 @@ fn is_library(text: &str) -> bool {
 }
 
 fn is_namespace(text: &str) -> bool {
-    !RESERVED.contains(&text) && !text.contains(':') && EventName::parse(&format!("{text}:x")).is_ok()
-}
-
-fn is_permission(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    let word = |word: &str| !word.is_empty() && word.bytes().all(allowed);
-    text.contains('.') && text.len() <= 64 && text.split('.').all(word)
+    !crate::system::NAMESPACES.contains(&text)
+        && !text.contains(':')
+        && EventName::parse(&format!("{text}:x")).is_ok()
 }
