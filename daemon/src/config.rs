@@ -34,7 +34,13 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{
+    Pattern, limits,
+    paths::Paths,
+    sandbox::{Layer, Network},
+    system::Placement,
+    work::Policy,
+};
 
 pub use identity::{Identity, TENANT, User};
 pub use problem::{Invalid, Origin, Problem};
@@ -218,9 +224,11 @@ pub struct Plugin {
     pub limits: Limits,
     /// When and how often it is started again.
     pub restart: Restart,
-    /// The lowest sandbox level (`L0`, `L1`) under which it may run. `None`:
-    /// whatever can be had.
-    pub require: Option<String>,
+    /// What it may reach from its sandbox.
+    pub sandbox: Grants,
+    /// The lowest sandbox level under which it may run. `None`: whatever can be
+    /// had.
+    pub require: Option<Layer>,
     /// Whether it keeps work: requests for durable events, and durable facts,
     /// are handed to it. Its library must say so too.
     pub keeps_work: bool,
@@ -242,6 +250,7 @@ impl fmt::Debug for Plugin {
             .field("listens", &self.listens)
             .field("intercepts", &self.intercepts)
             .field("limits", &self.limits)
+            .field("sandbox", &self.sandbox)
             .field("restart", &self.restart)
             .field("require", &self.require)
             .field("keeps_work", &self.keeps_work)
@@ -249,8 +258,27 @@ impl fmt::Debug for Plugin {
     }
 }
 
-/// `[plugins.NAME.limits]`: what a plugin may use. Memory and files hold for
-/// a child only; inside the daemon a plugin is trusted.
+/// `[plugins.NAME.sandbox]`: what a child may reach besides what every one needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Files and directories that it may read, absolute.
+    pub read: Vec<String>,
+    /// Files and directories that it may also write, absolute.
+    pub write: Vec<String>,
+    /// What of the network it may reach.
+    pub network: Network,
+    /// TCP ports on which it may listen.
+    pub listen: Vec<u16>,
+    /// Whether it may open Unix sockets.
+    pub unix: bool,
+    /// Whether it may start programs.
+    pub exec: bool,
+    /// Layers that are left out, on machines where they do harm.
+    pub disable: Vec<Layer>,
+}
+
+/// `[plugins.NAME.limits]`: what a plugin may use. All but `holding` is for a
+/// child only; inside the daemon a plugin is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Requests that it may hold; more are refused `busy`.
@@ -261,11 +289,15 @@ pub struct Limits {
     pub files: u64,
     /// Largest file that it may write, in MiB; `None`: not limited.
     pub file_mb: Option<u64>,
+    /// Processes and threads together.
+    pub processes: u64,
+    /// Processor time in hundredths of one processor; `None`: not limited.
+    pub cpu_percent: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { holding: 1024, memory_mb: None, files: 256, file_mb: None }
+        Self { holding: 1024, memory_mb: None, files: 256, file_mb: None, processes: 1024, cpu_percent: None }
     }
 }
 

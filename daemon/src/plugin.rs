@@ -3,12 +3,18 @@
 //! Each plugin has a [`keeper`], a task that launches it, carries out what its
 //! [`supervisor`] decides, and tells the world. What runs is a [`guest`]: an
 //! [`actor`] in this process or a child behind a [`link`]. The [`fleet`] is all
-//! keepers together.
+//! keepers together. What a child is granted is made of its configuration by
+//! [`grants`], tried by [`probe`], and held to by its [`cgroup`]; what comes of
+//! children is known by [`offspring`].
 
 pub mod supervisor;
 pub mod guest;
 pub mod actor;
 pub mod link;
+pub mod offspring;
+pub mod cgroup;
+pub mod grants;
+pub mod probe;
 pub mod spawner;
 pub mod keeper;
 pub mod fleet;

@@ -32,8 +32,10 @@ use crate::{
     notify,
     plugin::{
         actor::{Watchdog, apart},
+        cgroup::Cgroups,
         fleet::{Fleet, Places},
         keeper::{Means, Policies},
+        offspring::Offspring,
         spawner::Spawner,
     },
     session::{Limits, Sessions},
@@ -82,15 +84,17 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let (hub, system_requests) = Hub::new(runtime.clone(), identity);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
+    let offspring = adopt_orphans()?;
     let means = Means {
         hub: hub.clone(),
-        spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
+        spawner: spawner(offspring.clone(), runtime)?,
+        cgroups: Cgroups::prepare(),
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(hub.clone(), current.clone()),
     };
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
-    let sessions = Sessions::new(hub.clone(), session_limits(&config));
+    let sessions = Sessions::new(hub.clone(), session_limits(&config), offspring);
     let (stopping_sender, stopping) = watch::channel(false);
     let system = System::new(Parts {
         hub: hub.clone(),
@@ -219,6 +223,25 @@ fn signals(
     Ok(())
 }
 
+fn spawner(offspring: Offspring, runtime: tokio::runtime::Handle) -> anyhow::Result<Spawner> {
+    Spawner::start(beside_us()?.join(HOST), offspring, runtime).context("cannot start a thread")
+}
+
+/// Takes on what loses its plugin host, and ends it whenever a child has ended.
+fn adopt_orphans() -> anyhow::Result<Offspring> {
+    let adopted = Offspring::adopt().context("cannot collect orphans")?;
+    let offspring = adopted.clone();
+    let mut ended = signal(SignalKind::child()).context("cannot handle signals")?;
+    tokio::spawn(async move {
+        while ended.recv().await.is_some() {
+            let offspring = offspring.clone();
+            // Reads as many files as there are processes.
+            let _ = tokio::task::spawn_blocking(move || offspring.collect()).await;
+        }
+    });
+    Ok(adopted)
+}
+
 /// Tells the service manager that the daemon is ready, and then that it lives.
 async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
     loop {
@@ -281,5 +304,11 @@ fn places(paths: &Paths) -> anyhow::Result<Places> {
         .into_iter()
         .collect();
     libraries.extend([ours.clone(), ours.join("../lib/ksi/plugins")]);
-    Ok(Places { libraries, state: paths.state_dir.join("plugins"), models: paths.models_dir() })
+    Ok(Places {
+        libraries,
+        state: paths.state_dir.join("plugins"),
+        models: paths.models_dir(),
+        runtime: paths.runtime_dir.clone(),
+        socket: paths.socket.clone(),
+    })
 }

@@ -27,7 +27,10 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::hub::{Handle, Hub, Port};
+use crate::{
+    hub::{Handle, Hub, Port},
+    plugin::offspring::Offspring,
+};
 
 /// What sessions may take.
 #[derive(Debug, Clone)]
@@ -46,6 +49,7 @@ pub struct Limits {
 pub struct Sessions {
     hub: Arc<Hub>,
     limits: Limits,
+    offspring: Offspring,
     next: AtomicU64,
     open: AtomicUsize,
     tracker: TaskTracker,
@@ -55,10 +59,11 @@ pub struct Sessions {
 impl Sessions {
     /// No session yet.
     #[must_use]
-    pub fn new(hub: Arc<Hub>, limits: Limits) -> Arc<Self> {
+    pub fn new(hub: Arc<Hub>, limits: Limits, offspring: Offspring) -> Arc<Self> {
         Arc::new(Self {
             hub,
             limits,
+            offspring,
             next: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             tracker: TaskTracker::new(),
@@ -80,12 +85,20 @@ impl Sessions {
                 () = stop.cancelled() => return,
             };
             match accepted {
-                Ok((stream, _)) => self.clone().admit(stream),
-                Err(error) => {
-                    // Out of descriptors, most likely: clients that leave free some.
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                Ok((stream, _)) => {
+                    // It is asked who it is, which takes descriptors, too.
+                    let checked = loop {
+                        match self.check(&stream) {
+                            Ok(checked) => break checked,
+                            Err(error) => wait_after(&error).await,
+                        }
+                        if stop.is_cancelled() {
+                            return;
+                        }
+                    };
+                    self.clone().admit(stream, checked);
                 }
+                Err(error) => wait_after(&error).await,
             }
         }
     }
@@ -97,8 +110,8 @@ impl Sessions {
         self.tracker.wait().await;
     }
 
-    fn admit(self: Arc<Self>, stream: UnixStream) {
-        let principal = match self.check(&stream) {
+    fn admit(self: Arc<Self>, stream: UnixStream, checked: Result<Arc<Principal>, Refusal>) {
+        let principal = match checked {
             Ok(principal) => principal,
             Err(refusal) => {
                 tracing::warn!("connection refused: {refusal}");
@@ -118,8 +131,16 @@ impl Sessions {
         });
     }
 
+    /// Whether a client may come in, and as whom, where that can be found out.
+    fn check(&self, stream: &UnixStream) -> std::io::Result<Result<Arc<Principal>, Refusal>> {
+        match self.principal(stream) {
+            Ok(principal) => Ok(self.offspring.admit(stream)?.map(|()| principal)),
+            refused => Ok(refused),
+        }
+    }
+
     /// Who is at the other end, as the system says.
-    fn check(&self, stream: &UnixStream) -> Result<Arc<Principal>, Refusal> {
+    fn principal(&self, stream: &UnixStream) -> Result<Arc<Principal>, Refusal> {
         let peer = getsockopt(stream, PeerCredentials).map_err(|errno| {
             Refusal::new(Code::Denied, format!("the kernel does not tell who you are: {errno}"))
         })?;
@@ -152,4 +173,10 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Out of descriptors, most likely: clients that leave free some.
+async fn wait_after(error: &std::io::Error) {
+    tracing::warn!("cannot accept a connection: {error}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }

@@ -216,6 +216,7 @@ impl System {
                 answer(&PluginList { plugins: self.fleet.list() })
             }
             "plugin:inspect" => answer(&self.fleet.inspect(&name()?)?),
+            "plugin:probe" => answer(&self.fleet.probe(&name()?).await?),
             "plugin:load" => answer(&self.fleet.load(decode::<PluginLoad>(data)?).await?),
             "plugin:unload" => answer(&self.fleet.unload(&name()?).await?),
             "plugin:reload" => answer(&self.fleet.command(&name()?, Input::Restart, true).await?),

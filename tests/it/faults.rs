@@ -21,6 +21,7 @@ mod child;
 mod files;
 mod in_process;
 mod requests;
+mod rounds;
 
 /// The hang limit in these tests.
 const HANG: Duration = Duration::from_secs(1);

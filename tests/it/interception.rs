@@ -105,7 +105,10 @@ fn a_guard_that_hangs_is_given_up_and_its_requests_refused() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("the process is there");
     let refusal = say(&daemon, "hello").expect_err("the guard hangs");
     assert_eq!(refusal["code"], "unavailable", "{refusal}");
-    wait_until("it is given up", || daemon.plugin("interceptor").state == PluginState::Backoff);
+    wait_until("it is given up", || {
+        let status = daemon.plugin("interceptor");
+        status.state == PluginState::Backoff && status.last_error.is_some()
+    });
     let why = daemon.plugin("interceptor").last_error.expect("it died");
     assert!(why.contains("did not answer"), "{why}");
 }

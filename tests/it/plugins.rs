@@ -7,6 +7,7 @@ use ksi_protocol::system::{Placement, PluginState};
 use ksi_tests::{Daemon, Home, library, wait_until};
 use serde_json::{Value, json};
 
+mod probe;
 mod sandbox;
 
 const PLACEMENTS: [&str; 2] = ["in-process", "child"];
@@ -143,7 +144,9 @@ fn one_library_answers_under_two_namespaces_side_by_side() {
     let daemon = daemon();
     assert_eq!(say(&daemon, "echo_child:say").expect_err("it is off")["code"], "no_owner");
     let status = daemon.ask("plugin:load", json!({"library": "echo_child"})).expect("it starts");
-    assert_eq!((&status["placement"], &status["sandbox"]), (&json!("child"), &json!("L1")));
+    assert_eq!(status["placement"], "child");
+    let level = status["sandbox"].as_str().expect("a level");
+    assert!(["L1", "L2", "L3", "L4", "L5"].contains(&level), "{level}");
     assert_eq!(say(&daemon, "echo_child:say").expect("the child answers")["text"], "hello");
     assert_eq!(say(&daemon, "echo:say").expect("the other one, too")["text"], "hello");
     assert_eq!(daemon.plugin("echo_child").handled, 1);

@@ -4,6 +4,7 @@
 //! daemon that a test leaves running is killed with it. Waiting is always for a
 //! condition, with a deadline.
 
+pub mod faults;
 pub mod frames;
 pub mod kills;
 pub mod terminal;

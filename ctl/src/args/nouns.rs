@@ -19,6 +19,8 @@ pub(crate) enum Plugin {
     List,
     /// Show one plugin: events, permissions, last deaths
     Inspect(Named),
+    /// Try from inside of a plugin's sandbox what is denied there
+    Probe(Named),
     /// Load a library, or a plugin of the manifest that was unloaded
     Load {
         /// Path of a library, or name of a plugin

@@ -11,6 +11,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ksi_client::{Client, Part};
+use ksi_protocol::system::{PluginName, PluginStatus};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -174,6 +175,19 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     at.out.print(&Report::text(&reply["models"][index], text)?.named(vec![format!("llama/{name}")]))
 }
 
+/// The models of the daemon, this one among them. Where a link leads, the plugin
+/// is granted when it starts; so it is started anew where it cannot see there.
+async fn models_with(at: &Invocation, client: &Client, name: &str) -> Result<Models> {
+    let (_, seen) = models(at, client).await?;
+    if seen.models.iter().any(|model| model.name == name) {
+        return Ok(seen);
+    }
+    let llama = PluginName { name: "llama".into() };
+    let _: PluginStatus = at.ask(client, "plugin:restart", &llama).await?;
+    at.out.note("The plugin llama was restarted, so that it may read where the link leads.");
+    Ok(models(at, client).await?.1)
+}
+
 async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Result<()> {
     let dir = at.paths.models_dir();
     let bar = bar(at, fs::metadata(path).map_or(0, |meta| meta.len())).with_message("copying");
@@ -186,7 +200,7 @@ async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Re
     let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
     // A daemon that runs says at once whether it can use the file.
     if let Ok(client) = at.connect().await
-        && let Ok((_, models)) = models(at, &client).await
+        && let Ok(models) = models_with(at, &client, &added.name).await
         && let Some(error) =
             models.models.iter().find(|m| m.name == added.name).and_then(|m| m.error.as_ref())
     {

@@ -4,7 +4,10 @@ mod project;
 
 use std::path::Path;
 
-use ksi_protocol::system::{PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus};
+use ksi_protocol::{
+    sandbox::Probe,
+    system::{PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus},
+};
 use serde_json::json;
 
 use crate::{
@@ -27,6 +30,7 @@ pub(super) async fn run(at: &Invocation, plugin: Plugin) -> Result<()> {
             at.out.print(&list_report(&list)?)
         }
         Plugin::Inspect(args::Named { name }) => inspect(at, name).await,
+        Plugin::Probe(args::Named { name }) => probe(at, name).await,
         Plugin::Load { library, placement } => {
             let library = absolute(&library)?;
             let payload = PluginLoad { library, placement: placement.map(Into::into) };
@@ -70,6 +74,7 @@ fn list_report(list: &PluginList) -> Result<Report> {
         "+VERSION",
         "+GENERATION",
         "+LIBRARY",
+        "+SANDBOX LACKS",
         "ABOUT",
     ]);
     for plugin in &list.plugins {
@@ -87,6 +92,7 @@ fn list_report(list: &PluginList) -> Result<Report> {
             known(&plugin.version).to_owned(),
             plugin.generation.to_string(),
             short(plugin.library.as_ref()),
+            lacks(plugin),
             plugin.last_error.clone().unwrap_or_else(|| plugin.about.clone()),
         ]);
     }
@@ -97,6 +103,42 @@ fn list_report(list: &PluginList) -> Result<Report> {
 /// What a plugin that never ran has not told.
 fn known(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
+}
+
+/// What of the sandbox is off or incomplete.
+fn lacks(plugin: &PluginStatus) -> String {
+    if plugin.sandbox_lacks.is_empty() { "-".into() } else { plugin.sandbox_lacks.join("; ") }
+}
+
+/// The level in force, of how many, and why not more.
+fn sandbox(plugin: &PluginStatus) -> String {
+    match plugin.sandbox.starts_with('L') {
+        true if plugin.sandbox_lacks.is_empty() => plugin.sandbox.clone(),
+        true => format!("{}/5 ({})", plugin.sandbox, lacks(plugin)),
+        false => known(&plugin.sandbox).to_owned(),
+    }
+}
+
+async fn probe(at: &Invocation, name: String) -> Result<()> {
+    let client = at.connect().await?;
+    let probe: Probe = at.ask(&client, "plugin:probe", &PluginName { name }).await?;
+    let mut table = Table::new(&["ACT", "RESULT", "BY", "ABOUT"]);
+    for finding in &probe.acts {
+        let act = serde_json::to_value(finding.act).ok();
+        table.row([
+            act.as_ref().and_then(|act| act.as_str()).unwrap_or_default().to_owned(),
+            if finding.denied { "denied" } else { "allowed" }.to_owned(),
+            finding.detail.clone(),
+            finding.act.about().to_owned(),
+        ]);
+    }
+    let names = vec![probe.name.clone()];
+    at.out.print(&Report::list(&probe, "acts", names, table)?)?;
+    let off = probe.layers.iter().filter(|standing| !standing.why.is_empty());
+    let off: Vec<String> =
+        off.map(|standing| format!("{}: {}", standing.layer.as_str(), standing.why)).collect();
+    at.out.note(&format!("{} runs at {}/5. {}", probe.name, probe.level, off.join("; ")));
+    Ok(())
 }
 
 async fn inspect(at: &Invocation, name: String) -> Result<()> {
@@ -111,7 +153,7 @@ fn inspection_text(inspection: &PluginInspection) -> String {
     let mut lines = vec![
         [status.name.as_str(), &status.version, &status.about].join(" ").trim_end().to_owned(),
         format!("  state      {}, generation {}", status.state.as_str(), status.generation),
-        format!("  placement  {}, sandbox {}", status.placement.as_str(), known(&status.sandbox)),
+        format!("  placement  {}, sandbox {}", status.placement.as_str(), sandbox(status)),
         format!("  library    {}", short(status.library.as_ref())),
         format!("  requests   {} answered, {} in flight", status.handled, status.in_flight),
         format!("  restarts   {}", status.restarts),
@@ -199,6 +241,7 @@ mod tests {
             state: PluginState::Ready,
             placement: Placement::Child,
             sandbox: "L3".into(),
+            sandbox_lacks: vec!["namespaces: not allowed on this machine".into()],
             pid: Some(42),
             generation: 1,
             restarts: 0,
@@ -247,8 +290,12 @@ mod tests {
             deaths: vec![death],
         };
         let text = inspection_text(&inspection);
-        for part in ["process    42, 2.0 MB", "listens to\n    agent:*", "1970-01-01T00:00:00.000Z signal 6"]
-        {
+        for part in [
+            "sandbox L3/5 (namespaces: not allowed on this machine)",
+            "process    42, 2.0 MB",
+            "listens to\n    agent:*",
+            "1970-01-01T00:00:00.000Z signal 6",
+        ] {
             assert!(text.contains(part), "no `{part}` in:\n{text}");
         }
     }

@@ -7,14 +7,16 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ksi_identity::is_permission;
-use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
+use ksi_protocol::{EventName, limits as wire, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
-    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, identity,
+    Config, Daemon, Delivery, EventPolicy, Grants, Limits, Plugin, Restart, identity,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
-    value::{choice, duration, log_level, patterns, switch, text_where, uids, whole},
+    value::{
+        choice, duration, layers, log_level, network, paths, patterns, ports, switch, text_where, uids, whole,
+    },
 };
 use crate::log;
 
@@ -24,9 +26,6 @@ const PLACEMENTS: [(&str, Placement); 2] =
 const FORMATS: [(&str, log::Format); 2] = [("text", log::Format::Text), ("json", log::Format::Json)];
 
 const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable", Delivery::Durable)];
-
-/// Sandbox levels that the daemon can put a child under.
-const LEVELS: [(&str, &str); 2] = [("L0", "L0"), ("L1", "L1")];
 
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -113,7 +112,8 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         ),
     );
     let placement = section.get("placement", Placement::Child, choice(&PLACEMENTS));
-    let require = section.get_optional("require", None, |node| choice(&LEVELS)(node).map(str::to_owned));
+    let levels = Layer::ALL.map(|layer| (layer.level(), layer));
+    let require = section.get_optional("require", None, choice(&levels));
     if require.is_some() && placement == Placement::InProcess && section.report.is_whole() {
         let message =
             format!("`{}` cannot hold in-process, where there is no sandbox", section.name("require"));
@@ -123,6 +123,13 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
             "set placement = \"child\", or leave `require` out",
         );
     }
+    let sandbox = if placement == Placement::Child || !section.report.is_whole() {
+        grants(section.section("sandbox"))
+    } else {
+        let why = "cannot hold in-process, where there is no sandbox";
+        section.useless("sandbox", why, "set placement = \"child\", or leave `sandbox` out");
+        Grants::default()
+    };
     let plugin = Plugin {
         name: name.to_owned(),
         library: library.clone().unwrap_or_default(),
@@ -143,6 +150,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         intercepts: section.get("intercepts", Vec::new(), patterns),
         limits: limits(section.section("limits")),
         restart: restart(section.section("restart"), placement),
+        sandbox,
         require,
         keeps_work: section.get("keeps_work", false, switch),
         config: section.free("config"),
@@ -158,9 +166,26 @@ fn limits(mut section: Section<'_>) -> Limits {
         memory_mb: section.get_optional("memory_mb", unset.memory_mb, whole(16..=1 << 24)),
         files: section.get("files", unset.files, whole(16..=1 << 20)),
         file_mb: section.get_optional("file_mb", unset.file_mb, whole(1..=1 << 24)),
+        processes: section.get("processes", unset.processes, whole(4..=1 << 20)),
+        cpu_percent: section.get_optional("cpu_percent", unset.cpu_percent, whole(1..=100_000)),
     };
     section.finish();
     limits
+}
+
+fn grants(mut section: Section<'_>) -> Grants {
+    let unset = Grants::default();
+    let grants = Grants {
+        read: section.get("read", unset.read, paths),
+        write: section.get("write", unset.write, paths),
+        network: section.get("network", unset.network, network),
+        listen: section.get("listen", unset.listen, ports),
+        unix: section.get("unix", unset.unix, switch),
+        exec: section.get("exec", unset.exec, switch),
+        disable: section.get("disable", unset.disable, layers),
+    };
+    section.finish();
+    grants
 }
 
 fn restart(mut section: Section<'_>, placement: Placement) -> Restart {

@@ -216,7 +216,34 @@ const WRONG: &[(&str, &str)] = &[
         "[plugins.echo]\nmay_call = [\"llama:*\", \"NO\"]",
         "ksi.toml:2:24: `plugins.echo.may_call` has no event pattern at this place",
     ),
-    ("[plugins.llama]\nrequire = \"L3\"", "`plugins.llama.require` is `L3`, expected one of L0, L1"),
+    (
+        "[plugins.llama]\nrequire = \"L6\"",
+        "`plugins.llama.require` is `L6`, expected one of L0, L1, L2, L3, L4, L5",
+    ),
+    (
+        "[plugins.llama.sandbox]\nread = [\"models\"]",
+        "ksi.toml:2:9: `plugins.llama.sandbox.read` names `models`, expected an absolute path",
+    ),
+    ("[plugins.llama.sandbox]\nwrite = [\"/\"]", "names the root, which grants everything"),
+    ("[plugins.llama.sandbox]\nwrite = [\"/a/../b\"]", "names `/a/../b`, which leads back by `..`"),
+    (
+        "[plugins.llama.sandbox]\nnetwork = \"loopbak\"",
+        "is `loopbak`, expected one of none, loopback\n  hint: did you mean `loopback`?",
+    ),
+    (
+        "[plugins.llama.sandbox]\nnetwork = [443, 70000]",
+        "ksi.toml:2:17: `plugins.llama.sandbox.network` is 70000",
+    ),
+    ("[plugins.llama.sandbox]\nnetwork = true", "expected none, loopback or a list of TCP ports"),
+    (
+        "[plugins.llama.sandbox]\ndisable = [\"limits\"]",
+        "is `limits`, expected one of seccomp, landlock, namespaces, cgroup",
+    ),
+    (
+        "[plugins.llama.sandbox]\nreads = []",
+        "unknown key `plugins.llama.sandbox.reads`\n  hint: did you mean `read`?",
+    ),
+    ("[plugins.echo.sandbox]\nexec = true", "ksi.toml:1:15: `plugins.echo.sandbox` cannot hold in-process"),
     ("[plugins.echo]\nrequire = \"L1\"", "ksi.toml:2:11: `plugins.echo.require` cannot hold in-process"),
     (
         "[plugins.echo]\nnamespace = \"system\"",
@@ -276,6 +303,31 @@ const WRONG: &[(&str, &str)] = &[
     ("# ä\nä = 1", "ksi.toml:2:1: "),
     ("[plugins.echo.config]\nx = nan", "ksi.toml:2:5: nan is no finite number"),
 ];
+
+#[test]
+fn grants_are_read_from_files_variables_and_flags() {
+    let config = Given {
+        file: "[plugins.llama]\nrequire = \"L3\"\n[plugins.llama.sandbox]\nread = [\"/srv/models\"]\n\
+               network = \"loopback\"\nlisten = [8080]\ndisable = [\"cgroup\"]\n",
+        variables: &[("KSI_PLUGINS__LLAMA__SANDBOX__NETWORK", "53,443")],
+        sets: &["plugins.llama.sandbox.exec=true"],
+    }
+    .load()
+    .unwrap();
+    let llama = &config.plugins["llama"];
+    let expected = Grants {
+        read: vec!["/srv/models".into()],
+        network: Network::Ports(vec![53, 443]),
+        listen: vec![8080],
+        exec: true,
+        disable: vec![Layer::Cgroup],
+        ..Grants::default()
+    };
+    assert_eq!((&llama.sandbox, llama.require), (&expected, Some(Layer::Landlock)));
+    let loopback =
+        Given { variables: &[("KSI_PLUGINS__LLAMA__SANDBOX__NETWORK", "loopback")], ..Given::default() };
+    assert_eq!(loopback.load().unwrap().plugins["llama"].sandbox.network, Network::Loopback);
+}
 
 #[test]
 fn what_is_wrong_is_named_with_its_place_and_a_hint() {

@@ -4,10 +4,17 @@
 //! what its key expects. Each function here quotes the value that it refuses,
 //! which is why secrets never come this way but through [`free_table`].
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    path::{Component, Path},
+    time::Duration,
+};
 
 use ksi_identity::Capability;
-use ksi_protocol::Pattern;
+use ksi_protocol::{
+    Pattern,
+    sandbox::{Layer, Network},
+};
 use serde_json::{Map, Value as Json};
 
 use super::{
@@ -55,6 +62,15 @@ shown! {
     log::Format => |value| Json::from(match value { log::Format::Text => "text", log::Format::Json => "json" }),
     ksi_protocol::system::Placement => |value| Json::from(value.as_str()),
     super::Delivery => |value| Json::from(value.as_str()),
+    Layer => |value| Json::from(value.level()),
+    Vec<Layer> => |value| value.iter().map(|layer| layer.as_str()).collect(),
+    Vec<String> => |value| Json::from(value.as_slice()),
+    Vec<u16> => |value| Json::from(value.as_slice()),
+    Network => |value| match value {
+        Network::None => Json::from("none"),
+        Network::Loopback => Json::from("loopback"),
+        Network::Ports(ports) => Json::from(ports.as_slice()),
+    },
 }
 
 impl Shown for Vec<Pattern> {
@@ -232,6 +248,52 @@ pub(super) fn texts(node: &Node) -> Parsed<Vec<String>> {
 /// A list of user ids.
 pub(super) fn uids(node: &Node) -> Parsed<Vec<u32>> {
     list(node, "a list of user ids", whole(0..=u64::from(u32::MAX - 1)))
+}
+
+/// A list of absolute paths. All of the file system is no grant.
+pub(super) fn paths(node: &Node) -> Parsed<Vec<String>> {
+    list(node, "a list of paths", |item| {
+        let written = text(item)?;
+        let path = Path::new(&written);
+        if !path.is_absolute() {
+            let hint =
+                "write it from the root on, for example \"/srv/models\"; `~` and variables mean nothing";
+            return complain(format!("names `{written}`, expected an absolute path"), hint);
+        }
+        if path.components().any(|part| part == Component::ParentDir) {
+            return complain(format!("names `{written}`, which leads back by `..`"), "write where it leads");
+        }
+        if path.parent().is_none() {
+            let hint = "name what it needs; `disable` leaves layers out";
+            return complain("names the root, which grants everything", hint);
+        }
+        Ok(written)
+    })
+}
+
+/// A list of TCP ports.
+pub(super) fn ports(node: &Node) -> Parsed<Vec<u16>> {
+    list(node, "a list of TCP ports", whole(1..=65535))
+}
+
+/// What of the network may be reached.
+pub(super) fn network(node: &Node) -> Parsed<Network> {
+    const WORDS: [(&str, Network); 2] = [("none", Network::None), ("loopback", Network::Loopback)];
+    match &node.value {
+        Value::Text(_) => choice(&WORDS)(node),
+        Value::Loose(text) if WORDS.iter().any(|(word, _)| word == text) => choice(&WORDS)(node),
+        _ => list(node, "none, loopback or a list of TCP ports", whole(1..=65535)).map(Network::Ports),
+    }
+}
+
+/// A list of layers of the sandbox that can be left out.
+pub(super) fn layers(node: &Node) -> Parsed<Vec<Layer>> {
+    let layers: Vec<_> = Layer::ALL
+        .into_iter()
+        .filter(|layer| *layer > Layer::Limits)
+        .map(|layer| (layer.as_str(), layer))
+        .collect();
+    list(node, "a list of layers", choice(&layers))
 }
 
 /// A list; as plain text `a,b` or `["a", "b"]`.

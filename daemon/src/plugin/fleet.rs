@@ -10,6 +10,7 @@ use std::{
 use ksi_host::Image;
 use ksi_protocol::{
     Code, Descriptor, EventName, Pattern, Refusal,
+    sandbox::Probe,
     system::{Placement, PluginInspection, PluginLoad, PluginState, PluginStatus},
 };
 use tokio::{
@@ -21,6 +22,7 @@ use tokio::{
 use super::{
     actor::apart,
     keeper::{Board, Command, Keeper, Means, Shared, Spec, with},
+    probe,
     supervisor::Input,
 };
 use crate::config::{self, Config, Current};
@@ -43,6 +45,10 @@ pub struct Places {
     pub state: PathBuf,
     /// The user's models; handed to plugins that have a `models_dir`.
     pub models: PathBuf,
+    /// Where the control socket lies; hidden from every child.
+    pub runtime: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
 }
 
 impl Places {
@@ -173,6 +179,7 @@ impl Fleet {
             wanted: in_manifest && spec.plugin.enabled,
             placement: spec.plugin.placement,
             sandbox: String::new(),
+            sandbox_lacks: Vec::new(),
             pid: None,
             generation: 0,
             restarts: 0,
@@ -225,8 +232,11 @@ impl Fleet {
         {
             *directory = self.places.models.display().to_string().into();
         }
+        let models = plugin.config.get("models_dir").and_then(|dir| dir.as_str()).map(PathBuf::from);
         Spec {
             library,
+            models,
+            runtime_dir: self.places.runtime.clone(),
             dir: self.places.state.join(&plugin.name),
             known: known.into_iter().collect(),
             plugin,
@@ -293,6 +303,30 @@ impl Fleet {
         inspection.ok_or_else(|| self.unknown(name))
     }
 
+    /// Tries from inside of a plugin's sandbox, in a child of its own, what is
+    /// denied there.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`, `conflict` for a plugin that has no sandbox, or why there is
+    /// no answer.
+    pub async fn probe(&self, name: &str) -> Result<Probe, Refusal> {
+        let found = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.clone()));
+        let Some(status) = found else { return Err(self.unknown(name)) };
+        if status.placement == Placement::InProcess {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!("plugin {name} runs in the daemon, without a sandbox"),
+            )
+            .hint(format!("set plugins.{name}.placement = \"child\" and reload it")));
+        }
+        let plugin = match self.config().plugins.get(name) {
+            Some(plugin) => plugin.clone(),
+            None => unlisted(name, status.library, Placement::Child)?,
+        };
+        probe::run(&self.means, &self.spec(plugin), &self.places).await
+    }
+
     /// Carries out an operator's word, and waits until the plugin has settled.
     ///
     /// # Errors
@@ -338,24 +372,7 @@ impl Fleet {
                 .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));
         }
         let placement = load.placement.unwrap_or(Placement::Child);
-        let own = Pattern::parse(&format!("{}:**", image.name))
-            .map_err(|error| Refusal::invalid_payload(format!("name of the plugin: {error}")))?;
-        let plugin = config::Plugin {
-            name: image.name.clone(),
-            library: load.library,
-            enabled: true,
-            placement,
-            namespace: None,
-            may_call: Vec::new(),
-            emits: vec![own],
-            listens: Vec::new(),
-            intercepts: Vec::new(),
-            limits: config::Limits::default(),
-            restart: config::Restart::of(placement),
-            require: None,
-            keeps_work: false,
-            config: serde_json::json!({}),
-        };
+        let plugin = unlisted(&image.name, load.library, placement)?;
         self.keep(self.spec(plugin), false);
         let loaded = self.command(&image.name, Input::Start, false).await;
         if loaded.is_err() {
@@ -405,6 +422,29 @@ impl Fleet {
             self.means.hub.kernel.forget(&format!("plugin:{name}"));
         }
     }
+}
+
+/// What a plugin gets that no configuration knows: nothing but its own events.
+fn unlisted(name: &str, library: String, placement: Placement) -> Result<config::Plugin, Refusal> {
+    let own = Pattern::parse(&format!("{name}:**"))
+        .map_err(|error| Refusal::invalid_payload(format!("name of the plugin: {error}")))?;
+    Ok(config::Plugin {
+        name: name.into(),
+        library,
+        enabled: true,
+        placement,
+        namespace: None,
+        may_call: Vec::new(),
+        emits: vec![own],
+        listens: Vec::new(),
+        intercepts: Vec::new(),
+        limits: config::Limits::default(),
+        restart: config::Restart::of(placement),
+        sandbox: config::Grants::default(),
+        require: None,
+        keeps_work: false,
+        config: serde_json::json!({}),
+    })
 }
 
 /// The status on a board with the figures that are counted elsewhere.

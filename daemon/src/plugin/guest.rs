@@ -8,6 +8,7 @@ use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
 use ksi_protocol::{
     Descriptor, EventName, Frame, Pattern, Refusal,
     frame::{self, Event, Id, Intercept, Request},
+    sandbox::Report,
 };
 use tokio::sync::mpsc;
 
@@ -24,6 +25,8 @@ pub const SUBS_FROM: Id = 1 << 62;
 /// What happens in the life of one generation of a plugin.
 #[derive(Debug)]
 pub enum Life {
+    /// Its host tells what of its sandbox is in force.
+    Sandboxed(Report),
     /// It was loaded, and says what it is.
     Described(Box<Descriptor>),
     /// It says that it can answer.
@@ -184,6 +187,7 @@ impl Guest {
     /// Does what the plugin says.
     pub fn hear(&self, turn: &mut Turn<'_>, frame: Frame) {
         let frame = match frame {
+            Frame::Sandboxed { report } => return self.tell(Life::Sandboxed(report)),
             Frame::Described { descriptor } => return self.described(descriptor),
             Frame::Ready => return self.tell(Life::Ready),
             Frame::Drained => return self.tell(Life::Drained),

@@ -13,10 +13,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use ksi_host::sandbox;
 use ksi_kernel::Declared;
 use ksi_protocol::{
     Code, Descriptor, EventName, Frame, Refusal,
+    sandbox::Report,
     system::{Death, Placement, PluginState, PluginStatus},
 };
 use serde_json::json;
@@ -28,6 +28,7 @@ use tokio::{
 use self::body::{Body, Heartbeat, Running, Sign, sign_of_child};
 use super::{
     actor::{Actor, Watchdog},
+    cgroup::Cgroups,
     guest::Life,
     spawner::Spawner,
     supervisor::{Action, Input, Policy, Supervisor},
@@ -52,6 +53,8 @@ pub struct Means {
     pub hub: Arc<Hub>,
     /// Starts children.
     pub spawner: Spawner,
+    /// Holds them to their limits.
+    pub cgroups: Cgroups,
     /// Watches actors.
     pub watchdog: Arc<Watchdog>,
     /// Told whenever a plugin changes its state.
@@ -69,6 +72,10 @@ pub struct Spec {
     pub library: PathBuf,
     /// A directory of its own.
     pub dir: PathBuf,
+    /// The user's models, where it keeps models.
+    pub models: Option<PathBuf>,
+    /// Where the control socket lies.
+    pub runtime_dir: PathBuf,
     /// Events that the manifest names; they exist before the plugin runs.
     pub known: Vec<EventName>,
 }
@@ -126,6 +133,8 @@ pub(super) struct Keeper {
     /// What the last child wrote to its standard error.
     words: Vec<String>,
     heartbeat: Heartbeat,
+    /// What of its sandbox is in force, once its host has told.
+    sandbox: Option<Report>,
     /// An earlier generation whose thread in this process is still lost.
     stuck: Option<Arc<Actor>>,
 }
@@ -153,6 +162,7 @@ impl Keeper {
             reason: None,
             words: Vec::new(),
             heartbeat: Heartbeat::default(),
+            sandbox: None,
             stuck: None,
         }
     }
@@ -231,6 +241,10 @@ impl Keeper {
 
     async fn hear(&mut self, life: Life) -> Option<Input> {
         match life {
+            Life::Sandboxed(report) => {
+                self.sandboxed(report);
+                None
+            }
             Life::Described(descriptor) => {
                 self.described(*descriptor);
                 None
@@ -278,6 +292,15 @@ impl Keeper {
                 }
                 Some(Input::Died)
             }
+        }
+    }
+
+    /// Takes the host's word on its sandbox: only the first one, before the
+    /// plugin could say it. From now on it is known to run.
+    fn sandboxed(&mut self, report: Report) {
+        if self.sandbox.is_none() {
+            self.sandbox = Some(report);
+            self.tell_started();
         }
     }
 
@@ -348,10 +371,7 @@ impl Keeper {
                 self.means.hub.tell("plugin:stopped", &json!({ "name": name }));
             }
             if after == PluginState::Ready {
-                let status = self.publish();
-                let fact = json!({"name": name, "generation": status.generation,
-                    "placement": status.placement, "sandbox": status.sandbox, "pid": status.pid});
-                self.means.hub.tell("plugin:ready", &fact);
+                self.means.hub.tell("plugin:ready", &self.birth());
             }
         }
         if after == PluginState::Stopped {
@@ -418,7 +438,11 @@ impl Keeper {
             let status = &mut board.status;
             status.state = self.supervisor.state();
             status.placement = placement;
-            status.sandbox = if placement == Placement::Child { sandbox::LEVEL } else { "none" }.into();
+            (status.sandbox, status.sandbox_lacks) = match (placement, &self.sandbox) {
+                (Placement::InProcess, _) => ("none".into(), Vec::new()),
+                (Placement::Child, None) => (String::new(), Vec::new()),
+                (Placement::Child, Some(report)) => (report.level().into(), report.reasons()),
+            };
             status.pid = pid;
             status.library = self.spec.library.display().to_string();
             board.ready_at_ms = self.supervisor.ready_at_ms();

@@ -11,7 +11,7 @@ use std::{
     process::Stdio,
 };
 
-use ksi_host::sandbox::Limits;
+use super::offspring::{Host, Offspring};
 use tokio::{
     process::{Child, Command},
     sync::{mpsc, oneshot},
@@ -19,20 +19,19 @@ use tokio::{
 
 /// What a child inherits of the daemon's environment. Everything else is
 /// cleared: secrets have no business there.
-const INHERITED: [&str; 6] =
-    ["PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE"];
+const INHERITED: [&str; 5] = ["PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE"];
 
 /// What every child is given: no debugger is started by a failing assertion of
 /// ggml, and idle OpenMP threads sleep.
 const GIVEN: [(&str, &str); 2] = [("GGML_NO_BACKTRACE", "1"), ("OMP_WAIT_POLICY", "passive")];
 
-type Job = (Command, oneshot::Sender<io::Result<Child>>);
+type Job = (Command, oneshot::Sender<io::Result<(Child, Host)>>);
 
 /// A handle of the thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Spawner {
     jobs: mpsc::Sender<Job>,
-    host: PathBuf,
+    program: PathBuf,
 }
 
 /// A child that was started, and the daemon's end of its link.
@@ -40,26 +39,32 @@ pub struct Spawner {
 pub struct Spawned {
     /// The process; killed when dropped.
     pub child: Child,
+    /// That it is known.
+    pub host: Host,
     /// The daemon's end.
     pub link: UnixStream,
 }
 
 impl Spawner {
-    /// Starts the thread. `host` is the program `ksi-plugin-host`.
+    /// Starts the thread. `program` is `ksi-plugin-host`.
     ///
     /// # Errors
     ///
     /// Where the system has no thread left.
-    pub fn start(host: PathBuf, runtime: tokio::runtime::Handle) -> io::Result<Self> {
+    pub fn start(
+        program: PathBuf,
+        offspring: Offspring,
+        runtime: tokio::runtime::Handle,
+    ) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(16);
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             let _entered = runtime.enter();
             while let Some((mut command, started)) = queue.blocking_recv() {
                 // Whoever asked may have given up; then the child is killed.
-                let _ = started.send(command.spawn());
+                let _ = started.send(offspring.host(|| command.spawn(), Child::id));
             }
         })?;
-        Ok(Self { jobs, host })
+        Ok(Self { jobs, program })
     }
 
     /// Starts a plugin host in `dir`.
@@ -67,16 +72,16 @@ impl Spawner {
     /// # Errors
     ///
     /// Where the program is missing or the system refuses.
-    pub async fn spawn(&self, dir: &Path, limits: &Limits) -> io::Result<Spawned> {
+    pub async fn spawn(&self, dir: &Path) -> io::Result<Spawned> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(&self.host);
+        let mut command = Command::new(&self.program);
         command
             .arg(std::process::id().to_string())
-            .args([limits.memory_bytes, limits.files, limits.file_bytes].map(|n| n.unwrap_or(0).to_string()))
             .current_dir(dir)
             .env_clear()
             .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs(GIVEN)
+            .env("TMPDIR", dir)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -85,9 +90,9 @@ impl Spawner {
         let (started, child) = oneshot::channel();
         let gone = || io::Error::other("the spawner thread is gone");
         self.jobs.send((command, started)).await.map_err(|_| gone())?;
-        let child = child.await.map_err(|_| gone())?.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot start {}: {error}", self.host.display()))
+        let (child, host) = child.await.map_err(|_| gone())?.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start {}: {error}", self.program.display()))
         })?;
-        Ok(Spawned { child, link: ours })
+        Ok(Spawned { child, host, link: ours })
     }
 }

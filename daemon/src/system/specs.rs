@@ -26,7 +26,8 @@ const BORN: &[Field] = &[
     ("name", "string", true, "Name of the plugin."),
     ("generation", "integer", true, "Counts the starts of this plugin."),
     ("placement", "string", true, "`in-process` or `child`."),
-    ("sandbox", "string", true, "Sandbox level in force."),
+    ("sandbox", "string", true, "Sandbox level in force: `L0` to `L5`, `none` in-process."),
+    ("sandbox_lacks", "array", true, "Layers that are off or incomplete, each with its reason."),
     ("pid", "integer", false, "Process id of the child."),
 ];
 const GONE: &[Field] =
@@ -62,6 +63,11 @@ pub(super) const ALL: &[Spec] = &[
     ),
     request("plugin:list", "List all plugins.", &[]),
     request("plugin:inspect", "Tell everything about one plugin, and how it died.", NAME),
+    request(
+        "plugin:probe",
+        "Start another child with the plugin's sandbox, try from inside what is denied there, and tell.",
+        NAME,
+    ),
     request(
         "plugin:load",
         "Load a plugin library, or a plugin of the manifest that was unloaded.",

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, Refusal, frame::Setup};
+use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, Refusal, frame::Setup, sandbox::Report};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
@@ -29,6 +29,7 @@ use crate::{
     image::Image,
     instance::{Fault, Host, Instance, Output},
     library::Library,
+    sandbox::probe,
 };
 
 /// Bytes that are collected before they are written during one turn.
@@ -43,6 +44,9 @@ pub enum Error {
     /// The daemon said something that makes no sense.
     #[error("the daemon sent a bad frame: {0}")]
     Frame(#[from] ksi_protocol::frame::Error),
+    /// The sandbox could not be entered.
+    #[error("cannot enter the sandbox: {0}")]
+    Sandbox(String),
     /// The plugin could not be loaded or started.
     #[error("{0}")]
     Start(Refusal),
@@ -155,16 +159,22 @@ impl Host for Link {
     }
 }
 
-/// Runs the host on its end of the link until the daemon closes it.
+/// Runs the host on its end of the link until the daemon closes it. `enter` puts
+/// the process into its sandbox, before anything of the plugin is looked at.
 ///
 /// # Errors
 ///
 /// Why it ended early.
-pub fn run(mut socket: UnixStream) -> Result<(), Error> {
+pub fn run(
+    mut socket: UnixStream,
+    enter: impl FnOnce(&Setup) -> Result<Report, String>,
+) -> Result<(), Error> {
     let mut input = BytesMut::with_capacity(64 * 1024);
     let Some(Frame::Setup(setup)) = read_frame(&mut socket, &mut input)? else {
         return Err(Error::Start(Refusal::new(Code::InvalidFrame, "the first frame must be `setup`")));
     };
+    let report = enter(&setup).map_err(Error::Sandbox)?;
+    let lacking = setup.sandbox.require.and_then(|require| report.lacks(require));
     let link = Arc::new(Link {
         driver: std::thread::current().id(),
         out: Mutex::new(Out {
@@ -178,7 +188,18 @@ pub fn run(mut socket: UnixStream) -> Result<(), Error> {
             .map_err(std::io::Error::from)?,
         refused: Mutex::default(),
     });
-    let mut instance = match start(&setup, &link) {
+    link.send(&Frame::Sandboxed { report });
+    if let Some(targets) = &setup.probe {
+        link.send(&Frame::Probed { findings: probe::all(&setup.sandbox, targets) });
+        return Ok(link.lock().flush()?);
+    }
+    let started = match lacking {
+        Some(why) => Err(Refusal::new(Code::Unavailable, why).hint(
+            "`ksi plugin probe NAME` shows what is denied; plugins.NAME.require says how much must be",
+        )),
+        None => start(&setup, &link),
+    };
+    let mut instance = match started {
         Ok(instance) => instance,
         Err(refusal) => {
             link.send(&Frame::Refusal { id: None, refusal: refusal.clone() });

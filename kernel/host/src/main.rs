@@ -11,24 +11,24 @@ use std::{
 };
 
 use ksi_host::{child, sandbox};
+use ksi_protocol::frame::Setup;
 use nix::unistd::Pid;
 
-const USAGE: &str = "usage: ksi-plugin-host DAEMON_PID [MEMORY_BYTES [FILES [FILE_BYTES]]]\n\
-    Started by ksid for each plugin that runs in a process of its own; a limit of 0 is none.";
+const USAGE: &str = "usage: ksi-plugin-host DAEMON_PID\n\
+    Started by ksid for each plugin that runs in a process of its own.";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |at: usize| arguments.get(at).and_then(|text| text.parse::<u64>().ok()).filter(|&n| n > 0);
-    let Some(daemon) = number(0).and_then(|pid| i32::try_from(pid).ok()) else {
+    let argument = std::env::args().nth(1).and_then(|text| text.parse::<i32>().ok());
+    let Some(daemon) = argument.filter(|pid| *pid > 0).map(Pid::from_raw) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let limits = sandbox::Limits { memory_bytes: number(1), files: number(2), file_bytes: number(3) };
-    if let Err(why) = sandbox::enter(Pid::from_raw(daemon), &limits) {
+    if let Err(why) = sandbox::begin(daemon) {
         eprintln!("cannot enter the sandbox: {why}");
         return ExitCode::from(1);
     }
-    let ended = link().map_err(child::Error::from).and_then(child::run);
+    let enter = |setup: &Setup| sandbox::enter(daemon, setup);
+    let ended = link().map_err(child::Error::from).and_then(|link| child::run(link, enter));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

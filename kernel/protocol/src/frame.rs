@@ -23,6 +23,7 @@ use crate::{
     name::EventName,
     pattern::Pattern,
     refusal::{Code, Refusal},
+    sandbox::{Finding, Report, Sandbox, Targets},
     work::Policy,
 };
 
@@ -113,6 +114,16 @@ pub enum Frame<P = Bytes> {
     Gap(Gap),
     /// *Link*: to the plugin host, what to load.
     Setup(Setup<P>),
+    /// *Link*: from the plugin host, what of its sandbox is in force.
+    Sandboxed {
+        /// Every layer.
+        report: Report,
+    },
+    /// *Link*: from the plugin host, what came of a probe.
+    Probed {
+        /// Every act.
+        findings: Vec<Finding>,
+    },
     /// *Link*: from the plugin host, what the library declares.
     Described {
         /// The plugin's descriptor.
@@ -387,6 +398,12 @@ pub struct Setup<P = Bytes> {
     pub library: String,
     /// Directory that the plugin may call its own.
     pub dir: String,
+    /// What it is granted; everything else the host takes from itself.
+    #[serde(default)]
+    pub sandbox: Box<Sandbox>,
+    /// Instead of loading anything: try what the sandbox denies, and end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Box<Targets>>,
     /// Its configuration, a MessagePack map.
     #[serde(with = "payload")]
     pub config: P,

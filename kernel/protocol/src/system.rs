@@ -97,8 +97,12 @@ pub struct PluginStatus {
     pub wanted: bool,
     /// `in-process` or `child`.
     pub placement: Placement,
-    /// Sandbox level in force for a child (`L0`, `L1`…), `none` in-process.
+    /// Sandbox level in force for a child (`L0` to `L5`), as its host has tried;
+    /// `none` in-process, empty while it is not known.
     pub sandbox: String,
+    /// Layers that are off or incomplete, as `layer: why`.
+    #[serde(default)]
+    pub sandbox_lacks: Vec<String>,
     /// Process id of the child.
     #[serde(default)]
     pub pid: Option<u32>,

@@ -150,7 +150,7 @@ fn a_stopped_host_counts_as_hung() {
 
 #[test]
 fn processes_that_a_child_leaves_behind_go_with_it_and_hold_up_nobody() {
-    let daemon = faulty("child");
+    let daemon = daemon("child", "restart = { hang = \"1s\" }\nsandbox = { exec = true }");
     let orphan = daemon.ask("faulty:orphan", json!({})).expect("it starts a process")["n"].as_u64();
     let orphan = orphan.expect("a pid");
     let refusal = daemon.ask("faulty:abort", json!({})).expect_err("it dies");

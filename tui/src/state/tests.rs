@@ -46,6 +46,7 @@ pub(crate) fn plugin(name: &str, state: PluginState) -> PluginStatus {
         state,
         placement: Placement::Child,
         sandbox: "L3".into(),
+        sandbox_lacks: vec!["cgroup: not delegated".into()],
         pid: Some(4711),
         generation: 1,
         restarts: 0,

@@ -18,7 +18,7 @@ use tokio::{
 use super::{Keeper, reason_of};
 use crate::{
     hub::Port,
-    plugin::{actor::Actor, guest::Life, link::Link},
+    plugin::{actor::Actor, cgroup::Group, guest::Life, link::Link, offspring::Host},
 };
 
 /// Lines of a child's standard error that are kept as its last words.
@@ -40,9 +40,11 @@ pub(super) enum Body {
     Actor(Arc<Actor>),
     Child {
         link: Arc<Link>,
-        child: Child,
+        child: Box<Child>,
         /// All processes that come of it.
         group: Option<Pid>,
+        cgroup: Option<Group>,
+        host: Host,
         serving: JoinHandle<()>,
         words: JoinHandle<Vec<String>>,
     },
@@ -62,6 +64,7 @@ impl Keeper {
     pub(super) async fn lose(&mut self, why: &str) {
         let Some(running) = self.running.take() else { return };
         self.detach(&running.port, why);
+        self.sandbox = None;
         // What it has said and nobody has heard was about a life that is over.
         self.life = mpsc::channel(1).1;
         match running.body {
@@ -70,10 +73,13 @@ impl Keeper {
                 actor.cut_off_caller();
                 self.stuck = Some(actor).filter(|actor| actor.is_stuck());
             }
-            Body::Child { link, mut child, group, serving, words } => {
+            Body::Child { link, mut child, group, cgroup, host, serving, words } => {
                 link.kill();
-                kill(&mut child, group);
+                kill(&mut child, group, cgroup.as_ref());
                 let _ = child.wait().await;
+                drop(host);
+                // The kernel may take its time over a group.
+                drop(tokio::task::spawn_blocking(move || drop(cgroup)));
                 serving.abort();
                 // Somebody who has left the group may still hold the other end.
                 if let Ok(Ok(words)) = timeout(LAST_WORDS, words).await {
@@ -86,13 +92,16 @@ impl Keeper {
     /// What a child said before it ended still counts: answers that are in the
     /// socket are delivered before what is left is refused.
     pub(super) async fn child_exited(&mut self, status: std::io::Result<ExitStatus>) {
-        if let Some(Running { body: Body::Child { child, group, serving, .. }, .. }) = &mut self.running {
+        if let Some(Running { body: Body::Child { child, group, cgroup, serving, .. }, .. }) =
+            &mut self.running
+        {
             // Processes that it has left behind would keep the socket open.
-            kill(child, *group);
+            kill(child, *group, cgroup.as_ref());
             let _ = timeout(LAST_WORDS, serving).await;
         }
         while let Ok(life) = self.life.try_recv() {
             match life {
+                Life::Sandboxed(report) => self.sandboxed(report),
                 Life::Described(descriptor) => self.described(*descriptor),
                 Life::Refused(refusal) => self.reason = Some(reason_of(refusal)),
                 Life::Died(reason) => self.reason = Some(reason),
@@ -124,8 +133,8 @@ impl Keeper {
     }
 
     pub(super) fn kill_child(&mut self) {
-        if let Some(Running { body: Body::Child { child, group, .. }, .. }) = &mut self.running {
-            kill(child, *group);
+        if let Some(Running { body: Body::Child { child, group, cgroup, .. }, .. }) = &mut self.running {
+            kill(child, *group, cgroup.as_ref());
         }
     }
 
@@ -174,7 +183,10 @@ fn tells(line: &str) -> bool {
 }
 
 /// Kills a child with all that it has started. Gone already is as good.
-fn kill(child: &mut Child, group: Option<Pid>) {
+fn kill(child: &mut Child, group: Option<Pid>, cgroup: Option<&Group>) {
+    if let Some(cgroup) = cgroup {
+        cgroup.kill();
+    }
     if let Some(group) = group {
         let _ = killpg(group, Signal::SIGKILL);
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ksi_host::{Image, Instance, Library, sandbox};
+use ksi_host::{Image, Instance, Library};
 use ksi_identity::{Authority, Rights};
 use ksi_kernel::{Declared, Quota, Role};
 use ksi_protocol::{
@@ -26,6 +26,7 @@ use crate::{
     hub::{Handle, Port},
     plugin::{
         actor::{Actor, ActorHost},
+        grants,
         guest::{Alias, Guest, SUBS_FROM},
         link::Link,
     },
@@ -45,13 +46,6 @@ impl Keeper {
             );
             self.placement = Placement::Child;
         }
-        if let Some(require) =
-            self.spec.plugin.require.as_deref().filter(|_| self.placement == Placement::Child)
-            && require > sandbox::LEVEL
-        {
-            let message = format!("it requires sandbox {require}, and {} can be had here", sandbox::LEVEL);
-            return Err(Refusal::new(Code::Unavailable, message));
-        }
         std::fs::create_dir_all(&self.spec.dir).map_err(|error| {
             Refusal::new(Code::Unavailable, format!("cannot make {}: {error}", self.spec.dir.display()))
         })?;
@@ -68,14 +62,25 @@ impl Keeper {
             board.status.generation
         });
         match self.placement {
-            Placement::InProcess => self.launch_here(guest, image).await?,
-            Placement::Child => self.launch_child(guest).await?,
+            Placement::InProcess => {
+                self.launch_here(guest, image).await?;
+                self.tell_started();
+            }
+            // Its host will say in what sandbox it has started.
+            Placement::Child => self.launch_child(guest, generation).await?,
         }
-        let status = self.publish();
-        let fact = json!({"name": status.name, "generation": generation, "placement": status.placement,
-            "sandbox": status.sandbox, "pid": status.pid});
-        self.means.hub.tell("plugin:started", &fact);
         Ok(())
+    }
+
+    /// What is told of a generation that runs, or that is ready.
+    pub(super) fn birth(&self) -> serde_json::Value {
+        let status = self.publish();
+        json!({"name": status.name, "generation": status.generation, "placement": status.placement,
+            "sandbox": status.sandbox, "sandbox_lacks": status.sandbox_lacks, "pid": status.pid})
+    }
+
+    pub(super) fn tell_started(&self) {
+        self.means.hub.tell("plugin:started", &self.birth());
     }
 
     /// How the kernel and everybody else knows the plugin.
@@ -134,16 +139,13 @@ impl Keeper {
         }
     }
 
-    async fn launch_child(&mut self, guest: Guest) -> Result<(), Refusal> {
-        let limits = &self.spec.plugin.limits;
-        let limits = sandbox::Limits {
-            memory_bytes: limits.memory_mb.map(|mb| mb << 20),
-            files: Some(limits.files),
-            file_bytes: limits.file_mb.map(|mb| mb << 20),
-        };
+    async fn launch_child(&mut self, guest: Guest, generation: u32) -> Result<(), Refusal> {
+        let mut sandbox = grants::of(&self.spec);
         let failed = |error: std::io::Error| Refusal::new(Code::Unavailable, error.to_string());
-        let spawned = self.means.spawner.spawn(&self.spec.dir, &limits).await.map_err(failed)?;
-        let mut child = spawned.child;
+        let spawned = self.means.spawner.spawn(&self.spec.dir).await.map_err(failed)?;
+        let (mut child, host) = (Box::new(spawned.child), spawned.host);
+        let name = &self.spec.plugin.name;
+        let cgroup = grants::put_into_group(&self.means.cgroups, name, generation, child.id(), &mut sandbox);
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
         let link = Link::new(guest, spawned.link).map_err(failed)?;
         let port = self.attach(Handle::Link(link.clone()));
@@ -153,12 +155,15 @@ impl Keeper {
             name: self.spec.plugin.name.clone(),
             library: self.spec.library.display().to_string(),
             dir: self.spec.dir.display().to_string(),
+            sandbox: Box::new(sandbox),
+            probe: None,
             config: json::from_json(&self.spec.plugin.config)?,
         }));
         let name = self.spec.plugin.name.clone();
         let words = tokio::spawn(listen(name, child.stderr.take()));
         let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
-        self.running = Some(Running { port, body: Body::Child { link, child, group, serving, words } });
+        self.running =
+            Some(Running { port, body: Body::Child { link, child, group, cgroup, host, serving, words } });
         Ok(())
     }
 

@@ -203,7 +203,15 @@ fn linked() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (any::<u16>(), "\\PC{0,20}", "\\PC{0,80}", "\\PC{0,80}", payloads()).prop_map(
             |(version, name, library, dir, config)| {
-                Frame::Setup(Setup { version, name, library, dir, config })
+                Frame::Setup(Setup {
+                    version,
+                    name,
+                    library,
+                    dir,
+                    sandbox: Box::default(),
+                    probe: None,
+                    config,
+                })
             }
         ),
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),

@@ -9,6 +9,7 @@ use ksi_protocol::{
     frame::{
         Caller, Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome,
     },
+    sandbox::{Act, Cgroup, Finding, Layer, Limits, Network, Report, Sandbox, Standing, Targets},
     work::Policy,
 };
 use serde::{
@@ -217,8 +218,38 @@ fn link() -> Vec<(&'static str, Frame)> {
                 name: "echo".into(),
                 library: "/opt/ksi/libplugin_echo.so".into(),
                 dir: "/home/me/.local/state/ksi/plugins/echo".into(),
+                sandbox: Box::new(sandbox()),
+                probe: None,
                 config: ksi_protocol::empty(),
             }),
+        ),
+        (
+            "setup-probe",
+            Frame::Setup(Setup {
+                version: 1,
+                name: "echo".into(),
+                library: "/opt/ksi/libplugin_echo.so".into(),
+                dir: "/home/me/.local/state/ksi/plugins/echo".into(),
+                sandbox: Box::default(),
+                probe: Some(Box::new(Targets {
+                    outside: "/home/me/.local/state/ksi/probe-7".into(),
+                    port: 40001,
+                    socket: "/run/user/1000/ksi/ksid.sock".into(),
+                    daemon: 4242,
+                    network: "net:[4026531840]".into(),
+                })),
+                config: ksi_protocol::empty(),
+            }),
+        ),
+        ("sandboxed", Frame::Sandboxed { report: report() }),
+        (
+            "probed",
+            Frame::Probed {
+                findings: vec![
+                    Finding { act: Act::ReadOutside, denied: true, detail: "EACCES".into() },
+                    Finding { act: Act::Memory, denied: false, detail: "there is no limit".into() },
+                ],
+            },
         ),
         ("described", Frame::Described { descriptor: Box::new(descriptor()) }),
         ("ready", Frame::Ready),
@@ -233,6 +264,34 @@ fn link() -> Vec<(&'static str, Frame)> {
         ("verdict-edit", Frame::Verdict(edit)),
         ("verdict-refuse", Frame::Verdict(refuse)),
     ]
+}
+
+fn sandbox() -> Sandbox {
+    Sandbox {
+        read: vec!["/srv/models".into()],
+        write: vec!["/dev/dri".into()],
+        network: Network::Ports(vec![53, 443]),
+        listen: vec![8080],
+        unix: true,
+        exec: true,
+        limits: Limits {
+            memory_bytes: Some(1 << 30),
+            files: Some(256),
+            file_bytes: Some(1 << 24),
+            processes: Some(64),
+            cpu_percent: Some(150),
+        },
+        disable: vec![Layer::Landlock],
+        require: Some(Layer::Seccomp),
+        hide: vec!["/run/user/1000/ksi".into()],
+        cgroup: Cgroup::Holds("/sys/fs/cgroup/ksi/echo-1".into()),
+    }
+}
+
+fn report() -> Report {
+    let on = |layer| Standing { layer, on: true, why: String::new() };
+    let off = Standing { layer: Layer::Cgroup, on: false, why: "not delegated".into() };
+    Report { layers: vec![on(Layer::Process), on(Layer::Limits), off] }
 }
 
 fn descriptor() -> Descriptor {

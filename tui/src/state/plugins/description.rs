@@ -43,7 +43,7 @@ fn state(lines: &mut Vec<String>, plugin: &PluginStatus) {
     for (label, value) in [
         ("state", since),
         ("placement", plugin.placement.as_str().to_owned()),
-        ("sandbox", figures::or_dash(&plugin.sandbox)),
+        ("sandbox", sandbox(plugin)),
         ("generation", plugin.generation.to_string()),
         ("restarts", plugin.restarts.to_string()),
         ("pid", plugin.pid.map_or_else(|| "-".into(), |pid| pid.to_string())),
@@ -54,6 +54,16 @@ fn state(lines: &mut Vec<String>, plugin: &PluginStatus) {
         ("last error", plugin.last_error.clone().unwrap_or_else(|| "none".into())),
     ] {
         lines.push(format!("  {label:<11} {value}"));
+    }
+}
+
+/// The level in force, and what it lacks.
+fn sandbox(plugin: &PluginStatus) -> String {
+    let level = figures::or_dash(&plugin.sandbox);
+    if plugin.sandbox_lacks.is_empty() {
+        level
+    } else {
+        format!("{level} ({})", plugin.sandbox_lacks.join("; "))
     }
 }
 

@@ -1,0 +1,78 @@
+//! What a child is granted: made of its configuration and of what the daemon
+//! knows of this machine, anew for each start.
+
+use std::path::{Path, PathBuf};
+
+use ksi_protocol::sandbox::{Cgroup, Layer, Limits, Sandbox};
+
+use super::{
+    cgroup::{Cgroups, Group},
+    keeper::Spec,
+};
+
+/// What a plugin is granted, but for its control group.
+#[must_use]
+pub fn of(spec: &Spec) -> Sandbox {
+    let (grants, limits) = (&spec.plugin.sandbox, &spec.plugin.limits);
+    let mut read = grants.read.clone();
+    if let Some(models) = &spec.models {
+        // Granted even while there is none in it. Where it cannot be made,
+        // nothing is in it.
+        let _ = std::fs::create_dir_all(models);
+        read.push(models.display().to_string());
+        read.extend(links_in(models).map(|path| path.display().to_string()));
+    }
+    Sandbox {
+        read,
+        write: grants.write.clone(),
+        network: grants.network.clone(),
+        listen: grants.listen.clone(),
+        unix: grants.unix,
+        exec: grants.exec,
+        limits: Limits {
+            memory_bytes: limits.memory_mb.map(|mb| mb << 20),
+            files: Some(limits.files),
+            file_bytes: limits.file_mb.map(|mb| mb << 20),
+            processes: Some(limits.processes),
+            cpu_percent: limits.cpu_percent,
+        },
+        disable: grants.disable.clone(),
+        require: spec.plugin.require,
+        hide: vec![spec.runtime_dir.display().to_string()],
+        cgroup: Cgroup::default(),
+    }
+}
+
+/// Where the links in the directory of models lead. It may only be read from
+/// inside, so they are the operator's.
+fn links_in(models: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(models).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter_map(|entry| entry.path().canonicalize().ok())
+}
+
+/// Puts a child that has done nothing yet into a control group of its own, where
+/// there can be one, and tells its sandbox.
+#[must_use]
+pub fn put_into_group(
+    cgroups: &Cgroups,
+    plugin: &str,
+    generation: u32,
+    child: Option<u32>,
+    sandbox: &mut Sandbox,
+) -> Option<Group> {
+    if sandbox.disable.contains(&Layer::Cgroup) {
+        return None;
+    }
+    let (group, told) = cgroups.make(plugin, generation, &sandbox.limits);
+    sandbox.cgroup = told;
+    let group = group?;
+    match group.add(child?) {
+        Ok(()) => Some(group),
+        Err(error) => {
+            sandbox.cgroup = Cgroup::Off(format!("cannot put the child into its group: {error}"));
+            None
+        }
+    }
+}

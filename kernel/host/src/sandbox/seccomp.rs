@@ -1,0 +1,271 @@
+//! L2: system calls that no plugin has any business with are denied, and those
+//! that it has only with a grant.
+//!
+//! A list of what is denied, since a plugin may be any program. Denied calls
+//! fail with `EPERM`; `clone3` with `ENOSYS`, because its arguments lie in
+//! memory where no filter can look, and the C library then uses `clone`.
+
+use std::collections::BTreeMap;
+
+use ksi_protocol::sandbox::{Network, Sandbox};
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Is, SeccompCondition,
+    SeccompFilter, SeccompRule, apply_filter,
+};
+
+use super::Taken;
+
+/// Never granted: tracing, other processes' memory, namespaces and mounts, the
+/// kernel's own machinery, keys, clocks, and leaving the process group by which
+/// all are ended together.
+const DENIED: &[libc::c_long] = &[
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kcmp,
+    libc::SYS_tkill,
+    libc::SYS_setsid,
+    libc::SYS_setpgid,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_bpf,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_userfaultfd,
+    libc::SYS_perf_event_open,
+    libc::SYS_fanotify_init,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_kexec_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_vhangup,
+];
+
+/// The same, where there is more than on every machine.
+#[cfg(target_arch = "x86_64")]
+const DENIED_HERE: &[libc::c_long] =
+    &[libc::SYS_kexec_file_load, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_uselib];
+#[cfg(not(target_arch = "x86_64"))]
+const DENIED_HERE: &[libc::c_long] = &[libc::SYS_kexec_file_load];
+
+/// What starts processes, besides `clone`.
+#[cfg(target_arch = "x86_64")]
+const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const FORKS: &[libc::c_long] = &[];
+
+/// Namespaces that `clone` would make.
+const NAMESPACES: [libc::c_int; 7] = [
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+type Built<T> = Result<T, seccompiler::BackendError>;
+
+/// Puts the filter into force. `own_network`: it has one that nobody else is
+/// on.
+pub(super) fn enter(sandbox: &Sandbox, own_network: bool) -> Result<(), String> {
+    let denied = rules(sandbox, own_network).and_then(|rules| program(rules, libc::EPERM));
+    let absent = program(Rules::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS);
+    for program in [absent, denied] {
+        let program = program.map_err(|error| error.to_string())?;
+        apply_filter(&program).map_err(|error| error.to_string())?;
+    }
+    #[cfg(target_arch = "x86_64")]
+    apply_filter(&other_numbers()).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn program(rules: Rules, errno: libc::c_int) -> Built<BpfProgram> {
+    let arch = std::env::consts::ARCH.try_into()?;
+    let action = SeccompAction::Errno(errno.cast_unsigned());
+    SeccompFilter::new(rules, SeccompAction::Allow, action, arch)?.try_into()
+}
+
+/// Denies the second set of numbers under which x86-64 has its system calls,
+/// which the other filters do not know.
+#[cfg(target_arch = "x86_64")]
+fn other_numbers() -> BpfProgram {
+    const X32: u32 = 0x4000_0000;
+    let step = |code: u32, jt, jf, k| seccompiler::sock_filter {
+        code: u16::try_from(code).unwrap_or(u16::MAX),
+        jt,
+        jf,
+        k,
+    };
+    vec![
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+fn rules(sandbox: &Sandbox, own_network: bool) -> Built<Rules> {
+    let mut rules = Rules::new();
+    for call in DENIED.iter().chain(DENIED_HERE) {
+        rules.insert(*call, Vec::new());
+    }
+    process_rules(&mut rules, sandbox.exec)?;
+    socket_rules(&mut rules, sandbox, own_network)?;
+    // What the host has set for good.
+    for option in [libc::PR_SET_PDEATHSIG, libc::PR_SET_DUMPABLE, libc::PR_SET_CHILD_SUBREAPER] {
+        deny_if(&mut rules, libc::SYS_prctl, &[(0, Is::Eq, number(option))])?;
+    }
+    // Input that is pushed into somebody's terminal.
+    deny_if(&mut rules, libc::SYS_ioctl, &[(1, Is::Eq, libc::TIOCSTI)])?;
+    // Old personalities bring old holes; asking for the present one is fine.
+    let asking = 0xffff_ffff;
+    deny_if(&mut rules, libc::SYS_personality, &[(0, Is::Ne, 0), (0, Is::Ne, asking)])?;
+    Ok(rules)
+}
+
+/// Threads for all; processes and programs by grant; signals to oneself, and
+/// with processes of one's own to those that other layers allow.
+fn process_rules(rules: &mut Rules, exec: bool) -> Built<()> {
+    for namespace in NAMESPACES {
+        let flag = number(namespace);
+        deny_if(rules, libc::SYS_clone, &[(0, Is::MaskedEq(flag), flag)])?;
+    }
+    let us = u64::from(std::process::id());
+    // Limits, priorities and processors of others, the daemon among them. Its
+    // own threads can be set only by themselves: by their numbers they cannot be
+    // told from others'. Programs that it starts have other numbers than this.
+    let own = if exec { vec![0] } else { vec![0, us] };
+    for (argument, call) in [
+        (0, libc::SYS_prlimit64),
+        (1, libc::SYS_setpriority),
+        (1, libc::SYS_ioprio_set),
+        (0, libc::SYS_sched_setscheduler),
+        (0, libc::SYS_sched_setparam),
+        (0, libc::SYS_sched_setattr),
+        (0, libc::SYS_sched_setaffinity),
+    ] {
+        let others: Vec<_> = own.iter().map(|pid| (argument, Is::Ne, *pid)).collect();
+        deny_if(rules, call, &others)?;
+    }
+    // Nor priorities of all processes of its user: PRIO_USER and
+    // IOPRIO_WHO_USER.
+    for (call, of_a_user) in [(libc::SYS_setpriority, 2), (libc::SYS_ioprio_set, 3)] {
+        deny_if(rules, call, &[(0, Is::Eq, of_a_user)])?;
+    }
+    if exec {
+        return Ok(());
+    }
+    let thread = number(libc::CLONE_THREAD);
+    deny_if(rules, libc::SYS_clone, &[(0, Is::MaskedEq(thread), 0)])?;
+    for call in FORKS.iter().chain(&[libc::SYS_execve, libc::SYS_execveat]) {
+        rules.insert(*call, Vec::new());
+    }
+    for call in [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo] {
+        deny_if(rules, call, &[(0, Is::Ne, us)])?;
+    }
+    Ok(())
+}
+
+/// Sockets of the kinds that are granted. A pair of sockets leads nowhere, so
+/// it is always allowed.
+fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Built<()> {
+    deny_if(rules, libc::SYS_socketpair, &[(0, Is::Ne, number(libc::AF_UNIX))])?;
+    let (internet, datagrams) = match &sandbox.network {
+        // What was promised cannot be had, so there is nothing.
+        Network::None | Network::Loopback if !own_network => (!sandbox.listen.is_empty(), false),
+        Network::None => (false, false),
+        Network::Loopback => (true, true),
+        Network::Ports(ports) => (true, ports.contains(&53)),
+    };
+    let mut families = Vec::new();
+    if sandbox.unix {
+        families.push(libc::AF_UNIX);
+    }
+    if internet {
+        families.extend([libc::AF_INET, libc::AF_INET6]);
+    }
+    let others: Vec<_> = families.iter().map(|family| (0, Is::Ne, number(*family))).collect();
+    if others.is_empty() {
+        rules.insert(libc::SYS_socket, Vec::new());
+        return Ok(());
+    }
+    deny_if(rules, libc::SYS_socket, &others)?;
+    // TCP, and UDP where it is granted, under their own names only: rules on
+    // TCP ports know no other protocol that does the same.
+    let mut kinds = vec![libc::SOCK_RAW, libc::SOCK_RDM, libc::SOCK_SEQPACKET, libc::SOCK_DCCP];
+    let mut protocols = vec![(2, Is::Ne, 0), (2, Is::Ne, number(libc::IPPROTO_TCP))];
+    if datagrams {
+        protocols.push((2, Is::Ne, number(libc::IPPROTO_UDP)));
+    } else {
+        kinds.push(libc::SOCK_DGRAM);
+    }
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let family = (0, Is::Eq, number(family));
+        for kind in &kinds {
+            // Above the low bits are flags.
+            let kind = (1, Is::MaskedEq(0xf), number(*kind));
+            deny_if(rules, libc::SYS_socket, &[family.clone(), kind])?;
+        }
+        let other = [vec![family], protocols.clone()].concat();
+        deny_if(rules, libc::SYS_socket, &other)?;
+    }
+    Ok(())
+}
+
+/// Denies a call where all conditions on its arguments hold.
+fn deny_if(rules: &mut Rules, call: libc::c_long, conditions: &[(u8, Is, u64)]) -> Built<()> {
+    let conditions: Built<Vec<_>> = conditions
+        .iter()
+        .map(|(argument, is, value)| SeccompCondition::new(*argument, Width::Dword, is.clone(), *value))
+        .collect();
+    rules.entry(call).or_default().push(SeccompRule::new(conditions?)?);
+    Ok(())
+}
+
+fn number(constant: libc::c_int) -> u64 {
+    u64::from(constant.cast_unsigned())
+}
+
+/// Tries a call that changes nothing and that everybody is allowed otherwise.
+pub(super) fn holds() -> Taken {
+    match nix::sched::unshare(nix::sched::CloneFlags::empty()) {
+        Err(nix::errno::Errno::EPERM) => Ok(String::new()),
+        _ => Err("system calls pass the filter".into()),
+    }
+}

@@ -1,0 +1,174 @@
+//! What of the file system a plugin needs and is granted: one list for those
+//! who enforce it.
+//!
+//! Every path is followed to what it really is, since that is what the kernel
+//! checks. What does not exist cannot be granted and is passed over.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use ksi_protocol::{frame::Setup, sandbox::Network};
+
+/// What every program needs: libraries, the clock's place, figures of this
+/// machine and of the process itself.
+const READ: [&str; 20] = [
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/nix/store",
+    "/gnu/store",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/usr/share/zoneinfo",
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/loadavg",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system",
+];
+
+/// What names and certificates take.
+const READ_FOR_NETWORK: [&str; 7] = [
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/ssl",
+    "/etc/pki",
+    "/usr/share/ca-certificates",
+];
+
+/// What programs that it starts take; each of them has a `/proc/self` of its
+/// own.
+const READ_FOR_PROGRAMS: [&str; 4] = ["/usr", "/bin", "/sbin", "/proc"];
+
+/// Devices that harm nobody.
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// A granted path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// As it was named.
+    pub(super) named: PathBuf,
+    /// Where it leads.
+    pub(super) real: PathBuf,
+    /// Whether it may be changed.
+    pub(super) write: bool,
+    /// Whether it lies in what is granted the same anyway.
+    pub(super) covered: bool,
+}
+
+/// All that is granted.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The directory that the plugin may call its own, in which the host
+    /// works.
+    pub(super) own: PathBuf,
+    /// Which directory that is, whatever lies over it later.
+    identity: (u64, u64),
+    /// Parents before what lies in them.
+    pub(super) granted: Vec<Granted>,
+}
+
+impl View {
+    pub(super) fn of(setup: &Setup) -> Result<Self, String> {
+        let own = std::env::current_dir().map_err(|error| format!("own directory: {error}"))?;
+        let sandbox = &setup.sandbox;
+        let mut read: Vec<PathBuf> = READ.map(PathBuf::from).into();
+        if sandbox.network != Network::None || !sandbox.listen.is_empty() {
+            read.extend(READ_FOR_NETWORK.map(PathBuf::from));
+        }
+        if sandbox.exec {
+            read.extend(READ_FOR_PROGRAMS.map(PathBuf::from));
+        }
+        read.push(setup.library.clone().into());
+        // Read where a panic is told with its backtrace.
+        read.extend(std::env::current_exe());
+        read.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
+        read.extend(sandbox.read.iter().map(PathBuf::from));
+        let mut write: Vec<PathBuf> = DEVICES.map(PathBuf::from).into();
+        write.push(own.clone());
+        // The same, as the plugin is told it.
+        write.push(setup.dir.clone().into());
+        write.extend(sandbox.write.iter().map(PathBuf::from));
+        let resolved = |write: bool| {
+            move |named: PathBuf| {
+                let real = named.is_absolute().then(|| named.canonicalize().ok())??;
+                Some(Granted { named, real, write, covered: false })
+            }
+        };
+        let mut granted: Vec<Granted> = read.into_iter().filter_map(resolved(false)).collect();
+        granted.extend(write.into_iter().filter_map(resolved(true)));
+        let identity = identity(&own)?;
+        Ok(Self { own, identity, granted: in_order(granted) })
+    }
+
+    /// Whether the plugin's own directory is still what it was: what is kept
+    /// there must not end in something that goes with the process.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let found = [identity(&self.own)?, identity(Path::new("."))?];
+        if found == [self.identity; 2] { Ok(()) } else { Err("the own directory is another one".into()) }
+    }
+
+    /// What is granted, each place once, parents before what lies in them.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Granted> {
+        self.granted.iter().filter(|granted| !granted.covered)
+    }
+
+    /// The real paths that may only be read, or that may also be written.
+    pub(super) fn paths(&self, write: bool) -> impl Iterator<Item = &Path> {
+        self.places().filter(move |granted| granted.write == write).map(|granted| &*granted.real)
+    }
+}
+
+/// Device and number of a directory.
+fn identity(dir: &Path) -> Result<(u64, u64), String> {
+    let found = dir.metadata().map_err(|error| format!("own directory: {error}"))?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Parents before what lies in them, and what is granted by its parent marked
+/// so.
+fn in_order(mut granted: Vec<Granted>) -> Vec<Granted> {
+    granted.sort_by_key(|granted| (granted.real.components().count(), granted.write));
+    for at in 0..granted.len() {
+        let (before, this) = (&granted[..at], &granted[at]);
+        let nearest = before.iter().rev().find(|above| !above.covered && this.real.starts_with(&above.real));
+        granted[at].covered = nearest.is_some_and(|above| above.write == this.write);
+    }
+    granted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_place_is_granted_once_and_its_own_right_wins_over_its_parents() {
+        let granted =
+            |path: &str, write| Granted { named: path.into(), real: path.into(), write, covered: false };
+        let granted = in_order(vec![
+            granted("/usr/lib/x", false),
+            granted("/state/own/deep", true),
+            granted("/usr/lib", false),
+            granted("/state", false),
+            granted("/state/own", true),
+            granted("/usr/library", false),
+            granted("/usr/lib", false),
+        ]);
+        let view = View { own: "/state/own".into(), identity: (0, 0), granted };
+        let places: Vec<_> = view.places().map(|place| (place.real.to_str().unwrap(), place.write)).collect();
+        let expected =
+            [("/state", false), ("/usr/lib", false), ("/usr/library", false), ("/state/own", true)];
+        assert_eq!(places, expected);
+    }
+}
