@@ -38,15 +38,16 @@ const EXEMPT: [(&str, &str); 2] =
 const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 
 /// Who may depend on whom inside the workspace, tests aside.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("ksi-abi", &[]),
     ("ksi-protocol", &[]),
+    ("ksi-trust", &[]),
     ("ksi-kernel", &["ksi-protocol"]),
-    ("ksi-sdk", &["ksi-abi", "ksi-protocol"]),
-    ("ksi-host", &["ksi-abi", "ksi-protocol"]),
+    ("ksi-sdk", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
+    ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),
-    ("ksid", &["ksi-kernel", "ksi-host", "ksi-protocol"]),
-    ("ksi", &["ksi-client", "ksi-protocol"]),
+    ("ksid", &["ksi-kernel", "ksi-host", "ksi-protocol", "ksi-trust"]),
+    ("ksi", &["ksi-client", "ksi-protocol", "ksi-trust"]),
     ("ksi-monitor", &["ksi-client", "ksi-protocol"]),
     ("ksi-tests", &["ksi-client", "ksi-protocol"]),
 ];

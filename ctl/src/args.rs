@@ -17,7 +17,9 @@ use crate::{
     output::{ColorWhen, Format},
 };
 
-pub(crate) use nouns::{Checkpoint, Config, Model, ModelName, Named, Plugin, Work, WorkName, WorkPart};
+pub(crate) use nouns::{
+    Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, SignPlugins, Work, WorkName, WorkPart,
+};
 
 /// Talk to ksid, the event daemon for AI agents.
 ///
@@ -138,10 +140,13 @@ pub(crate) enum Verb {
         #[arg(add = ArgValueCompleter::new(complete::events))]
         event: String,
     },
-    /// List, inspect, load, unload and write plugins
+    /// Make and show the keys that sign plugins and models
+    #[command(subcommand)]
+    Key(Key),
+    /// List, inspect, load, unload, sign and write plugins
     #[command(subcommand)]
     Plugin(Plugin),
-    /// List, add, load and remove models
+    /// List, add, load, sign and remove models
     #[command(subcommand)]
     Model(Model),
     /// Show, read and set the configuration

@@ -6,12 +6,14 @@ mod checkpoint;
 mod config;
 mod discover;
 mod doctor;
+mod key;
 mod lifecycle;
 mod logs;
 mod model;
 mod plugin;
 mod send;
 mod shell;
+mod sign;
 mod status;
 mod sub;
 mod work;
@@ -68,6 +70,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
+        Some(Verb::Key(key)) => key::run(at, key),
         Some(Verb::Plugin(plugin)) => Box::pin(plugin::run(at, plugin)).await,
         Some(Verb::Model(model)) => Box::pin(model::run(at, model)).await,
         Some(Verb::Config(config)) => Box::pin(config::run(at, config)).await,

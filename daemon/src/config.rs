@@ -34,6 +34,7 @@ use std::{
 };
 
 use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_trust::Key;
 
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
@@ -95,6 +96,8 @@ impl Sources {
 pub struct Config {
     /// The daemon itself.
     pub daemon: Daemon,
+    /// What may be loaded.
+    pub security: Security,
     /// Plugins by their name in the manifest.
     pub plugins: BTreeMap<String, Plugin>,
     /// Policy by event.
@@ -108,6 +111,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("daemon", &self.daemon)
+            .field("security", &self.security)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
             .finish_non_exhaustive()
@@ -184,6 +188,18 @@ impl Default for Daemon {
             write_deadline: limits::WRITE_DEADLINE,
         }
     }
+}
+
+/// `[security]`: what may be loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Whether plugins and models are loaded only where a lock that is signed
+    /// lists their bytes.
+    pub require_signed: bool,
+    /// The key under `models.lock`; `None`: the one in `models.pub`.
+    pub models_key: Option<Key>,
+    /// The key under `plugins.lock`; `None`: the one in `plugins.pub`.
+    pub plugins_key: Option<Key>,
 }
 
 /// `[plugins.NAME]`: one instance of a plugin.

@@ -17,4 +17,5 @@ pub mod hub;
 pub mod session;
 pub mod plugin;
 pub mod system;
+pub mod trust;
 pub mod server;

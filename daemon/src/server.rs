@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement, work::Policy};
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -37,6 +37,7 @@ use crate::{
     session::{Limits, Sessions},
     system::{Apply, Parts, Reread, Stop, System, is_starting},
     takeover::{Program, Takeover},
+    trust::Trust,
 };
 
 /// The program that runs one plugin, beside this one.
@@ -85,6 +86,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(current.clone()),
+        trust: Trust::new(current.clone(), &paths),
     };
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config));
@@ -152,9 +154,11 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
         problems.push(format!("{} is missing, which runs plugins in processes of their own", host.display()));
     }
     let places = places(paths)?;
+    let trust = Trust::new(Arc::new(Mutex::new(Arc::new(config.clone()))), paths);
     for plugin in enabled() {
-        if let Err(error) = Image::open(&places.find(&plugin.library)) {
-            problems.push(format!("plugin {}: {error}", plugin.name));
+        let image = Image::open(&places.find(&plugin.library)).map_err(Refusal::from);
+        if let Err(refusal) = image.and_then(|image| trust.check(&image)) {
+            problems.push(format!("plugin {}: {}", plugin.name, refusal.message));
         }
     }
     Ok(problems)

@@ -3,6 +3,7 @@
 
 mod lifecycle;
 mod restart;
+mod signing;
 mod durable;
 mod kills;
 mod wire;

@@ -33,6 +33,14 @@ pub(crate) enum Plugin {
     Reload(Named),
     /// Stop and start a plugin
     Restart(Named),
+    /// Sign libraries, so that they are loaded where signatures are required
+    Sign(SignPlugins),
+    /// Compare libraries with what was signed; exit code 8 if one differs
+    Verify {
+        /// Names or paths; all that are signed if left out
+        #[arg(value_name = "NAME|PATH", add = ArgValueCompleter::new(complete::plugins))]
+        plugins: Vec<String>,
+    },
     /// Write the project of a new plugin
     New {
         /// Its name: lower-case letters, digits and _
@@ -43,6 +51,47 @@ pub(crate) enum Plugin {
         /// Where ksi-sdk lies; found by itself inside a KSI checkout
         #[arg(long, value_name = "PATH")]
         sdk: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SignPlugins {
+    /// Names, as in libplugin_NAME.so, or paths of libraries
+    #[arg(value_name = "NAME|PATH", add = ArgValueCompleter::new(complete::plugins))]
+    pub(crate) plugins: Vec<String>,
+    /// All libraries where the daemon looks for them
+    #[arg(long, conflicts_with = "plugins")]
+    pub(crate) all: bool,
+    /// Another secret key than plugins.key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Keys: what they sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyKind {
+    /// models.lock
+    Models,
+    /// plugins.lock
+    Plugins,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a minisign key; with a password, asked for or in KSI_KEY_PASSWORD
+    Create {
+        /// What it shall sign
+        #[arg(value_enum)]
+        kind: KeyKind,
+        /// Protect the secret key by its file mode alone
+        #[arg(long)]
+        no_password: bool,
+    },
+    /// Print the public key, for minisign -P or the configuration
+    Show {
+        /// What it signs
+        #[arg(value_enum)]
+        kind: KeyKind,
     },
 }
 
@@ -99,6 +148,24 @@ pub(crate) enum Model {
     },
     /// Free the memory of a model
     Unload(ModelName),
+    /// Sign models, so that they are loaded where signatures are required
+    Sign {
+        /// Names; with or without `llama/`
+        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::local_models))]
+        models: Vec<String>,
+        /// All of the models directory
+        #[arg(long, conflicts_with = "models")]
+        all: bool,
+        /// Another secret key than models.key
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Compare models with what was signed; exit code 8 if one differs
+    Verify {
+        /// Names; all that are signed if left out
+        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::local_models))]
+        models: Vec<String>,
+    },
     /// Remove a model from the models directory
     Rm {
         #[command(flatten)]

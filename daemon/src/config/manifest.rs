@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration}
 use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
-    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart,
+    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, Security,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
-    value::{choice, duration, log_level, patterns, switch, text_where, uids, whole},
+    value::{choice, duration, key, log_level, patterns, switch, text_where, uids, whole},
 };
 use crate::log;
 
@@ -41,6 +41,7 @@ fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
 pub(super) fn read(report: &Report, table: &Table) -> Config {
     let mut root = Section::root(report, table);
     let daemon = daemon(root.section("daemon"));
+    let security = security(root.section("security"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
     let mut plugins = BTreeMap::new();
@@ -67,7 +68,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, security, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -92,6 +93,17 @@ fn daemon(mut section: Section<'_>) -> Daemon {
     };
     section.finish();
     daemon
+}
+
+fn security(mut section: Section<'_>) -> Security {
+    let unset = Security::default();
+    let security = Security {
+        require_signed: section.get("require_signed", unset.require_signed, switch),
+        models_key: section.get_optional("models_key", unset.models_key, key),
+        plugins_key: section.get_optional("plugins_key", unset.plugins_key, key),
+    };
+    section.finish();
+    security
 }
 
 fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plugin> {

@@ -28,7 +28,7 @@ impl Config {
     #[must_use]
     pub fn as_json(&self) -> Json {
         let mut root = Map::new();
-        for name in ["daemon", "plugins", "events"] {
+        for name in ["daemon", "security", "plugins", "events"] {
             root.insert(name.to_owned(), Json::Object(Map::new()));
         }
         for (path, (value, _)) in &self.effective {

@@ -7,6 +7,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use ksi_protocol::Pattern;
+use ksi_trust::Key;
 use serde_json::{Map, Value as Json};
 
 use super::{
@@ -54,6 +55,7 @@ shown! {
     log::Format => |value| Json::from(match value { log::Format::Text => "text", log::Format::Json => "json" }),
     ksi_protocol::system::Placement => |value| Json::from(value.as_str()),
     super::Delivery => |value| Json::from(value.as_str()),
+    Key => |value| Json::from(value.to_string()),
 }
 
 impl Shown for Vec<Pattern> {
@@ -85,6 +87,13 @@ pub(super) fn text(node: &Node) -> Parsed<String> {
         Value::Text(text) | Value::Loose(text) => Ok(text.clone()),
         _ => wrong_type(node, "a string", "put it in quotes"),
     }
+}
+
+/// A public key. It is no secret, so it may be quoted.
+pub(super) fn key(node: &Node) -> Parsed<Key> {
+    let line = text(node)?;
+    let hint = "`ksi key show models` and `ksi key show plugins` print them";
+    line.parse().or_else(|error| complain(format!("is `{line}`; {error}"), hint))
 }
 
 /// `true` or `false`.

@@ -37,6 +37,7 @@ use crate::{
     config,
     hub::{Hub, Port},
     jitter,
+    trust::Trust,
 };
 
 /// Deaths that are kept for `plugin:inspect`.
@@ -60,6 +61,8 @@ pub struct Means {
     /// The default timeout and the durability of an event, by the name that
     /// others use and the one that the plugin declares.
     pub policies: Arc<Policies>,
+    /// What may be loaded.
+    pub trust: Arc<Trust>,
 }
 
 /// One plugin, as it is to be run.

@@ -28,6 +28,7 @@ fn setup(version: u16, library: &str) -> Frame {
         version,
         name: "test".into(),
         library: library.into(),
+        sha256: None,
         dir: "/".into(),
         config: Bytes::from_static(b"\x80"),
     })

@@ -80,6 +80,8 @@ pub use chunks::Chunks;
 pub use context::{Ctx, Level};
 pub use ksi_abi as abi;
 pub use ksi_protocol as protocol;
+#[cfg(feature = "trust")]
+pub use ksi_trust as trust;
 pub use plugin::Plugin;
 pub use register::{Event, Intercepted, Kept, Register};
 pub use state::{Batch, State, Versioned};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use ksi_host::{Image, Instance, Library, sandbox};
 use ksi_kernel::{Declared, Grant, Quota, Role};
 use ksi_protocol::{
-    Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
+    Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
     frame::{Class, Setup},
     json,
     system::{Placement, PluginState},
 };
+use ksi_trust::Digest;
 use nix::unistd::Pid;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -32,7 +33,7 @@ use crate::{
 
 impl Keeper {
     pub(super) async fn launch(&mut self) -> Result<(), Refusal> {
-        let image = Image::open(&self.spec.library)?;
+        let (image, digest) = self.means.trust.vouch(Image::open(&self.spec.library)?).await?;
         if image.child_only {
             self.placement = Placement::Child;
         }
@@ -68,7 +69,7 @@ impl Keeper {
         });
         match self.placement {
             Placement::InProcess => self.launch_here(guest, image).await?,
-            Placement::Child => self.launch_child(guest).await?,
+            Placement::Child => self.launch_child(guest, digest).await?,
         }
         let status = self.publish();
         let fact = json!({"name": status.name, "generation": generation, "placement": status.placement,
@@ -96,7 +97,7 @@ impl Keeper {
         let port = self.attach(Handle::Actor(actor.clone()));
         actor.guest.set_port(&port);
         let host = Arc::new(ActorHost(Arc::downgrade(&actor)));
-        let config = json::from_json(&self.spec.plugin.config)?;
+        let config = self.configuration()?;
         let dir = self.spec.dir.clone();
         let created = tokio::task::spawn_blocking(move || {
             let library = Library::load(&image)?;
@@ -127,7 +128,16 @@ impl Keeper {
         }
     }
 
-    async fn launch_child(&mut self, guest: Guest) -> Result<(), Refusal> {
+    /// What the plugin is configured with, and what only the daemon may say.
+    fn configuration(&self) -> Result<Bytes, Refusal> {
+        let mut config = self.spec.plugin.config.clone();
+        self.means.trust.instruct(&mut config);
+        json::from_json(&config)
+    }
+
+    /// `digest`: the one that the file must have when the child opens it.
+    async fn launch_child(&mut self, guest: Guest, digest: Option<Digest>) -> Result<(), Refusal> {
+        let config = self.configuration()?;
         let limits = &self.spec.plugin.limits;
         let limits = sandbox::Limits {
             memory_bytes: limits.memory_mb.map(|mb| mb << 20),
@@ -145,8 +155,9 @@ impl Keeper {
             version: PROTOCOL_VERSION,
             name: self.spec.plugin.name.clone(),
             library: self.spec.library.display().to_string(),
+            sha256: digest.map(|digest| digest.to_string()),
             dir: self.spec.dir.display().to_string(),
-            config: json::from_json(&self.spec.plugin.config)?,
+            config,
         }));
         let name = self.spec.plugin.name.clone();
         let words = tokio::spawn(listen(name, child.stderr.take()));

@@ -177,9 +177,10 @@ fn answered() -> impl Strategy<Value = Frame> {
 fn linked() -> impl Strategy<Value = Frame> {
     let stages = prop::sample::select(vec![Stage::Before, Stage::After]);
     prop_oneof![
-        (any::<u16>(), "\\PC{0,20}", "\\PC{0,80}", "\\PC{0,80}", payloads()).prop_map(
-            |(version, name, library, dir, config)| {
-                Frame::Setup(Setup { version, name, library, dir, config })
+        (any::<u16>(), "\\PC{0,20}", "\\PC{0,80}", "\\PC{0,80}", payloads(), any::<bool>()).prop_map(
+            |(version, name, library, dir, config, pinned)| {
+                let sha256 = pinned.then(|| "0f".repeat(32));
+                Frame::Setup(Setup { version, name, library, sha256, dir, config })
             }
         ),
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),

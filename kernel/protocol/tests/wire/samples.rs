@@ -199,6 +199,7 @@ fn link() -> Vec<(&'static str, Frame)> {
                 version: 1,
                 name: "echo".into(),
                 library: "/opt/ksi/libplugin_echo.so".into(),
+                sha256: None,
                 dir: "/home/me/.local/state/ksi/plugins/echo".into(),
                 config: ksi_protocol::empty(),
             }),
