@@ -108,9 +108,10 @@ pub(super) fn sign(
     }
     let text = lock.to_text();
     let comment = format!("{kind}.lock of KSI, {signed}");
-    let signature = minisign::sign(Some(&public), &secret, Cursor::new(&text), Some(&comment), None)
-        .map_err(|error| Failure::failed(format!("cannot sign: {error}")))?
-        .into_string();
+    let signature =
+        minisign::sign(Some(&public), &secret, Cursor::new(&text), Some(&comment), Some("signature of KSI"))
+            .map_err(|error| Failure::failed(format!("cannot sign: {error}")))?
+            .into_string();
     replace(&signature_path(lock_path), &signature)?;
     replace(lock_path, &text)?;
     print(at, kind, lock_path, &outcomes)
