@@ -18,7 +18,8 @@ use crate::{
 };
 
 pub(crate) use nouns::{
-    Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, SignPlugins, Work, WorkName, WorkPart,
+    Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, Secret, SignPlugins, Work, WorkName,
+    WorkPart,
 };
 
 /// Talk to ksid, the event daemon for AI agents.
@@ -143,6 +144,9 @@ pub(crate) enum Verb {
     /// Make and show the keys that sign plugins and models
     #[command(subcommand)]
     Key(Key),
+    /// Keep secrets for plugins, which get them by name
+    #[command(subcommand)]
+    Secret(Secret),
     /// List, inspect, load, unload, sign and write plugins
     #[command(subcommand)]
     Plugin(Plugin),

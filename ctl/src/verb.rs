@@ -11,6 +11,7 @@ mod lifecycle;
 mod logs;
 mod model;
 mod plugin;
+mod secret;
 mod send;
 mod shell;
 mod sign;
@@ -70,6 +71,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
+        Some(Verb::Secret(secret)) => secret::run(at, &secret),
         Some(Verb::Key(key)) => key::run(at, key),
         Some(Verb::Plugin(plugin)) => Box::pin(plugin::run(at, plugin)).await,
         Some(Verb::Model(model)) => Box::pin(model::run(at, model)).await,

@@ -38,6 +38,7 @@ use ksi_trust::Key;
 
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
+pub(crate) use show::is_secret;
 
 use crate::log;
 use section::Effective;

@@ -10,6 +10,8 @@ pub mod takeover;
 pub mod instance;
 pub mod log;
 pub mod notify;
+pub mod redaction;
+pub mod secrets;
 pub mod wire;
 pub mod woken;
 mod jitter;

@@ -34,6 +34,7 @@ use crate::{
         keeper::{Means, Policies},
         spawner::Spawner,
     },
+    secrets::Secrets,
     session::{Limits, Sessions},
     system::{Apply, Parts, Reread, Stop, System, is_starting},
     takeover::{Program, Takeover},
@@ -87,6 +88,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         changed: Arc::new(Notify::new()),
         policies: policies(current.clone()),
         trust: Trust::new(current.clone(), &paths),
+        secrets: Secrets::new(&paths, &config),
     };
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config));

@@ -32,6 +32,7 @@ use crate::{
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
     },
+    redaction,
     session::Sessions,
     takeover::Program,
 };
@@ -309,6 +310,7 @@ impl System {
             Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
                 .hint("the daemon goes on with what it had")
         })?;
+        redaction::learn(config.secret_values());
         let changes = self.config().changes(&config);
         (self.apply)(&config);
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);

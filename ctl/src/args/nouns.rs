@@ -95,6 +95,23 @@ pub(crate) enum Key {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Keep a secret: the value is read from standard input, or typed without echo
+    Set {
+        /// Its name; a plugin's configuration says secret:NAME
+        name: String,
+    },
+    /// List the names of all secrets
+    #[command(visible_alias = "ls")]
+    List,
+    /// Forget a secret
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Named {
     /// Name of the plugin

@@ -36,7 +36,8 @@ use super::{
 use crate::{
     config,
     hub::{Hub, Port},
-    jitter,
+    jitter, redaction,
+    secrets::Secrets,
     trust::Trust,
 };
 
@@ -63,6 +64,8 @@ pub struct Means {
     pub policies: Arc<Policies>,
     /// What may be loaded.
     pub trust: Arc<Trust>,
+    /// What plugins are given that others must not see.
+    pub secrets: Secrets,
 }
 
 /// One plugin, as it is to be run.
@@ -397,6 +400,7 @@ impl Keeper {
     }
 
     fn record_death(&mut self, at_ms: u64) {
+        self.reason = self.reason.take().map(redaction::text);
         let reason = self.reason.clone().unwrap_or_else(|| "unknown".into());
         let name = self.spec.plugin.name.clone();
         tracing::warn!(plugin = name, "plugin died: {reason}");

@@ -18,6 +18,7 @@ pub mod paths;
 pub mod pattern;
 mod payload;
 pub mod refusal;
+pub mod secret;
 pub mod space;
 pub mod system;
 pub mod work;

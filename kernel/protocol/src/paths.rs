@@ -110,6 +110,12 @@ impl Paths {
         self.config_dir.join(format!("{kind}.key"))
     }
 
+    /// The secrets that plugins are given by name.
+    #[must_use]
+    pub fn keyring(&self) -> PathBuf {
+        self.config_dir.join("secrets.toml")
+    }
+
     /// The directory that one plugin may call its own.
     #[must_use]
     pub fn plugin_dir(&self, plugin: &str) -> PathBuf {

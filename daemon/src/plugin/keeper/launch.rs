@@ -29,6 +29,7 @@ use crate::{
         guest::{Alias, Guest, Life, SUBS_FROM},
         link::Link,
     },
+    redaction,
 };
 
 impl Keeper {
@@ -117,6 +118,7 @@ impl Keeper {
                 Ok(())
             }
             Err(refusal) => {
+                let refusal = redaction::refusal(refusal);
                 self.detach(&port, "it did not start");
                 if matches!(refusal.code, Code::Internal | Code::Timeout) {
                     // A panic or a thread that is lost; neither is repeated
@@ -132,6 +134,7 @@ impl Keeper {
     fn configuration(&self) -> Result<Bytes, Refusal> {
         let mut config = self.spec.plugin.config.clone();
         self.means.trust.instruct(&mut config);
+        self.means.secrets.hand_out(&self.spec.plugin.name, &mut config)?;
         json::from_json(&config)
     }
 
