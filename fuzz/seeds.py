@@ -4,6 +4,8 @@
 Standard library only, and deterministic. What a fuzzer adds beside these files stays untouched.
 """
 
+import hashlib
+import json as encoder
 import pathlib
 import struct
 
@@ -15,6 +17,10 @@ def write(target, name, data):
     folder = HERE / "corpus" / target
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def compact(value):
+    return encoder.dumps(value, separators=(",", ":"))
 
 
 def framed(body):
@@ -424,5 +430,59 @@ def lock():
     write("lock", "not-utf8", b"\xff\0\xff")
 
 
-for build in (frame, json, pattern, gguf_header, config, lock):
+def audit():
+    line = MODELS_KEY.splitlines()[1]
+
+    def chained(records, first=1):
+        before = hashlib.sha256(b"before").digest()
+        begin = {"version": 1, "first": first, "before": before.hex(), "public_key": line, "at_ms": 1}
+        lines = ['{"begin":%s}' % compact(begin)]
+        for seq, record in enumerate(records, first):
+            before = hashlib.sha256(before + struct.pack("<Q", seq) + record.encode()).digest()
+            lines.append('{"entry":{"seq":%d,"chain":"%s","record":%s}}' % (seq, before.hex(), record))
+        end = {"last": first + len(records) - 1, "records": len(records)}
+        return lines + ['{"end":%s}' % compact(end)]
+
+    decision = (
+        '{"kind":"decision","at_ms":%d,"principal":"me","origin":"session:1","event":"state:set",'
+        '"permission":"state.write","allowed":true,"sha256":"' + "ab" * 32 + '","size":5}'
+    )
+    lost = '{"kind":"lost","at_ms":7,"allowed":3,"denied":1}'
+    good = chained([decision % 1, lost, decision % 2])
+    head = '{"head":{"seq":3,"chain":"%s","at_ms":1,"signature":%s}}' % ("00" * 32, compact(MODELS_SIGNATURE))
+    cases = {
+        "whole": good,
+        "empty-trail": chained([]),
+        "later": chained([lost] * 20, first=981),
+        "spaces-in-a-record": chained(['{ "kind" : "lost" , "n" : 1 }']),
+        "any-record": chained(["null", '"text"', "[1, 2, [3]]", "1e400"]),
+        "far": chained([lost], first=2**64 - 2),
+        "too-far": chained([lost, lost], first=2**64 - 2),
+        "head-forged": good[:-1] + [head, good[-1]],
+        "head-first": [good[0], head] + good[1:],
+        "changed": [text.replace('"me"', '"you"') for text in good],
+        "moved": [good[0], good[2], good[1], *good[3:]],
+        "left-out": [good[0], *good[2:]],
+        "cut": good[:-1],
+        "cut-in-a-line": good[:2] + [good[2][:40]],
+        "no-begin": good[1:],
+        "begins-twice": [good[0], *good],
+        "goes-on": good + [good[1]],
+        "end-miscounts": good[:-1] + [good[-1].replace('"records":3', '"records":4')],
+        "version-2": [good[0].replace('"version":1', '"version":2'), *good[1:]],
+        "key-none": [good[0].replace(line, "RW"), *good[1:]],
+        "field-unknown": [good[0].replace('{"version"', '{"more":1,"version"'), *good[1:]],
+        "line-unknown": [good[0], '{"other":{}}'],
+        "seq-negative": [text.replace('"seq":1', '"seq":-1') for text in good],
+        "chain-short": [text.replace('"chain":"', '"chain":"0') for text in good],
+        "deep": [good[0], '{"entry":{"seq":1,"chain":"%s","record":%s}}' % ("00" * 32, "[" * 500 + "]" * 500)],
+        "nothing": [],
+        "not-json": ["begin"],
+    }
+    for name, lines in cases.items():
+        write("audit", name, "\n".join(lines))
+    write("audit", "not-utf8", b'{"begin":"\xff"}')
+
+
+for build in (frame, json, pattern, gguf_header, config, lock, audit):
     build()

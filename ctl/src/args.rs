@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub(crate) use nouns::{
-    Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, Secret, SignPlugins, Work, WorkName,
-    WorkPart,
+    Audit, AuditQuery, Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, Secret,
+    SignPlugins, Work, WorkName, WorkPart,
 };
 
 /// Talk to ksid, the event daemon for AI agents.
@@ -126,6 +126,9 @@ pub(crate) enum Verb {
     /// Save, list, restore and check all that is kept durably
     #[command(subcommand)]
     Checkpoint(Checkpoint),
+    /// Read, verify and export the audit trail: who was let do what
+    #[command(subcommand)]
+    Audit(Audit),
     /// List what can be asked and heard
     Discover {
         /// Only this namespace

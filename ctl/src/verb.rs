@@ -1,6 +1,7 @@
 //! What the verbs do: one file for each group, and the table that picks one.
 
 mod ask;
+mod audit;
 mod chat;
 mod checkpoint;
 mod config;
@@ -69,6 +70,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Cancel(name)) => work::cancel(at, &name.request_id).await,
         Some(Verb::Work(work)) => Box::pin(work::run(at, work)).await,
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
+        Some(Verb::Audit(audit)) => Box::pin(audit::run(at, audit)).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
         Some(Verb::Secret(secret)) => secret::run(at, &secret),

@@ -33,7 +33,8 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_kernel::Declared;
+use ksi_protocol::{EventName, Pattern, limits, paths::Paths, system::Placement, work::Policy};
 use ksi_trust::Key;
 
 pub use problem::{Invalid, Origin, Problem};
@@ -137,6 +138,23 @@ impl Config {
     #[must_use]
     pub fn policy(&self, named: &str, declared: &str) -> Option<&EventPolicy> {
         self.events.get(named).or_else(|| self.events.get(declared))
+    }
+}
+
+impl Config {
+    /// What is declared of an event, by the name that others use and the one
+    /// that its plugin declares.
+    #[must_use]
+    pub fn declared(&self, name: EventName, declared: &str) -> Declared {
+        match self.policy(name.as_str(), declared) {
+            None => Declared::new(name),
+            Some(policy) => Declared {
+                name,
+                timeout: policy.timeout,
+                work: policy.work.clone(),
+                audited: policy.audit == Audit::All,
+            },
+        }
     }
 }
 
@@ -333,6 +351,35 @@ impl Delivery {
     }
 }
 
+/// Which decisions about an event go into the audit trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audit {
+    /// All: that it was allowed, and that it was denied.
+    All,
+    /// That it was denied.
+    Denied,
+}
+
+impl Audit {
+    /// What holds where nothing else is said: what changes something is written
+    /// down; what only looks, and what plugins keep for themselves, where it is
+    /// denied.
+    #[must_use]
+    pub fn of_permission(permission: &str) -> Self {
+        let quiet = [".read", ".own"].iter().any(|end| permission.ends_with(end));
+        if quiet { Self::Denied } else { Self::All }
+    }
+
+    /// As it is written in the manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Denied => "denied",
+        }
+    }
+}
+
 /// `[events."NAMESPACE:ACTION"]`: the policy of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPolicy {
@@ -341,6 +388,8 @@ pub struct EventPolicy {
     /// Name of the permission that it takes, `system.admin` for example.
     /// Shown to users; whoever may connect has them all.
     pub permission: String,
+    /// Which decisions about it go into the audit trail.
+    pub audit: Audit,
     /// Time that a request may take where its sender names none; `None`: the
     /// general one. Of a durable event: the time of one attempt.
     pub timeout: Option<Duration>,

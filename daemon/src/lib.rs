@@ -19,5 +19,6 @@ pub mod hub;
 pub mod session;
 pub mod plugin;
 pub mod system;
+pub mod trail;
 pub mod trust;
 pub mod server;

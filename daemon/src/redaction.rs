@@ -111,29 +111,35 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_-".contains(&byte)
 }
 
+/// What is left as it is by those who percent-encode: nothing, what the standard
+/// says, what older ones do, and what forms do, where a space is a plus.
+const PLAIN: [Option<&[u8]>; 4] = [None, Some(b"-_.~"), Some(b"-_."), Some(b"-_.*")];
+
+fn percent(bytes: &[u8], plain: Option<&[u8]>, upper: bool) -> Vec<u8> {
+    let is_form = plain == PLAIN[3];
+    let coded = |byte: &u8| match plain {
+        Some(plain) if byte.is_ascii_alphanumeric() || plain.contains(byte) => vec![*byte],
+        _ if is_form && *byte == b' ' => vec![b'+'],
+        _ if upper => format!("%{byte:02X}").into_bytes(),
+        _ => format!("%{byte:02x}").into_bytes(),
+    };
+    bytes.iter().flat_map(coded).collect()
+}
+
 /// All ways in which a secret may be written.
 fn forms(value: &str, into: &mut BTreeSet<Vec<u8>>) {
     let bytes = value.as_bytes();
     let quoted = |text: String| text[1..text.len() - 1].to_owned();
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let percent = |upper: bool| -> String {
-        let coded = |byte: &u8| match (byte.is_ascii_alphanumeric() || b"-_.~".contains(byte), upper) {
-            (true, _) => char::from(*byte).to_string(),
-            (false, true) => format!("%{byte:02X}"),
-            (false, false) => format!("%{byte:02x}"),
-        };
-        bytes.iter().map(coded).collect()
-    };
     let texts = [
         value.to_owned(),
         quoted(serde_json::Value::from(value).to_string()),
         quoted(format!("{value:?}")),
         hex.to_uppercase(),
         hex,
-        percent(true),
-        percent(false),
     ];
     into.extend(texts.into_iter().map(String::into_bytes));
+    into.extend(PLAIN.iter().flat_map(|plain| [true, false].map(|upper| percent(bytes, *plain, upper))));
     for shift in 0..3 {
         // Inside something longer, the neighbours have a part in the first and
         // the last character; what is between them depends on the secret alone.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement};
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -38,6 +38,7 @@ use crate::{
     session::{Limits, Sessions},
     system::{Apply, Parts, Reread, Stop, System, is_starting},
     takeover::{Program, Takeover},
+    trail::Trail,
     trust::Trust,
 };
 
@@ -46,6 +47,9 @@ const HOST: &str = "ksi-plugin-host";
 
 /// Time that sessions have to be written and closed.
 const SESSIONS_GRACE: Duration = Duration::from_secs(5);
+
+/// Time that what was decided has to get into the audit trail.
+const TRAIL_GRACE: Duration = Duration::from_secs(2);
 
 /// What the daemon is started with.
 pub struct Options {
@@ -90,6 +94,12 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         trust: Trust::new(current.clone(), &paths),
         secrets: Secrets::new(&paths, &config),
     };
+    let trail = Arc::new(Trail::new(current.clone()));
+    // Without a plugin that keeps the trail there is none.
+    let kept = config.plugins.values().any(|plugin| plugin.enabled && plugin.keeps_work);
+    if kept {
+        hub.kernel.show(trail.clone());
+    }
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config));
     let (stopping_sender, stopping) = watch::channel(false);
@@ -105,8 +115,10 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         stop: stop_sender,
         program,
         stopping,
+        trail: trail.clone(),
     })?;
     let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
+    let auditing = tokio::spawn(apart(trail.clone().run(hub.clone())));
     let answering = tokio::spawn(apart(system.clone().run(system_requests)));
     fleet.start().await;
     let no_more = CancellationToken::new();
@@ -128,7 +140,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     no_more.cancel();
     let grace = grace.unwrap_or(config.daemon.shutdown_grace);
     tokio::select! {
-        () = orderly_stop(&hub, &fleet, &sessions, grace) => tracing::info!("stopped"),
+        () = orderly_stop(&hub, &fleet, &sessions, &trail, grace) => tracing::info!("stopped"),
         hurry = stops.recv() => {
             let hurry = hurry.unwrap_or_else(nobody);
             tracing::warn!("hurried: {}", hurry.reason);
@@ -136,7 +148,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
             fleet.stop(Duration::ZERO).await;
         }
     }
-    for task in [deadlines, answering, accepting, watching] {
+    for task in [deadlines, answering, accepting, watching, auditing] {
         task.abort();
     }
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
@@ -168,12 +180,14 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
 
 /// Lets requests in flight finish within the grace, then plugins drain and
 /// sessions be written.
-async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, grace: Duration) {
+async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, trail: &Trail, grace: Duration) {
     hub.close();
     if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
         tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
         hub.refuse_clients();
     }
+    // What is decided from now on is about plugins that are being stopped.
+    trail.flush(TRAIL_GRACE).await;
     fleet.stop(grace.max(Duration::from_secs(1))).await;
     // A session whose task is lost in a plugin that hangs never closes.
     if tokio::time::timeout(SESSIONS_GRACE, sessions.close()).await.is_err() {
@@ -249,14 +263,10 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
 
 /// The policies of whichever configuration is in force when they are asked for.
 fn policies(current: Current) -> Arc<Policies> {
-    Arc::new(move |named, declared| {
+    Arc::new(move |name, declared| {
         let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        policy_of(&config, named, declared)
+        config.declared(name, declared)
     })
-}
-
-fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, Option<Arc<Policy>>) {
-    config.policy(named, declared).map_or((None, None), |policy| (policy.timeout, policy.work.clone()))
 }
 
 fn session_limits(config: &Config) -> Limits {

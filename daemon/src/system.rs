@@ -35,6 +35,7 @@ use crate::{
     redaction,
     session::Sessions,
     takeover::Program,
+    trail::Trail,
 };
 
 /// Why the daemon shall stop, and how long requests may take to finish.
@@ -68,6 +69,7 @@ pub struct System {
     stop: mpsc::Sender<Stop>,
     program: Arc<Program>,
     stopping: watch::Receiver<bool>,
+    trail: Arc<Trail>,
     waiting: TaskTracker,
 }
 
@@ -85,6 +87,7 @@ pub struct Parts {
     pub stop: mpsc::Sender<Stop>,
     pub program: Arc<Program>,
     pub stopping: watch::Receiver<bool>,
+    pub trail: Arc<Trail>,
 }
 
 /// The request of `system:ready`.
@@ -102,17 +105,14 @@ impl System {
     ///
     /// Never in practice: nobody else owns them yet.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
-        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, program, stopping } =
-            parts;
+        let Parts { hub, fleet, sessions, config, reread, apply, .. } = parts;
+        let Parts { socket, state_dir, stop, program, stopping, trail, .. } = parts;
         let names: Vec<EventName> =
             specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let declared: Vec<Declared> = names
             .iter()
-            .map(|name| {
-                let timeout = policies.events.get(name.as_str()).and_then(|policy| policy.timeout);
-                Declared { name: name.clone(), timeout, work: None }
-            })
+            .map(|name| Declared { work: None, ..policies.declared(name.clone(), name.as_str()) })
             .collect();
         hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
         hub.kernel.own(hub.daemon(), &names)?;
@@ -129,6 +129,7 @@ impl System {
             stop,
             program,
             stopping,
+            trail,
             waiting: TaskTracker::new(),
         }))
     }
@@ -246,6 +247,7 @@ impl System {
             })
             .collect();
         reasons.extend(crate::log::health());
+        reasons.extend(self.trail.trouble());
         let starting = plugins.iter().any(is_starting);
         let status = match () {
             () if *self.stopping.borrow() => HealthStatus::Stopping,
@@ -346,7 +348,7 @@ fn declare_facts(hub: &Hub, config: &Config) {
         .filter_map(|(name, policy)| {
             let (work, name) = (policy.work.clone()?, EventName::parse(name).ok()?);
             let of_a_plugin = config.plugins.values().any(|plugin| named(plugin, name.namespace()));
-            (!of_a_plugin).then_some(Declared { name, timeout: None, work: Some(work) })
+            (!of_a_plugin).then(|| Declared { work: Some(work), ..Declared::new(name) })
         })
         .collect();
     // Who asks for one waits until it expires: nobody may ever answer it.

@@ -3,7 +3,7 @@
 //! What happens to envelopes is in `routing`, `interception` and `endings`.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -13,6 +13,7 @@ use ksi_protocol::{
 };
 
 use crate::{
+    caller::{Decision, Witness},
     figures::{Counters, Figures},
     interceptors::{Interceptor, Interceptors},
     pending::Table,
@@ -32,6 +33,7 @@ pub struct Kernel<H> {
     pub(crate) pending: Table<H>,
     pub(crate) counters: Counters,
     closing: AtomicBool,
+    witness: OnceLock<Arc<dyn Witness>>,
 }
 
 impl<H: Clone + Send + Sync + 'static> Default for Kernel<H> {
@@ -52,12 +54,26 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             pending: Table::new(),
             counters: Counters::default(),
             closing: AtomicBool::new(false),
+            witness: OnceLock::new(),
         }
     }
 
     /// Attaches an endpoint. Two attachments of one origin are two ports.
     pub fn attach(&self, origin: &str, role: Role, handle: H, quota: Quota, grant: Grant) -> Arc<Port<H>> {
         Arc::new(Port::new(self.slots.take(), origin, role, handle, quota, grant))
+    }
+
+    /// Shows somebody decisions on who may send what from now on. Only the first
+    /// one is heeded; while there is none, showing costs nothing.
+    pub fn show(&self, witness: Arc<dyn Witness>) {
+        // Whoever comes second is not there.
+        let _ = self.witness.set(witness);
+    }
+
+    pub(crate) fn decided(&self, decision: &Decision<'_>) {
+        if let Some(witness) = self.witness.get() {
+            witness.decided(decision);
+        }
     }
 
     /// Says which events exist, whether or not somebody answers them now;

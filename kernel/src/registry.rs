@@ -42,6 +42,17 @@ pub struct Declared {
     /// Where it is durable: how it is kept. The kernel never looks into this,
     /// and hands it to the port that keeps work.
     pub work: Option<Arc<Policy>>,
+    /// Whether somebody is shown that it was allowed, and not only that it was
+    /// denied.
+    pub audited: bool,
+}
+
+impl Declared {
+    /// An event without a policy.
+    #[must_use]
+    pub fn new(name: EventName) -> Self {
+        Self { name, timeout: None, work: None, audited: true }
+    }
 }
 
 /// What is known of one event.
@@ -85,6 +96,11 @@ impl<H> Receiver<'_, H> {
     /// durable event is the time of an attempt, which nobody waits for.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.entry.declared.timeout.filter(|_| self.work.is_none())
+    }
+
+    /// Whether it is remembered who was let ask.
+    pub(crate) fn audited(&self) -> bool {
+        self.entry.declared.audited
     }
 
     /// What the asker is told where the port has gone in this very moment.
@@ -229,7 +245,7 @@ impl<H> Registry<H> {
                 let entry = match events.get(name) {
                     Some(entry) => entry.owned_by(owner),
                     None => Arc::new(Entry {
-                        declared: Declared { name: name.clone(), timeout: None, work: None },
+                        declared: Declared::new(name.clone()),
                         declarer: Arc::clone(&port.origin),
                         absent: Arc::new(refusals::no_owner(name)),
                         owner,

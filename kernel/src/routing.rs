@@ -18,6 +18,7 @@ use ksi_protocol::{
 };
 
 use crate::{
+    caller::Decision,
     effects::{Delivery, Effects, Fact, Listener},
     envelope::{Answer, Ask, Emission, Envelope, Token},
     interception::EMISSION_LIMIT,
@@ -51,7 +52,20 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if !port.is_open() || !port.grant.allows_emission(&emission.event) {
             self.counters.refusals.add(1);
             let denied = || refusals::denied(port, &emission.event, "emits");
-            return Err(if port.is_open() { denied() } else { refusals::detached() });
+            if !port.is_open() {
+                return Err(refusals::detached());
+            }
+            self.decided(&Decision {
+                origin: &port.origin,
+                event: &emission.event,
+                is_emission: true,
+                data: &emission.data,
+                correlation_id: emission.correlation_id.as_deref(),
+                right: "emits",
+                allowed: false,
+                at_ms: now_ms,
+            });
+            return Err(denied());
         }
         let work = self.registry.load().work(&emission.event).cloned();
         let charged = work.as_ref().map(|_| self.charge_keeper(&emission.event)).transpose();
@@ -163,10 +177,25 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let events = self.registry.load();
         // What was kept has passed its interceptors, when it was asked.
         let dispatched = events.is_dispatched_by(port, &ask.event);
-        if !dispatched && !port.grant.allows_call(&ask.event) {
+        let mut decision = Decision {
+            origin: &port.origin,
+            event: &ask.event,
+            is_emission: false,
+            data: &ask.data,
+            correlation_id: ask.correlation_id.as_deref(),
+            right: "may_call",
+            allowed: dispatched || port.grant.allows_call(&ask.event),
+            at_ms: now_ms,
+        };
+        if !decision.allowed {
+            self.decided(&decision);
             return Err(refusals::denied(port, &ask.event, "may_call"));
         }
         let to = events.receiver(&ask.event, dispatched)?;
+        if to.audited() && !dispatched {
+            decision.right = "";
+            self.decided(&decision);
+        }
         let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
         let mut deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
         let mut correlation_id = ask.correlation_id;

@@ -144,7 +144,7 @@ impl Play {
                     let attempts = words.option("attempts").unwrap_or_default();
                     Arc::new(Policy { attempts, ..Policy::default() })
                 });
-                let declared = |name| Declared { name, timeout, work: work.clone() };
+                let declared = |name| Declared { timeout, work: work.clone(), ..Declared::new(name) };
                 let events: Vec<_> = words.events().into_iter().map(declared).collect();
                 let taken = kernel.declare(name, &events, words.refusal());
                 return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));

@@ -4,6 +4,8 @@
 mod lifecycle;
 mod restart;
 mod signing;
+mod canary;
+mod audit;
 mod durable;
 mod kills;
 mod wire;

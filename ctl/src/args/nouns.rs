@@ -308,3 +308,51 @@ pub(crate) enum Checkpoint {
         path: Option<PathBuf>,
     },
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// List who was let do what, and who was not, oldest first
+    #[command(visible_alias = "ls")]
+    Query(AuditQuery),
+    /// Walk along the chain and its signed heads; exit code 8 names the first record that was changed
+    Verify {
+        /// An export, checked without the daemon; the daemon's own trail if left out
+        file: Option<PathBuf>,
+        /// The key that must have signed, or its file
+        #[arg(long, value_name = "KEY|FILE")]
+        key: Option<String>,
+    },
+    /// Write the trail to a file that can be checked without the daemon
+    Export {
+        /// Where to; beside the trail by default
+        path: Option<PathBuf>,
+    },
+    /// Print the public key that heads are signed with; keep it elsewhere
+    Key,
+}
+
+/// Which decisions.
+#[derive(Debug, Args)]
+pub(crate) struct AuditQuery {
+    /// Nothing older: so long ago, or a time
+    #[arg(long, value_name = "2h|TIME")]
+    pub(crate) since: Option<String>,
+    /// Nothing newer
+    #[arg(long, value_name = "2h|TIME")]
+    pub(crate) until: Option<String>,
+    /// Only of this principal
+    #[arg(long, value_name = "NAME")]
+    pub(crate) principal: Option<String>,
+    /// Only of events that match
+    #[arg(long, value_name = "PATTERN", add = ArgValueCompleter::new(complete::patterns))]
+    pub(crate) event: Option<String>,
+    /// Only what was allowed
+    #[arg(long, conflicts_with = "denied")]
+    pub(crate) allowed: bool,
+    /// Only what was denied
+    #[arg(long)]
+    pub(crate) denied: bool,
+    /// The newest so many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
+}

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration}
 use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
-    Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, Security,
+    Audit, Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, Security,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
@@ -26,6 +26,8 @@ const PLACEMENTS: [(&str, Placement); 2] =
 const FORMATS: [(&str, log::Format); 2] = [("text", log::Format::Text), ("json", log::Format::Json)];
 
 const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable", Delivery::Durable)];
+
+const AUDITS: [(&str, Audit); 2] = [("all", Audit::All), ("denied", Audit::Denied)];
 
 /// Sandbox levels that the daemon can put a child under.
 const LEVELS: [(&str, &str); 2] = [("L0", "L0"), ("L1", "L1")];
@@ -215,6 +217,8 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
             "two or more words of lower-case letters, digits and `_`, joined by dots",
         ),
     );
+    let usual = Audit::of_permission(permission.as_deref().unwrap_or_default());
+    let audit = section.get("audit", usual, choice(&AUDITS));
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
     let work = if delivery == Delivery::Durable || !section.report.is_whole() {
         Some(Arc::new(work(&mut section, timeout)))
@@ -229,7 +233,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         None
     };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, timeout, work })
+    Some(EventPolicy { delivery, permission: permission?, audit, timeout, work })
 }
 
 /// How the work of a durable event is carried out.

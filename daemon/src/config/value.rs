@@ -55,6 +55,7 @@ shown! {
     log::Format => |value| Json::from(match value { log::Format::Text => "text", log::Format::Json => "json" }),
     ksi_protocol::system::Placement => |value| Json::from(value.as_str()),
     super::Delivery => |value| Json::from(value.as_str()),
+    super::Audit => |value| Json::from(value.as_str()),
     Key => |value| Json::from(value.to_string()),
 }
 

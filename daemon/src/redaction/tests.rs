@@ -18,16 +18,25 @@ fn redacted(redactor: &Redactor, text: &str) -> String {
 fn a_secret_is_found_in_every_form_in_which_programs_write_it() {
     let redactor = redactor(&[SECRET]);
     let hex: String = SECRET.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let url: String = SECRET
-        .bytes()
-        .map(|byte| match byte.is_ascii_alphanumeric() {
-            true => char::from(byte).to_string(),
-            false => format!("%{byte:02X}"),
-        })
-        .collect();
-    for form in
-        [SECRET.to_owned(), format!("{SECRET:?}").trim_matches('"').to_owned(), hex.to_uppercase(), hex, url]
-    {
+    let url = |plain: &[u8], space: &str| -> String {
+        let coded = |byte: u8| match byte {
+            b' ' => space.to_owned(),
+            byte if byte.is_ascii_alphanumeric() || plain.contains(&byte) => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        };
+        SECRET.bytes().map(coded).collect()
+    };
+    let all: String = SECRET.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    for form in [
+        SECRET.to_owned(),
+        format!("{SECRET:?}").trim_matches('"').to_owned(),
+        hex.to_uppercase(),
+        hex,
+        url(b"-_.~", "%20"),
+        url(b"-_.*", "+"),
+        all.to_uppercase(),
+        all,
+    ] {
         assert_eq!(redacted(&redactor, &format!("key is {form}.")), format!("key is {MASK}."), "{form}");
     }
     assert_eq!(redacted(&redactor, &serde_json::json!({"key": SECRET}).to_string()), r#"{"key":"***"}"#);

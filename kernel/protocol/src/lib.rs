@@ -5,6 +5,7 @@
 //! Nothing here does I/O, reads a clock or keeps state. `PROTOCOL.md`, beside
 //! this crate, describes every byte; `tests/golden` holds one of each frame.
 
+pub mod audit;
 pub mod checkpoint;
 pub mod descriptor;
 mod extent;

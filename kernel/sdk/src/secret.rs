@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 /// ```
 /// use ksi_sdk::{Secret, prelude::*};
 ///
-/// #[derive(Debug, Deserialize)]
+/// #[derive(Debug, Default, Deserialize)]
 /// struct Config {
 ///     api_key: Secret,
 /// }
@@ -32,7 +32,7 @@ use zeroize::Zeroizing;
 ///     serde_json::to_string(secret).unwrap()
 /// }
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {

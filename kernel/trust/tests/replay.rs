@@ -1,9 +1,9 @@
-//! The fuzzing corpus of lock files, replayed: what the fuzzer has found once
+//! The fuzzing corpora of lock files and of exports, replayed: what the fuzzer has found once
 //! stays found.
 
-use std::{fs, path::Path};
+use std::{fs, io::Cursor, path::Path};
 
-use ksi_trust::{Key, Kind, Lock};
+use ksi_trust::{Key, Kind, Lock, audit};
 
 #[test]
 fn the_corpus_of_locks_is_opened_or_refused() {
@@ -37,4 +37,25 @@ fn the_corpus_of_locks_is_opened_or_refused() {
         }
     }
     assert!(opened == 2 && parsed > 4 && refused > 8, "{opened} opened, {parsed} parsed, {refused} refused");
+}
+
+#[test]
+fn the_corpus_of_exports_is_proved_or_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/audit");
+    let (mut proved, mut refused) = (0, 0);
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        match audit::verify(Cursor::new(&bytes), None) {
+            Ok(proof) => {
+                assert_eq!(proof.first_seq + proof.records, proof.last_seq + 1, "{}", path.display());
+                proved += 1;
+            }
+            Err(flaw) => {
+                assert!(flaw.line > 0 && !flaw.what.is_empty(), "{}", path.display());
+                refused += 1;
+            }
+        }
+    }
+    assert!(proved >= 5 && refused >= 15, "{proved} proved, {refused} refused");
 }

@@ -5,7 +5,7 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 29] = [
     "up",
     "start",
     "stop",
@@ -20,6 +20,7 @@ const VERBS: [&str; 28] = [
     "sub",
     "wait",
     "cancel",
+    "audit",
     "discover",
     "describe",
     "key",
@@ -50,6 +51,7 @@ fn help_lists_every_verb_and_every_verb_has_help() {
     for (noun, verbs) in [
         ("plugin", &["list", "inspect", "load", "unload", "reload", "restart", "sign", "verify", "new"][..]),
         ("model", &["list", "show", "add", "load", "unload", "sign", "verify", "rm"]),
+        ("audit", &["query", "verify", "export", "key"]),
         ("key", &["create", "show"]),
         ("secret", &["set", "list", "rm"]),
         ("config", &["path", "show", "get", "set", "validate"]),

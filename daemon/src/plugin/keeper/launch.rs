@@ -223,13 +223,9 @@ impl Keeper {
             };
             names.push((outer.unwrap_or_else(|| spec.event.clone()), spec.event.clone()));
         }
-        let declared: Vec<Declared> = names
-            .into_iter()
-            .map(|(name, inner)| {
-                let (timeout, work) = (self.means.policies)(name.as_str(), inner.as_str());
-                Declared { name, timeout, work }
-            })
-            .collect();
+        let policies = &self.means.policies;
+        let declared: Vec<Declared> =
+            names.into_iter().map(|(name, inner)| policies(name, inner.as_str())).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
 
