@@ -38,23 +38,25 @@ const EXEMPT: [(&str, &str); 2] =
 const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 
 /// Who may depend on whom inside the workspace, tests aside.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("ksi-abi", &[]),
     ("ksi-protocol", &[]),
+    ("ksi-identity", &["ksi-protocol"]),
     ("ksi-trust", &[]),
-    ("ksi-kernel", &["ksi-protocol"]),
+    ("ksi-kernel", &["ksi-identity", "ksi-protocol"]),
     ("ksi-sdk", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),
-    ("ksid", &["ksi-kernel", "ksi-host", "ksi-protocol", "ksi-trust"]),
+    ("ksid", &["ksi-kernel", "ksi-host", "ksi-identity", "ksi-protocol", "ksi-trust"]),
     ("ksi", &["ksi-client", "ksi-protocol", "ksi-trust"]),
     ("ksi-monitor", &["ksi-client", "ksi-protocol"]),
     ("ksi-tests", &["ksi-client", "ksi-protocol"]),
 ];
 
 /// What the pure crates must not reach, even through others' features.
-const PURE: [(&str, &[&str]); 3] = [
+const PURE: [(&str, &[&str]); 4] = [
     ("ksi-abi", &["serde", "tokio", "nix", "bytes"]),
+    ("ksi-identity", &["tokio", "nix", "mio", "tracing"]),
     ("ksi-protocol", &["tokio", "nix", "mio", "tracing"]),
     ("ksi-kernel", &["tokio", "nix", "mio", "tracing", "rmp-serde"]),
 ];

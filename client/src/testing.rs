@@ -257,6 +257,8 @@ fn keep(request: Request, session: u64, state: &mut State) -> Frame {
     let (seq, at_ms) = (state.work.len() as u64 + 1, now_ms());
     let request_id = format!("work-{seq}");
     state.work.push(WorkInfo {
+        principal: None,
+        tenant: None,
         request_id: request_id.clone(),
         seq,
         event,
@@ -285,6 +287,7 @@ fn deliver(emit: Emit, session: u64, state: &mut State) -> u64 {
         origin: format!("session:{session}").into(),
         at_ms: now_ms(),
         correlation_id: emit.correlation_id,
+        tenant: None,
     };
     let mut delivered = 0;
     for listener in &mut state.listeners {

@@ -134,6 +134,8 @@ mod tests {
 
     fn outcome(state: WorkState) -> Outcome {
         let info = WorkInfo {
+            principal: None,
+            tenant: None,
             request_id: "w-1".into(),
             seq: 1,
             event: EventName::parse("a:b").unwrap(),

@@ -17,6 +17,7 @@
 //! * A value under a key that sounds like a secret leaves this module only in
 //!   [`Plugin::config`], never in [`Config::as_json`], an error or `Debug`.
 
+mod identity;
 mod layer;
 mod manifest;
 mod problem;
@@ -33,10 +34,10 @@ use std::{
     time::Duration,
 };
 
-use ksi_kernel::Declared;
-use ksi_protocol::{EventName, Pattern, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
 use ksi_trust::Key;
 
+pub use identity::{Identity, TENANT, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 pub(crate) use show::is_secret;
@@ -100,6 +101,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// What may be loaded.
     pub security: Security,
+    /// Who may connect, and what each may do.
+    pub identity: Identity,
     /// Plugins by their name in the manifest.
     pub plugins: BTreeMap<String, Plugin>,
     /// Policy by event.
@@ -114,6 +117,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("daemon", &self.daemon)
             .field("security", &self.security)
+            .field("identity", &self.identity)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
             .finish_non_exhaustive()
@@ -141,23 +145,6 @@ impl Config {
     }
 }
 
-impl Config {
-    /// What is declared of an event, by the name that others use and the one
-    /// that its plugin declares.
-    #[must_use]
-    pub fn declared(&self, name: EventName, declared: &str) -> Declared {
-        match self.policy(name.as_str(), declared) {
-            None => Declared::new(name),
-            Some(policy) => Declared {
-                name,
-                timeout: policy.timeout,
-                work: policy.work.clone(),
-                audited: policy.audit == Audit::All,
-            },
-        }
-    }
-}
-
 /// The configuration in force, which a reload replaces.
 pub type Current = Arc<Mutex<Arc<Config>>>;
 
@@ -174,7 +161,8 @@ pub struct Daemon {
     pub log_bytes_max: u64,
     /// Older logs that are kept.
     pub log_files: usize,
-    /// Users who may connect besides the one who runs the daemon.
+    /// Users who may connect, besides the one who runs the daemon and those of
+    /// `[identity.users]`. They hold nothing but what a token gives them.
     pub allow_uids: Vec<u32>,
     /// Worker threads of the runtime; `None`: one for each processor.
     pub threads: Option<usize>,
@@ -239,6 +227,10 @@ pub struct Plugin {
     pub may_call: Vec<Pattern>,
     /// What it may emit.
     pub emits: Vec<Pattern>,
+    /// What it may hear of others' emissions.
+    pub listens: Vec<Pattern>,
+    /// What it may have a word on.
+    pub intercepts: Vec<Pattern>,
     /// What it may use.
     pub limits: Limits,
     /// When and how often it is started again.
@@ -264,6 +256,8 @@ impl fmt::Debug for Plugin {
             .field("namespace", &self.namespace)
             .field("may_call", &self.may_call)
             .field("emits", &self.emits)
+            .field("listens", &self.listens)
+            .field("intercepts", &self.intercepts)
             .field("limits", &self.limits)
             .field("restart", &self.restart)
             .field("require", &self.require)
@@ -362,11 +356,11 @@ pub enum Audit {
 
 impl Audit {
     /// What holds where nothing else is said: what changes something is written
-    /// down; what only looks, and what plugins keep for themselves, where it is
-    /// denied.
+    /// down; what only looks (`*.read`), and what only plugins ask (`*.only`),
+    /// where it is denied.
     #[must_use]
     pub fn of_permission(permission: &str) -> Self {
-        let quiet = [".read", ".own"].iter().any(|end| permission.ends_with(end));
+        let quiet = [".read", ".only"].iter().any(|end| permission.ends_with(end));
         if quiet { Self::Denied } else { Self::All }
     }
 
@@ -385,11 +379,14 @@ impl Audit {
 pub struct EventPolicy {
     /// How it is delivered.
     pub delivery: Delivery,
-    /// Name of the permission that it takes, `system.admin` for example.
-    /// Shown to users; whoever may connect has them all.
+    /// Name of the permission that it takes to ask for it or to hear of it,
+    /// `system.admin` for example.
     pub permission: String,
     /// Which decisions about it go into the audit trail.
     pub audit: Audit,
+    /// Name of the permission that it takes a client to emit it; without one,
+    /// `system.admin`.
+    pub emit: Option<String>,
     /// Time that a request may take where its sender names none; `None`: the
     /// general one. Of a durable event: the time of one attempt.
     pub timeout: Option<Duration>,

@@ -24,6 +24,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use ksi_identity::Authority;
 use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
@@ -33,11 +34,13 @@ use ksi_protocol::{
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
+    identity::Identity,
     plugin::{
         actor::{Actor, Pushed},
         link::{Link, busy},
     },
     session::{body::Body, outbox::Outbox},
+    system::NAMESPACES,
     wire::check_size,
     woken,
 };
@@ -71,6 +74,8 @@ pub struct SystemRequest {
 pub struct Hub {
     /// The routing machine.
     pub kernel: Kernel<Handle>,
+    /// Whom the daemon knows, and what each may do.
+    pub identity: Identity,
     /// Changes with every start.
     pub boot: String,
     /// Told when the earliest deadline has come nearer.
@@ -95,13 +100,17 @@ pub struct Hub {
 impl Hub {
     /// A hub, and where requests to the daemon itself arrive.
     #[must_use]
-    pub fn new(runtime: tokio::runtime::Handle) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
+    pub fn new(
+        runtime: tokio::runtime::Handle,
+        identity: Identity,
+    ) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
         // More requests to the daemon than this at once are refused `busy`.
         let (system, requests) = mpsc::channel(256);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         let hub = Arc::new_cyclic(|myself| Self {
             kernel: Kernel::new(),
+            identity,
             boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
             deadline: Notify::new(),
             idle: Notify::new(),
@@ -137,13 +146,8 @@ impl Hub {
     #[must_use]
     pub fn daemon(&self) -> &Arc<Port> {
         self.daemon.get_or_init(|| {
-            self.kernel.attach(
-                "daemon",
-                Role::Daemon,
-                Handle::Daemon,
-                ksi_kernel::Quota::default(),
-                ksi_kernel::Grant::All,
-            )
+            let authority = Authority::full("daemon");
+            self.kernel.attach(Role::Daemon, Handle::Daemon, ksi_kernel::Quota::default(), authority)
         })
     }
 
@@ -249,9 +253,6 @@ impl Hub {
     }
 }
 
-/// Namespaces in which only the daemon speaks.
-const RESERVED: [&str; 3] = ["system", "plugin", "config"];
-
 /// One batch of work; see the module.
 pub struct Turn<'a> {
     hub: &'a Hub,
@@ -303,7 +304,7 @@ impl Turn<'_> {
     ///
     /// `denied` where the port may not say this.
     pub fn emit(&mut self, port: &Arc<Port>, emission: Emission) -> Result<usize, Refusal> {
-        if port.role == Role::Client && RESERVED.contains(&emission.event.namespace()) {
+        if port.role == Role::Client && NAMESPACES.contains(&emission.event.namespace()) {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
         }

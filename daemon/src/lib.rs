@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod takeover;
+pub mod identity;
 pub mod instance;
 pub mod log;
 pub mod notify;

@@ -15,6 +15,7 @@ use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
 use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement};
+use nix::unistd::geteuid;
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, Current},
     hub::Hub,
+    identity::Identity,
     instance::Instance,
     notify,
     plugin::{
@@ -82,7 +84,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let (hub, system_requests) = Hub::new(runtime.clone());
+    let identity = Identity::new(&config, geteuid().as_raw());
+    let (hub, system_requests) = Hub::new(runtime.clone(), identity);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
     let means = Means {
@@ -90,11 +93,11 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
-        policies: policies(current.clone()),
+        policies: policies(hub.clone(), current.clone()),
         trust: Trust::new(current.clone(), &paths),
         secrets: Secrets::new(&paths, &config),
     };
-    let trail = Arc::new(Trail::new(current.clone()));
+    let trail = Arc::new(Trail::default());
     // Without a plugin that keeps the trail there is none.
     let kept = config.plugins.values().any(|plugin| plugin.enabled && plugin.keeps_work);
     if kept {
@@ -262,10 +265,10 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
 }
 
 /// The policies of whichever configuration is in force when they are asked for.
-fn policies(current: Current) -> Arc<Policies> {
+fn policies(hub: Arc<Hub>, current: Current) -> Arc<Policies> {
     Arc::new(move |name, declared| {
         let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        config.declared(name, declared)
+        hub.identity.declared(&config, name, declared)
     })
 }
 
@@ -277,7 +280,6 @@ fn session_limits(config: &Config) -> Limits {
             subscriptions: config.daemon.subscriptions_max,
             holding: limits::IN_FLIGHT_MAX,
         },
-        allow_uids: config.daemon.allow_uids.clone(),
         handshake_timeout: config.daemon.handshake_timeout,
         write_deadline: config.daemon.write_deadline,
     }

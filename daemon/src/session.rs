@@ -20,13 +20,14 @@ use std::{
     time::Duration,
 };
 
-use ksi_kernel::{Grant, Quota, Role};
-use ksi_protocol::{Code, Pattern, Refusal};
+use ksi_identity::{Authority, Principal};
+use ksi_kernel::{Quota, Role};
+use ksi_protocol::{Code, Refusal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::hub::Hub;
+use crate::hub::{Handle, Hub, Port};
 
 /// What sessions may take.
 #[derive(Debug, Clone)]
@@ -35,8 +36,6 @@ pub struct Limits {
     pub connections: usize,
     /// What each may have open.
     pub quota: Quota,
-    /// Users besides the daemon's own who may connect.
-    pub allow_uids: Vec<u32>,
     /// Time a new connection has to say its first whole frame.
     pub handshake_timeout: Duration,
     /// Time for which a client may leave its socket unread while data waits.
@@ -99,40 +98,43 @@ impl Sessions {
     }
 
     fn admit(self: Arc<Self>, stream: UnixStream) {
-        if let Err(refusal) = self.check(&stream) {
-            tracing::warn!("connection refused: {refusal}");
-            // The peer has not said which encoding it speaks; a line is
-            // readable for a person at least.
-            let line = ksi_protocol::json::refusal_line(None, &refusal);
-            let _ = stream.try_write(format!("{line}\n").as_bytes());
-            return;
-        }
+        let principal = match self.check(&stream) {
+            Ok(principal) => principal,
+            Err(refusal) => {
+                tracing::warn!("connection refused: {refusal}");
+                // The peer has not said which encoding it speaks; a line is
+                // readable for a person at least.
+                let line = ksi_protocol::json::refusal_line(None, &refusal);
+                let _ = stream.try_write(format!("{line}\n").as_bytes());
+                return;
+            }
+        };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let open = Open::new(&self);
         let sessions = self.clone();
         self.tracker.spawn(async move {
             let _open = open;
-            reader::run(&sessions, stream, number).await;
+            reader::run(&sessions, stream, number, principal).await;
         });
     }
 
-    fn check(&self, stream: &UnixStream) -> Result<(), Refusal> {
+    /// Who is at the other end, as the system says.
+    fn check(&self, stream: &UnixStream) -> Result<Arc<Principal>, Refusal> {
         let peer = getsockopt(stream, PeerCredentials).map_err(|errno| {
             Refusal::new(Code::Denied, format!("the kernel does not tell who you are: {errno}"))
         })?;
-        may_enter(peer.uid(), nix::unistd::geteuid().as_raw(), &self.limits.allow_uids)?;
+        let principal = self.hub.identity.of_user(peer.uid())?;
         if self.count() >= self.limits.connections {
             let message = format!("{} connections are open, the limit", self.limits.connections);
             return Err(Refusal::new(Code::Busy, message).retry_after_ms(1000));
         }
-        Ok(())
+        Ok(principal)
     }
 
-    fn attach(&self, handle: crate::hub::Handle, number: u64) -> Arc<crate::hub::Port> {
+    fn attach(&self, handle: Handle, number: u64, principal: Arc<Principal>) -> Arc<Port> {
         let origin = format!("session:{number}");
-        // What plugins keep is theirs alone.
-        let grant = Grant::AllBut { may_not_call: Pattern::parse("space:**").into_iter().collect() };
-        self.hub.kernel.attach(&origin, Role::Client, handle, self.limits.quota, grant)
+        let authority = Authority::of(&origin, principal);
+        self.hub.kernel.attach(Role::Client, handle, self.limits.quota, authority)
     }
 }
 
@@ -149,29 +151,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether a user may use the daemon of another.
-fn may_enter(peer: u32, owner: u32, allowed: &[u32]) -> Result<(), Refusal> {
-    if peer == owner || allowed.contains(&peer) {
-        return Ok(());
-    }
-    Err(Refusal::new(Code::Denied, format!("user {peer} may not use the daemon of user {owner}"))
-        .hint("its owner can allow you: daemon.allow_uids in ksi.toml"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_owner_and_whom_he_allows_may_enter() {
-        assert!(may_enter(1000, 1000, &[]).is_ok());
-        assert!(may_enter(1001, 1000, &[1001]).is_ok());
-        let refusal = may_enter(1002, 1000, &[1001]).unwrap_err();
-        assert_eq!(refusal.code, Code::Denied);
-        assert!(refusal.message.contains("1002") && refusal.message.contains("1000"), "{refusal}");
-        assert!(may_enter(0, 1000, &[]).is_err(), "not even root: he has other ways");
     }
 }

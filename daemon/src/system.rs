@@ -29,7 +29,7 @@ use crate::{
     config::{Config, Current, Plugin},
     hub::{Hub, SystemRequest},
     plugin::{
-        fleet::{Fleet, resident_bytes},
+        fleet::{Fleet, KEEPERS_NAMESPACES, resident_bytes},
         supervisor::Input,
     },
     redaction,
@@ -37,6 +37,9 @@ use crate::{
     takeover::Program,
     trail::Trail,
 };
+
+/// Namespaces in which only the daemon answers and speaks.
+pub const NAMESPACES: [&str; 4] = ["system", "plugin", "config", "token"];
 
 /// Why the daemon shall stop, and how long requests may take to finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,16 +110,9 @@ impl System {
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
         let Parts { hub, fleet, sessions, config, reread, apply, .. } = parts;
         let Parts { socket, state_dir, stop, program, stopping, trail, .. } = parts;
-        let names: Vec<EventName> =
-            specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let declared: Vec<Declared> = names
-            .iter()
-            .map(|name| Declared { work: None, ..policies.declared(name.clone(), name.as_str()) })
-            .collect();
-        hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
+        let names = declare(&hub, &policies);
         hub.kernel.own(hub.daemon(), &names)?;
-        declare_facts(&hub, &policies);
         Ok(Arc::new(Self {
             hub,
             fleet,
@@ -315,8 +311,9 @@ impl System {
         redaction::learn(config.secret_values());
         let changes = self.config().changes(&config);
         (self.apply)(&config);
+        self.hub.identity.configure(&config);
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-        declare_facts(&self.hub, &self.config());
+        declare(&self.hub, &self.config());
         self.fleet.reconfigure().await;
         answer(&json!({
             "changed": changes.changed,
@@ -337,19 +334,32 @@ pub fn is_starting(plugin: &PluginStatus) -> bool {
     plugin.wanted && matches!(plugin.state, PluginState::Stopped | PluginState::Starting)
 }
 
-/// Declares the durable events that no plugin will: facts of the daemon's own,
-/// and of clients. Only so does the kernel know that they are.
+/// Declares the daemon's own events and those that nobody owns; the requests
+/// among them.
+fn declare(hub: &Hub, config: &Config) -> Vec<EventName> {
+    let names: Vec<EventName> =
+        specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
+    let declared: Vec<Declared> =
+        names.iter().map(|name| hub.identity.declared(config, name.clone(), name.as_str())).collect();
+    hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
+    declare_facts(hub, config);
+    names
+}
+
+/// Declares what no plugin will: the facts of the daemon's own, and those of
+/// clients. Only so does the kernel know what it takes to hear or emit them, and
+/// whether they are durable.
 fn declare_facts(hub: &Hub, config: &Config) {
     let named =
         |plugin: &Plugin, namespace: &str| plugin.namespace.as_deref().unwrap_or(&plugin.name) == namespace;
-    let facts: Vec<Declared> = config
-        .events
-        .iter()
-        .filter_map(|(name, policy)| {
-            let (work, name) = (policy.work.clone()?, EventName::parse(name).ok()?);
-            let of_a_plugin = config.plugins.values().any(|plugin| named(plugin, name.namespace()));
-            (!of_a_plugin).then(|| Declared { work: Some(work), ..Declared::new(name) })
-        })
+    let of_a_plugin = |namespace: &str| {
+        let keeps = |plugin: &Plugin| plugin.keeps_work && KEEPERS_NAMESPACES.contains(&namespace);
+        config.plugins.values().any(|plugin| named(plugin, namespace) || keeps(plugin))
+    };
+    let names = config.events.keys().filter_map(|name| EventName::parse(name).ok());
+    let facts: Vec<Declared> = names
+        .filter(|name| !of_a_plugin(name.namespace()) && !answers(name.as_str()))
+        .map(|name| hub.identity.declared(config, name.clone(), name.as_str()))
         .collect();
     // Who asks for one waits until it expires: nobody may ever answer it.
     hub.kernel.declare("config", &facts, Refusal::new(Code::NoOwner, "no plugin answers this event"));

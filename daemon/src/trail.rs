@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use ksi_kernel::Witness;
+use ksi_identity::Witness;
 use ksi_protocol::{
     Bytes, EventName,
     audit::{Append, Decision, Lost, Record},
@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{config::Current, hub::Hub, woken};
+use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
 const NOTES_MAX: usize = 16_384;
@@ -100,9 +100,8 @@ impl From<Note> for Decision {
 }
 
 /// The queue.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Trail {
-    config: Current,
     queue: Mutex<Queue>,
     /// Told when the first decision waits.
     filled: Notify,
@@ -159,24 +158,18 @@ impl Queue {
 
 /// Names are copied and the payload is referred to; all else happens later.
 impl Witness for Trail {
-    fn decided(&self, decision: &ksi_kernel::Decision<'_>) {
-        let permission = match decision.right {
-            "" => {
-                let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let policy = config.events.get(decision.event.as_str());
-                policy.map_or_else(|| "-".to_owned(), |policy| policy.permission.clone())
-            }
-            right => right.to_owned(),
-        };
+    fn decided(&self, decision: &ksi_identity::Decision<'_>) {
+        let caller = decision.caller;
+        let principal = &caller.principal;
         self.note(Note {
             at_ms: decision.at_ms,
-            principal: decision.origin.to_owned(),
-            tenant: None,
+            principal: principal.name.to_string(),
+            tenant: principal.tenant.as_deref().map(str::to_owned),
             origin: decision.origin.to_owned(),
-            behalf: None,
+            behalf: (*caller.origin != *decision.origin).then(|| caller.origin.to_string()),
             event: decision.event.clone(),
             emitted: decision.is_emission,
-            permission,
+            permission: decision.right.to_owned(),
             allowed: decision.allowed,
             correlation_id: decision.correlation_id.map(str::to_owned),
             data: decision.data.clone(),
@@ -185,13 +178,6 @@ impl Witness for Trail {
 }
 
 impl Trail {
-    /// Nothing waits yet. `config` has the permissions.
-    #[must_use]
-    pub fn new(config: Current) -> Self {
-        let [filled, hurry, empty] = [(); 3].map(|()| Notify::new());
-        Self { config, queue: Mutex::default(), filled, hurry, empty }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,7 +297,6 @@ fn encode(waiting: Vec<Waiting>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Sources};
 
     fn note(allowed: bool, data: usize) -> Note {
         Note {
@@ -329,11 +314,6 @@ mod tests {
         }
     }
 
-    fn trail() -> Trail {
-        let config = Config::load(&Sources::file("/nonexistent/ksi.toml".as_ref())).unwrap();
-        Trail::new(Arc::new(Mutex::new(Arc::new(config))))
-    }
-
     fn lost(trail: &Trail) -> Vec<(u64, u64)> {
         let queue = trail.lock();
         let count = |one: &Waiting| match one {
@@ -345,7 +325,7 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_counted_in_its_place_and_denials_find_room_for_longer() {
-        let trail = trail();
+        let trail = Trail::default();
         for _ in 0..NOTES_MAX {
             trail.note(note(true, 0));
         }
@@ -364,7 +344,7 @@ mod tests {
 
     #[test]
     fn payloads_that_wait_are_bounded_in_bytes_and_a_long_one_goes_alone() {
-        let trail = trail();
+        let trail = Trail::default();
         trail.note(note(true, PAYLOADS_MAX + 1));
         trail.note(note(true, 1));
         trail.note(note(false, 1));

@@ -151,7 +151,7 @@ pub fn ask(request: Request) -> Ask {
         correlation_id: request.correlation_id.map(Into::into),
         idempotency_key: request.idempotency_key.map(Into::into),
         parent: request.parent,
-        origin: request.origin.map(Into::into),
+        on_behalf: request.on_behalf,
         ..Ask::new(request.id, request.event, request.data)
     }
 }

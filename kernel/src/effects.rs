@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ksi_identity::Caller;
 use ksi_protocol::{
     EventName,
     frame::{Class, Id, Stage},
@@ -71,6 +72,8 @@ pub enum Delivery {
         data: Bytes,
         /// Who sent it: asker, emitter or, after, the owner.
         origin: Arc<str>,
+        /// Who asked in the first place; not known after.
+        caller: Option<Arc<Caller>>,
     },
 }
 

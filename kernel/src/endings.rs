@@ -87,7 +87,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if matches!(answer, Answer::Refusal(_)) {
             self.counters.refusals.add(1);
         }
-        let Address { asker, id, event, correlation_id } = to;
+        let Address { asker, id, event, correlation_id, .. } = to;
         effects.push(&asker, Delivery::Answer { id, token, event, answer, correlation_id });
     }
 
@@ -186,7 +186,7 @@ fn overdue<H>(entry: &Pending<H>) -> Refusal {
 
 impl<H> From<Request<H>> for Address<H> {
     fn from(request: Request<H>) -> Self {
-        let Request { asker, id, event, correlation_id, .. } = request;
-        Self { asker, id, event, correlation_id }
+        let Request { asker, id, event, correlation_id, bit, .. } = request;
+        Self { asker, id, event, correlation_id, bit }
     }
 }

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use ksi_identity::Caller;
 use ksi_protocol::{EventName, Refusal, frame::Id, work::Policy};
 
 /// Names a pending request, or a word that an interceptor owes; unique for the
@@ -21,6 +22,8 @@ pub struct Envelope {
     pub data: Bytes,
     /// Who sent it.
     pub origin: Arc<str>,
+    /// Who asked in the first place, and so whose it is.
+    pub caller: Arc<Caller>,
     /// Ties together all that follows from one cause; inherited from `parent`
     /// where the sender gave none.
     pub correlation_id: Option<Arc<str>>,
@@ -58,9 +61,14 @@ pub struct Ask {
     pub idempotency_key: Option<Arc<str>>,
     /// What the asker holds and is asking for: this request ends with it.
     pub parent: Option<Token>,
+    /// Whether its caller must hold what the event takes, besides the plugin
+    /// that asks: for one that asks whatever it is told to.
+    pub on_behalf: bool,
+    /// Whether the daemon has seen to it that this may be asked.
+    pub vouched: bool,
     /// Who asked in the first place. Heeded only from the port that keeps work,
     /// under a durable event.
-    pub origin: Option<Arc<str>>,
+    pub caller: Option<Arc<Caller>>,
 }
 
 impl Ask {
@@ -76,7 +84,9 @@ impl Ask {
             correlation_id: None,
             idempotency_key: None,
             parent: None,
-            origin: None,
+            on_behalf: false,
+            vouched: false,
+            caller: None,
         }
     }
 }
@@ -92,13 +102,15 @@ pub struct Emission {
     pub correlation_id: Option<Arc<str>>,
     /// The request on whose behalf it happened.
     pub parent: Option<Token>,
+    /// Whose it is, where that request has ended or there was none.
+    pub caller: Option<Arc<Caller>>,
 }
 
 impl Emission {
     /// An emission without a cause.
     #[must_use]
     pub fn new(event: EventName, data: Bytes) -> Self {
-        Self { event, data, correlation_id: None, parent: None }
+        Self { event, data, correlation_id: None, parent: None, caller: None }
     }
 }
 

@@ -41,7 +41,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
         match word.held {
             Held::Request { token, envelope } => {
-                match self.registry.load().receiver(&envelope.event, false) {
+                let events = self.registry.load();
+                match events.find(&envelope.event).and_then(|entry| events.receiver(entry, false)) {
                     Ok(to) => self.hand_over(token, envelope, &to, effects),
                     Err(absent) => self.fail(token, absent, effects),
                 }
@@ -51,8 +52,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
                     self.end(token, entry, last(data), effects);
                 }
             }
-            Held::Emission { from, envelope, kept } => {
-                self.tell(from, envelope, kept, effects);
+            Held::Emission { from, envelope, bit, kept } => {
+                self.tell(from, envelope, bit, kept, effects);
             }
         }
     }
@@ -89,6 +90,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             event: word.held.event().clone(),
             data: word.held.data().clone(),
             origin: Arc::clone(word.held.origin()),
+            caller: word.held.caller().cloned(),
         };
         let holder = Some(Arc::clone(&to.port));
         let matter = Matter::Word(word);

@@ -56,7 +56,10 @@ impl<H> Interceptors<H> {
             return None;
         }
         let heard = |one: &&Arc<Interceptor<H>>| {
-            one.stage == stage && one.port.origin != sender.origin && one.pattern.matches(event.as_str())
+            one.stage == stage
+                && one.port.origin != sender.origin
+                && one.pattern.matches(event.as_str())
+                && one.port.authority.is_granted(|rights| &rights.intercepts, event)
         };
         let chain: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
         (!chain.is_empty()).then(|| chain.into_iter())

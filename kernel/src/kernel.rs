@@ -7,17 +7,17 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use ksi_identity::{Authority, Decision, Witness};
 use ksi_protocol::{
     EventName, Pattern, Refusal,
     frame::{Class, Id, Stage},
 };
 
 use crate::{
-    caller::{Decision, Witness},
     figures::{Counters, Figures},
     interceptors::{Interceptor, Interceptors},
     pending::Table,
-    port::{Grant, Port, Quota, Role, Slots},
+    port::{Port, Quota, Role, Slots},
     refusals,
     registry::{Declared, Registry},
     subscriptions::Subscriptions,
@@ -59,21 +59,34 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     }
 
     /// Attaches an endpoint. Two attachments of one origin are two ports.
-    pub fn attach(&self, origin: &str, role: Role, handle: H, quota: Quota, grant: Grant) -> Arc<Port<H>> {
-        Arc::new(Port::new(self.slots.take(), origin, role, handle, quota, grant))
+    pub fn attach(&self, role: Role, handle: H, quota: Quota, authority: Authority) -> Arc<Port<H>> {
+        Arc::new(Port::new(self.slots.take(), role, handle, quota, authority))
     }
 
-    /// Shows somebody decisions on who may send what from now on. Only the first
-    /// one is heeded; while there is none, showing costs nothing.
+    /// Shows somebody the decisions on who may send what that are to be remembered,
+    /// from now on. Only the first one is heeded; while there is none, showing costs
+    /// nothing.
     pub fn show(&self, witness: Arc<dyn Witness>) {
         // Whoever comes second is not there.
         let _ = self.witness.set(witness);
     }
 
-    pub(crate) fn decided(&self, decision: &Decision<'_>) {
-        if let Some(witness) = self.witness.get() {
+    /// Shows a decision, and refuses where it was against the sender.
+    pub(crate) fn decide(&self, role: Role, decision: &Decision<'_>) -> Result<(), Refusal> {
+        if (decision.audited || !decision.allowed)
+            && let Some(witness) = self.witness.get()
+        {
             witness.decided(decision);
         }
+        if decision.allowed { Ok(()) } else { Err(refusals::denied(role, decision)) }
+    }
+
+    /// Whether a port may hear of an event of a tenant, for those who tell it of
+    /// what it has not subscribed to here.
+    #[must_use]
+    pub fn hears(&self, port: &Port<H>, event: &EventName, tenant: Option<&str>, now_ms: u64) -> bool {
+        let bit = self.registry.load().permission(event).0;
+        port.authority.hears(event, tenant, bit, now_ms)
     }
 
     /// Says which events exist, whether or not somebody answers them now;
@@ -138,8 +151,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     ///
     /// # Errors
     ///
-    /// `conflict` where it has a subscription of that id, `busy` over its
-    /// quota, `unavailable` for [`Class::Durable`]: the port that keeps work is
+    /// `denied` where the pattern is one event that it may not hear of; of those
+    /// that a wildcard covers it hears what it may. `conflict` where it has a
+    /// subscription of that id, `busy` over its quota, `unavailable` for [`Class::Durable`]: the port that keeps work is
     /// asked for that.
     pub fn subscribe(
         &self,
@@ -147,11 +161,29 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         id: Id,
         pattern: Pattern,
         class: Class,
+        now_ms: u64,
     ) -> Result<(), Refusal> {
         if class == Class::Durable {
             return Err(refusals::no_durable(&pattern));
         }
+        self.may_follow(port, &pattern, now_ms)?;
         self.subscriptions.add(port, id, pattern, class)
+    }
+
+    /// Refuses a pattern that is one event of which this port may not hear.
+    ///
+    /// # Errors
+    ///
+    /// `denied`.
+    pub fn may_follow(&self, port: &Port<H>, pattern: &Pattern, now_ms: u64) -> Result<(), Refusal> {
+        let Some(event) = pattern.exact() else { return Ok(()) };
+        let events = self.registry.load();
+        let (bit, name) = events.permission(&event);
+        if port.authority.holds(bit, now_ms) {
+            Ok(())
+        } else {
+            Err(refusals::lacks(&port.authority.caller, "hear", &event, name))
+        }
     }
 
     /// Ends a subscription. An event that is being routed may still come.
@@ -210,17 +242,5 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending.requests()
-    }
-
-    /// Requests and words that are waited for from a port.
-    #[must_use]
-    pub fn held_by(&self, port: &Port<H>) -> usize {
-        port.holding() as usize
-    }
-
-    /// Requests that a port has answered.
-    #[must_use]
-    pub fn handled(&self, port: &Port<H>) -> u64 {
-        port.handled()
     }
 }

@@ -19,6 +19,9 @@
 //! - An emitted envelope is never delivered to its own origin. (A request may
 //!   be: it names its event, and an owner that asks itself means it.)
 //! - All that waits is charged to a port and limited by its [`Quota`].
+//! - Nobody asks, tells or hears anything that neither the permissions of its
+//!   principal nor, of a plugin, the manifest and its own descriptor cover; and
+//!   no client hears what belongs to a tenant that is not its own.
 //! - Envelopes that one thread sends for one origin reach a receiver in the
 //!   order in which they were sent, provided that the effects of each call are
 //!   carried out before the next. An envelope that an interceptor has the word
@@ -38,7 +41,6 @@
 
 #![forbid(unsafe_code)]
 
-mod caller;
 mod effects;
 mod endings;
 mod envelope;
@@ -49,6 +51,8 @@ mod kernel;
 mod pending;
 mod port;
 #[cfg(test)]
+mod permissions;
+#[cfg(test)]
 mod races;
 mod refusals;
 mod registry;
@@ -57,12 +61,11 @@ mod routing;
 mod script;
 mod subscriptions;
 
-pub use caller::{Decision, Witness};
 pub use effects::{Delivery, Effects, Fact, Listener};
 pub use envelope::{Answer, Ask, Emission, Envelope, Token, Verdict};
 pub use figures::Figures;
 pub use interception::EMISSION_LIMIT;
 pub use kernel::Kernel;
-pub use port::{EndpointId, Grant, Port, Quota, Role};
+pub use port::{EndpointId, Port, Quota, Role};
 pub use refusals::{Blame, Fault};
 pub use registry::Declared;

@@ -25,6 +25,7 @@ use std::{
 use bytes::Bytes;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
+use ksi_identity::Caller;
 use ksi_protocol::{
     EventName, Refusal,
     frame::{Id, Stage},
@@ -70,6 +71,10 @@ pub(crate) struct Request<H> {
     pub(crate) event: EventName,
     pub(crate) correlation_id: Option<Arc<str>>,
     pub(crate) asked_ms: u64,
+    /// In whose name it is asked.
+    pub(crate) caller: Arc<Caller>,
+    /// What its asker must hold for as long as it is answered in parts.
+    pub(crate) bit: Option<u16>,
     /// Credit that came before there was an owner to pass it to.
     pub(crate) credit: u32,
 }
@@ -103,8 +108,9 @@ pub(crate) enum Held {
     /// has not seen yet.
     Answer { token: Token, event: EventName, origin: Arc<str>, data: Bytes, last: fn(Bytes) -> Answer },
     /// Something emitted that nobody has seen yet; where it is durable, under
-    /// the token by which the port that keeps work is charged for it.
-    Emission { from: EndpointId, envelope: Envelope, kept: Option<Token> },
+    /// the token by which the port that keeps work is charged for it. The bit is
+    /// that of what it takes to hear of it.
+    Emission { from: EndpointId, envelope: Envelope, bit: u16, kept: Option<Token> },
 }
 
 impl Held {
@@ -133,6 +139,13 @@ impl Held {
         match self {
             Self::Request { envelope, .. } | Self::Emission { envelope, .. } => &envelope.origin,
             Self::Answer { origin, .. } => origin,
+        }
+    }
+
+    pub(crate) fn caller(&self) -> Option<&Arc<Caller>> {
+        match self {
+            Self::Request { envelope, .. } | Self::Emission { envelope, .. } => Some(&envelope.caller),
+            Self::Answer { .. } => None,
         }
     }
 
@@ -177,6 +190,16 @@ pub(crate) struct Address<H> {
     pub(crate) id: Id,
     pub(crate) event: EventName,
     pub(crate) correlation_id: Option<Arc<str>>,
+    /// As of the request.
+    pub(crate) bit: Option<u16>,
+}
+
+/// What a request or word passes on to what is sent on its behalf.
+#[derive(Default)]
+pub(crate) struct Cause {
+    pub(crate) deadline_ms: Option<u64>,
+    pub(crate) correlation_id: Option<Arc<str>>,
+    pub(crate) caller: Option<Arc<Caller>>,
 }
 
 /// All that is waited for.
@@ -286,6 +309,7 @@ impl<H> Table<H> {
             id: request.id,
             event: request.event.clone(),
             correlation_id: request.correlation_id.clone(),
+            bit: request.bit,
         })
     }
 
@@ -299,16 +323,24 @@ impl<H> Table<H> {
         entry.holder.clone()
     }
 
-    /// The deadline and correlation of what `port` holds under this token.
-    pub(crate) fn cause(&self, port: &Port<H>, token: Token) -> Result<(u64, Option<Arc<str>>), Refusal> {
+    /// What `port` holds under this token, for what comes of it.
+    pub(crate) fn cause(&self, port: &Port<H>, token: Token) -> Result<Cause, Refusal> {
         let entry = self.entries.get(&token).ok_or_else(|| refusals::parent_ended(token))?;
         if !entry.is_held_by(port) {
             return Err(refusals::not_the_parent(token));
         }
         Ok(match &entry.matter {
-            Matter::Request(request) => (entry.deadline_ms, request.correlation_id.clone()),
-            Matter::Word(word) => (word.deadline_ms, word.held.correlation_id()),
-            Matter::Fact => (entry.deadline_ms, None),
+            Matter::Request(request) => Cause {
+                deadline_ms: Some(entry.deadline_ms),
+                correlation_id: request.correlation_id.clone(),
+                caller: Some(Arc::clone(&request.caller)),
+            },
+            Matter::Word(word) => Cause {
+                deadline_ms: Some(word.deadline_ms),
+                correlation_id: word.held.correlation_id(),
+                caller: word.held.caller().cloned(),
+            },
+            Matter::Fact => Cause::default(),
         })
     }
 

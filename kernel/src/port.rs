@@ -21,7 +21,8 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use ksi_protocol::{EventName, Pattern, frame::Id, limits};
+use ksi_identity::Authority;
+use ksi_protocol::{Pattern, frame::Id, limits};
 
 use crate::envelope::Token;
 
@@ -71,46 +72,6 @@ impl Default for Quota {
     }
 }
 
-/// What an endpoint may send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Grant {
-    /// Anything.
-    All,
-    /// Anything but requests that these patterns cover.
-    AllBut {
-        /// Requests that are not for this endpoint.
-        may_not_call: Vec<Pattern>,
-    },
-    /// What these patterns cover; anything else is refused `denied`.
-    Only {
-        /// Requests.
-        may_call: Vec<Pattern>,
-        /// Emissions.
-        emits: Vec<Pattern>,
-    },
-}
-
-impl Grant {
-    pub(crate) fn allows_call(&self, event: &EventName) -> bool {
-        match self {
-            Self::All => true,
-            Self::AllBut { may_not_call } => !covers(may_not_call, event),
-            Self::Only { may_call, .. } => covers(may_call, event),
-        }
-    }
-
-    pub(crate) fn allows_emission(&self, event: &EventName) -> bool {
-        match self {
-            Self::All | Self::AllBut { .. } => true,
-            Self::Only { emits, .. } => covers(emits, event),
-        }
-    }
-}
-
-fn covers(patterns: &[Pattern], event: &EventName) -> bool {
-    patterns.iter().any(|pattern| pattern.matches(event.as_str()))
-}
-
 /// An attached endpoint.
 pub struct Port<H> {
     /// Its id, of this attachment alone.
@@ -123,8 +84,8 @@ pub struct Port<H> {
     pub handle: H,
     /// What it may have open.
     pub quota: Quota,
-    /// What it may send.
-    pub grant: Grant,
+    /// What it may send and hear, and in whose name.
+    pub authority: Authority,
     closed: AtomicBool,
     /// Requests and words that are waited for from it.
     holding: AtomicU32,
@@ -136,21 +97,14 @@ pub struct Port<H> {
 }
 
 impl<H> Port<H> {
-    pub(crate) fn new(
-        id: EndpointId,
-        origin: &str,
-        role: Role,
-        handle: H,
-        quota: Quota,
-        grant: Grant,
-    ) -> Self {
+    pub(crate) fn new(id: EndpointId, role: Role, handle: H, quota: Quota, authority: Authority) -> Self {
         Self {
             id,
-            origin: origin.into(),
+            origin: Arc::clone(&authority.caller.origin),
             role,
             handle,
             quota,
-            grant,
+            authority,
             closed: AtomicBool::new(false),
             holding: AtomicU32::new(0),
             handled: AtomicU64::new(0),

@@ -15,10 +15,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use ksi_identity::Authority;
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Class, frame::Stage};
 
 use crate::{
-    Answer, Ask, Delivery, Effects, Emission, Grant, Kernel, Port, Quota, Role, Token, Verdict, port::locked,
+    Answer, Ask, Delivery, Effects, Emission, Kernel, Port, Quota, Role, Token, Verdict, port::locked,
 };
 
 fn event(text: &str) -> EventName {
@@ -26,7 +27,7 @@ fn event(text: &str) -> EventName {
 }
 
 fn attach(kernel: &Kernel<()>, origin: &str, role: Role) -> Arc<Port<()>> {
-    kernel.attach(origin, role, (), Quota::default(), Grant::All)
+    kernel.attach(role, (), Quota::default(), Authority::full(origin))
 }
 
 fn gone() -> Refusal {
@@ -101,7 +102,7 @@ fn a_request_that_everybody_ends_at_once_has_one_last_answer() {
     let last = locked(&seen.last);
     assert_eq!(last.len(), ROUNDS as usize);
     assert!(last.values().all(|&times| times == 1));
-    assert_eq!((kernel.in_flight(), kernel.held_by(&owner), asker.in_flight()), (0, 0, 0));
+    assert_eq!((kernel.in_flight(), owner.holding(), asker.in_flight()), (0, 0, 0));
     assert_eq!(kernel.expire(u64::MAX - 1, &mut Effects::new()), None);
 }
 
@@ -147,9 +148,9 @@ fn live(kernel: &Kernel<()>, seen: &Seen) -> [Arc<Port<()>>; 2] {
         kernel.intercept(&guard, Pattern::parse("**").unwrap(), stage, 0, true);
     }
     kernel.own(&owner, &[event("echo:say")]).unwrap();
-    kernel.subscribe(&owner, 1, Pattern::parse("a:*").unwrap(), Class::Live).unwrap();
+    kernel.subscribe(&owner, 1, Pattern::parse("a:*").unwrap(), Class::Live, 0).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
-    while kernel.handled(&owner) < 20 {
+    while owner.handled() < 20 {
         assert!(Instant::now() < deadline, "nothing is answered");
         thread::yield_now();
     }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ksi_identity::{Caller, Decision, Permission};
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Id};
 use serde_json::json;
 
@@ -91,13 +92,36 @@ pub(crate) fn no_keeper(event: &EventName) -> Refusal {
         .hint("`ksi plugin list` shows how the plugin that keeps work fares")
 }
 
-pub(crate) fn denied<H>(port: &Port<H>, event: &EventName, right: &str) -> Refusal {
-    let origin = &port.origin;
-    if port.role == Role::Client {
-        return no(Blame::Sender, Code::Denied, format!("`{event}` is not for clients: only plugins ask it"));
+pub(crate) fn denied(role: Role, decision: &Decision<'_>) -> Refusal {
+    let Decision { origin, caller, event, right, .. } = *decision;
+    if role == Role::Plugin && matches!(right, "may_call" | "emits") {
+        let message = format!("`{origin}` may not send `{event}`: no `{right}` covers it");
+        let hint = format!(
+            "its descriptor must ask for `{event}`, and `{right}` of `{origin}` in the manifest grant it"
+        );
+        return no(Blame::Sender, Code::Denied, message).hint(hint);
     }
-    no(Blame::Sender, Code::Denied, format!("`{origin}` may not send `{event}`: no `{right}` covers it"))
-        .hint(format!("add `{event}` to `{right}` of `{origin}` in the manifest if it should"))
+    let verb = if decision.is_emission { "emit" } else { "ask" };
+    lacks(caller, verb, event, right)
+}
+
+pub(crate) fn lacks(caller: &Caller, verb: &str, event: &EventName, permission: &str) -> Refusal {
+    let name = &caller.principal.name;
+    let message = format!("`{name}` may not {verb} `{event}`: it does not hold `{permission}`");
+    let hint = match permission {
+        name if name == Permission::PLUGINS.1 => "only plugins ask it".to_owned(),
+        _ => format!(
+            "a role under [identity] in ksi.toml, or a token, can give `{permission}`; one that was revoked or has expired gives nothing"
+        ),
+    };
+    let details = json!({ "blame": Blame::Sender.as_str(), "permission": permission, "principal": name });
+    Refusal::new(Code::Denied, message).hint(hint).details(details)
+}
+
+pub(crate) fn revoked(caller: &Caller, event: &EventName) -> Refusal {
+    let name = &caller.principal.name;
+    no(Blame::Sender, Code::Denied, format!("`{name}` may not ask `{event}` any more"))
+        .hint("what allowed it was revoked or has expired")
 }
 
 pub(crate) fn shutting_down() -> Refusal {

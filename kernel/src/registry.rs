@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
+use ksi_identity::Permission;
 use ksi_protocol::{EventName, Refusal, work::Policy};
 
 use crate::{
@@ -42,6 +43,11 @@ pub struct Declared {
     /// Where it is durable: how it is kept. The kernel never looks into this,
     /// and hands it to the port that keeps work.
     pub work: Option<Arc<Policy>>,
+    /// What it takes to ask for it or to hear of it; without one,
+    /// [`Permission::ADMIN`].
+    pub permission: Option<Permission>,
+    /// What it takes a client to emit it; without one, [`Permission::ADMIN`].
+    pub emit: Option<Permission>,
     /// Whether somebody is shown that it was allowed, and not only that it was
     /// denied.
     pub audited: bool,
@@ -51,7 +57,7 @@ impl Declared {
     /// An event without a policy.
     #[must_use]
     pub fn new(name: EventName) -> Self {
-        Self { name, timeout: None, work: None, audited: true }
+        Self { name, timeout: None, work: None, permission: None, emit: None, audited: true }
     }
 }
 
@@ -87,6 +93,8 @@ impl<H> Entry<H> {
 pub(crate) struct Receiver<'a, H> {
     pub(crate) port: &'a Arc<Port<H>>,
     entry: &'a Entry<H>,
+    /// Whether it is handed over by the port that keeps work.
+    pub(crate) dispatched: bool,
     /// For the port that keeps work: how this is kept.
     pub(crate) work: Option<&'a Arc<Policy>>,
 }
@@ -96,11 +104,6 @@ impl<H> Receiver<'_, H> {
     /// durable event is the time of an attempt, which nobody waits for.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.entry.declared.timeout.filter(|_| self.work.is_none())
-    }
-
-    /// Whether it is remembered who was let ask.
-    pub(crate) fn audited(&self) -> bool {
-        self.entry.declared.audited
     }
 
     /// What the asker is told where the port has gone in this very moment.
@@ -136,27 +139,30 @@ impl<H> Events<H> {
         self.keeper.as_ref().filter(|port| port.is_open())
     }
 
-    /// How a durable event is kept; `None` for any other.
-    pub(crate) fn work(&self, event: &EventName) -> Option<&Arc<Policy>> {
-        self.get(event.as_str())?.declared.work.as_ref()
+    /// What it takes to ask for an event, or to hear of it.
+    pub(crate) fn permission(&self, event: &EventName) -> (u16, &str) {
+        Permission::of(self.get(event.as_str()).and_then(|entry| entry.declared.permission.as_ref()))
     }
 
     /// Whether this port would hand over work that it has kept, if it asked for
     /// the event.
-    pub(crate) fn is_dispatched_by(&self, port: &Port<H>, event: &EventName) -> bool {
-        self.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id) && self.work(event).is_some()
+    pub(crate) fn is_dispatched_by(&self, port: &Port<H>, entry: &Entry<H>) -> bool {
+        entry.declared.work.is_some() && self.keeper.as_ref().is_some_and(|keeper| keeper.id == port.id)
     }
 
     /// Who is handed a request for an event: its owner or, where it is durable
     /// and not `dispatched` already, the port that keeps work.
-    pub(crate) fn receiver(&self, event: &EventName, dispatched: bool) -> Result<Receiver<'_, H>, Refusal> {
-        let entry = self.find(event)?;
+    pub(crate) fn receiver<'a>(
+        &'a self,
+        entry: &'a Entry<H>,
+        dispatched: bool,
+    ) -> Result<Receiver<'a, H>, Refusal> {
         let work = entry.declared.work.as_ref().filter(|_| !dispatched);
         let port = match work {
             None => entry.owner()?,
-            Some(_) => self.keeper().ok_or_else(|| refusals::no_keeper(event))?,
+            Some(_) => self.keeper().ok_or_else(|| refusals::no_keeper(&entry.declared.name))?,
         };
-        Ok(Receiver { port, entry, work })
+        Ok(Receiver { port, entry, dispatched, work })
     }
 
     pub(crate) fn find(&self, event: &EventName) -> Result<&Entry<H>, Refusal> {

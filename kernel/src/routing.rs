@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ksi_identity::{Decision, Permission};
 use ksi_protocol::{
     EventName, Refusal,
     frame::{Id, Stage},
@@ -18,15 +19,15 @@ use ksi_protocol::{
 };
 
 use crate::{
-    caller::Decision,
     effects::{Delivery, Effects, Fact, Listener},
     envelope::{Answer, Ask, Emission, Envelope, Token},
     interception::EMISSION_LIMIT,
     kernel::Kernel,
     pending::{Address, Held, Matter, Pending, Request, Word},
-    port::{EndpointId, Port},
+    port::{EndpointId, Port, Role},
     refusals::{self, Fault},
     registry::Receiver,
+    subscriptions::Subscription,
 };
 
 impl<H: Clone + Send + Sync + 'static> Kernel<H> {
@@ -49,49 +50,62 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         effects: &mut Effects<H>,
     ) -> Result<usize, Refusal> {
         self.counters.emits.add(1);
-        if !port.is_open() || !port.grant.allows_emission(&emission.event) {
-            self.counters.refusals.add(1);
-            let denied = || refusals::denied(port, &emission.event, "emits");
-            if !port.is_open() {
-                return Err(refusals::detached());
-            }
-            self.decided(&Decision {
-                origin: &port.origin,
-                event: &emission.event,
-                is_emission: true,
-                data: &emission.data,
-                correlation_id: emission.correlation_id.as_deref(),
-                right: "emits",
-                allowed: false,
-                at_ms: now_ms,
-            });
-            return Err(denied());
+        let may = self.may_emit(port, emission, now_ms);
+        let (envelope, bit, kept) = may.inspect_err(|_| self.counters.refusals.add(1))?;
+        let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port) else {
+            return Ok(self.tell(port.id, envelope, bit, kept, effects));
+        };
+        let mut listening = 0;
+        self.listening(port.id, &envelope, bit, |_| listening += 1);
+        let held = Held::Emission { from: port.id, envelope, bit, kept };
+        let deadline_ms = now_ms.saturating_add(millis(EMISSION_LIMIT));
+        self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
+        Ok(listening)
+    }
+
+    /// What is told, the bit of what it takes to hear of it and, where it is
+    /// durable, the token under which it is kept.
+    fn may_emit(
+        &self,
+        port: &Arc<Port<H>>,
+        emission: Emission,
+        now_ms: u64,
+    ) -> Result<(Envelope, u16, Option<Token>), Refusal> {
+        if !port.is_open() {
+            return Err(refusals::detached());
         }
-        let work = self.registry.load().work(&emission.event).cloned();
-        let charged = work.as_ref().map(|_| self.charge_keeper(&emission.event)).transpose();
-        let kept = charged.inspect_err(|_| self.counters.refusals.add(1))?;
-        let inherited = || self.pending.cause(port, emission.parent?).ok()?.1;
+        let events = self.registry.load();
+        let Emission { event, data, correlation_id, parent, caller } = emission;
+        let cause = parent.and_then(|parent| self.pending.cause(port, parent).ok()).unwrap_or_default();
+        let declared = events.get(event.as_str()).map(|entry| &entry.declared);
+        let (emit, takes) = Permission::of(declared.and_then(|declared| declared.emit.as_ref()));
+        let decision = Decision {
+            is_emission: true,
+            correlation_id: correlation_id.as_deref().or(cause.correlation_id.as_deref()),
+            right: if port.role == Role::Plugin { "emits" } else { takes },
+            allowed: port.authority.is_granted(|rights| &rights.emits, &event)
+                && port.authority.holds(emit, now_ms),
+            audited: declared.is_some_and(|declared| declared.audited),
+            ..port.authority.decision(&event, &data, now_ms)
+        };
+        self.decide(port.role, &decision)?;
+        let (bit, _) = Permission::of(declared.and_then(|declared| declared.permission.as_ref()));
+        let work = declared.and_then(|declared| declared.work.clone());
+        let kept = work.as_ref().map(|_| self.charge_keeper(&event)).transpose()?;
         let envelope = Envelope {
-            correlation_id: emission.correlation_id.or_else(inherited),
-            event: emission.event,
-            data: emission.data,
+            event,
+            data,
             origin: Arc::clone(&port.origin),
+            caller: cause.caller.or(caller).unwrap_or_else(|| Arc::clone(&port.authority.caller)),
+            correlation_id: correlation_id.or(cause.correlation_id),
             idempotency_key: None,
-            parent: emission.parent,
+            parent,
             at_ms: now_ms,
             deadline_ms: None,
             credit: None,
             work,
         };
-        let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port) else {
-            return Ok(self.tell(port.id, envelope, kept, effects));
-        };
-        let mut listening = 0;
-        self.subscriptions.each(&envelope.event, |one| listening += usize::from(one.port.id != port.id));
-        let held = Held::Emission { from: port.id, envelope, kept };
-        let deadline_ms = now_ms.saturating_add(millis(EMISSION_LIMIT));
-        self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
-        Ok(listening)
+        Ok((envelope, bit, kept))
     }
 
     /// Charges the port that keeps work for a durable fact that it will be
@@ -123,6 +137,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         &self,
         from: EndpointId,
         envelope: Envelope,
+        bit: u16,
         kept: Option<Token>,
         effects: &mut Effects<H>,
     ) -> usize {
@@ -132,10 +147,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             effects.push(&keeper, Delivery::Request { token, envelope: Box::new(envelope.clone()) });
         }
         let mut to = Vec::new();
-        self.subscriptions.each(&envelope.event, |one| {
-            if one.port.id != from && one.port.is_open() {
-                to.push(Listener { port: Arc::clone(&one.port), sub: one.id, class: one.class });
-            }
+        self.listening(from, &envelope, bit, |one| {
+            to.push(Listener { port: Arc::clone(&one.port), sub: one.id, class: one.class });
         });
         let told = to.len();
         self.counters.deliveries.add(told);
@@ -143,6 +156,26 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             effects.facts.push(Fact { envelope: Arc::new(envelope), to });
         }
         told
+    }
+
+    /// Calls `each` for all who listen to what was told and may hear of it, but
+    /// for where it came from.
+    fn listening(
+        &self,
+        from: EndpointId,
+        envelope: &Envelope,
+        bit: u16,
+        mut each: impl FnMut(&Subscription<H>),
+    ) {
+        let (event, tenant) = (&envelope.event, envelope.caller.principal.tenant.as_deref());
+        self.subscriptions.each(event, |one| {
+            if one.port.id != from
+                && one.port.is_open()
+                && one.port.authority.hears(event, tenant, bit, envelope.at_ms)
+            {
+                each(one);
+            }
+        });
     }
 
     /// Asks the owner of an event. Exactly one last answer comes back to
@@ -155,6 +188,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             id: ask.id,
             event: ask.event.clone(),
             correlation_id: ask.correlation_id.clone(),
+            bit: None,
         };
         if let Err(refusal) = self.open(port, token, ask, now_ms, effects) {
             self.deliver_answer(token, to, refusal.into(), effects);
@@ -167,7 +201,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         &self,
         port: &Arc<Port<H>>,
         token: Token,
-        ask: Ask,
+        mut ask: Ask,
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), Refusal> {
@@ -175,47 +209,53 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             return Err(refusals::shutting_down());
         }
         let events = self.registry.load();
+        let entry = events.find(&ask.event);
         // What was kept has passed its interceptors, when it was asked.
-        let dispatched = events.is_dispatched_by(port, &ask.event);
-        let mut decision = Decision {
-            origin: &port.origin,
-            event: &ask.event,
-            is_emission: false,
-            data: &ask.data,
-            correlation_id: ask.correlation_id.as_deref(),
-            right: "may_call",
-            allowed: dispatched || port.grant.allows_call(&ask.event),
-            at_ms: now_ms,
+        let dispatched = entry.as_ref().is_ok_and(|entry| events.is_dispatched_by(port, entry));
+        let cause =
+            ask.parent.map(|parent| self.pending.cause(port, parent)).transpose()?.unwrap_or_default();
+        let theirs = if dispatched { ask.caller.take() } else { cause.caller };
+        let caller = theirs.unwrap_or_else(|| Arc::clone(&port.authority.caller));
+        let correlation_id = ask.correlation_id.take().or(cause.correlation_id);
+        let policy = entry.as_ref().ok().and_then(|entry| entry.declared.permission.as_ref());
+        let (bit, takes) = Permission::of(policy);
+        let granted = dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event);
+        if granted {
+            entry.as_ref().map_err(Refusal::clone)?;
+        }
+        let holds = match dispatched || ask.on_behalf {
+            true => caller.principal.holds(bit, now_ms),
+            false => port.authority.holds(bit, now_ms),
         };
-        if !decision.allowed {
-            self.decided(&decision);
-            return Err(refusals::denied(port, &ask.event, "may_call"));
-        }
-        let to = events.receiver(&ask.event, dispatched)?;
-        if to.audited() && !dispatched {
-            decision.right = "";
-            self.decided(&decision);
-        }
+        let decision = Decision {
+            caller: &caller,
+            correlation_id: correlation_id.as_deref(),
+            right: if granted { takes } else { "may_call" },
+            allowed: granted && (holds || ask.vouched),
+            // What was kept was decided when it was asked.
+            audited: !dispatched && entry.as_ref().is_ok_and(|entry| entry.declared.audited),
+            ..port.authority.decision(&ask.event, &ask.data, now_ms)
+        };
+        self.decide(port.role, &decision)?;
+        let to = events.receiver(entry?, dispatched)?;
         let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
-        let mut deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
-        let mut correlation_id = ask.correlation_id;
-        if let Some(parent) = ask.parent {
-            let (parents_deadline_ms, inherited) = self.pending.cause(port, parent)?;
-            deadline_ms = deadline_ms.min(parents_deadline_ms);
-            correlation_id = correlation_id.or(inherited);
-        }
+        let deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
+        let deadline_ms = deadline_ms.min(cause.deadline_ms.unwrap_or(u64::MAX));
         let request = Request {
             asker: Arc::clone(port),
             id: ask.id,
             event: ask.event.clone(),
             correlation_id: correlation_id.clone(),
             asked_ms: now_ms,
+            caller: Arc::clone(&caller),
+            bit: (!ask.vouched).then_some(bit),
             credit: 0,
         };
         let envelope = Envelope {
             event: ask.event,
             data: ask.data,
-            origin: ask.origin.filter(|_| dispatched).unwrap_or_else(|| Arc::clone(&port.origin)),
+            origin: Arc::clone(if dispatched { &caller.origin } else { &port.origin }),
+            caller,
             correlation_id,
             idempotency_key: ask.idempotency_key,
             parent: ask.parent,
@@ -224,19 +264,34 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             credit: ask.credit,
             work: None,
         };
+        self.begin(port, token, request, envelope, &to, effects)
+    }
+
+    /// Lets a request exist that may be asked, and sends it on its way.
+    fn begin(
+        &self,
+        port: &Arc<Port<H>>,
+        token: Token,
+        request: Request<H>,
+        envelope: Envelope,
+        to: &Receiver<'_, H>,
+        effects: &mut Effects<H>,
+    ) -> Result<(), Refusal> {
+        let (id, now_ms) = (request.id, request.asked_ms);
+        let (parent, deadline_ms) = (envelope.parent, envelope.deadline_ms.unwrap_or(u64::MAX));
         let matter = Matter::Request(request);
-        let pending = Pending { holder: None, deadline_ms, parent: ask.parent, children: Vec::new(), matter };
-        self.pending.open(token, ask.id, port, pending)?;
+        let pending = Pending { holder: None, deadline_ms, parent, children: Vec::new(), matter };
+        self.pending.open(token, id, port, pending)?;
         self.pending.schedule(deadline_ms, effects);
-        if let Some(parent) = ask.parent
+        if let Some(parent) = parent
             && !self.pending.link(parent, token)
         {
             self.fail(token, refusals::parent_ended(parent), effects);
             return Ok(());
         }
         let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port);
-        match if dispatched { None } else { heard() } {
-            None => self.hand_over(token, envelope, &to, effects),
+        match if to.dispatched { None } else { heard() } {
+            None => self.hand_over(token, envelope, to, effects),
             Some(rest) => {
                 let held = Held::Request { token, envelope };
                 self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
@@ -287,6 +342,11 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             Answer::End(data) if heard => (data, Answer::End),
             Answer::Chunk(_) => {
                 let Some(to) = self.pending.address(token, port) else { return self.missing(token, port) };
+                // What goes on for long ends when the right to it does.
+                if !to.bit.is_none_or(|bit| to.asker.authority.holds(bit, now_ms)) {
+                    self.fail(token, refusals::revoked(&to.asker.authority.caller, &to.event), effects);
+                    return Ok(());
+                }
                 self.deliver_answer(token, to, answer, effects);
                 return Ok(());
             }

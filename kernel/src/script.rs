@@ -8,6 +8,7 @@
 use std::{collections::HashMap, fmt::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use ksi_identity::{Authority, Caller, Capability, Directory, Member, Principal, Rights};
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal,
     frame::{Class, Stage},
@@ -15,7 +16,7 @@ use ksi_protocol::{
 };
 
 use crate::{
-    Answer, Ask, Declared, Delivery, Effects, Emission, Fault, Grant, Kernel, Port, Quota, Role, Verdict,
+    Answer, Ask, Declared, Delivery, Effects, Emission, Envelope, Fault, Kernel, Port, Quota, Role, Verdict,
 };
 
 /// Runs a script on a new kernel, and compares what comes of it with what it
@@ -30,9 +31,14 @@ pub(crate) fn check(script: &str) {
     assert_eq!(stage.transcript, expected, "\n--- came out:\n{}", stage.transcript);
 }
 
+/// What a plugin is granted, by name.
+const RIGHTS: [&str; 4] = ["may_call", "emits", "listens", "intercepts"];
+
 #[derive(Default)]
 struct Play {
     kernel: Kernel<String>,
+    directory: Directory,
+    members: Vec<Member>,
     ports: HashMap<String, Arc<Port<String>>>,
     effects: Effects<String>,
     now_ms: u64,
@@ -130,7 +136,11 @@ impl Play {
             self.attach(name, words);
             return Ok(None);
         }
-        let Self { kernel, effects, now_ms, .. } = self;
+        if verb == "hold" {
+            self.hold(name, words);
+            return Ok(None);
+        }
+        let Self { kernel, effects, now_ms, directory, .. } = self;
         let (port, now_ms) = (&self.ports[name], *now_ms);
         let refused = |result: Result<(), Refusal>| result.map(|()| None).map_err(|refusal| no(&refusal));
         match verb {
@@ -144,7 +154,15 @@ impl Play {
                     let attempts = words.option("attempts").unwrap_or_default();
                     Arc::new(Policy { attempts, ..Policy::default() })
                 });
-                let declared = |name| Declared { timeout, work: work.clone(), ..Declared::new(name) };
+                let permission = |of: &str| words.named.get(of).map(|name| directory.permission(name));
+                let (permission, emit) = (permission("permission"), permission("emit"));
+                let declared = |name| Declared {
+                    timeout,
+                    work: work.clone(),
+                    permission: permission.clone(),
+                    emit: emit.clone(),
+                    ..Declared::new(name)
+                };
                 let events: Vec<_> = words.events().into_iter().map(declared).collect();
                 let taken = kernel.declare(name, &events, words.refusal());
                 return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));
@@ -156,7 +174,7 @@ impl Play {
                     "latest" => Class::Latest,
                     _ => Class::Live,
                 };
-                return refused(kernel.subscribe(port, id, pattern, class));
+                return refused(kernel.subscribe(port, id, pattern, class, now_ms));
             }
             "unsub" => return refused(kernel.unsubscribe(port, words.number())),
             "intercept" => {
@@ -177,7 +195,14 @@ impl Play {
                 ask.timeout = words.option("timeout").map(Duration::from_millis);
                 ask.credit = words.option("credit");
                 ask.parent = words.option("parent");
-                ask.origin = words.named.get("origin").map(|&text| text.into());
+                let unnamed = words.named.contains_key("origin") && !words.named.contains_key("principal");
+                ask.vouched = unnamed || words.named.contains_key("vouched");
+                ask.on_behalf = words.named.contains_key("on_behalf");
+                ask.caller = words.named.get("origin").map(|&origin| {
+                    let holder = words.named.get("principal").and_then(|name| directory.find(name));
+                    let principal = holder.unwrap_or_else(|| Principal::new(origin, None, u64::MAX));
+                    Arc::new(Caller { origin: origin.into(), principal })
+                });
                 ask.correlation_id = words.named.get("corr").map(|&text| text.into());
                 kernel.request(port, ask, now_ms, effects);
             }
@@ -223,6 +248,17 @@ impl Play {
         kernel.verdict(port, token, verdict, now_ms, effects)
     }
 
+    /// What a principal holds from now on: nothing more.
+    fn hold(&mut self, name: &str, words: &Words<'_>) -> Arc<Principal> {
+        let capabilities = words.named.get("holds").copied().unwrap_or_default().split(',');
+        let capabilities = capabilities.filter_map(|text| Capability::parse(text).ok()).collect();
+        let (tenant, expires_ms) = (words.option("tenant"), words.option("expires").unwrap_or(u64::MAX));
+        self.members.retain(|member| member.name != name);
+        self.members.push(Member { name: name.into(), tenant, expires_ms, capabilities, giver: None });
+        self.directory.appoint(self.members.clone());
+        self.directory.find(name).unwrap()
+    }
+
     fn attach(&mut self, name: &str, words: &mut Words<'_>) {
         let role = match words.word() {
             "plugin" => Role::Plugin,
@@ -235,17 +271,31 @@ impl Play {
             subscriptions: words.option("subs").unwrap_or(default.subscriptions),
             holding: words.option("holding").unwrap_or(default.holding),
         };
-        let (may_call, emits) = (words.patterns("may_call"), words.patterns("emits"));
-        let limited = ["may_call", "emits"].iter().any(|right| words.named.contains_key(right));
-        let grant = match words.patterns("may_not_call") {
-            not if !not.is_empty() => Grant::AllBut { may_not_call: not },
-            _ if limited => Grant::Only { may_call, emits },
-            _ => Grant::All,
+        let rights = |patterns: [Vec<Pattern>; 4]| {
+            let [may_call, emits, listens, intercepts] = patterns;
+            Rights { may_call, emits, listens, intercepts }
         };
+        let granted = rights(RIGHTS.map(|right| words.patterns(right)));
         let origin = words.named.get("origin").copied().unwrap_or(name);
-        let port = self.kernel.attach(origin, role, name.to_owned(), quota, grant);
+        let authority = match () {
+            () if words.named.contains_key("holds") => Authority::of(origin, self.hold(name, words)),
+            () if granted != Rights::default() => Authority::granted(origin, granted),
+            () => Authority::full(origin),
+        };
+        if words.named.get("asks") != Some(&"later") {
+            let asked = words.patterns("asks");
+            let asked = if asked.is_empty() { vec![Pattern::parse("*").unwrap()] } else { asked };
+            authority.ask_for(rights(RIGHTS.map(|_| asked.clone())));
+        }
+        let port = self.kernel.attach(role, name.to_owned(), quota, authority);
         self.ports.insert(name.to_owned(), port);
     }
+}
+
+/// The tenant that something belongs to, if it does.
+fn whose(envelope: &Envelope) -> String {
+    let principal = &envelope.caller.principal;
+    principal.tenant.as_ref().map_or(String::new(), |tenant| format!(" of {} in {tenant}", principal.name))
 }
 
 fn written(delivery: &Delivery) -> String {
@@ -265,11 +315,11 @@ fn written(delivery: &Delivery) -> String {
             if let Some(correlation_id) = &e.correlation_id {
                 write!(line, " corr {correlation_id}").unwrap();
             }
-            line
+            line + &whose(e)
         }
         Delivery::Event { sub, envelope: e, .. } => {
             let cause = e.correlation_id.as_ref().map_or(String::new(), |id| format!(" corr {id}"));
-            format!("event {sub} {} {} from {}{cause}", e.event, text(&e.data), e.origin)
+            format!("event {sub} {} {} from {}{cause}{}", e.event, text(&e.data), e.origin, whose(e))
         }
         Delivery::Cancel { token } => format!("cancel {token}"),
         Delivery::Credit { token, n } => format!("credit {token} {n}"),
@@ -280,7 +330,7 @@ fn written(delivery: &Delivery) -> String {
             Answer::Accepted { request_id, .. } => format!("accepted {id} {request_id}"),
             Answer::Refusal(refusal) => format!("refused {id} {}", no(refusal)),
         },
-        Delivery::Intercept { token, stage, event, data, origin } => {
+        Delivery::Intercept { token, stage, event, data, origin, .. } => {
             let stage = if *stage == Stage::Before { "before" } else { "after" };
             format!("intercept {token} {stage} {event} {} from {origin}", text(data))
         }

@@ -10,7 +10,7 @@ const PLACEMENTS: [&str; 2] = ["in-process", "child"];
 fn daemon(placement: &str) -> Daemon {
     let config = format!(
         "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
-         [plugins.interceptor]\nlibrary = \"{}\"\nplacement = \"{placement}\"\n\
+         [plugins.interceptor]\nlibrary = \"{}\"\nplacement = \"{placement}\"\nintercepts = [\"echo:*\"]\n\
          restart = {{ backoff_min = \"30s\", failures_max = 1000 }}\n",
         library("fixture_interceptor").display()
     );
@@ -150,7 +150,7 @@ fn an_unloaded_interceptor_has_no_word_any_more() {
 fn an_interceptor_that_is_held_keeps_the_gate_shut() {
     let config = format!(
         "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
-         [plugins.interceptor]\nlibrary = \"{}\"\nplacement = \"child\"\nrestart = {{ failures_max = 1 }}\n",
+         [plugins.interceptor]\nlibrary = \"{}\"\nplacement = \"child\"\nintercepts = [\"echo:*\"]\nrestart = {{ failures_max = 1 }}\n",
         library("fixture_interceptor").display()
     );
     let daemon = Home::with_config(&config).start();

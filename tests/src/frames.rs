@@ -210,7 +210,7 @@ pub fn plain(id: Id, event: &str, data: Bytes) -> Request {
 #[must_use]
 pub fn emit(id: Option<Id>, event: &str, data: &Value) -> Frame {
     let event = EventName::parse(event).expect("a test knows names");
-    Frame::Emit(Emit { id, event, data: payload(data), correlation_id: None })
+    Frame::Emit(Emit { id, ..Emit::new(event, payload(data)) })
 }
 
 /// JSON as a payload.

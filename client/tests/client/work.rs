@@ -17,6 +17,8 @@ fn accepted(id: u64) -> Frame {
 
 fn info(state: WorkState) -> WorkInfo {
     WorkInfo {
+        principal: None,
+        tenant: None,
         request_id: "work-1".into(),
         seq: 42,
         event: EventName::parse("test:keep").unwrap(),

@@ -240,6 +240,8 @@ mod tests {
 
     fn info(state: WorkState) -> WorkInfo {
         WorkInfo {
+            principal: None,
+            tenant: None,
             request_id: "w-1".into(),
             seq: 42,
             event: EventName::parse("completion:async").unwrap(),

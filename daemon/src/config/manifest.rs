@@ -6,19 +6,17 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
+use ksi_identity::is_permission;
 use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
-    Audit, Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, Security,
+    Audit, Config, Daemon, Delivery, EventPolicy, Limits, Plugin, Restart, Security, identity,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
     value::{choice, duration, key, log_level, patterns, switch, text_where, uids, whole},
 };
 use crate::log;
-
-/// Namespaces that the daemon owns.
-const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 
 const PLACEMENTS: [(&str, Placement); 2] =
     [("in-process", Placement::InProcess), ("child", Placement::Child)];
@@ -44,6 +42,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
     let mut root = Section::root(report, table);
     let daemon = daemon(root.section("daemon"));
     let security = security(root.section("security"));
+    let identity = identity::read(report, root.section("identity"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
     let mut plugins = BTreeMap::new();
@@ -70,7 +69,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, security, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, security, identity, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -154,6 +153,8 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         ),
         may_call: section.get("may_call", Vec::new(), patterns),
         emits: section.get("emits", Vec::new(), patterns),
+        listens: section.get("listens", Vec::new(), patterns),
+        intercepts: section.get("intercepts", Vec::new(), patterns),
         limits: limits(section.section("limits")),
         restart: restart(section.section("restart"), placement),
         require,
@@ -208,15 +209,16 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
             format!("`{}` is `durable`, and the daemon answers it at once", section.name("delivery"));
         section.report.problem(&section.place("delivery"), message, "`live` is what it can be");
     }
-    let permission = section.get_required(
-        "permission",
-        "for example permission = \"completion.use\"",
+    let a_permission = || {
         text_where(
             is_permission,
             "a permission such as `system.read`",
             "two or more words of lower-case letters, digits and `_`, joined by dots",
-        ),
-    );
+        )
+    };
+    let permission =
+        section.get_required("permission", "for example permission = \"completion.use\"", a_permission());
+    let emit = section.get_optional("emit", None, a_permission());
     let usual = Audit::of_permission(permission.as_deref().unwrap_or_default());
     let audit = section.get("audit", usual, choice(&AUDITS));
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
@@ -233,7 +235,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         None
     };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, audit, timeout, work })
+    Some(EventPolicy { delivery, permission: permission?, emit, audit, timeout, work })
 }
 
 /// How the work of a durable event is carried out.
@@ -328,11 +330,7 @@ fn is_library(text: &str) -> bool {
 }
 
 fn is_namespace(text: &str) -> bool {
-    !RESERVED.contains(&text) && !text.contains(':') && EventName::parse(&format!("{text}:x")).is_ok()
-}
-
-fn is_permission(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    let word = |word: &str| !word.is_empty() && word.bytes().all(allowed);
-    text.contains('.') && text.len() <= 64 && text.split('.').all(word)
+    !crate::system::NAMESPACES.contains(&text)
+        && !text.contains(':')
+        && EventName::parse(&format!("{text}:x")).is_ok()
 }

@@ -29,7 +29,7 @@ impl Config {
     #[must_use]
     pub fn as_json(&self) -> Json {
         let mut root = Map::new();
-        for name in ["daemon", "security", "plugins", "events"] {
+        for name in ["daemon", "security", "identity", "plugins", "events"] {
             root.insert(name.to_owned(), Json::Object(Map::new()));
         }
         for (path, (value, _)) in &self.effective {
@@ -61,7 +61,7 @@ impl Config {
 
     /// What would change if `new` took the place of this.
     ///
-    /// The log's level and format of events' policies take effect at once;
+    /// The log's level, who may do what, and events' policies take effect at once;
     /// plugins by a restart of the plugin; the rest of `[daemon]` by a restart
     /// of the daemon.
     #[must_use]
@@ -73,7 +73,7 @@ impl Config {
         for path in paths.into_iter().filter(|path| value(self, path) != value(new, path)) {
             let words: Vec<_> = path.iter().map(String::as_str).collect();
             match words.as_slice() {
-                ["daemon", "log_level"] | ["events", ..] => {}
+                ["daemon", "log_level" | "allow_uids"] | ["identity" | "events", ..] => {}
                 ["plugins", name, ..] => {
                     changes.plugins.insert((*name).to_owned());
                 }

@@ -6,6 +6,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use ksi_identity::Capability;
 use ksi_protocol::Pattern;
 use ksi_trust::Key;
 use serde_json::{Map, Value as Json};
@@ -62,6 +63,18 @@ shown! {
 impl Shown for Vec<Pattern> {
     fn shown(&self) -> Json {
         self.iter().map(|pattern| Json::from(pattern.as_str())).collect()
+    }
+}
+
+impl Shown for Vec<Capability> {
+    fn shown(&self) -> Json {
+        self.iter().map(|capability| Json::from(capability.as_str())).collect()
+    }
+}
+
+impl Shown for Vec<String> {
+    fn shown(&self) -> Json {
+        self.iter().map(|text| Json::from(text.as_str())).collect()
     }
 }
 
@@ -210,6 +223,20 @@ pub(super) fn patterns(node: &Node) -> Parsed<Vec<Pattern>> {
             )
         })
     })
+}
+
+/// A list of capabilities.
+pub(super) fn capabilities(node: &Node) -> Parsed<Vec<Capability>> {
+    list(node, "a list of capabilities", |item| {
+        Capability::parse(&text(item)?).or_else(|error| {
+            complain(format!("has none at this place: {error}"), "for example \"completion.*\"")
+        })
+    })
+}
+
+/// A list of texts.
+pub(super) fn texts(node: &Node) -> Parsed<Vec<String>> {
+    list(node, "a list of strings", text)
 }
 
 /// A list of user ids.

@@ -32,7 +32,7 @@ const KEEPER_GRACE: Duration = Duration::from_secs(2);
 
 /// Namespaces that the plugin that keeps work owns besides its own, so that who
 /// asks before it has started hears that it will.
-const KEEPERS_NAMESPACES: [&str; 3] = ["work", "space", "audit"];
+pub(crate) const KEEPERS_NAMESPACES: [&str; 3] = ["work", "space", "audit"];
 
 /// Where libraries are looked for, and where plugins keep their own.
 #[derive(Debug, Clone)]
@@ -348,6 +348,8 @@ impl Fleet {
             namespace: None,
             may_call: Vec::new(),
             emits: vec![own],
+            listens: Vec::new(),
+            intercepts: Vec::new(),
             limits: config::Limits::default(),
             restart: config::Restart::of(placement),
             require: None,

@@ -3,10 +3,11 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use ksi_kernel::{Answer, Delivery, Emission, Verdict};
+use ksi_identity::{Caller, Permission, Principal, Rights};
+use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
 use ksi_protocol::{
-    Descriptor, EventName, Frame, Refusal,
-    frame::{Event, Id, Intercept, Request},
+    Descriptor, EventName, Frame, Pattern, Refusal,
+    frame::{self, Event, Id, Intercept, Request},
 };
 use tokio::sync::mpsc;
 
@@ -89,6 +90,32 @@ impl Guest {
         woken::note();
     }
 
+    /// Takes what the plugin says of itself; from now on it may do what that asks
+    /// for, as far as the manifest grants it.
+    pub fn described(&self, descriptor: Box<Descriptor>) {
+        if let Some(port) = self.port.get().and_then(Weak::upgrade) {
+            let outer = |pattern: &Pattern| self.outer_pattern(pattern);
+            // What a plugin keeps is its own, so it need not ask for it.
+            let own = Pattern::parse("space:*").ok();
+            let facts = descriptor.emits.iter().map(|spec| self.outer(spec.event.clone()));
+            port.authority.ask_for(Rights {
+                may_call: descriptor.calls.iter().map(outer).chain(own).collect(),
+                emits: facts.filter_map(|event| Pattern::parse(event.as_str()).ok()).collect(),
+                listens: descriptor.listens.clone(),
+                intercepts: descriptor.intercepts.iter().map(|spec| spec.pattern.clone()).collect(),
+            });
+        }
+        self.tell(Life::Described(descriptor));
+    }
+
+    fn outer_pattern(&self, pattern: &Pattern) -> Pattern {
+        let renamed = self.alias.as_ref().and_then(|alias| {
+            let rest = pattern.as_str().strip_prefix(&*alias.inner)?.strip_prefix(':')?;
+            Pattern::parse(&format!("{}:{rest}", alias.outer)).ok()
+        });
+        renamed.unwrap_or_else(|| pattern.clone())
+    }
+
     /// The name by which everybody else knows an event of the plugin's.
     #[must_use]
     pub fn outer(&self, name: EventName) -> EventName {
@@ -119,6 +146,7 @@ impl Guest {
                 correlation_id: envelope.correlation_id.map(|id| (*id).to_owned()),
                 idempotency_key: envelope.idempotency_key.map(|key| (*key).to_owned()),
                 origin: Some((*envelope.origin).to_owned()),
+                caller: Some(named(&envelope.caller, envelope.at_ms)),
                 ..Request::new(token, self.inner(envelope.event), envelope.data)
             }),
             Delivery::Event { sub, envelope, .. } => Frame::Event(Event {
@@ -129,6 +157,7 @@ impl Guest {
                 origin: envelope.origin.clone(),
                 at_ms: envelope.at_ms,
                 correlation_id: envelope.correlation_id.as_deref().map(str::to_owned),
+                tenant: envelope.caller.principal.tenant.clone().map(Into::into),
             }),
             Delivery::Cancel { token } => Frame::Cancel { id: token },
             Delivery::Credit { token, n } => Frame::Credit { id: token, n },
@@ -139,20 +168,23 @@ impl Guest {
                 Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
                 Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
             },
-            Delivery::Intercept { token, stage, event, data, origin } => Frame::Intercept(Intercept {
-                id: token,
-                stage,
-                event: self.inner(event),
-                data,
-                origin: (*origin).to_owned(),
-            }),
+            Delivery::Intercept { token, stage, event, data, origin, caller } => {
+                Frame::Intercept(Intercept {
+                    id: token,
+                    stage,
+                    event: self.inner(event),
+                    data,
+                    origin: (*origin).to_owned(),
+                    caller: caller.map(|caller| named(&caller, now_ms)),
+                })
+            }
         }
     }
 
     /// Does what the plugin says.
     pub fn hear(&self, turn: &mut Turn<'_>, frame: Frame) {
         let frame = match frame {
-            Frame::Described { descriptor } => return self.tell(Life::Described(descriptor)),
+            Frame::Described { descriptor } => return self.described(descriptor),
             Frame::Ready => return self.tell(Life::Ready),
             Frame::Drained => return self.tell(Life::Drained),
             Frame::Pong { .. } => return self.tell(Life::Pong),
@@ -179,6 +211,16 @@ impl Guest {
     }
 }
 
+/// What a plugin is told of whoever asks.
+fn named(caller: &Caller, now_ms: u64) -> Box<frame::Caller> {
+    let principal = &caller.principal;
+    Box::new(frame::Caller {
+        principal: (*principal.name).to_owned(),
+        tenant: principal.tenant.as_deref().map(str::to_owned),
+        every_tenant: principal.holds(Permission::EVERY_TENANT.0, now_ms),
+    })
+}
+
 /// Does what a plugin says, in either placement.
 fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
     match frame {
@@ -189,10 +231,18 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
             turn.answer(port, id, Answer::Accepted { request_id, seq });
         }
         Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, refusal.into()),
-        Frame::Request(request) => turn.request(port, ask(request)),
+        Frame::Request(request) => {
+            let (caller, vouched) = turn.hub().identity.kept(&request);
+            turn.request(port, Ask { caller, vouched, ..ask(request) });
+        }
         Frame::Emit(emit) => {
+            let owner = |tenant: &str| Principal::new(&port.authority.caller.principal.name, Some(tenant), 0);
+            let caller =
+                |tenant: String| Arc::new(Caller { origin: port.origin.clone(), principal: owner(&tenant) });
             let emission = Emission {
                 correlation_id: emit.correlation_id.map(Into::into),
+                parent: emit.parent,
+                caller: emit.tenant.map(caller),
                 ..Emission::new(emit.event, emit.data)
             };
             if let Err(refusal) = turn.emit(port, emission) {

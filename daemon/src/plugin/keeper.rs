@@ -43,8 +43,8 @@ use crate::{
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
 
-/// Tells what is declared of an event, by the name that others use and the one
-/// that the plugin declares.
+/// What the configuration says of an event, by the name that others use and the
+/// one that the plugin declares.
 pub type Policies = dyn Fn(EventName, &str) -> Declared + Send + Sync;
 
 /// What all keepers share.
@@ -58,7 +58,7 @@ pub struct Means {
     pub watchdog: Arc<Watchdog>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
-    /// What is declared of each event.
+    /// What the configuration says of events.
     pub policies: Arc<Policies>,
     /// What may be loaded.
     pub trust: Arc<Trust>,

@@ -15,7 +15,7 @@
 //!   off.
 //! - Nothing here waits; a full socket is the writer task's matter.
 
-mod follow;
+pub mod follow;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -5,6 +5,7 @@ mod subscriptions;
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use ksi_identity::Principal;
 use ksi_kernel::{Ask, Emission};
 use ksi_protocol::{
     Code, Frame, PROTOCOL_VERSION, Refusal,
@@ -44,7 +45,12 @@ enum Next {
 }
 
 /// Serves one client until it is gone, or the daemon closes.
-pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u64) {
+pub(super) async fn run(
+    sessions: &Arc<Sessions>,
+    stream: UnixStream,
+    number: u64,
+    principal: Arc<Principal>,
+) {
     let greeting = Instant::now() + sessions.limits.handshake_timeout;
     let mut input = BytesMut::new();
     let first = first_byte(&stream, &mut input);
@@ -58,7 +64,8 @@ pub(super) async fn run(sessions: &Arc<Sessions>, stream: UnixStream, number: u6
     }
     let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
     let outbox = Arc::new(Outbox::new(stream, face, sessions.hub.dropped.clone()));
-    let port = sessions.attach(Handle::Session(outbox.clone()), number);
+    let port = sessions.attach(Handle::Session(outbox.clone()), number, principal);
+    outbox.listen_with(subscriptions::ear(&sessions.hub, &port));
     let mut session = Session {
         hub: &sessions.hub,
         outbox: &outbox,

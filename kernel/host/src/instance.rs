@@ -149,6 +149,7 @@ impl Instance {
                 payload = request.data.clone();
                 meta = facts(Meta {
                     origin: request.origin.clone(),
+                    caller: request.caller.as_deref().cloned(),
                     correlation_id: request.correlation_id.clone(),
                     idempotency_key: request.idempotency_key.clone(),
                     credit: request.credit,
@@ -164,6 +165,7 @@ impl Instance {
                 payload = event.data.clone();
                 meta = facts(Meta {
                     origin: Some(event.origin.to_string()),
+                    tenant: event.tenant.clone(),
                     correlation_id: event.correlation_id.clone(),
                     at_ms: Some(event.at_ms),
                     ..Meta::default()
@@ -175,7 +177,11 @@ impl Instance {
                 message.arg = u64::from(intercept.stage == Stage::After);
                 message.name = Slice::new(intercept.event.as_str().as_bytes());
                 payload = intercept.data.clone();
-                meta = facts(Meta { origin: Some(intercept.origin.clone()), ..Meta::default() });
+                meta = facts(Meta {
+                    origin: Some(intercept.origin.clone()),
+                    caller: intercept.caller.as_deref().cloned(),
+                    ..Meta::default()
+                });
             }
             Frame::Cancel { id } => message = Message::new(Kind::Cancel, *id),
             Frame::Credit { id, n } => {
@@ -313,16 +319,16 @@ unsafe fn output(message: &Message) -> Option<Output> {
                 correlation_id: meta.correlation_id,
                 idempotency_key: meta.idempotency_key,
                 origin: meta.origin,
+                caller: meta.caller.map(Box::new),
+                on_behalf: meta.on_behalf,
                 parent: meta.parent,
                 ..Request::new(id, event()?, data())
             })
         }
-        Kind::Emit => Frame::Emit(Emit {
-            id: None,
-            event: event()?,
-            data: data(),
-            correlation_id: meta().correlation_id,
-        }),
+        Kind::Emit => {
+            let Meta { correlation_id, parent, tenant, .. } = meta();
+            Frame::Emit(Emit { correlation_id, parent, tenant, ..Emit::new(event()?, data()) })
+        }
         Kind::Cancel => Frame::Cancel { id },
         Kind::Ready => Frame::Ready,
         Kind::Drained => Frame::Drained,

@@ -24,6 +24,10 @@ pub struct Descriptor {
     /// Facts that it emits.
     #[serde(default)]
     pub emits: Vec<FactSpec>,
+    /// Events that it asks for, besides what it keeps itself. It may ask for
+    /// nothing else, and for these as far as the manifest's `may_call` goes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<Pattern>,
     /// Events that it listens to.
     #[serde(default)]
     pub listens: Vec<Pattern>,

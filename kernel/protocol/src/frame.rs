@@ -202,6 +202,14 @@ pub struct Request<P = Bytes> {
     /// Who asked; set by the daemon, ignored from a client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// *Link*: in whose name it is asked. Set by the daemon, which takes it from
+    /// one plugin alone: the one that keeps work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Box<Caller>>,
+    /// *Link*: from a plugin that asks whatever it is told to: what it asks is
+    /// only granted where whoever asked it may ask that, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_behalf: bool,
     /// *Link*: the request on whose behalf a plugin asks. The new one ends with
     /// it and never outlives its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,11 +238,26 @@ impl<P> Request<P> {
             correlation_id: None,
             idempotency_key: None,
             origin: None,
+            caller: None,
+            on_behalf: false,
             parent: None,
             work: None,
             at_ms: None,
         }
     }
+}
+
+/// In whose name something is asked or told, as the daemon knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// `user:alice`, `token:k3f9`, `plugin:agent`, `daemon`.
+    pub principal: String,
+    /// Whose data it is about; without one, nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Whether it may see what belongs to other tenants.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub every_tenant: bool,
 }
 
 /// Tells whoever listens.
@@ -252,6 +275,20 @@ pub struct Emit<P = Bytes> {
     /// Ties together all that follows from one cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// *Link*: the request on whose behalf it happened, which says whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Id>,
+    /// *Link*: whose it is, where that request has ended or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+}
+
+impl<P> Emit<P> {
+    /// An emission with nothing but what it needs.
+    #[must_use]
+    pub fn new(event: EventName, data: P) -> Self {
+        Self { id: None, event, data, correlation_id: None, parent: None, tenant: None }
+    }
 }
 
 /// How a subscription behaves when its reader is slow.
@@ -320,6 +357,9 @@ pub struct Event<P = Bytes> {
     /// Ties together all that follows from one cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// *Link*: whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// Events that a subscription lost.
@@ -381,6 +421,9 @@ pub struct Intercept<P = Bytes> {
     pub data: P,
     /// Who sent it.
     pub origin: String,
+    /// In whose name it was asked or told; not known of an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Box<Caller>>,
 }
 
 /// An interceptor's word. Neither field: pass unchanged.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::work::Policy;
+use crate::{frame::Caller, work::Policy};
 
 /// Facts about an envelope that a handler may ask for. All are optional; an
 /// absent map is an empty one.
@@ -14,6 +14,16 @@ pub struct Meta {
     /// which takes it from one plugin alone: the one that keeps work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// In whose name it was sent. As `origin`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Caller>,
+    /// To a listener, and from a plugin with what it emits: whose it is. From a
+    /// plugin it counts where the request on whose behalf it tells has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// From a plugin: whoever it asks for must hold what it asks, too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub on_behalf: bool,
     /// Ties together all that follows from one cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
@@ -23,7 +33,7 @@ pub struct Meta {
     /// From a plugin: time that its request may take, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// From a plugin: the request on whose behalf it asks.
+    /// From a plugin: the request on whose behalf it asks or tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<u64>,
     /// Chunks that may be sent before a credit.

@@ -152,6 +152,12 @@ pub struct WorkInfo {
     pub crashes: u32,
     /// Who asked.
     pub origin: String,
+    /// In whose name: `user:alice`, `token:k3f9`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// What it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
@@ -279,6 +285,9 @@ pub struct Kept {
     /// What it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// Positions in the journal whose facts are gone; which of them the follower
@@ -330,6 +339,7 @@ mod tests {
             origin: "session:1".into(),
             at_ms: 1,
             correlation_id: None,
+            tenant: None,
         });
         let gap = Followed::Gap(Missed { from_seq: 1, to_seq: 6 });
         for part in [fact, gap] {

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
 
 use ksi_abi::Kind;
-use ksi_protocol::{Bytes, Code, EventName, Refusal, work::Accepted};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Caller, work::Accepted};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -19,8 +19,13 @@ pub struct CallOptions {
     /// Two requests with one key are one request.
     pub idempotency_key: Option<String>,
     /// Whether the request goes on when the one on whose behalf it is asked
-    /// ends. Needed by work that outlives its request.
+    /// ends. Needed by work that outlives its request. What is asked so is asked
+    /// in the plugin's own name.
     pub detached: bool,
+    /// Whether whoever the plugin answers must hold what this takes, too. A
+    /// plugin asks with its own rights; one that asks whatever it is told to must
+    /// set this, or it lends them to everybody.
+    pub on_behalf: bool,
 }
 
 /// How to ask with a payload that is passed on as it is.
@@ -29,6 +34,8 @@ pub struct ForwardOptions {
     /// Who asked in the first place. The daemon heeds it from the plugin that
     /// keeps work, under a durable event, and from nobody else.
     pub origin: Option<String>,
+    /// In whose name: what the context of the kept request said. As `origin`.
+    pub caller: Option<Caller>,
     /// Two requests with one key are one request.
     pub idempotency_key: Option<String>,
     /// What it belongs to; without it, what the context belongs to.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ksi_abi::Kind;
-use ksi_protocol::{Bytes, Code, EventName, Refusal, meta::Meta, work::Policy};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Caller, meta::Meta, work::Policy};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -110,6 +110,50 @@ impl Ctx {
     #[must_use]
     pub fn origin(&self) -> &str {
         self.meta().origin.as_deref().unwrap_or("daemon")
+    }
+
+    /// In whose name the envelope was sent: `user:alice`, `token:k3f9`,
+    /// `plugin:agent`, `daemon`. What a plugin asks while it answers somebody is
+    /// asked in that one's name. Set by the daemon, never by the sender.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        self.meta().caller.as_ref().map_or("daemon", |caller| &caller.principal)
+    }
+
+    /// In whose name the envelope was sent, for whoever keeps it and hands it over
+    /// later.
+    #[must_use]
+    pub fn caller(&self) -> Option<Caller> {
+        self.meta().caller.clone()
+    }
+
+    /// Whose data this is about; `None` for what belongs to nobody, or to the
+    /// plugin itself. Set by the daemon, never by the sender.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&str> {
+        let meta = self.meta();
+        meta.caller.as_ref().map_or(meta.tenant.as_deref(), |caller| caller.tenant.as_deref())
+    }
+
+    /// Whether whoever asks may see what belongs to a tenant, or to nobody.
+    #[must_use]
+    pub fn sees(&self, tenant: Option<&str>) -> bool {
+        self.sees_every_tenant() || tenant == self.tenant()
+    }
+
+    /// Whether whoever asks may see what belongs to any tenant.
+    #[must_use]
+    pub fn sees_every_tenant(&self) -> bool {
+        self.meta().caller.as_ref().is_some_and(|caller| caller.every_tenant)
+    }
+
+    /// The plugin's own context, for something that belongs to a tenant and goes
+    /// on when the request that it came of has ended.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: Option<&str>) -> Self {
+        let meta = Meta { tenant: tenant.map(str::to_owned), ..Meta::default() };
+        let decoded = OnceCell::from(Box::new(meta));
+        Self::new(self.core.clone(), EnvelopeFacts { decoded, ..EnvelopeFacts::default() })
     }
 
     /// What ties this envelope to its cause.
@@ -210,6 +254,7 @@ impl Ctx {
             idempotency_key: options.idempotency_key,
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
+            on_behalf: options.on_behalf,
             ..Meta::default()
         };
         Answers::open(&self.core, &name, &encode(ask)?, &encode(&meta)?)
@@ -228,6 +273,7 @@ impl Ctx {
     ) -> Result<Answers, Refusal> {
         let meta = Meta {
             origin: options.origin,
+            caller: options.caller,
             correlation_id: options.correlation_id.or_else(|| self.meta().correlation_id.clone()),
             idempotency_key: options.idempotency_key,
             timeout_ms: options.timeout.map(millis),
@@ -243,7 +289,8 @@ impl Ctx {
         State::new(self.clone())
     }
 
-    /// Tells whoever listens.
+    /// Tells whoever listens: of the tenant that this context is about, where it
+    /// is about one.
     ///
     /// # Errors
     ///
@@ -251,10 +298,13 @@ impl Ctx {
     /// while the daemon's queue for this plugin is full.
     pub fn emit<T: Serialize>(&self, event: &str, fact: &T) -> Result<(), Refusal> {
         let name = EventName::parse(event).map_err(|e| Refusal::new(Code::InvalidFrame, e.to_string()))?;
-        let meta = match self.meta().correlation_id.clone() {
-            None => Bytes::new(),
-            correlation_id => encode(&Meta { correlation_id, ..Meta::default() })?,
+        let meta = Meta {
+            correlation_id: self.meta().correlation_id.clone(),
+            tenant: self.tenant().map(str::to_owned),
+            parent: self.envelope.token,
+            ..Meta::default()
         };
+        let meta = if meta == Meta::default() { Bytes::new() } else { encode(&meta)? };
         let payload = encode(fact)?;
         let message =
             Outgoing { name: name.as_str(), payload: &payload, meta: &meta, ..Outgoing::new(Kind::Emit, 0) };

@@ -112,6 +112,7 @@ impl<P: Plugin> Register<P> {
                 about: P::ABOUT.into(),
                 requests: Vec::new(),
                 emits: Vec::new(),
+                calls: Vec::new(),
                 listens: Vec::new(),
                 intercepts: Vec::new(),
                 state_version: P::STATE_VERSION,
@@ -277,7 +278,19 @@ impl<P: Plugin> Register<P> {
         self.listeners.push((pattern, run));
     }
 
-    /// Declares a fact that the plugin emits. The doc comment of `T` is its
+    /// Declares that the plugin asks for events that match `pattern`: it may ask
+    /// for nothing that it has not declared, and for this as far as the
+    /// manifest's `may_call` grants it. What it keeps itself needs no word.
+    ///
+    /// # Panics
+    ///
+    /// On a pattern that is none.
+    pub fn calls(&mut self, pattern: &str) {
+        self.descriptor.calls.push(Pattern::parse(pattern).unwrap_or_else(|error| panic!("{error}")));
+    }
+
+    /// Declares a fact that the plugin emits: it may emit nothing else, and this
+    /// as far as the manifest's `emits` grants it. The doc comment of `T` is its
     /// help.
     ///
     /// # Panics

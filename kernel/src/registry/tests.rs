@@ -5,7 +5,9 @@ use std::sync::Arc;
 use ksi_protocol::{Code, EventName, Refusal};
 
 use super::Declared;
-use crate::{Grant, Kernel, Quota, Role, script::check};
+use ksi_identity::Authority;
+
+use crate::{Kernel, Quota, Role, script::check};
 
 #[test]
 fn a_declaration_outlives_its_owner_and_ends_when_forgotten() {
@@ -47,7 +49,7 @@ fn a_declaration_outlives_its_owner_and_ends_when_forgotten() {
 #[test]
 fn an_unknown_event_is_refused_with_the_nearest_names() {
     let kernel = Kernel::new();
-    let port = kernel.attach("plugin:echo", Role::Plugin, (), Quota::default(), Grant::All);
+    let port = kernel.attach(Role::Plugin, (), Quota::default(), Authority::full("plugin:echo"));
     let name = |text| EventName::parse(text).unwrap();
     let declared = |text| Declared { work: Some(Arc::default()), ..Declared::new(name(text)) };
     let events = ["echo:say", "echo:count", "echo:stay", "echo:sad", "llama:generate"].map(declared);

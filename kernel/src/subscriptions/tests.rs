@@ -6,7 +6,9 @@ use bytes::Bytes;
 use ksi_protocol::{EventName, Pattern, frame::Class};
 use proptest::prelude::*;
 
-use crate::{Delivery, Effects, Emission, Grant, Kernel, Port, Quota, Role};
+use ksi_identity::Authority;
+
+use crate::{Delivery, Effects, Emission, Kernel, Port, Quota, Role};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -37,7 +39,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn attach(kernel: &Kernel<usize>, port: usize) -> Arc<Port<usize>> {
-    kernel.attach("session", Role::Client, port, Quota::default(), Grant::All)
+    kernel.attach(Role::Client, port, Quota::default(), Authority::full("session"))
 }
 
 proptest! {
@@ -51,7 +53,7 @@ proptest! {
             match step {
                 Step::Subscribe { port, id, pattern } => {
                     let pattern = Pattern::parse(&pattern).unwrap();
-                    let added = kernel.subscribe(&ports[port], id, pattern.clone(), Class::Live).is_ok();
+                    let added = kernel.subscribe(&ports[port], id, pattern.clone(), Class::Live, 0).is_ok();
                     prop_assert_eq!(added, !listening.contains_key(&(port, id)));
                     listening.entry((port, id)).or_insert(pattern);
                 }
@@ -103,7 +105,7 @@ fn what_is_idle_is_not_looked_at() {
     let idle = attach(&kernel, 0);
     for agent in 0..10_000 {
         let pattern = if agent % 2 == 0 { format!("agent:a{agent}:*") } else { format!("agent:a{agent}") };
-        kernel.subscribe(&idle, agent, Pattern::parse(&pattern).unwrap(), Class::Live).unwrap();
+        kernel.subscribe(&idle, agent, Pattern::parse(&pattern).unwrap(), Class::Live, 0).unwrap();
     }
     assert_eq!(kernel.subscriptions.prefixed.len(), 5_000);
     assert_eq!(kernel.subscriptions.exact.len(), 5_000);

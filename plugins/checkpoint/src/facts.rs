@@ -33,22 +33,20 @@ use ksi_sdk::{
 use crate::{
     engine::Engine,
     journal::SegmentStat,
-    record::{Batch, Fact, Seq, keys},
+    record::{Batch, FACTS, Fact, Seq, keys},
 };
 
 /// Facts that are read at a time: few, because each may be as long as a frame.
 const PAGE: usize = 32;
 /// Longest name of a consumer, in bytes.
 const NAME_BYTES_MAX: usize = 128;
-/// The bit of records that are facts among the kinds of a segment.
-const KIND: u64 = 1 << 2;
 
 /// Who follows under which name.
 #[derive(Default)]
 pub struct Facts {
     /// Dropping a sender ends its follower. Gone with the follower, or when a
     /// newer one takes the name.
-    consumers: RefCell<HashMap<String, Held>>,
+    consumers: RefCell<HashMap<Vec<u8>, Held>>,
 }
 
 struct Held {
@@ -94,15 +92,14 @@ impl Facts {
     pub async fn follow(
         &self,
         engine: &Engine,
+        tenant: Option<&str>,
         ask: Follow,
         out: &Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
         let name = ask.consumer.clone();
-        let taken_over = match &name {
-            Some(name) => Some(self.take(name)?),
-            None => None,
-        };
-        let following = pin!(run(engine, ask, out));
+        let cursor = name.as_deref().map(|name| cursor_key(tenant, name)).transpose()?;
+        let taken_over = cursor.as_deref().map(|cursor| self.take(cursor));
+        let following = pin!(run(engine, ask, cursor.clone(), out));
         let Some((_holding, taken_over)) = taken_over else { return following.await };
         match select(following, taken_over).await {
             Either::Left((ended, _)) => ended,
@@ -121,8 +118,13 @@ impl Facts {
     ///
     /// `invalid_payload` for a name that is none or a position that nobody can
     /// have seen, `busy` or `unavailable` where it cannot be written.
-    pub async fn ack(&self, engine: &Engine, ask: Ack) -> Result<Acknowledged, Refusal> {
-        let key = cursor_key(&ask.consumer)?;
+    pub async fn ack(
+        &self,
+        engine: &Engine,
+        tenant: Option<&str>,
+        ask: Ack,
+    ) -> Result<Acknowledged, Refusal> {
+        let key = cursor_key(tenant, &ask.consumer)?;
         let newest = engine.synced_seq();
         if ask.seq > newest {
             let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
@@ -137,37 +139,41 @@ impl Facts {
         Ok(Acknowledged { seq: ask.seq })
     }
 
-    /// Takes a consumer's name from whoever has it. The receiver resolves when
-    /// it is taken again.
-    fn take<'a>(&'a self, name: &'a str) -> Result<(Holding<'a>, oneshot::Receiver<Infallible>), Refusal> {
-        check_name(name)?;
+    /// Takes a consumer's name, of which this is the key, from whoever has it.
+    /// The receiver resolves when it is taken again.
+    fn take<'a>(&'a self, cursor: &'a [u8]) -> (Holding<'a>, oneshot::Receiver<Infallible>) {
         let (sender, receiver) = oneshot::channel();
         let mut consumers = self.consumers.borrow_mut();
-        let id = consumers.get(name).map_or(0, |held| held.id + 1);
-        consumers.insert(name.to_owned(), Held { id, _until: sender });
-        Ok((Holding { facts: self, name, id }, receiver))
+        let id = consumers.get(cursor).map_or(0, |held| held.id + 1);
+        consumers.insert(cursor.to_owned(), Held { id, _until: sender });
+        (Holding { facts: self, cursor, id }, receiver)
     }
 }
 
 /// Gives a name back when its follower goes.
 struct Holding<'a> {
     facts: &'a Facts,
-    name: &'a str,
+    cursor: &'a [u8],
     id: u64,
 }
 
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
         let mut consumers = self.facts.consumers.borrow_mut();
-        if consumers.get(self.name).is_some_and(|held| held.id == self.id) {
-            consumers.remove(self.name);
+        if consumers.get(self.cursor).is_some_and(|held| held.id == self.id) {
+            consumers.remove(self.cursor);
         }
     }
 }
 
 /// Gives out facts until something refuses.
-async fn run(engine: &Engine, ask: Follow, out: &Chunks<Followed>) -> Result<Unfollowed, Refusal> {
-    let mut from = begin(engine, &ask).await?;
+async fn run(
+    engine: &Engine,
+    ask: Follow,
+    cursor: Option<Vec<u8>>,
+    out: &Chunks<Followed>,
+) -> Result<Unfollowed, Refusal> {
+    let mut from = begin(engine, &ask, cursor).await?;
     // An empty gap is nothing to miss: it says where the follower stands.
     give(out, &Followed::Gap(Missed { from_seq: from, to_seq: from - 1 })).await?;
     loop {
@@ -191,10 +197,9 @@ async fn run(engine: &Engine, ask: Follow, out: &Chunks<Followed>) -> Result<Unf
 }
 
 /// Where a follower begins.
-async fn begin(engine: &Engine, ask: &Follow) -> Result<Seq, Refusal> {
+async fn begin(engine: &Engine, ask: &Follow, cursor: Option<Vec<u8>>) -> Result<Seq, Refusal> {
     let coming = engine.next_seq();
-    let Some(name) = &ask.consumer else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
-    let key = cursor_key(name)?;
+    let Some(key) = cursor else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
     let cursor = engine.latest(&key).await?.and_then(|value| decode(&value));
     match (ask.since_seq, cursor) {
         (Some(since), _) => Ok(since.max(1)),
@@ -213,8 +218,8 @@ async fn give(out: &Chunks<Followed>, part: &Followed) -> Result<(), Refusal> {
 }
 
 fn kept(seq: Seq, fact: Fact) -> Kept {
-    let Fact { at_ms, event, origin, correlation_id, data } = fact;
-    Kept { seq, event, data, origin, at_ms, correlation_id }
+    let Fact { at_ms, event, origin, correlation_id, tenant, data } = fact;
+    Kept { seq, event, data, origin, at_ms, correlation_id, tenant }
 }
 
 async fn move_cursor(engine: &Engine, key: Vec<u8>, seq: Seq) -> Result<(), Refusal> {
@@ -224,9 +229,13 @@ async fn move_cursor(engine: &Engine, key: Vec<u8>, seq: Seq) -> Result<(), Refu
     engine.durable(written).await
 }
 
-fn cursor_key(name: &str) -> Result<Vec<u8>, Refusal> {
+/// Each tenant has consumers of its own. No name begins with a zero, and a tenant
+/// is preceded by its length, so no two are one key.
+fn cursor_key(tenant: Option<&str>, name: &str) -> Result<Vec<u8>, Refusal> {
     check_name(name)?;
-    Ok([&[keys::CURSOR], name.as_bytes()].concat())
+    let Some(tenant) = tenant else { return Ok([&[keys::CURSOR], name.as_bytes()].concat()) };
+    let length = (tenant.len() as u64).to_be_bytes();
+    Ok([&[keys::CURSOR, 0], &length[..], tenant.as_bytes(), name.as_bytes()].concat())
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {
@@ -254,7 +263,7 @@ pub fn retire_before(segments: &[SegmentStat], covered: Seq, keep_bytes: u64) ->
         if bytes > keep_bytes {
             break;
         }
-        if segment.kinds & KIND != 0 {
+        if segment.kinds & FACTS != 0 {
             before = segment.first;
         }
     }

@@ -125,6 +125,10 @@ pub struct Run {
     pub event: EventName,
     /// Who asked.
     pub origin: String,
+    /// In whose name.
+    pub principal: Option<String>,
+    /// Whose it is.
+    pub tenant: Option<String>,
     /// What it belongs to.
     pub correlation_id: Option<String>,
     /// Time that it may take, milliseconds.
@@ -146,6 +150,8 @@ pub struct Ended {
     pub attempts: u32,
     /// What it belongs to.
     pub correlation_id: Option<String>,
+    /// Whose it is.
+    pub tenant: Option<String>,
 }
 
 /// Work to be accepted.
@@ -159,6 +165,10 @@ pub struct Order {
     pub event: EventName,
     /// Who asks.
     pub origin: String,
+    /// In whose name.
+    pub principal: Option<String>,
+    /// Whose it is.
+    pub tenant: Option<String>,
     /// What it belongs to.
     pub correlation_id: Option<String>,
     /// How it is to be carried out.
@@ -264,7 +274,7 @@ impl Ledger {
         payload: Bytes,
         remembered: Option<&Remembered>,
     ) -> Result<Admission, Refusal> {
-        let hash = order.key.as_ref().map(|key| key.hash(&order.event));
+        let hash = order.key.as_ref().map(|key| key.hash(&order.event, order.tenant.as_deref()));
         if let (Some(key), Some(hash)) = (&order.key, hash)
             && let Some((id, seq, known)) = self.known(now_ms, hash, remembered)
         {
@@ -290,6 +300,8 @@ impl Ledger {
             accepted_ms: now_ms,
             expires_ms: now_ms.saturating_add(policy.expires_ms),
             origin: order.origin.into(),
+            principal: order.principal.map(Into::into),
+            tenant: order.tenant.map(Into::into),
             correlation_id: order.correlation_id.map(Into::into),
             key: order.key.map(Box::new),
             state: State::Accepted,

@@ -131,6 +131,7 @@ impl Plugin for Checkpoint {
         on.request("space:get", Self::space_get);
         on.request("space:apply", Self::space_apply);
         on.request("space:scan", Self::space_scan);
+        on.calls("system:restart");
         on.emits::<Opened>("checkpoint:opened");
         on.emits::<Stopped>("checkpoint:stopped");
     }
@@ -218,6 +219,7 @@ impl Checkpoint {
             event: event.event,
             origin: event.origin,
             correlation_id: ctx.correlation_id().map(str::to_owned),
+            tenant: ctx.tenant().map(str::to_owned),
             data: event.data,
         };
         self.facts.keep(&self.opened()?.engine, fact).await
@@ -230,7 +232,7 @@ impl Checkpoint {
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
         let engine = self.opened()?.engine;
-        let following = pin!(self.facts.follow(&engine, ask, &out));
+        let following = pin!(self.facts.follow(&engine, ctx.tenant(), ask, &out));
         match select(following, pin!(ctx.draining())).await {
             Either::Left((ended, _)) => ended,
             // It has no end by itself, and the end of the plugin waits for it.
@@ -241,8 +243,8 @@ impl Checkpoint {
         }
     }
 
-    async fn ack(self: Rc<Self>, _ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
-        self.facts.ack(&self.opened()?.engine, ask).await
+    async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
+        self.facts.ack(&self.opened()?.engine, ctx.tenant(), ask).await
     }
 
     async fn status(self: Rc<Self>, _ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {

@@ -114,6 +114,8 @@ pub struct Fact {
     pub origin: String,
     /// What it belongs to.
     pub correlation_id: Option<String>,
+    /// Whose it is.
+    pub tenant: Option<String>,
     /// The payload, opaque.
     pub data: Bytes,
 }
@@ -140,8 +142,18 @@ pub enum DecodeError {
 
 /// First byte of a record of changes.
 pub const CHANGES: u8 = 1;
-/// First byte of a record of a fact.
+/// First byte of a record of a fact that belongs to nobody.
 pub const FACT: u8 = 2;
+/// First byte of a record of a fact that belongs to a tenant.
+pub const TENANTS_FACT: u8 = 3;
+/// The bits of both among the kinds of records that a segment has.
+pub const FACTS: u64 = 1 << FACT | 1 << TENANTS_FACT;
+
+/// Whether a record that begins so is a fact.
+#[must_use]
+pub fn is_fact(first: u8) -> bool {
+    matches!(first, FACT | TENANTS_FACT)
+}
 
 impl Record {
     /// The bytes that the journal keeps.
@@ -163,13 +175,18 @@ impl Record {
             }
             Self::Fact(fact) => {
                 let correlation_id = fact.correlation_id.as_deref().unwrap_or_default();
-                let texts = fact.event.as_str().len() + fact.origin.len() + correlation_id.len();
-                let mut out = Vec::with_capacity(25 + texts + fact.data.len());
-                out.push(FACT);
+                let tenant = fact.tenant.as_deref().unwrap_or_default();
+                let texts =
+                    fact.event.as_str().len() + fact.origin.len() + correlation_id.len() + tenant.len();
+                let mut out = Vec::with_capacity(29 + texts + fact.data.len());
+                out.push(if fact.tenant.is_some() { TENANTS_FACT } else { FACT });
                 out.extend_from_slice(&fact.at_ms.to_le_bytes());
                 put_bytes(&mut out, fact.event.as_str().as_bytes());
                 put_bytes(&mut out, fact.origin.as_bytes());
                 put_bytes(&mut out, correlation_id.as_bytes());
+                if fact.tenant.is_some() {
+                    put_bytes(&mut out, tenant.as_bytes());
+                }
                 put_bytes(&mut out, &fact.data);
                 out
             }
@@ -200,14 +217,15 @@ impl Record {
                 }
                 Self::Changes(Batch(changes))
             }
-            FACT => {
+            kind @ (FACT | TENANTS_FACT) => {
                 let at_ms = u64::from_le_bytes(from.array()?);
                 let event = EventName::parse(&from.text()?)
                     .map_err(|_| DecodeError::Shape("a fact without a name"))?;
                 let origin = from.text()?;
                 let correlation_id = Some(from.text()?).filter(|id| !id.is_empty());
+                let tenant = if kind == TENANTS_FACT { Some(from.text()?) } else { None };
                 let data = from.slice()?;
-                Self::Fact(Fact { at_ms, event, origin, correlation_id, data })
+                Self::Fact(Fact { at_ms, event, origin, correlation_id, tenant, data })
             }
             kind => return Err(DecodeError::Kind(kind)),
         };
@@ -280,10 +298,11 @@ mod tests {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         let change = (bytes(), proptest::option::of(bytes())).prop_map(|(key, value)| Change { key, value });
         let changes = proptest::collection::vec(change, 0..8).prop_map(|list| Record::Changes(Batch(list)));
-        let fact = (any::<u64>(), "[a-z]{1,6}:[a-z]{1,6}", ".{0,9}", proptest::option::of(".{1,9}"), bytes());
-        let fact = fact.prop_map(|(at_ms, event, origin, correlation_id, data)| {
+        let texts = || proptest::option::of(".{1,9}");
+        let fact = (any::<u64>(), "[a-z]{1,6}:[a-z]{1,6}", ".{0,9}", texts(), texts(), bytes());
+        let fact = fact.prop_map(|(at_ms, event, origin, correlation_id, tenant, data)| {
             let event = EventName::parse(&event).expect("made to fit");
-            Record::Fact(Fact { at_ms, event, origin, correlation_id, data })
+            Record::Fact(Fact { at_ms, event, origin, correlation_id, tenant, data })
         });
         prop_oneof![changes, fact]
     }

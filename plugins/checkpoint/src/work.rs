@@ -143,7 +143,7 @@ impl Work {
         let Kept { event, data, policy } = kept;
         let key = ctx.idempotency_key().map(|text| Key::new(text, &data));
         let remembered = match &key {
-            Some(key) => self.remembered(&key.hash(&event).table_key()).await?,
+            Some(key) => self.remembered(&key.hash(&event, ctx.tenant()).table_key()).await?,
             None => None,
         };
         // From here to the commit nothing waits, so what is remembered holds.
@@ -153,6 +153,8 @@ impl Work {
             seq: self.engine.next_seq(),
             event,
             origin: ctx.origin().to_owned(),
+            principal: Some(ctx.principal().to_owned()),
+            tenant: ctx.tenant().map(str::to_owned),
             correlation_id: ctx.correlation_id().map(str::to_owned),
             policy,
             key,
@@ -306,8 +308,9 @@ impl Work {
         }
         for one in ended {
             self.waiters.borrow_mut().remove(&one.id);
+            let ctx = self.ctx.of_tenant(one.tenant.as_deref());
             let (event, fact) = payload::fact(one);
-            if let Err(refusal) = self.ctx.emit(event, &fact) {
+            if let Err(refusal) = ctx.emit(event, &fact) {
                 self.ctx.warn(&format!("cannot tell {event}: {}", refusal.message));
             }
         }

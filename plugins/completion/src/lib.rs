@@ -90,6 +90,9 @@ impl Plugin for Completion {
         on.request("completion:providers", Self::providers);
         // What nobody can answer is refused before it is accepted as work. Where
         // this plugin is away, it is refused when it is carried out.
+        for event in ["llama:generate", "llama:models", "work:get", "work:wait", "work:cancel"] {
+            on.calls(event);
+        }
         on.intercept("completion:async", Stage::Before, 0, true, Self::check);
         on.emits::<Started>("completion:started");
         on.emits::<Delta>("completion:delta");

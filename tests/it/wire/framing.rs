@@ -188,10 +188,8 @@ fn a_given_correlation_is_told_to_those_who_listen() {
     let event = ksi_protocol::EventName::parse("test:said").unwrap();
     let correlation_id = Some("cause".to_owned());
     frames.send(&Frame::Emit(ksi_protocol::frame::Emit {
-        id: None,
-        event,
-        data: payload(&json!({})),
         correlation_id: correlation_id.clone(),
+        ..ksi_protocol::frame::Emit::new(event, payload(&json!({})))
     }));
     assert_eq!(listener.event().correlation_id, correlation_id);
 }

@@ -84,6 +84,7 @@ pub(crate) fn event(name: &str, seq: u64) -> Event {
         origin: "plugin:agent".into(),
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: Some(format!("c-{seq}")),
+        tenant: None,
     }
 }
 

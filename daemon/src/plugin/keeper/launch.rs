@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use ksi_host::{Image, Instance, Library, sandbox};
-use ksi_kernel::{Declared, Grant, Quota, Role};
+use ksi_identity::{Authority, Rights};
+use ksi_kernel::{Declared, Quota, Role};
 use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
     frame::{Class, Setup},
@@ -26,7 +27,7 @@ use crate::{
     hub::{Handle, Port},
     plugin::{
         actor::{Actor, ActorHost},
-        guest::{Alias, Guest, Life, SUBS_FROM},
+        guest::{Alias, Guest, SUBS_FROM},
         link::Link,
     },
     redaction,
@@ -89,8 +90,14 @@ impl Keeper {
         let quota = Quota { holding: plugin.limits.holding, ..Quota::default() };
         // What a plugin keeps is its own, so it need not be granted.
         let may_call = plugin.may_call.iter().chain(&Pattern::parse("space:*")).cloned().collect();
-        let grant = Grant::Only { may_call, emits: plugin.emits.clone() };
-        self.means.hub.kernel.attach(&self.origin(), Role::Plugin, handle, quota, grant)
+        let rights = Rights {
+            may_call,
+            emits: plugin.emits.clone(),
+            listens: plugin.listens.clone(),
+            intercepts: plugin.intercepts.clone(),
+        };
+        let authority = Authority::granted(&self.origin(), rights);
+        self.means.hub.kernel.attach(Role::Plugin, handle, quota, authority)
     }
 
     async fn launch_here(&mut self, guest: Guest, image: Image) -> Result<(), Refusal> {
@@ -112,7 +119,7 @@ impl Keeper {
         };
         match created {
             Ok((descriptor, instance)) => {
-                actor.guest.tell(Life::Described(Box::new(descriptor)));
+                actor.guest.described(Box::new(descriptor));
                 actor.begin(instance);
                 self.running = Some(Running { port, body: Body::Actor(actor) });
                 Ok(())
@@ -187,13 +194,34 @@ impl Keeper {
             kernel.keep(&running.port)?;
             self.means.hub.kept.notify_waiters();
         }
+        self.warn_of_what_is_not_granted(&descriptor);
+        let now_ms = self.means.hub.now_ms();
         for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
-            kernel.subscribe(&running.port, id, pattern, Class::Live)?;
+            kernel.subscribe(&running.port, id, pattern, Class::Live, now_ms)?;
         }
         for spec in descriptor.intercepts {
             kernel.intercept(&running.port, spec.pattern, spec.stage, spec.order, spec.fail_open);
         }
         Ok(())
+    }
+
+    /// A plugin that asks for more than it is granted runs with what it is
+    /// granted, and whoever looks for the rest finds a word in the log.
+    fn warn_of_what_is_not_granted(&self, descriptor: &Descriptor) {
+        let plugin = &self.spec.plugin;
+        let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
+        let asked = descriptor.listens.iter().map(|pattern| ("listens", pattern, &plugin.listens));
+        for (right, pattern, granted) in
+            asked.chain(intercepts.map(|one| ("intercepts", one, &plugin.intercepts)))
+        {
+            if !granted.iter().any(|granted| granted == pattern || granted.matches(pattern.as_str())) {
+                tracing::warn!(
+                    plugin = plugin.name,
+                    "it asks for `{pattern}`, and `plugins.{}.{right}` does not grant all of that",
+                    plugin.name
+                );
+            }
+        }
     }
 
     /// Whether manifest and library say the same of who keeps work.
@@ -216,12 +244,14 @@ impl Keeper {
         let described = with(&self.board, |board| board.descriptor.clone());
         let mut names: Vec<(EventName, EventName)> =
             self.spec.known.iter().map(|name| (name.clone(), name.clone())).collect();
-        for spec in described.iter().flat_map(|descriptor| &descriptor.requests) {
-            let outer = match (alias, spec.event.as_str().split_once(':')) {
+        let requests = described.iter().flat_map(|descriptor| &descriptor.requests).map(|spec| &spec.event);
+        let facts = described.iter().flat_map(|descriptor| &descriptor.emits).map(|spec| &spec.event);
+        for inner in requests.chain(facts) {
+            let outer = match (alias, inner.as_str().split_once(':')) {
                 (Some(outer), Some((_, action))) => EventName::parse(&format!("{outer}:{action}")).ok(),
                 _ => None,
             };
-            names.push((outer.unwrap_or_else(|| spec.event.clone()), spec.event.clone()));
+            names.push((outer.unwrap_or_else(|| inner.clone()), inner.clone()));
         }
         let policies = &self.means.policies;
         let declared: Vec<Declared> =

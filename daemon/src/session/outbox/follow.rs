@@ -11,6 +11,8 @@
 //! - No more events come than there is credit: what the client allows or, where
 //!   it says nothing, [`WINDOW`] more than were written to it. So a client that
 //!   does not read costs no more than its credit, and nothing is dropped.
+//! - What the client may not hear of is passed over when it comes, so what is
+//!   taken from it is gone with the next fact.
 //! - What waits for a subscription that was ended is never sent, also where
 //!   another one has begun under its id.
 
@@ -19,6 +21,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use ksi_identity::{Caller, Principal};
 use ksi_kernel::{Answer, Ask, Delivery, Envelope};
 use ksi_protocol::{
     Code, EventName, Frame, Refusal, decode, encode, fanout,
@@ -62,9 +65,17 @@ impl Said {
     }
 }
 
+/// Says what a client may hear of.
+pub trait Ear: std::fmt::Debug + Send + Sync {
+    /// Whether that is so of an event of a tenant, now.
+    fn hears(&self, event: &EventName, tenant: Option<&str>) -> bool;
+}
+
 /// The durable subscriptions of one client.
 #[derive(Debug, Default)]
 pub(super) struct Follows {
+    /// Without one nothing is heard.
+    ear: Option<Box<dyn Ear>>,
     open: HashMap<Id, Following>,
     /// Whether there is credit to give, or something to be asked for anew.
     due: bool,
@@ -110,6 +121,8 @@ impl Following {
         Ok(Ask {
             timeout: Some(limits::REQUEST_TIMEOUT_MAX),
             credit: Some(self.left),
+            // What comes of it is looked at fact by fact.
+            vouched: true,
             ..Ask::new(*id, event, data)
         })
     }
@@ -121,6 +134,11 @@ impl Following {
 }
 
 impl Outbox {
+    /// Says what the client may hear of.
+    pub fn listen_with(&self, ear: Box<dyn Ear>) {
+        self.lock().follows.ear = Some(ear);
+    }
+
     /// Begins a durable subscription; what to ask of the kernel for it.
     ///
     /// # Errors
@@ -290,6 +308,12 @@ impl State {
         match part {
             Followed::Fact(fact) => {
                 following.next = Some(fact.seq + 1);
+                let ear = self.follows.ear.as_ref();
+                if !ear.is_some_and(|ear| ear.hears(&fact.event, fact.tenant.as_deref())) {
+                    following.owed += 1;
+                    self.follows.due = true;
+                    return None;
+                }
                 let seq = fact.seq;
                 Some(Said::Event { sub: id, opened, seq, body: body(&self.face, fact) })
             }
@@ -371,6 +395,7 @@ fn body(face: &Face, fact: Kept) -> Body {
     Body::Envelope(Arc::new(Envelope {
         event,
         data,
+        caller: Arc::new(Caller { origin: origin.as_str().into(), principal: Principal::new("", None, 0) }),
         origin: origin.into(),
         correlation_id: correlation_id.map(Into::into),
         idempotency_key: None,

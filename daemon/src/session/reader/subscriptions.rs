@@ -1,10 +1,14 @@
 //! What a client listens to: live and latest events from the kernel, durable
 //! ones from the plugin that keeps work.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use ksi_protocol::{
-    Code, Frame, Refusal,
+    Code, EventName, Frame, Refusal,
     frame::{self, Class, Subscribe},
     json,
 };
@@ -13,7 +17,7 @@ use super::Session;
 use crate::{
     hub::{Hub, Port, Turn},
     jitter,
-    session::outbox::Outbox,
+    session::outbox::{Outbox, follow::Ear},
 };
 
 /// First and longest pause before a durable subscription is asked for anew, so
@@ -54,6 +58,25 @@ pub(super) async fn keep_up(hub: &Hub, port: &Arc<Port>, outbox: &Arc<Outbox>) -
     }
 }
 
+/// What a port may hear of durable facts.
+#[derive(Debug)]
+struct PortEar {
+    hub: Weak<Hub>,
+    /// Its handle holds what this lies in.
+    port: Weak<Port>,
+}
+
+pub(super) fn ear(hub: &Arc<Hub>, port: &Arc<Port>) -> Box<dyn Ear> {
+    Box::new(PortEar { hub: Arc::downgrade(hub), port: Arc::downgrade(port) })
+}
+
+impl Ear for PortEar {
+    fn hears(&self, event: &EventName, tenant: Option<&str>) -> bool {
+        let (Some(hub), Some(port)) = (self.hub.upgrade(), self.port.upgrade()) else { return false };
+        hub.kernel.hears(&port, event, tenant, hub.now_ms())
+    }
+}
+
 impl Session<'_> {
     pub(super) fn subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) {
         let id = subscribe.id;
@@ -73,7 +96,7 @@ impl Session<'_> {
             return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
         }
         self.outbox.is_free(id)?;
-        self.hub.kernel.subscribe(self.port, id, pattern, class)?;
+        self.hub.kernel.subscribe(self.port, id, pattern, class, turn.now_ms())?;
         let data = json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());
         self.outbox.open_sub(id, &Frame::Reply { id, data });
@@ -89,6 +112,7 @@ impl Session<'_> {
                 .retry_after_ms(200)
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
+        self.hub.kernel.may_follow(self.port, &subscribe.pattern, turn.now_ms())?;
         let id = subscribe.id;
         let ask = self.outbox.follow(subscribe)?;
         turn.request(self.port, ask);

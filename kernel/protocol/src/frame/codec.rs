@@ -133,6 +133,8 @@ impl<P> Frame<P> {
                 correlation_id: r.correlation_id,
                 idempotency_key: r.idempotency_key,
                 origin: r.origin,
+                caller: r.caller,
+                on_behalf: r.on_behalf,
                 parent: r.parent,
                 work: r.work,
                 at_ms: r.at_ms,
@@ -142,6 +144,8 @@ impl<P> Frame<P> {
                 event: e.event,
                 data: f(e.data),
                 correlation_id: e.correlation_id,
+                parent: e.parent,
+                tenant: e.tenant,
             }),
             Self::Subscribe(subscribe) => Frame::Subscribe(subscribe),
             Self::Unsubscribe { id } => Frame::Unsubscribe { id },
@@ -160,6 +164,7 @@ impl<P> Frame<P> {
                 origin: e.origin,
                 at_ms: e.at_ms,
                 correlation_id: e.correlation_id,
+                tenant: e.tenant,
             }),
             Self::Gap(gap) => Frame::Gap(gap),
             Self::Setup(s) => Frame::Setup(Setup {
@@ -183,6 +188,7 @@ impl<P> Frame<P> {
                 event: i.event,
                 data: f(i.data),
                 origin: i.origin,
+                caller: i.caller,
             }),
             Self::Verdict(v) => Frame::Verdict(Verdict { id: v.id, edit: v.edit.map(f), refuse: v.refuse }),
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use ksi_protocol::{
     Bytes, Code, EventName, Frame, Pattern, Refusal,
-    frame::{Class, Emit, Error, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict},
+    frame::{
+        Caller, Class, Emit, Error, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict,
+    },
     json,
     limits::{DEPTH_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SEGMENTS_MAX},
     work::Policy,
@@ -95,12 +97,18 @@ fn policies() -> impl Strategy<Value = Policy> {
     })
 }
 
+fn callers() -> impl Strategy<Value = Box<Caller>> {
+    ("\\PC{0,20}", option::of("\\PC{0,20}"), any::<bool>())
+        .prop_map(|(principal, tenant, every_tenant)| Box::new(Caller { principal, tenant, every_tenant }))
+}
+
 fn asked() -> impl Strategy<Value = Frame> {
     let classes = prop::sample::select(vec![Class::Live, Class::Latest, Class::Durable]);
     let request = (
         (any::<u64>(), names(), payloads(), option::of(any::<u64>())),
         (option::of(any::<u32>()), texts(), texts(), texts(), option::of(any::<u64>())),
         (option::of(policies().prop_map(Arc::new)), option::of(any::<u64>())),
+        (option::of(callers()), any::<bool>()),
     );
     prop_oneof![
         (any::<u16>(), "\\PC{0,40}", prop::collection::vec("[a-z]{1,9}", 0..4))
@@ -110,6 +118,7 @@ fn asked() -> impl Strategy<Value = Frame> {
                 (id, event, data, timeout_ms),
                 (credit, correlation_id, idempotency_key, origin, parent),
                 (work, at_ms),
+                (caller, on_behalf),
             )| {
                 Frame::Request(Request {
                     id,
@@ -120,15 +129,25 @@ fn asked() -> impl Strategy<Value = Frame> {
                     correlation_id,
                     idempotency_key,
                     origin,
+                    caller,
+                    on_behalf,
                     parent,
                     work,
                     at_ms,
                 })
             }
         ),
-        (option::of(any::<u64>()), names(), payloads(), texts()).prop_map(
-            |(id, event, data, correlation_id)| { Frame::Emit(Emit { id, event, data, correlation_id }) }
-        ),
+        (
+            option::of(any::<u64>()),
+            names(),
+            payloads(),
+            texts(),
+            option::of(any::<u64>()),
+            option::of("\\PC{0,20}")
+        )
+            .prop_map(|(id, event, data, correlation_id, parent, tenant)| {
+                Frame::Emit(Emit { id, event, data, correlation_id, parent, tenant })
+            }),
         (
             any::<u64>(),
             patterns(),
@@ -157,17 +176,22 @@ fn answered() -> impl Strategy<Value = Frame> {
             seq
         }),
         (option::of(any::<u64>()), refusals()).prop_map(|(id, refusal)| Frame::Refusal { id, refusal }),
-        ((any::<u64>(), any::<u64>(), names(), payloads()), ("\\PC{0,20}", any::<u64>(), texts())).prop_map(
-            |((sub, seq, event, data), (origin, at_ms, correlation_id))| Frame::Event(Event {
-                sub,
-                seq,
-                event,
-                data,
-                origin: origin.into(),
-                at_ms,
-                correlation_id
-            })
-        ),
+        (
+            (any::<u64>(), any::<u64>(), names(), payloads()),
+            ("\\PC{0,20}", any::<u64>(), texts(), option::of("\\PC{0,20}"))
+        )
+            .prop_map(|((sub, seq, event, data), (origin, at_ms, correlation_id, tenant))| {
+                Frame::Event(Event {
+                    tenant,
+                    sub,
+                    seq,
+                    event,
+                    data,
+                    origin: origin.into(),
+                    at_ms,
+                    correlation_id,
+                })
+            }),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
             |(sub, missed, from_seq, to_seq)| { Frame::Gap(Gap { sub, missed, from_seq, to_seq }) }
         ),
@@ -186,9 +210,9 @@ fn linked() -> impl Strategy<Value = Frame> {
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),
         any::<u64>().prop_map(|id| Frame::Ping { id }),
         any::<u64>().prop_map(|id| Frame::Pong { id }),
-        (any::<u64>(), stages, names(), payloads(), "\\PC{0,20}").prop_map(
-            |(id, stage, event, data, origin)| {
-                Frame::Intercept(Intercept { id, stage, event, data, origin })
+        ((any::<u64>(), stages, names(), payloads(), "\\PC{0,20}"), option::of(callers())).prop_map(
+            |((id, stage, event, data, origin), caller)| {
+                Frame::Intercept(Intercept { id, stage, event, data, origin, caller })
             }
         ),
         (any::<u64>(), option::of(payloads()), option::of(refusals()))

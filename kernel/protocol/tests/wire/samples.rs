@@ -6,7 +6,9 @@ use std::fmt;
 use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, Pattern, Refusal,
     descriptor::{FactSpec, InterceptSpec, RequestSpec},
-    frame::{Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome},
+    frame::{
+        Caller, Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome,
+    },
     work::Policy,
 };
 use serde::{
@@ -98,6 +100,10 @@ pub(crate) fn all() -> Vec<(&'static str, Frame)> {
     samples
 }
 
+fn caller(principal: &str, every_tenant: bool) -> Box<Caller> {
+    Box::new(Caller { principal: principal.into(), tenant: Some("acme".into()), every_tenant })
+}
+
 fn questions() -> Vec<(&'static str, Frame)> {
     let request = Request::new(1, name("system:health"), ksi_protocol::empty());
     let full = Request {
@@ -106,18 +112,22 @@ fn questions() -> Vec<(&'static str, Frame)> {
         correlation_id: Some("c-1".into()),
         idempotency_key: Some("order-7".into()),
         origin: Some("session:2".into()),
+        caller: Some(caller("user:ada", true)),
+        on_behalf: true,
         parent: Some(11),
         ..Request::new(u64::MAX, name("completion:request"), data(&json!({"max_tokens": 8, "prompt": "hi"})))
     };
     let kept = Request {
         timeout_ms: Some(60_000),
         origin: Some("session:2".into()),
+        caller: Some(caller("token:k3f9", false)),
         work: Some(Policy { attempts: 3, repeat: true, ..Policy::default() }.into()),
         ..Request::new(12, name("mail:send"), data(&json!({"to": "ada"})))
     };
     let fact = Request { timeout_ms: None, at_ms: Some(1_763_500_000_000), ..kept.clone() };
-    let emit = Emit { id: None, event: name("my:event"), data: data(&json!({"n": 1})), correlation_id: None };
+    let emit = Emit::new(name("my:event"), data(&json!({"n": 1})));
     let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
+    let owned = Emit { parent: Some(11), tenant: Some("acme".into()), ..emit.clone() };
     vec![
         ("hello", Frame::Hello(Hello { version: 1, client: "ksi 0.1.0".into(), features: vec![] })),
         (
@@ -130,6 +140,7 @@ fn questions() -> Vec<(&'static str, Frame)> {
         ("request-fact", Frame::Request(fact)),
         ("emit", Frame::Emit(emit)),
         ("emit-counted", Frame::Emit(counted)),
+        ("emit-owned", Frame::Emit(owned)),
         ("subscribe", Frame::Subscribe(Subscribe::new(3, pattern("agent:*"), Class::Live))),
         ("subscribe-latest", Frame::Subscribe(Subscribe::new(300, pattern("**"), Class::Latest))),
         ("subscribe-durable", Frame::Subscribe(Subscribe::new(4, pattern("a:b"), Class::Durable))),
@@ -153,6 +164,7 @@ fn answers() -> Vec<(&'static str, Frame)> {
         origin: "plugin:agent".into(),
         at_ms: 1_790_000_000_000,
         correlation_id: None,
+        tenant: None,
     };
     vec![
         (
@@ -176,7 +188,10 @@ fn answers() -> Vec<(&'static str, Frame)> {
             Frame::Refusal { id: None, refusal: Refusal::new(Code::InvalidFrame, "no frame") },
         ),
         ("event", Frame::Event(event.clone())),
-        ("event-correlated", Frame::Event(Event { correlation_id: Some("c-1".into()), ..event })),
+        (
+            "event-correlated",
+            Frame::Event(Event { correlation_id: Some("c-1".into()), tenant: Some("acme".into()), ..event }),
+        ),
         ("gap", Frame::Gap(Gap { sub: 3, missed: 70_000, from_seq: 2, to_seq: 70_001 })),
     ]
 }
@@ -191,6 +206,7 @@ fn link() -> Vec<(&'static str, Frame)> {
         event: name("completion:request"),
         data: data(&json!({"prompt": "hi"})),
         origin: "session:2".into(),
+        caller: Some(caller("user:ada", false)),
     };
     vec![
         (
@@ -212,7 +228,7 @@ fn link() -> Vec<(&'static str, Frame)> {
         ("ping", Frame::Ping { id: 6 }),
         ("pong", Frame::Pong { id: 6 }),
         ("intercept", Frame::Intercept(intercept.clone())),
-        ("intercept-after", Frame::Intercept(Intercept { stage: Stage::After, ..intercept })),
+        ("intercept-after", Frame::Intercept(Intercept { stage: Stage::After, caller: None, ..intercept })),
         ("verdict", Frame::Verdict(verdict)),
         ("verdict-edit", Frame::Verdict(edit)),
         ("verdict-refuse", Frame::Verdict(refuse)),
@@ -238,6 +254,7 @@ fn descriptor() -> Descriptor {
             about: "Something was said.".into(),
             schema: json!({}),
         }],
+        calls: vec![Pattern::parse("llama:*").unwrap()],
         listens: vec![pattern("agent:*")],
         intercepts: vec![InterceptSpec {
             pattern: pattern("completion:*"),

@@ -61,6 +61,7 @@ impl Keeper {
         ctx.sleep(Duration::from_millis(10)).await;
         let options = ForwardOptions {
             origin: Some(ctx.origin().to_owned()),
+            caller: ctx.caller(),
             idempotency_key: Some(request_id.clone()),
             correlation_id: ctx.correlation_id().map(str::to_owned),
             timeout: Some(Duration::from_millis(kept.policy.timeout_ms)),

@@ -200,6 +200,7 @@ fn work(life: &mut Life, model: &mut Model, chance: &mut Chance, steps: u64) -> 
                     event: EventName::parse("a:b").unwrap(),
                     origin: "test".into(),
                     correlation_id: None,
+                    tenant: None,
                     data: vec![1; chance.below(90) as usize].into(),
                 };
                 seq = life.submit(Record::Fact(fact.clone()))?;

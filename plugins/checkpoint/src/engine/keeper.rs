@@ -28,7 +28,7 @@ use super::{
 use crate::{
     disk::Directory,
     overlay::Layer,
-    record::{Batch, Change, FACT, Record, Seq, keys},
+    record::{Batch, Change, FACTS, Record, Seq, keys},
     store::{Shelf, Store, StoreError, export::Summary},
 };
 
@@ -213,7 +213,7 @@ impl Keeper {
             if bytes > self.options.keep_facts_bytes {
                 break;
             }
-            if segment.kinds & (1 << FACT) != 0 {
+            if segment.kinds & FACTS != 0 {
                 floor = segment.first;
             }
         }

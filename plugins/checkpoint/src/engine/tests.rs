@@ -102,7 +102,14 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 
 fn fact(data: &'static str) -> Fact {
     let event = EventName::parse("agent:spawned").unwrap();
-    Fact { at_ms: 1, event, origin: "plugin:agent".into(), correlation_id: None, data: data.into() }
+    Fact {
+        at_ms: 1,
+        event,
+        origin: "plugin:agent".into(),
+        correlation_id: None,
+        tenant: None,
+        data: data.into(),
+    }
 }
 
 /// An engine on a simulated disk, with the journal's own thread.

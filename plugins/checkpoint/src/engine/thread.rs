@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     journal::{Archive, JournalError},
-    record::{FACT, Record, Seq},
+    record::{Record, Seq, is_fact},
     store::Store,
 };
 
@@ -173,7 +173,7 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
             Err(error) => return Err(error.refusal()),
         };
         read += payload.len();
-        if payload.first() == Some(&FACT)
+        if payload.first().is_some_and(|&first| is_fact(first))
             && let Ok(Record::Fact(fact)) = Record::decode(&payload)
         {
             bytes += payload.len();

@@ -54,15 +54,15 @@ impl Keeper {
 
     async fn follow(
         self: Rc<Self>,
-        _: Ctx,
+        ctx: Ctx,
         ask: Follow,
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        self.facts.follow(&self.engine, ask, &out).await
+        self.facts.follow(&self.engine, ctx.tenant(), ask, &out).await
     }
 
-    async fn ack(self: Rc<Self>, _: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
-        self.facts.ack(&self.engine, ask).await
+    async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
+        self.facts.ack(&self.engine, ctx.tenant(), ask).await
     }
 
     async fn checkpoint(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
@@ -84,6 +84,7 @@ fn fact(event: &str, number: u64) -> Fact {
         event: EventName::parse(event).unwrap(),
         origin: "session:1".into(),
         correlation_id: Some(format!("c{number}")),
+        tenant: None,
         data: ksi_sdk::protocol::encode(&json!({ "number": number, "filler": "x".repeat(500) })).unwrap(),
     }
 }
@@ -255,7 +256,8 @@ fn positions_that_are_not_kept_any_more_are_told_exactly() {
 #[test]
 fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
     let encoded = Record::Fact(fact("a:b", 1)).encode();
-    assert_eq!(KIND, 1 << encoded[0], "the bit is that of the record's first byte");
+    let ours = Record::Fact(Fact { tenant: Some("a".into()), ..fact("a:b", 1) }).encode();
+    assert_eq!(FACTS, 1 << encoded[0] | 1 << ours[0], "the bits are those of the records' first bytes");
     let segment = |number: u64, kinds| SegmentStat {
         name: format!("{number}"),
         first: number * 10 + 1,
@@ -266,7 +268,7 @@ fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
         damaged: false,
     };
     let changes = 1 << 1;
-    let segments: Vec<_> = [KIND, KIND | changes, changes, KIND, changes]
+    let segments: Vec<_> = [FACTS, FACTS | changes, changes, FACTS, changes]
         .into_iter()
         .zip(0..)
         .map(|(kinds, n)| segment(n, kinds))

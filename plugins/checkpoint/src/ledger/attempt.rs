@@ -155,6 +155,8 @@ impl Ledger {
             lease: entry.leases,
             event: entry.event.clone(),
             origin: entry.origin.to_string(),
+            principal: entry.principal.as_deref().map(str::to_owned),
+            tenant: entry.tenant.as_deref().map(str::to_owned),
             correlation_id: entry.correlation_id.as_deref().map(str::to_owned),
             timeout_ms: entry.policy.timeout_ms,
         }));
@@ -293,7 +295,7 @@ impl Ledger {
             let (seq, payload, until_ms) = (entry.seq, key.payload, now_ms.saturating_add(KEY_MS));
             let remembered = Remembered { id, seq, payload, until_ms };
             let value = ksi_sdk::protocol::encode(&remembered).expect("names and numbers only");
-            step.batch.put(key.hash(&entry.event).table_key(), value);
+            step.batch.put(entry.key_hash(key).table_key(), value);
         }
         if !how.keeps_payload() {
             entry.payload_bytes = 0;
@@ -308,6 +310,7 @@ impl Ledger {
             attempts: entry.attempts,
             correlation_id: entry.correlation_id.take().map(String::from),
             event: entry.event.clone(),
+            tenant: entry.tenant.as_deref().map(str::to_owned),
         }));
     }
 
@@ -318,7 +321,7 @@ impl Ledger {
         self.lanes.get(entry.lane).ready.remove(&id);
         self.suspects.remove(&(entry.crashes(), id));
         if let Some(key) = &entry.key {
-            let hash = key.hash(&entry.event);
+            let hash = entry.key_hash(key);
             if self.keys.get(&hash) == Some(&id) {
                 self.keys.remove(&hash);
             }

@@ -117,13 +117,18 @@ impl Key {
         Self { text: text.to_owned(), payload: head(Sha256::digest(payload).as_slice()) }
     }
 
-    /// What the key is found by: it belongs to the event.
+    /// What the key is found by: it belongs to the event and the tenant.
     #[must_use]
-    pub fn hash(&self, event: &EventName) -> KeyHash {
+    pub fn hash(&self, event: &EventName, tenant: Option<&str>) -> KeyHash {
         let mut hasher = Sha256::new();
         hasher.update(event.as_str());
-        // No event has a zero in its name, so no two pairs are one text.
-        hasher.update([0]);
+        // No event has a zero or one in its name, and a tenant is preceded by its
+        // length, so no two of these are one text.
+        hasher.update([u8::from(tenant.is_some())]);
+        if let Some(tenant) = tenant {
+            hasher.update(tenant.len().to_le_bytes());
+            hasher.update(tenant);
+        }
         hasher.update(&self.text);
         KeyHash(head(hasher.finalize().as_slice()))
     }
@@ -208,6 +213,12 @@ pub struct Entry {
     /// Who asked.
     #[serde(rename = "o")]
     pub origin: Box<str>,
+    /// In whose name. Work of releases without principals has none.
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Box<str>>,
+    /// Whose it is.
+    #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Box<str>>,
     /// What it belongs to.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<Box<str>>,
@@ -279,6 +290,8 @@ impl Entry {
             attempts: self.attempts,
             crashes: trouble.map_or(0, |trouble| u32::try_from(trouble.crashes.len()).unwrap_or(u32::MAX)),
             origin: self.origin.to_string(),
+            principal: self.principal.as_deref().map(str::to_owned),
+            tenant: self.tenant.as_deref().map(str::to_owned),
             correlation_id: self.correlation_id.as_deref().map(str::to_owned),
             idempotency_key: self.key.as_ref().map(|key| key.text.clone()),
             accepted_ms: self.accepted_ms,
@@ -287,6 +300,11 @@ impl Entry {
             result: None,
             refusal: trouble.and_then(|trouble| trouble.refusal.clone()),
         }
+    }
+
+    /// What its idempotency key is found by.
+    pub(super) fn key_hash(&self, key: &Key) -> KeyHash {
+        key.hash(&self.event, self.tenant.as_deref())
     }
 
     pub(super) fn trouble(&mut self) -> &mut Trouble {

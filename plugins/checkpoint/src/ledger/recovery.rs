@@ -104,7 +104,7 @@ impl Ledger {
         entry.event = lane.event.clone();
         entry.policy = lane.share(*entry.policy);
         if let Some(key) = &entry.key {
-            self.keys.insert(key.hash(&entry.event), id);
+            self.keys.insert(entry.key_hash(key), id);
         }
         entry.due_ms = 0;
         self.live.insert(id, Box::new(entry));

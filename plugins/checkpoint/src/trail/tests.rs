@@ -54,7 +54,7 @@ impl Place {
     fn segments(&self) -> Vec<PathBuf> {
         let mut files: Vec<_> =
             fs::read_dir(self.path("records")).unwrap().map(|file| file.unwrap().path()).collect();
-        files.retain(|file| file.extension().is_some_and(|kind| kind == "log"));
+        files.retain(|file| file.extension().is_some_and(|kind| kind == "journal"));
         files.sort();
         files
     }

@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use ksi_sdk::{
     Answers, ForwardOptions, Part,
     prelude::{Code, Refusal},
-    protocol::{Bytes, limits::FRAME_BYTES_MAX},
+    protocol::{Bytes, frame::Caller, limits::FRAME_BYTES_MAX},
 };
 
 use super::Work;
@@ -70,6 +70,11 @@ impl Work {
         };
         let options = ForwardOptions {
             origin: Some(run.origin),
+            caller: run.principal.map(|principal| Caller {
+                principal,
+                tenant: run.tenant,
+                every_tenant: false,
+            }),
             idempotency_key: Some(run.id.to_string()),
             correlation_id: run.correlation_id,
             timeout: Some(Duration::from_millis(run.timeout_ms)),

@@ -37,33 +37,33 @@ const WAIT_MARGIN: Duration = Duration::from_millis(100);
 type Of<P> = fn(&P) -> Result<Rc<Work>, Refusal>;
 
 pub(super) fn register<P: Plugin>(on: &mut Register<P>, of: Of<P>) {
-    on.request("work:list", move |plugin: Rc<P>, _, List(ask)| {
+    on.request("work:list", move |plugin: Rc<P>, ctx, List(ask)| {
         let work = of(&plugin);
-        async move { work?.list(ask).await }
+        async move { work?.list(&ctx, ask).await }
     });
-    on.request("work:dead", move |plugin: Rc<P>, _, Dead(ask)| {
+    on.request("work:dead", move |plugin: Rc<P>, ctx, Dead(ask)| {
         let work = of(&plugin);
-        async move { work?.dead(ask).await }
+        async move { work?.dead(&ctx, ask).await }
     });
-    on.request("work:get", move |plugin: Rc<P>, _, Get(ask)| {
+    on.request("work:get", move |plugin: Rc<P>, ctx, Get(ask)| {
         let work = of(&plugin);
-        async move { work?.get(&ask).await }
+        async move { work?.get(&ctx, &ask).await }
     });
     on.request("work:wait", move |plugin: Rc<P>, ctx, Wait(ask)| {
         let work = of(&plugin);
         async move { work?.wait(&ctx, ask).await }
     });
-    on.request("work:cancel", move |plugin: Rc<P>, _, Cancel(ask)| {
+    on.request("work:cancel", move |plugin: Rc<P>, ctx, Cancel(ask)| {
         let work = of(&plugin);
-        async move { work?.cancel(&ask).await }
+        async move { work?.cancel(&ctx, &ask).await }
     });
-    on.request("work:retry", move |plugin: Rc<P>, _, Retry(ask)| {
+    on.request("work:retry", move |plugin: Rc<P>, ctx, Retry(ask)| {
         let work = of(&plugin);
-        async move { work?.retry(&ask).await }
+        async move { work?.retry(&ctx, &ask).await }
     });
-    on.request("work:drop", move |plugin: Rc<P>, _, Drop(ask)| {
+    on.request("work:drop", move |plugin: Rc<P>, ctx, Drop(ask)| {
         let work = of(&plugin);
-        async move { work?.forget(&ask).await }
+        async move { work?.forget(&ctx, &ask).await }
     });
     on.emits::<Done>("work:done");
     on.emits::<Failed>("work:failed");
@@ -71,7 +71,7 @@ pub(super) fn register<P: Plugin>(on: &mut Register<P>, of: Of<P>) {
 }
 
 impl Work {
-    async fn list(&self, ask: ListWork) -> Result<WorkPage, Refusal> {
+    async fn list(&self, ctx: &Ctx, ask: ListWork) -> Result<WorkPage, Refusal> {
         let ListWork { states, event, after, limit } = ask;
         let limit = limit.unwrap_or(PAGE_DEFAULT);
         if !(1..=PAGE_MAX).contains(&limit) {
@@ -88,7 +88,7 @@ impl Work {
             for (key, value) in &page {
                 let (Some(id), Ok(entry)) = (Id::of_work_key(key), Entry::decode(value)) else { continue };
                 let info = entry.info(id);
-                if !wanted(&info) {
+                if !ctx.sees(entry.tenant.as_deref()) || !wanted(&info) {
                     continue;
                 }
                 // One more than fits says that there is a next page.
@@ -105,7 +105,7 @@ impl Work {
         }
     }
 
-    async fn dead(&self, mut ask: ListWork) -> Result<WorkPage, Refusal> {
+    async fn dead(&self, ctx: &Ctx, mut ask: ListWork) -> Result<WorkPage, Refusal> {
         let both = [WorkState::Dead, WorkState::Unknown];
         match ask.states.iter().find(|state| !both.contains(state)) {
             Some(state) => {
@@ -115,11 +115,21 @@ impl Work {
             None if ask.states.is_empty() => ask.states = both.to_vec(),
             None => {}
         }
-        self.list(ask).await
+        self.list(ctx, ask).await
     }
 
-    async fn get(&self, ask: &WorkName) -> Result<WorkInfo, Refusal> {
-        self.info(Id::parse(&ask.request_id)?).await
+    async fn get(&self, ctx: &Ctx, ask: &WorkName) -> Result<WorkInfo, Refusal> {
+        let id = self.visible(ctx, &ask.request_id).await?;
+        self.info(id).await
+    }
+
+    /// The name of work that whoever asks may see; what belongs to another tenant
+    /// is not there for him.
+    async fn visible(&self, ctx: &Ctx, request_id: &str) -> Result<Id, Refusal> {
+        let id = Id::parse(request_id)?;
+        let stored = self.engine.latest(&id.work_key()).await?.ok_or_else(|| not_found(request_id))?;
+        let entry = Entry::decode(&stored).map_err(|refusal| unreadable(&refusal))?;
+        if ctx.sees(entry.tenant.as_deref()) { Ok(id) } else { Err(not_found(request_id)) }
     }
 
     /// What is durably known of work, with its result.
@@ -134,7 +144,7 @@ impl Work {
     }
 
     async fn wait(&self, ctx: &Ctx, ask: WaitWork) -> Result<WorkInfo, Refusal> {
-        let id = Id::parse(&ask.request_id)?;
+        let id = self.visible(ctx, &ask.request_id).await?;
         let longest = ctx.deadline().map(|deadline| deadline.saturating_sub(WAIT_MARGIN));
         let asked = ask.timeout_ms.map(Duration::from_millis);
         let time = [longest, asked].into_iter().flatten().min().unwrap_or(Duration::MAX);
@@ -158,8 +168,8 @@ impl Work {
         let _ = end.await;
     }
 
-    async fn cancel(self: Rc<Self>, ask: &WorkName) -> Result<WorkInfo, Refusal> {
-        let id = Id::parse(&ask.request_id)?;
+    async fn cancel(self: Rc<Self>, ctx: &Ctx, ask: &WorkName) -> Result<WorkInfo, Refusal> {
+        let id = self.visible(ctx, &ask.request_id).await?;
         self.check_open()?;
         let step = self.ledger.borrow_mut().cancel(self.now(), id);
         if step.batch.is_empty() {
@@ -173,15 +183,15 @@ impl Work {
         self.info(id).await
     }
 
-    async fn retry(self: Rc<Self>, ask: &WorkName) -> Result<WorkInfo, Refusal> {
-        let (id, entry) = self.ended(&ask.request_id).await?;
+    async fn retry(self: Rc<Self>, ctx: &Ctx, ask: &WorkName) -> Result<WorkInfo, Refusal> {
+        let (id, entry) = self.ended(ctx, &ask.request_id).await?;
         let step = self.ledger.borrow_mut().retry(self.now(), id, entry)?;
         self.settle(step).await?;
         self.info(id).await
     }
 
-    async fn forget(self: Rc<Self>, ask: &WorkName) -> Result<WorkInfo, Refusal> {
-        let (id, entry) = self.ended(&ask.request_id).await?;
+    async fn forget(self: Rc<Self>, ctx: &Ctx, ask: &WorkName) -> Result<WorkInfo, Refusal> {
+        let (id, entry) = self.ended(ctx, &ask.request_id).await?;
         let step = self.ledger.borrow_mut().forget(id, &entry)?;
         self.settle(step).await?;
         Ok(entry.info(id))
@@ -189,11 +199,11 @@ impl Work {
 
     /// The newest that is stored of work, with no wait between the reading and
     /// the return.
-    async fn ended(&self, request_id: &str) -> Result<(Id, Entry), Refusal> {
+    async fn ended(&self, ctx: &Ctx, request_id: &str) -> Result<(Id, Entry), Refusal> {
         let id = Id::parse(request_id)?;
         let stored = self.engine.latest(&id.work_key()).await?.ok_or_else(|| not_found(request_id))?;
         self.check_open()?;
         let entry = Entry::decode(&stored).map_err(|refusal| unreadable(&refusal))?;
-        Ok((id, entry))
+        if ctx.sees(entry.tenant.as_deref()) { Ok((id, entry)) } else { Err(not_found(request_id)) }
     }
 }

@@ -33,12 +33,10 @@ struct Wire {
 impl Wire {
     async fn connect(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
-        let fact = Frame::Emit(Emit {
-            id: None,
-            event: EventName::parse("bench:fan")?,
-            data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
-            correlation_id: None,
-        });
+        let fact = Frame::Emit(Emit::new(
+            EventName::parse("bench:fan")?,
+            ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
+        ));
         let incoming = BytesMut::with_capacity(64 * 1024);
         let mut wire = Self { stream, incoming, outgoing: BytesMut::new(), fact };
         let hello = Hello { version: PROTOCOL_VERSION, client: "bench-peer".into(), features: Vec::new() };

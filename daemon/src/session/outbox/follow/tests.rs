@@ -11,7 +11,19 @@ const SUB: Id = 7;
 
 fn pair(face: Face) -> (Outbox, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Outbox::new(ours, face, Arc::default()), theirs)
+    let outbox = Outbox::new(ours, face, Arc::default());
+    outbox.listen_with(Box::new(Tenant("a")));
+    (outbox, theirs)
+}
+
+/// Hears what belongs to this tenant or to nobody.
+#[derive(Debug)]
+struct Tenant(&'static str);
+
+impl Ear for Tenant {
+    fn hears(&self, _: &EventName, tenant: Option<&str>) -> bool {
+        tenant.is_none_or(|tenant| tenant == self.0)
+    }
 }
 
 fn asked(since_seq: Option<u64>, credit: Option<u32>) -> Subscribe {
@@ -32,6 +44,7 @@ fn fact(seq: u64, bytes: usize) -> Delivery {
         origin: "session:1".into(),
         at_ms: 5,
         correlation_id: None,
+        tenant: None,
     };
     answer(Answer::Chunk(encode(&Followed::Fact(kept)).unwrap()))
 }

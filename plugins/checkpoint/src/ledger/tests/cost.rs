@@ -16,6 +16,8 @@ fn order(number: u64) -> Order {
         seq: number,
         event: EventName::parse("completion:async").unwrap(),
         origin: "session:17".into(),
+        principal: Some("user:owner".into()),
+        tenant: Some("local".into()),
         correlation_id: None,
         policy: Policy::default(),
         key: None,

@@ -70,6 +70,8 @@ impl World {
             seq: self.next,
             event: EventName::parse(event).unwrap(),
             origin: "session:1".into(),
+            principal: Some("user:a".into()),
+            tenant: None,
             correlation_id: Some("c-1".into()),
             policy,
             key,
@@ -91,7 +93,7 @@ impl World {
     pub(super) fn accept_keyed(&mut self, key: &str, payload: &'static [u8]) -> Result<(Id, bool), Refusal> {
         let key = Key::new(key, payload);
         let order = self.order("a:keyed", policy(), Some(key.clone()));
-        let stored = self.books.table.get(&key.hash(&order.event).table_key());
+        let stored = self.books.table.get(&key.hash(&order.event, None).table_key());
         let remembered = stored.map(|bytes| Remembered::decode(bytes).unwrap());
         match self.ledger.accept(self.now, order, Bytes::from_static(payload), remembered.as_ref())? {
             Admission::Same { id, .. } => Ok((id, false)),

@@ -1,0 +1,155 @@
+//! The directory: who there is, and what each holds.
+//!
+//! It is told who there is as a whole, whenever that changes, and changes the
+//! principals that exist in place: connections that are open hold the same ones,
+//! so what changes here holds for their next event.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{Capability, PERMISSIONS_MAX, Permission, Principal};
+
+/// Somebody, as the configuration or a token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// As [`Principal::name`].
+    pub name: String,
+    /// As [`Principal::tenant`].
+    pub tenant: Option<String>,
+    /// As [`Principal::expires_ms`]; the giver's where that is earlier.
+    pub expires_ms: u64,
+    /// What it is to hold.
+    pub capabilities: Vec<Capability>,
+    /// The name of whoever gave it that, and who must come before it in the list.
+    /// `None`: the configuration.
+    pub giver: Option<String>,
+}
+
+/// Who there is.
+pub struct Directory(Mutex<State>);
+
+struct State {
+    /// Permissions; the place of each is its bit.
+    names: Vec<Arc<str>>,
+    /// In the order in which they were given.
+    members: Vec<(Member, Arc<Principal>)>,
+    /// Places among them.
+    places: HashMap<String, usize>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        let reserved = [Permission::ADMIN, Permission::EVERY_TENANT, Permission::PLUGINS];
+        let mut names = vec![Arc::from(""); reserved.len()];
+        for (bit, name) in reserved {
+            names[usize::from(bit)] = name.into();
+        }
+        Self(Mutex::new(State { names, members: Vec::new(), places: HashMap::new() }))
+    }
+}
+
+impl Directory {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The permission of this name, which is nobody's before the first time it is
+    /// asked for. Beyond [`PERMISSIONS_MAX`] of them it is nobody's ever.
+    #[must_use]
+    pub fn permission(&self, name: &str) -> Permission {
+        let mut state = self.lock();
+        let known = state.names.iter().position(|known| &**known == name);
+        let place = known.unwrap_or_else(|| {
+            let place = state.names.len();
+            if place < PERMISSIONS_MAX {
+                state.names.push(name.into());
+                state.settle(place);
+            }
+            place
+        });
+        let bit = u16::try_from(place).unwrap_or(u16::MAX);
+        Permission { bit, name: state.names.get(place).cloned().unwrap_or_else(|| name.into()) }
+    }
+
+    /// From now on these are all who there is. Who was there before under the same
+    /// name, of the same tenant and with the same end, is the same principal;
+    /// whoever is not there any more holds nothing.
+    pub fn appoint(&self, members: Vec<Member>) {
+        let mut state = self.lock();
+        let before = std::mem::take(&mut state.members);
+        let places = std::mem::take(&mut state.places);
+        for mut member in members {
+            // Of two with one name the first is meant.
+            if state.places.contains_key(&member.name) {
+                continue;
+            }
+            let giver = member.giver.as_ref().map(|giver| state.places.get(giver).copied());
+            let ends = match giver {
+                None => u64::MAX,
+                Some(giver) => giver.map_or(0, |giver| state.members[giver].1.expires_ms),
+            };
+            member.expires_ms = member.expires_ms.min(ends);
+            let known = places.get(&member.name).map(|&place| &before[place].1).filter(|known| {
+                known.tenant.as_deref() == member.tenant.as_deref() && known.expires_ms == member.expires_ms
+            });
+            let tenant = member.tenant.as_deref();
+            let principal =
+                known.cloned().unwrap_or_else(|| Principal::new(&member.name, tenant, member.expires_ms));
+            let place = state.members.len();
+            state.places.insert(member.name.clone(), place);
+            state.members.push((member, principal));
+        }
+        for (_, gone) in before {
+            let now = state.places.get(&*gone.name).map(|&place| &state.members[place].1);
+            if now.is_none_or(|now| !Arc::ptr_eq(now, &gone)) {
+                gone.strip();
+            }
+        }
+        state.settle(0);
+    }
+
+    /// The principal of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<Principal>> {
+        let state = self.lock();
+        state.places.get(name).map(|&place| Arc::clone(&state.members[place].1))
+    }
+
+    /// The names of the permissions that a capability would give and a principal
+    /// does not hold: it cannot pass them on.
+    #[must_use]
+    pub fn lacks(&self, principal: &Principal, capability: &Capability) -> Vec<Arc<str>> {
+        let state = self.lock();
+        let held = |bit: usize| u16::try_from(bit).is_ok_and(|bit| principal.is_given(bit));
+        let lacking = state.names.iter().enumerate().filter(|&(bit, name)| {
+            name.as_ref() != Permission::PLUGINS.1 && capability.gives(name) && !held(bit)
+        });
+        lacking.map(|(_, name)| Arc::clone(name)).collect()
+    }
+}
+
+impl State {
+    /// Sets all bits from this one on. Givers come first, so what they hold is
+    /// known when it is looked at.
+    fn settle(&self, from: usize) {
+        for (member, principal) in &self.members {
+            let giver = member.giver.as_ref().map(|giver| self.places.get(giver).copied());
+            for (place, name) in self.names.iter().enumerate().skip(from) {
+                let Ok(bit) = u16::try_from(place) else { continue };
+                let can_be_given = match giver {
+                    None => true,
+                    Some(giver) => giver.is_some_and(|giver| self.members[giver].1.is_given(bit)),
+                };
+                let given = can_be_given
+                    && bit != Permission::PLUGINS.0
+                    && member.capabilities.iter().any(|capability| capability.gives(name));
+                principal.set(bit, given);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
