@@ -4,6 +4,8 @@
 Standard library only, and deterministic. What a fuzzer adds beside these files stays untouched.
 """
 
+import hashlib
+import json as encoder
 import pathlib
 import struct
 
@@ -15,6 +17,10 @@ def write(target, name, data):
     folder = HERE / "corpus" / target
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def compact(value):
+    return encoder.dumps(value, separators=(",", ":"))
 
 
 def framed(body):
@@ -327,5 +333,156 @@ def config():
     write("config", "not-utf8", b'a = "\xff"\n')
 
 
-for build in (frame, json, pattern, gguf_header, config):
+PLUGINS = """\
+# The files that KSI may load where signatures are required. Signed beside it, in .minisig;
+# do not edit: `ksi model sign` and `ksi plugin sign` write it.
+
+version = 1
+kind = "plugins"
+
+[files."libplugin_echo.so"]
+name = "echo"
+size = 1630664
+sha256 = "71959558bd259df30753dc6afcc970de14c80a075935dd36e9a849daa1ff499a"
+signed = "2026-11-26T07:12:09.000Z"
+
+[files."libplugin_state.so"]
+name = "state"
+size = 3854928
+sha256 = "519c9605e2ac9ca763704fc7fbb91435a730897c1e315dcc5525eefd59baebb7"
+signed = "2026-11-26T07:12:09.000Z"
+"""
+PLUGINS_SIGNATURE = """\
+untrusted comment: signature from rsign secret key
+RUQJBQg1qofarqx9o1obgvW9wCDZR4hryuf9JecRKwJWD9qBR40LJjzutDgtVQY/UfB9NJ9UaIHMK8Xz6yB6NGY4kx3vy9hjXgk=
+trusted comment: plugins.lock of KSI, 2026-11-26T07:12:09.000Z
+PtM4iT1IhtB8i3zCwQKgg8yellQZ+W9o4VhhgvPDXunvokcaiFuPSWx42BFkizEBpAOYoG/Pb7Mq2NNBWzYYDQ==
+"""
+PLUGINS_KEY = """\
+untrusted comment: minisign public key: AEDA87AA35080509
+RWQJBQg1qofarqxgVDgsd79J4Re8+8h5FgNYv6cJYYPajZkFT4EECHQf
+"""
+MODELS = """\
+# The files that KSI may load where signatures are required. Signed beside it, in .minisig;
+# do not edit: `ksi model sign` and `ksi plugin sign` write it.
+
+version = 1
+kind = "models"
+
+[files."x.gguf"]
+name = "x"
+size = 2998816
+sha256 = "d1126049f5719c928a5d9bb9a6c31461e7b03de427dee2c90cd4b10d85001fa9"
+signed = "2026-11-26T07:12:08.987Z"
+"""
+MODELS_SIGNATURE = """\
+untrusted comment: signature from rsign secret key
+RURBRK8+fAQK1sFazyeJg1Y8HA76cU5/wIN3aLp2s16JQ13KPw7xZeVENH+SGH1qEEqYZr8Eam26Ng6Xv3CXVbjHQtn18WYGsAM=
+trusted comment: models.lock of KSI, 2026-11-26T07:12:08.987Z
+fbF7B+mgLtKfPmIie6UaNrqUYenMoofvFHWAa0eL/FBgWW+gSUqK9IXrZPVYHqD2UA2kCD6LcOTnxLVb7azgBQ==
+"""
+MODELS_KEY = """\
+untrusted comment: minisign public key: D60A047C3EAF4441
+RWRBRK8+fAQK1hTrSFu6AKDr/oPew3538X1xtKI1Hpw5OptloBhtulF8
+"""
+
+
+def lock():
+    def parts(*three):
+        return "\0".join(three)
+
+    good = (PLUGINS, PLUGINS_SIGNATURE, PLUGINS_KEY)
+    line = PLUGINS_KEY.splitlines()[1]
+    signature = PLUGINS_SIGNATURE.splitlines()
+    cases = {
+        "signed-plugins": good,
+        "signed-models": (MODELS, MODELS_SIGNATURE, MODELS_KEY.splitlines()[1]),
+        "changed-digest": (PLUGINS.replace("71959558", "81959558"), *good[1:]),
+        "changed-comment": (PLUGINS.replace("do not", "do"), *good[1:]),
+        "other-key": (PLUGINS, PLUGINS_SIGNATURE, MODELS_KEY),
+        "other-signature": (PLUGINS, MODELS_SIGNATURE, MODELS_KEY),
+        "empty": ("", "", ""),
+        "version-2": (PLUGINS.replace("version = 1", "version = 2"), *good[1:]),
+        "kind-unknown": (PLUGINS.replace('"plugins"', '"agents"'), *good[1:]),
+        "key-unknown": (PLUGINS + "more = 1\n", *good[1:]),
+        "file-upwards": (PLUGINS.replace("libplugin_echo.so", "../echo.so"), *good[1:]),
+        "file-empty": (PLUGINS.replace("libplugin_echo.so", ""), *good[1:]),
+        "digest-upper": (PLUGINS.replace("71959558bd", "71959558BD"), *good[1:]),
+        "digest-short": (PLUGINS.replace("71959558", ""), *good[1:]),
+        "size-negative": (PLUGINS.replace("size = 1", "size = -1"), *good[1:]),
+        "size-huge": (PLUGINS.replace("size = 1", "size = 99999999999999999999"), *good[1:]),
+        "file-twice": (PLUGINS + PLUGINS[PLUGINS.index("[files") :], *good[1:]),
+        "not-toml": ("[files", *good[1:]),
+        "deep": ("a = " + "[" * 2000 + "]" * 2000, *good[1:]),
+        "signature-cut": (PLUGINS, "\n".join(signature[:3]), PLUGINS_KEY),
+        "signature-short": (PLUGINS, PLUGINS_SIGNATURE.replace("RUQ", "RU"), PLUGINS_KEY),
+        "signature-algorithm": (PLUGINS, PLUGINS_SIGNATURE.replace("RUQ", "RUR"), PLUGINS_KEY),
+        "signature-comment": (PLUGINS, PLUGINS_SIGNATURE.replace("trusted comment: p", "trusted comment: q"), PLUGINS_KEY),
+        "signature-no-comment": (PLUGINS, "\n".join([signature[0], signature[1], "x", signature[3]]), PLUGINS_KEY),
+        "signature-wide": (PLUGINS, "\u2603\n" * 4, PLUGINS_KEY),
+        "key-short": (PLUGINS, PLUGINS_SIGNATURE, line[:-4]),
+        "key-algorithm": (PLUGINS, PLUGINS_SIGNATURE, "AA" + line[2:]),
+        "key-three-lines": (PLUGINS, PLUGINS_SIGNATURE, PLUGINS_KEY + "\nmore"),
+        "key-of-no-point": (PLUGINS, PLUGINS_SIGNATURE, line[:14] + "/" * 42),
+    }
+    for name, case in cases.items():
+        write("lock", name, parts(*case))
+    write("lock", "not-utf8", b"\xff\0\xff")
+
+
+def audit():
+    line = MODELS_KEY.splitlines()[1]
+
+    def chained(records, first=1):
+        before = hashlib.sha256(b"before").digest()
+        begin = {"version": 1, "first": first, "before": before.hex(), "public_key": line, "at_ms": 1}
+        lines = ['{"begin":%s}' % compact(begin)]
+        for seq, record in enumerate(records, first):
+            before = hashlib.sha256(before + struct.pack("<Q", seq) + record.encode()).digest()
+            lines.append('{"entry":{"seq":%d,"chain":"%s","record":%s}}' % (seq, before.hex(), record))
+        end = {"last": first + len(records) - 1, "records": len(records)}
+        return lines + ['{"end":%s}' % compact(end)]
+
+    decision = (
+        '{"kind":"decision","at_ms":%d,"principal":"me","origin":"session:1","event":"state:set",'
+        '"permission":"state.write","allowed":true,"sha256":"' + "ab" * 32 + '","size":5}'
+    )
+    lost = '{"kind":"lost","at_ms":7,"allowed":3,"denied":1}'
+    good = chained([decision % 1, lost, decision % 2])
+    head = '{"head":{"seq":3,"chain":"%s","at_ms":1,"signature":%s}}' % ("00" * 32, compact(MODELS_SIGNATURE))
+    cases = {
+        "whole": good,
+        "empty-trail": chained([]),
+        "later": chained([lost] * 20, first=981),
+        "spaces-in-a-record": chained(['{ "kind" : "lost" , "n" : 1 }']),
+        "any-record": chained(["null", '"text"', "[1, 2, [3]]", "1e400"]),
+        "far": chained([lost], first=2**64 - 2),
+        "too-far": chained([lost, lost], first=2**64 - 2),
+        "head-forged": good[:-1] + [head, good[-1]],
+        "head-first": [good[0], head] + good[1:],
+        "changed": [text.replace('"me"', '"you"') for text in good],
+        "moved": [good[0], good[2], good[1], *good[3:]],
+        "left-out": [good[0], *good[2:]],
+        "cut": good[:-1],
+        "cut-in-a-line": good[:2] + [good[2][:40]],
+        "no-begin": good[1:],
+        "begins-twice": [good[0], *good],
+        "goes-on": good + [good[1]],
+        "end-miscounts": good[:-1] + [good[-1].replace('"records":3', '"records":4')],
+        "version-2": [good[0].replace('"version":1', '"version":2'), *good[1:]],
+        "key-none": [good[0].replace(line, "RW"), *good[1:]],
+        "field-unknown": [good[0].replace('{"version"', '{"more":1,"version"'), *good[1:]],
+        "line-unknown": [good[0], '{"other":{}}'],
+        "seq-negative": [text.replace('"seq":1', '"seq":-1') for text in good],
+        "chain-short": [text.replace('"chain":"', '"chain":"0') for text in good],
+        "deep": [good[0], '{"entry":{"seq":1,"chain":"%s","record":%s}}' % ("00" * 32, "[" * 500 + "]" * 500)],
+        "nothing": [],
+        "not-json": ["begin"],
+    }
+    for name, lines in cases.items():
+        write("audit", name, "\n".join(lines))
+    write("audit", "not-utf8", b'{"begin":"\xff"}')
+
+
+for build in (frame, json, pattern, gguf_header, config, lock, audit):
     build()

@@ -38,16 +38,17 @@ const EXEMPT: [(&str, &str); 2] =
 const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 
 /// Who may depend on whom inside the workspace, tests aside.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("ksi-abi", &[]),
     ("ksi-protocol", &[]),
     ("ksi-identity", &["ksi-protocol"]),
+    ("ksi-trust", &[]),
     ("ksi-kernel", &["ksi-identity", "ksi-protocol"]),
-    ("ksi-sdk", &["ksi-abi", "ksi-protocol"]),
-    ("ksi-host", &["ksi-abi", "ksi-protocol"]),
+    ("ksi-sdk", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
+    ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),
-    ("ksid", &["ksi-kernel", "ksi-host", "ksi-identity", "ksi-protocol"]),
-    ("ksi", &["ksi-client", "ksi-protocol"]),
+    ("ksid", &["ksi-kernel", "ksi-host", "ksi-identity", "ksi-protocol", "ksi-trust"]),
+    ("ksi", &["ksi-client", "ksi-protocol", "ksi-trust"]),
     ("ksi-monitor", &["ksi-client", "ksi-protocol"]),
     ("ksi-tests", &["ksi-client", "ksi-protocol"]),
 ];

@@ -17,7 +17,10 @@ use crate::{
     output::{ColorWhen, Format},
 };
 
-pub(crate) use nouns::{Checkpoint, Config, Model, ModelName, Named, Plugin, Work, WorkName, WorkPart};
+pub(crate) use nouns::{
+    Audit, AuditQuery, Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, Secret,
+    SignPlugins, Work, WorkName, WorkPart,
+};
 
 /// Talk to ksid, the event daemon for AI agents.
 ///
@@ -123,6 +126,9 @@ pub(crate) enum Verb {
     /// Save, list, restore and check all that is kept durably
     #[command(subcommand)]
     Checkpoint(Checkpoint),
+    /// Read, verify and export the audit trail: who was let do what
+    #[command(subcommand)]
+    Audit(Audit),
     /// List what can be asked and heard
     Discover {
         /// Only this namespace
@@ -138,10 +144,16 @@ pub(crate) enum Verb {
         #[arg(add = ArgValueCompleter::new(complete::events))]
         event: String,
     },
-    /// List, inspect, load, unload and write plugins
+    /// Make and show the keys that sign plugins and models
+    #[command(subcommand)]
+    Key(Key),
+    /// Keep secrets for plugins, which get them by name
+    #[command(subcommand)]
+    Secret(Secret),
+    /// List, inspect, load, unload, sign and write plugins
     #[command(subcommand)]
     Plugin(Plugin),
-    /// List, add, load and remove models
+    /// List, add, load, sign and remove models
     #[command(subcommand)]
     Model(Model),
     /// Show, read and set the configuration

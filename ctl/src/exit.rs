@@ -26,7 +26,8 @@ pub(crate) enum Exit {
     /// The time was over before the answer came.
     Timeout = 7,
     /// The daemon runs, but not all of it (`health`, `doctor`, `up`), or what
-    /// it keeps is damaged (`checkpoint verify`).
+    /// it keeps is damaged (`checkpoint verify`, `audit verify`), or a file is
+    /// not what was signed (`plugin verify`, `model verify`).
     Degraded = 8,
     /// Ctrl-C; what was asked has been cancelled in the daemon.
     Interrupted = 130,
@@ -44,7 +45,7 @@ Exit codes:
     5  denied
     6  conflict
     7  timeout
-    8  degraded: the daemon runs, but not all of it; or the journal is damaged
+    8  degraded: the daemon runs, but not all of it; or something is not as it was written
   130  interrupted (Ctrl-C); the request has been cancelled in the daemon
 
 Data goes to standard output, everything else to standard error. With -o json an error is

@@ -1,17 +1,21 @@
 //! What the verbs do: one file for each group, and the table that picks one.
 
 mod ask;
+mod audit;
 mod chat;
 mod checkpoint;
 mod config;
 mod discover;
 mod doctor;
+mod key;
 mod lifecycle;
 mod logs;
 mod model;
 mod plugin;
+mod secret;
 mod send;
 mod shell;
+mod sign;
 mod status;
 mod sub;
 mod work;
@@ -66,8 +70,11 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Cancel(name)) => work::cancel(at, &name.request_id).await,
         Some(Verb::Work(work)) => Box::pin(work::run(at, work)).await,
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
+        Some(Verb::Audit(audit)) => Box::pin(audit::run(at, audit)).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
+        Some(Verb::Secret(secret)) => secret::run(at, &secret),
+        Some(Verb::Key(key)) => key::run(at, key),
         Some(Verb::Plugin(plugin)) => Box::pin(plugin::run(at, plugin)).await,
         Some(Verb::Model(model)) => Box::pin(model::run(at, model)).await,
         Some(Verb::Config(config)) => Box::pin(config::run(at, config)).await,

@@ -41,10 +41,12 @@ use ksi_protocol::{
     system::Placement,
     work::Policy,
 };
+use ksi_trust::Key;
 
 pub use identity::{Identity, TENANT, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
+pub(crate) use show::is_secret;
 
 use crate::log;
 use section::Effective;
@@ -103,6 +105,8 @@ impl Sources {
 pub struct Config {
     /// The daemon itself.
     pub daemon: Daemon,
+    /// What may be loaded.
+    pub security: Security,
     /// Who may connect, and what each may do.
     pub identity: Identity,
     /// Plugins by their name in the manifest.
@@ -118,6 +122,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("daemon", &self.daemon)
+            .field("security", &self.security)
             .field("identity", &self.identity)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
@@ -196,6 +201,18 @@ impl Default for Daemon {
             write_deadline: limits::WRITE_DEADLINE,
         }
     }
+}
+
+/// `[security]`: what may be loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Whether plugins and models are loaded only where a lock that is signed
+    /// lists their bytes.
+    pub require_signed: bool,
+    /// The key under `models.lock`; `None`: the one in `models.pub`.
+    pub models_key: Option<Key>,
+    /// The key under `plugins.lock`; `None`: the one in `plugins.pub`.
+    pub plugins_key: Option<Key>,
 }
 
 /// `[plugins.NAME]`: one instance of a plugin.
@@ -360,6 +377,35 @@ impl Delivery {
     }
 }
 
+/// Which decisions about an event go into the audit trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audit {
+    /// All: that it was allowed, and that it was denied.
+    All,
+    /// That it was denied.
+    Denied,
+}
+
+impl Audit {
+    /// What holds where nothing else is said: what changes something is written
+    /// down; what only looks (`*.read`), and what only plugins ask (`*.only`),
+    /// where it is denied.
+    #[must_use]
+    pub fn of_permission(permission: &str) -> Self {
+        let quiet = [".read", ".only"].iter().any(|end| permission.ends_with(end));
+        if quiet { Self::Denied } else { Self::All }
+    }
+
+    /// As it is written in the manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Denied => "denied",
+        }
+    }
+}
+
 /// `[events."NAMESPACE:ACTION"]`: the policy of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPolicy {
@@ -368,6 +414,8 @@ pub struct EventPolicy {
     /// Name of the permission that it takes to ask for it or to hear of it,
     /// `system.admin` for example.
     pub permission: String,
+    /// Which decisions about it go into the audit trail.
+    pub audit: Audit,
     /// Name of the permission that it takes a client to emit it; without one,
     /// `system.admin`.
     pub emit: Option<String>,

@@ -14,6 +14,8 @@
 //!   holds up nobody but whoever called it.
 //! - Nothing in a turn waits.
 
+mod asks;
+
 use std::{
     sync::{
         Arc, OnceLock, Weak,
@@ -89,6 +91,7 @@ pub struct Hub {
     closing: AtomicBool,
     turns: AtomicU64,
     daemon: OnceLock<Arc<Port>>,
+    asks: asks::Asks,
     system: mpsc::Sender<SystemRequest>,
     myself: Weak<Self>,
     runtime: tokio::runtime::Handle,
@@ -118,6 +121,7 @@ impl Hub {
             closing: AtomicBool::new(false),
             turns: AtomicU64::new(1),
             daemon: OnceLock::new(),
+            asks: asks::Asks::default(),
             system,
             myself: myself.clone(),
             runtime,
@@ -470,7 +474,11 @@ impl Turn<'_> {
     }
 
     fn pass_to_daemon(&mut self, delivery: Delivery) {
-        let Delivery::Request { token, envelope } = delivery else { return };
+        let (token, envelope) = match delivery {
+            Delivery::Request { token, envelope } => (token, envelope),
+            Delivery::Answer { id, answer, .. } => return self.hub.asks.answered(id, answer),
+            _ => return,
+        };
         woken::note();
         if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
             let busy =

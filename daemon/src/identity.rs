@@ -19,7 +19,7 @@ use ksi_identity::{Caller, Capability, Directory, Member, Permission, Principal}
 use ksi_kernel::Declared;
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Request};
 
-use crate::config::{Config, TENANT};
+use crate::config::{Audit, Config, TENANT};
 
 /// The owner, where the configuration gives that user no name.
 const OWNER: &str = "user:owner";
@@ -114,6 +114,7 @@ impl Identity {
             work: policy.work.clone(),
             permission: Some(self.permission(&policy.permission)),
             emit: policy.emit.as_ref().map(|emit| self.permission(emit)),
+            audited: policy.audit == Audit::All,
         }
     }
 

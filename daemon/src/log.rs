@@ -11,6 +11,7 @@
 //!
 //! * No call of `tracing` waits for a disk or for a terminal.
 //! * Every line that is lost is counted, and the count is logged later.
+//! * No line reaches a file or a terminal past [`redaction`].
 //!
 //! # Failure
 //!
@@ -39,6 +40,8 @@ use tracing_subscriber::{
     reload,
     util::SubscriberInitExt as _,
 };
+
+use crate::redaction;
 
 /// Bytes of lines that may wait for the writing thread. A burst of some ten
 /// thousand lines fits; more is dropped and counted.
@@ -368,7 +371,7 @@ impl Thread {
                 self.write(&[]);
             }
             if !batch.is_empty() {
-                self.write(&batch);
+                self.write(&redaction::bytes(&batch));
             }
             if dropped > 0 {
                 let notice =

@@ -15,6 +15,10 @@ use ksid::{
     server,
     takeover::Program,
 };
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+};
 
 /// The KSI daemon: routes events between clients and plugins.
 #[derive(Debug, Parser)]
@@ -44,6 +48,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Err(errno) = keep_memory_private() {
+        eprintln!("error: cannot keep this process from being dumped: {errno}");
+        return ExitCode::FAILURE;
+    }
     // The file may be replaced while it runs.
     let program = Program::of_process();
     let args = Args::parse();
@@ -80,6 +88,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Secrets and prompts lie in this memory: nothing of it is written to a core
+/// dump, and no other process of the user may look into it.
+fn keep_memory_private() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    prctl::set_dumpable(false)
 }
 
 /// Says what would keep the daemon from starting.

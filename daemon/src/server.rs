@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{limits, paths::Paths, system::Placement};
+use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement};
 use nix::unistd::geteuid;
 use serde_json::json;
 use tokio::{
@@ -38,9 +38,12 @@ use crate::{
         offspring::Offspring,
         spawner::Spawner,
     },
+    secrets::Secrets,
     session::{Limits, Sessions},
     system::{Apply, Parts, Reread, Stop, System, is_starting},
     takeover::{Program, Takeover},
+    trail::Trail,
+    trust::Trust,
 };
 
 /// The program that runs one plugin, beside this one.
@@ -48,6 +51,9 @@ const HOST: &str = "ksi-plugin-host";
 
 /// Time that sessions have to be written and closed.
 const SESSIONS_GRACE: Duration = Duration::from_secs(5);
+
+/// Time that what was decided has to get into the audit trail.
+const TRAIL_GRACE: Duration = Duration::from_secs(2);
 
 /// What the daemon is started with.
 pub struct Options {
@@ -92,7 +98,15 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(hub.clone(), current.clone()),
+        trust: Trust::new(current.clone(), &paths),
+        secrets: Secrets::new(&paths, &config),
     };
+    let trail = Arc::new(Trail::default());
+    // Without a plugin that keeps the trail there is none.
+    let kept = config.plugins.values().any(|plugin| plugin.enabled && plugin.keeps_work);
+    if kept {
+        hub.kernel.show(trail.clone());
+    }
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config), offspring);
     let (stopping_sender, stopping) = watch::channel(false);
@@ -108,8 +122,10 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         stop: stop_sender,
         program,
         stopping,
+        trail: trail.clone(),
     })?;
     let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
+    let auditing = tokio::spawn(apart(trail.clone().run(hub.clone())));
     let answering = tokio::spawn(apart(system.clone().run(system_requests)));
     fleet.start().await;
     let no_more = CancellationToken::new();
@@ -131,7 +147,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     no_more.cancel();
     let grace = grace.unwrap_or(config.daemon.shutdown_grace);
     tokio::select! {
-        () = orderly_stop(&hub, &fleet, &sessions, grace) => tracing::info!("stopped"),
+        () = orderly_stop(&hub, &fleet, &sessions, &trail, grace) => tracing::info!("stopped"),
         hurry = stops.recv() => {
             let hurry = hurry.unwrap_or_else(nobody);
             tracing::warn!("hurried: {}", hurry.reason);
@@ -139,7 +155,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
             fleet.stop(Duration::ZERO).await;
         }
     }
-    for task in [deadlines, answering, accepting, watching] {
+    for task in [deadlines, answering, accepting, watching, auditing] {
         task.abort();
     }
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
@@ -159,9 +175,11 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
         problems.push(format!("{} is missing, which runs plugins in processes of their own", host.display()));
     }
     let places = places(paths)?;
+    let trust = Trust::new(Arc::new(Mutex::new(Arc::new(config.clone()))), paths);
     for plugin in enabled() {
-        if let Err(error) = Image::open(&places.find(&plugin.library)) {
-            problems.push(format!("plugin {}: {error}", plugin.name));
+        let image = Image::open(&places.find(&plugin.library)).map_err(Refusal::from);
+        if let Err(refusal) = image.and_then(|image| trust.check(&image)) {
+            problems.push(format!("plugin {}: {}", plugin.name, refusal.message));
         }
     }
     Ok(problems)
@@ -169,12 +187,14 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
 
 /// Lets requests in flight finish within the grace, then plugins drain and
 /// sessions be written.
-async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, grace: Duration) {
+async fn orderly_stop(hub: &Hub, fleet: &Fleet, sessions: &Sessions, trail: &Trail, grace: Duration) {
     hub.close();
     if tokio::time::timeout(grace, hub.idle.notified()).await.is_err() {
         tracing::warn!(in_flight = hub.kernel.in_flight(), "the grace is over; what is left is refused");
         hub.refuse_clients();
     }
+    // What is decided from now on is about plugins that are being stopped.
+    trail.flush(TRAIL_GRACE).await;
     fleet.stop(grace.max(Duration::from_secs(1))).await;
     // A session whose task is lost in a plugin that hangs never closes.
     if tokio::time::timeout(SESSIONS_GRACE, sessions.close()).await.is_err() {

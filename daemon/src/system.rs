@@ -32,8 +32,10 @@ use crate::{
         fleet::{Fleet, KEEPERS_NAMESPACES, resident_bytes},
         supervisor::Input,
     },
+    redaction,
     session::Sessions,
     takeover::Program,
+    trail::Trail,
 };
 
 /// Namespaces in which only the daemon answers and speaks.
@@ -70,6 +72,7 @@ pub struct System {
     stop: mpsc::Sender<Stop>,
     program: Arc<Program>,
     stopping: watch::Receiver<bool>,
+    trail: Arc<Trail>,
     waiting: TaskTracker,
 }
 
@@ -87,6 +90,7 @@ pub struct Parts {
     pub stop: mpsc::Sender<Stop>,
     pub program: Arc<Program>,
     pub stopping: watch::Receiver<bool>,
+    pub trail: Arc<Trail>,
 }
 
 /// The request of `system:ready`.
@@ -104,8 +108,8 @@ impl System {
     ///
     /// Never in practice: nobody else owns them yet.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
-        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, program, stopping } =
-            parts;
+        let Parts { hub, fleet, sessions, config, reread, apply, .. } = parts;
+        let Parts { socket, state_dir, stop, program, stopping, trail, .. } = parts;
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let names = declare(&hub, &policies);
         hub.kernel.own(hub.daemon(), &names)?;
@@ -121,6 +125,7 @@ impl System {
             stop,
             program,
             stopping,
+            trail,
             waiting: TaskTracker::new(),
         }))
     }
@@ -239,6 +244,7 @@ impl System {
             })
             .collect();
         reasons.extend(crate::log::health());
+        reasons.extend(self.trail.trouble());
         let starting = plugins.iter().any(is_starting);
         let status = match () {
             () if *self.stopping.borrow() => HealthStatus::Stopping,
@@ -303,6 +309,7 @@ impl System {
             Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
                 .hint("the daemon goes on with what it had")
         })?;
+        redaction::learn(config.secret_values());
         let changes = self.config().changes(&config);
         (self.apply)(&config);
         self.hub.identity.configure(&config);

@@ -64,8 +64,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         Arc::new(Port::new(self.slots.take(), role, handle, quota, authority))
     }
 
-    /// Shows somebody every decision on who may send what from now on. Only the
-    /// first one is heeded; while there is none, showing costs nothing.
+    /// Shows somebody the decisions on who may send what that are to be remembered,
+    /// from now on. Only the first one is heeded; while there is none, showing costs
+    /// nothing.
     pub fn show(&self, witness: Arc<dyn Witness>) {
         // Whoever comes second is not there.
         let _ = self.witness.set(witness);
@@ -73,7 +74,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Shows a decision, and refuses where it was against the sender.
     pub(crate) fn decide(&self, role: Role, decision: &Decision<'_>) -> Result<(), Refusal> {
-        if let Some(witness) = self.witness.get() {
+        if (decision.audited || !decision.allowed)
+            && let Some(witness) = self.witness.get()
+        {
             witness.decided(decision);
         }
         if decision.allowed { Ok(()) } else { Err(refusals::denied(role, decision)) }

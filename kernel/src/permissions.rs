@@ -387,6 +387,26 @@ fn a_witness_sees_every_decision() {
 }
 
 #[test]
+fn what_is_not_to_be_remembered_is_shown_only_where_it_is_denied() {
+    let mut world = World::new();
+    let permission = Some(world.directory.permission("a.use"));
+    let quiet = Declared { permission, audited: false, ..Declared::new(event("b:quiet")) };
+    world.kernel.declare("plugin:b", &[quiet], Refusal::new(Code::Unavailable, "absent"));
+    let notes = Arc::new(Notes::default());
+    world.kernel.show(notes.clone());
+    let client = world.client("a.use");
+    let ask = |id| Ask::new(id, event("b:quiet"), Bytes::new());
+    world.kernel.request(&client, ask(1), 0, &mut world.effects);
+    // Nor is it told of what nobody has declared.
+    let daemon = Authority::full("daemon");
+    let daemon = world.kernel.attach(Role::Daemon, (), Quota::default(), daemon);
+    world.kernel.emit(&daemon, Emission::new(event("c:fact"), Bytes::new()), 0, &mut world.effects).unwrap();
+    let client = world.client("b.use");
+    world.kernel.request(&client, ask(2), 0, &mut world.effects);
+    assert_eq!(*notes.0.lock().unwrap(), ["user:a ask b:quiet a.use false - 0"]);
+}
+
+#[test]
 fn a_refusal_names_who_lacks_what_and_how_it_is_granted() {
     let mut world = World::new();
     let client = world.client("b.use");

@@ -48,13 +48,16 @@ pub struct Declared {
     pub permission: Option<Permission>,
     /// What it takes a client to emit it; without one, [`Permission::ADMIN`].
     pub emit: Option<Permission>,
+    /// Whether somebody is shown that it was allowed, and not only that it was
+    /// denied.
+    pub audited: bool,
 }
 
 impl Declared {
     /// An event without a policy.
     #[must_use]
     pub fn new(name: EventName) -> Self {
-        Self { name, timeout: None, work: None, permission: None, emit: None }
+        Self { name, timeout: None, work: None, permission: None, emit: None, audited: true }
     }
 }
 

@@ -85,6 +85,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             right: if port.role == Role::Plugin { "emits" } else { takes },
             allowed: port.authority.is_granted(|rights| &rights.emits, &event)
                 && port.authority.holds(emit, now_ms),
+            audited: declared.is_some_and(|declared| declared.audited),
             ..port.authority.decision(&event, &data, now_ms)
         };
         self.decide(port.role, &decision)?;
@@ -231,6 +232,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id: correlation_id.as_deref(),
             right: if granted { takes } else { "may_call" },
             allowed: granted && (holds || ask.vouched),
+            // What was kept was decided when it was asked.
+            audited: !dispatched && entry.as_ref().is_ok_and(|entry| entry.declared.audited),
             ..port.authority.decision(&ask.event, &ask.data, now_ms)
         };
         self.decide(port.role, &decision)?;

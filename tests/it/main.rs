@@ -3,6 +3,9 @@
 
 mod lifecycle;
 mod restart;
+mod signing;
+mod canary;
+mod audit;
 mod durable;
 mod kills;
 mod wire;

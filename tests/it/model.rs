@@ -16,7 +16,7 @@ mod files;
 mod refusals;
 
 /// The built-in model.
-const TINY: &[u8] = include_bytes!("../../plugins/llama/model/ksi-tiny.gguf");
+pub(crate) const TINY: &[u8] = include_bytes!("../../plugins/llama/model/ksi-tiny.gguf");
 
 /// Enough context for a generation of many seconds on any machine.
 const LONG: &str = "[plugins.llama.config]\ncontext = 16384\n";
@@ -38,7 +38,7 @@ fn endless(more: &str) -> Daemon {
     daemon
 }
 
-fn add_model(dir: &Path, name: &str, bytes: &[u8]) {
+pub(crate) fn add_model(dir: &Path, name: &str, bytes: &[u8]) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join(format!("{name}.gguf")), bytes).unwrap();
 }

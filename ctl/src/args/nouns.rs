@@ -35,6 +35,14 @@ pub(crate) enum Plugin {
     Reload(Named),
     /// Stop and start a plugin
     Restart(Named),
+    /// Sign libraries, so that they are loaded where signatures are required
+    Sign(SignPlugins),
+    /// Compare libraries with what was signed; exit code 8 if one differs
+    Verify {
+        /// Names or paths; all that are signed if left out
+        #[arg(value_name = "NAME|PATH", add = ArgValueCompleter::new(complete::plugins))]
+        plugins: Vec<String>,
+    },
     /// Write the project of a new plugin
     New {
         /// Its name: lower-case letters, digits and _
@@ -45,6 +53,64 @@ pub(crate) enum Plugin {
         /// Where ksi-sdk lies; found by itself inside a KSI checkout
         #[arg(long, value_name = "PATH")]
         sdk: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SignPlugins {
+    /// Names, as in libplugin_NAME.so, or paths of libraries
+    #[arg(value_name = "NAME|PATH", add = ArgValueCompleter::new(complete::plugins))]
+    pub(crate) plugins: Vec<String>,
+    /// All libraries where the daemon looks for them
+    #[arg(long, conflicts_with = "plugins")]
+    pub(crate) all: bool,
+    /// Another secret key than plugins.key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Keys: what they sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyKind {
+    /// models.lock
+    Models,
+    /// plugins.lock
+    Plugins,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a minisign key; with a password, asked for or in KSI_KEY_PASSWORD
+    Create {
+        /// What it shall sign
+        #[arg(value_enum)]
+        kind: KeyKind,
+        /// Protect the secret key by its file mode alone
+        #[arg(long)]
+        no_password: bool,
+    },
+    /// Print the public key, for minisign -P or the configuration
+    Show {
+        /// What it signs
+        #[arg(value_enum)]
+        kind: KeyKind,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Keep a secret: the value is read from standard input, or typed without echo
+    Set {
+        /// Its name; a plugin's configuration says secret:NAME
+        name: String,
+    },
+    /// List the names of all secrets
+    #[command(visible_alias = "ls")]
+    List,
+    /// Forget a secret
+    Rm {
+        /// Its name
+        name: String,
     },
 }
 
@@ -101,6 +167,24 @@ pub(crate) enum Model {
     },
     /// Free the memory of a model
     Unload(ModelName),
+    /// Sign models, so that they are loaded where signatures are required
+    Sign {
+        /// Names; with or without `llama/`
+        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::local_models))]
+        models: Vec<String>,
+        /// All of the models directory
+        #[arg(long, conflicts_with = "models")]
+        all: bool,
+        /// Another secret key than models.key
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Compare models with what was signed; exit code 8 if one differs
+    Verify {
+        /// Names; all that are signed if left out
+        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::local_models))]
+        models: Vec<String>,
+    },
     /// Remove a model from the models directory
     Rm {
         #[command(flatten)]
@@ -225,4 +309,52 @@ pub(crate) enum Checkpoint {
         /// Where to; beside the checkpoints by default
         path: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// List who was let do what, and who was not, oldest first
+    #[command(visible_alias = "ls")]
+    Query(AuditQuery),
+    /// Walk along the chain and its signed heads; exit code 8 names the first record that was changed
+    Verify {
+        /// An export, checked without the daemon; the daemon's own trail if left out
+        file: Option<PathBuf>,
+        /// The key that must have signed, or its file
+        #[arg(long, value_name = "KEY|FILE")]
+        key: Option<String>,
+    },
+    /// Write the trail to a file that can be checked without the daemon
+    Export {
+        /// Where to; beside the trail by default
+        path: Option<PathBuf>,
+    },
+    /// Print the public key that heads are signed with; keep it elsewhere
+    Key,
+}
+
+/// Which decisions.
+#[derive(Debug, Args)]
+pub(crate) struct AuditQuery {
+    /// Nothing older: so long ago, or a time
+    #[arg(long, value_name = "2h|TIME")]
+    pub(crate) since: Option<String>,
+    /// Nothing newer
+    #[arg(long, value_name = "2h|TIME")]
+    pub(crate) until: Option<String>,
+    /// Only of this principal
+    #[arg(long, value_name = "NAME")]
+    pub(crate) principal: Option<String>,
+    /// Only of events that match
+    #[arg(long, value_name = "PATTERN", add = ArgValueCompleter::new(complete::patterns))]
+    pub(crate) event: Option<String>,
+    /// Only what was allowed
+    #[arg(long, conflicts_with = "denied")]
+    pub(crate) allowed: bool,
+    /// Only what was denied
+    #[arg(long)]
+    pub(crate) denied: bool,
+    /// The newest so many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
 }

@@ -12,9 +12,11 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use ksi_client::{Client, Part};
 use ksi_protocol::system::{PluginName, PluginStatus};
+use ksi_trust::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::sign::{self, Candidate};
 use crate::{
     args::{Model, ModelName},
     error::{Failure, Result},
@@ -79,13 +81,36 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
         Model::Add { path, name, link } => add(at, &path, name.as_deref(), link).await,
         Model::Load { model, context } => load(at, bare(&model), context).await,
         Model::Unload(name) => unload(at, bare(&name)).await,
+        Model::Sign { models, all, key } => {
+            let dir = at.paths.models_dir();
+            let candidates = if all { shelf::all(&dir)? } else { named(&dir, &models)? };
+            let candidates = candidates.into_iter().map(candidate).collect::<Vec<_>>();
+            sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates)
+        }
+        Model::Verify { models } => {
+            let dir = at.paths.models_dir();
+            let candidates = named(&dir, &models)?.into_iter().map(candidate).collect::<Vec<_>>();
+            sign::verify(at, Kind::Models, &at.paths.models_lock(), &candidates, |file| dir.join(file))
+        }
         Model::Rm { model, yes } => remove(at, bare(&model), yes).await,
     }
 }
 
 /// The name without its provider.
 fn bare(name: &ModelName) -> &str {
-    name.name.strip_prefix("llama/").unwrap_or(&name.name)
+    without_provider(&name.name)
+}
+
+fn without_provider(name: &str) -> &str {
+    name.strip_prefix("llama/").unwrap_or(name)
+}
+
+fn named(dir: &Path, names: &[String]) -> Result<Vec<shelf::Entry>> {
+    names.iter().map(|name| shelf::find(dir, without_provider(name))).collect()
+}
+
+fn candidate(entry: shelf::Entry) -> Candidate {
+    Candidate { name: entry.name, path: entry.path }
 }
 
 fn list(reply: &Value, models: &Models) -> Result<Report> {

@@ -2,18 +2,23 @@
 
 mod project;
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use ksi_protocol::{
     sandbox::Probe,
     system::{PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus},
 };
+use ksi_trust::Kind;
 use serde_json::json;
 
+use super::sign::{self, Candidate};
 use crate::{
     args::{self, Plugin},
     error::{Failure, Result},
-    invocation::{Invocation, short},
+    invocation::{Invocation, program, short},
     output::{Report, Table, bytes, millis},
 };
 
@@ -39,8 +44,66 @@ pub(super) async fn run(at: &Invocation, plugin: Plugin) -> Result<()> {
         Plugin::Unload(named) => change(at, "plugin:unload", named, "unloaded").await,
         Plugin::Reload(named) => change(at, "plugin:reload", named, "reloaded").await,
         Plugin::Restart(named) => change(at, "plugin:restart", named, "restarted").await,
+        Plugin::Sign(args::SignPlugins { plugins, all, key }) => {
+            let candidates = if all { libraries() } else { named(&plugins)? };
+            sign::sign(at, Kind::Plugins, &at.paths.plugins_lock(), key.as_deref(), &candidates)
+        }
+        Plugin::Verify { plugins } => {
+            let find = |file: &str| found(file).unwrap_or_else(|| file.into());
+            sign::verify(at, Kind::Plugins, &at.paths.plugins_lock(), &named(&plugins)?, find)
+        }
         Plugin::New { name, dir, sdk } => new(at, &name, dir.as_deref(), sdk.as_deref()),
     }
+}
+
+/// Where the daemon looks for libraries, in order.
+fn library_dirs() -> Vec<PathBuf> {
+    let named = std::env::var_os("KSI_PLUGIN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let daemon = program("ksid", Some("KSI_DAEMON"))
+        .and_then(|ksid| Some(ksid.canonicalize().ok()?.parent()?.to_owned()));
+    let beside = daemon.into_iter().flat_map(|dir| [dir.clone(), dir.join("../lib/ksi/plugins")]);
+    named.into_iter().chain(beside).collect()
+}
+
+/// The library of this file name that the daemon would take.
+fn found(file: &str) -> Option<PathBuf> {
+    library_dirs().into_iter().map(|dir| dir.join(file)).find(|path| path.exists())
+}
+
+/// The name of a plugin, by that of its library.
+fn plugin_of(path: &Path) -> Option<String> {
+    let stem = path.file_stem()?.to_str()?;
+    Some(stem.strip_prefix("libplugin_").or_else(|| stem.strip_prefix("lib")).unwrap_or(stem).to_owned())
+}
+
+/// All libraries of plugins that the daemon would find by their names.
+fn libraries() -> Vec<Candidate> {
+    let is_library = |file: &str| file.starts_with("libplugin_") && file.ends_with(".so");
+    let files: BTreeSet<String> = library_dirs()
+        .iter()
+        .filter_map(|dir| dir.read_dir().ok())
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|file| is_library(file))
+        .collect();
+    let candidate = |path: PathBuf| Some(Candidate { name: plugin_of(&path)?, path });
+    files.iter().filter_map(|file| found(file)).filter_map(candidate).collect()
+}
+
+/// Libraries by the names of plugins, or by path.
+fn named(plugins: &[String]) -> Result<Vec<Candidate>> {
+    let candidate = |text: &String| {
+        let path = match text.contains('/') {
+            true => PathBuf::from(absolute(text)?),
+            false => found(&format!("libplugin_{text}.so")).ok_or_else(|| {
+                Failure::not_found("plugin", text)
+                    .hint("give the path of its library, or see: ksi plugin list")
+            })?,
+        };
+        let name = plugin_of(&path).ok_or_else(|| Failure::usage(format!("{text} is no library")))?;
+        Ok(Candidate { name, path })
+    };
+    plugins.iter().map(candidate).collect()
 }
 
 /// A path as the daemon needs it; a name of the manifest stays a name.

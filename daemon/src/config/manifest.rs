@@ -10,12 +10,12 @@ use ksi_identity::is_permission;
 use ksi_protocol::{EventName, limits as wire, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
-    Config, Daemon, Delivery, EventPolicy, Grants, Limits, Plugin, Restart, identity,
+    Audit, Config, Daemon, Delivery, EventPolicy, Grants, Limits, Plugin, Restart, Security, identity,
     problem::nearest,
     section::{Report, Section},
     tree::Table,
     value::{
-        choice, duration, layers, log_level, network, paths, patterns, ports, switch, text_where, uids, whole,
+        choice, duration, key, layers, log_level, network, paths, patterns, ports, switch, text_where, uids, whole,
     },
 };
 use crate::log;
@@ -26,6 +26,8 @@ const PLACEMENTS: [(&str, Placement); 2] =
 const FORMATS: [(&str, log::Format); 2] = [("text", log::Format::Text), ("json", log::Format::Json)];
 
 const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable", Delivery::Durable)];
+
+const AUDITS: [(&str, Audit); 2] = [("all", Audit::All), ("denied", Audit::Denied)];
 
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -38,6 +40,7 @@ fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
 pub(super) fn read(report: &Report, table: &Table) -> Config {
     let mut root = Section::root(report, table);
     let daemon = daemon(root.section("daemon"));
+    let security = security(root.section("security"));
     let identity = identity::read(report, root.section("identity"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
@@ -65,7 +68,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, identity, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, security, identity, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -90,6 +93,17 @@ fn daemon(mut section: Section<'_>) -> Daemon {
     };
     section.finish();
     daemon
+}
+
+fn security(mut section: Section<'_>) -> Security {
+    let unset = Security::default();
+    let security = Security {
+        require_signed: section.get("require_signed", unset.require_signed, switch),
+        models_key: section.get_optional("models_key", unset.models_key, key),
+        plugins_key: section.get_optional("plugins_key", unset.plugins_key, key),
+    };
+    section.finish();
+    security
 }
 
 fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plugin> {
@@ -230,6 +244,8 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
     let permission =
         section.get_required("permission", "for example permission = \"completion.use\"", a_permission());
     let emit = section.get_optional("emit", None, a_permission());
+    let usual = Audit::of_permission(permission.as_deref().unwrap_or_default());
+    let audit = section.get("audit", usual, choice(&AUDITS));
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
     let work = if delivery == Delivery::Durable || !section.report.is_whole() {
         Some(Arc::new(work(&mut section, timeout)))
@@ -244,7 +260,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         None
     };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, emit, timeout, work })
+    Some(EventPolicy { delivery, permission: permission?, emit, audit, timeout, work })
 }
 
 /// How the work of a durable event is carried out.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ksi_protocol::secret::handle;
 use serde_json::{Map, Value as Json};
 
 use super::{Config, section::dotted};
@@ -28,7 +29,7 @@ impl Config {
     #[must_use]
     pub fn as_json(&self) -> Json {
         let mut root = Map::new();
-        for name in ["daemon", "identity", "plugins", "events"] {
+        for name in ["daemon", "security", "identity", "plugins", "events"] {
             root.insert(name.to_owned(), Json::Object(Map::new()));
         }
         for (path, (value, _)) in &self.effective {
@@ -37,6 +38,19 @@ impl Config {
             insert(&mut root, path, value);
         }
         Json::Object(root)
+    }
+
+    /// The secrets that stand in the configuration themselves: texts under keys
+    /// that sound so.
+    #[must_use]
+    pub fn secret_values(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (path, (value, _)) in &self.effective {
+            if !own_part(path).is_empty() {
+                texts_of_secrets(value, is_secret_path(path), &mut found);
+            }
+        }
+        found
     }
 
     /// Where every value comes from: `daemon.log_level` → `ksi.toml:3`.
@@ -85,7 +99,7 @@ fn insert(table: &mut Map<String, Json>, path: &[String], value: Json) {
 
 /// Whether a key sounds like a secret. The name of a variable or file that
 /// holds one is none.
-fn is_secret(key: &str) -> bool {
+pub(crate) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let sounds = ["token", "secret", "key", "password"].iter().any(|word| key.contains(word));
     sounds && !key.ends_with("_env") && !key.ends_with("_file")
@@ -104,11 +118,24 @@ fn is_secret_path(path: &[String]) -> bool {
     own_part(path).iter().any(|key| is_secret(key))
 }
 
-/// Numbers and switches under such a key (`max_tokens`) are none.
+/// Numbers and switches under such a key (`max_tokens`) are none, nor is the
+/// name of a secret that lies elsewhere.
 fn masked(value: Json) -> Json {
     match value {
         Json::Number(_) | Json::Bool(_) | Json::Null => value,
+        Json::String(text) if handle(&text).is_some() => Json::String(text),
         _ => Json::from(MASK),
+    }
+}
+
+fn texts_of_secrets(value: &Json, secret: bool, found: &mut Vec<String>) {
+    match value {
+        Json::String(text) if secret && handle(text).is_none() => found.push(text.clone()),
+        Json::Array(items) => items.iter().for_each(|item| texts_of_secrets(item, secret, found)),
+        Json::Object(table) => {
+            table.iter().for_each(|(key, value)| texts_of_secrets(value, secret || is_secret(key), found));
+        }
+        _ => {}
     }
 }
 

@@ -15,6 +15,7 @@ use ksi_protocol::{
     Pattern,
     sandbox::{Layer, Network},
 };
+use ksi_trust::Key;
 use serde_json::{Map, Value as Json};
 
 use super::{
@@ -62,9 +63,10 @@ shown! {
     log::Format => |value| Json::from(match value { log::Format::Text => "text", log::Format::Json => "json" }),
     ksi_protocol::system::Placement => |value| Json::from(value.as_str()),
     super::Delivery => |value| Json::from(value.as_str()),
+    super::Audit => |value| Json::from(value.as_str()),
+    Key => |value| Json::from(value.to_string()),
     Layer => |value| Json::from(value.level()),
     Vec<Layer> => |value| value.iter().map(|layer| layer.as_str()).collect(),
-    Vec<String> => |value| Json::from(value.as_slice()),
     Vec<u16> => |value| Json::from(value.as_slice()),
     Network => |value| match value {
         Network::None => Json::from("none"),
@@ -114,6 +116,13 @@ pub(super) fn text(node: &Node) -> Parsed<String> {
         Value::Text(text) | Value::Loose(text) => Ok(text.clone()),
         _ => wrong_type(node, "a string", "put it in quotes"),
     }
+}
+
+/// A public key. It is no secret, so it may be quoted.
+pub(super) fn key(node: &Node) -> Parsed<Key> {
+    let line = text(node)?;
+    let hint = "`ksi key show models` and `ksi key show plugins` print them";
+    line.parse().or_else(|error| complain(format!("is `{line}`; {error}"), hint))
 }
 
 /// `true` or `false`.

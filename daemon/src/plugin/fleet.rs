@@ -366,7 +366,7 @@ impl Fleet {
             let hint = format!("{}; or give the absolute path of a library", unknown.hint);
             return Err(unknown.hint(hint));
         }
-        let image = Image::open(&path)?;
+        let (image, _) = self.means.trust.vouch(Image::open(&path)?).await?;
         if self.lock().contains_key(&image.name) {
             return Err(Refusal::new(Code::Conflict, format!("plugin {} is there already", image.name))
                 .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));

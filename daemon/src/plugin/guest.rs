@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::{Port, Turn},
+    redaction,
     wire::ask,
     woken,
 };
@@ -192,7 +193,14 @@ impl Guest {
             Frame::Ready => return self.tell(Life::Ready),
             Frame::Drained => return self.tell(Life::Drained),
             Frame::Pong { .. } => return self.tell(Life::Pong),
-            Frame::Refusal { id: None, refusal } => return self.tell(Life::Refused(refusal)),
+            Frame::Refusal { id, refusal } => {
+                // What a plugin says of its failure may quote what it was given.
+                let refusal = redaction::refusal(refusal);
+                if id.is_none() {
+                    return self.tell(Life::Refused(refusal));
+                }
+                Frame::Refusal { id, refusal }
+            }
             Frame::Request(request) => {
                 Frame::Request(Request { event: self.outer(request.event.clone()), ..request })
             }
@@ -249,7 +257,7 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
         Frame::Cancel { id } => turn.cancel(port, id),
         Frame::Verdict(verdict) => {
             let word = match (verdict.refuse, verdict.edit) {
-                (Some(refusal), _) => Verdict::Refuse(refusal),
+                (Some(refusal), _) => Verdict::Refuse(redaction::refusal(refusal)),
                 (None, Some(data)) => Verdict::Edit(data),
                 (None, None) => Verdict::Pass,
             };

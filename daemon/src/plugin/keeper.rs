@@ -36,7 +36,9 @@ use super::{
 use crate::{
     config,
     hub::{Hub, Port},
-    jitter,
+    jitter, redaction,
+    secrets::Secrets,
+    trust::Trust,
 };
 
 /// Deaths that are kept for `plugin:inspect`.
@@ -61,6 +63,10 @@ pub struct Means {
     pub changed: Arc<tokio::sync::Notify>,
     /// What the configuration says of events.
     pub policies: Arc<Policies>,
+    /// What may be loaded.
+    pub trust: Arc<Trust>,
+    /// What plugins are given that others must not see.
+    pub secrets: Secrets,
 }
 
 /// One plugin, as it is to be run.
@@ -412,6 +418,7 @@ impl Keeper {
     }
 
     fn record_death(&mut self, at_ms: u64) {
+        self.reason = self.reason.take().map(redaction::text);
         let reason = self.reason.clone().unwrap_or_else(|| "unknown".into());
         let name = self.spec.plugin.name.clone();
         tracing::warn!(plugin = name, "plugin died: {reason}");

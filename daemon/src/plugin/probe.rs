@@ -89,6 +89,7 @@ pub async fn run(means: &Means, spec: &Spec, places: &Places) -> Result<Probe, R
         version: PROTOCOL_VERSION,
         name: name.clone(),
         library: spec.library.display().to_string(),
+        sha256: None,
         dir: spec.dir.display().to_string(),
         sandbox: Box::new(sandbox),
         probe: Some(Box::new(targets)),

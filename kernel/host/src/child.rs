@@ -224,6 +224,9 @@ fn start(setup: &Setup, link: &Arc<Link>) -> Result<Instance, Refusal> {
         return Err(Refusal::new(Code::Conflict, message).hint("install ksid and ksi-plugin-host together"));
     }
     let image = Image::open(Path::new(&setup.library))?;
+    if let Some(expected) = &setup.sha256 {
+        image.must_be(expected)?;
+    }
     let library = Library::load(&image)?;
     link.send(&Frame::Described { descriptor: Box::new(library.descriptor.clone()) });
     Instance::create(&library, link.clone(), &setup.config, Path::new(&setup.dir))

@@ -5,13 +5,15 @@
 //! plugin of another ABI are refused here, without running a line of theirs.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
+    io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use ksi_abi::{ABI_MAJOR, ABI_MINOR, FEATURE_CHILD_ONLY, FEATURE_PANIC_WALL, FEATURES_KNOWN, MAGIC, SECTION};
 use ksi_protocol::{Code, Refusal};
+use ksi_trust::{Digest, Digests};
 use object::{
     Architecture, Object, ObjectKind, ObjectSection,
     read::{ReadCache, elf::ElfFile64},
@@ -41,6 +43,10 @@ pub enum Error {
     NoPanicWall(PathBuf),
     #[error("cannot load {path}: {why}")]
     Load { path: PathBuf, why: String },
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not what was checked: its digest is {found}, expected is {expected}")]
+    Digest { path: PathBuf, found: Digest, expected: String },
 }
 
 impl From<Error> for Refusal {
@@ -51,6 +57,11 @@ impl From<Error> for Refusal {
                 "give the path of a plugin library, or build it with `cargo build --release`",
             ),
             Error::Abi { .. } => (Code::Conflict, "build the plugin against the ksi-sdk of this KSI"),
+            Error::Digest { .. } => (
+                Code::Denied,
+                "the file was replaced while the plugin was started; look who did it, then `ksi plugin reload`",
+            ),
+            Error::Read { .. } => (Code::Unavailable, "is the disk whole? `ksi logs` may say more"),
             Error::Load { .. } => (Code::Unavailable, "`ldd` on the file shows what it lacks"),
             _ => (Code::InvalidPayload, "`ksi plugin new NAME` writes a plugin that builds"),
         };
@@ -70,7 +81,7 @@ pub struct Image {
     pub version: String,
     /// Whether the plugin says that it needs a process of its own.
     pub child_only: bool,
-    file: OwnedFd,
+    file: File,
 }
 
 impl Image {
@@ -94,13 +105,45 @@ impl Image {
             name: header.name,
             version: header.version,
             child_only: header.features & FEATURE_CHILD_ONLY != 0,
-            file: file.into(),
+            file,
         })
     }
 
+    /// Digest and size of the checked file.
+    ///
+    /// # Errors
+    ///
+    /// As reading fails.
+    pub fn digest(&self, digests: &Digests) -> Result<(Digest, u64), Error> {
+        let failed = |source| Error::Read { path: self.path.clone(), source };
+        digests.of_file(&self.file, |file| file).map_err(failed)
+    }
+
+    /// What the system says of the checked file.
+    ///
+    /// # Errors
+    ///
+    /// As the system fails.
+    pub fn metadata(&self) -> Result<Metadata, Error> {
+        self.file.metadata().map_err(|source| Error::Read { path: self.path.clone(), source })
+    }
+
+    /// Refuses the file unless it has this digest.
+    ///
+    /// # Errors
+    ///
+    /// Names both digests.
+    pub fn must_be(&self, expected: &str) -> Result<(), Error> {
+        let (found, _) = self.digest(&Digests::default())?;
+        if expected.parse() == Ok(found) {
+            return Ok(());
+        }
+        Err(Error::Digest { path: self.path.clone(), found, expected: expected.to_owned() })
+    }
+
     /// Another descriptor of the checked file.
-    pub(crate) fn reopened(&self) -> std::io::Result<OwnedFd> {
-        self.file.try_clone()
+    pub(crate) fn reopened(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
     }
 }
 

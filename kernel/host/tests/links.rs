@@ -32,6 +32,7 @@ fn setup(version: u16, library: &str) -> Frame {
         version,
         name: "test".into(),
         library: library.into(),
+        sha256: None,
         dir: "/".into(),
         sandbox: Box::default(),
         probe: None,

@@ -99,6 +99,7 @@ impl Authority {
             correlation_id: None,
             right: "",
             allowed: true,
+            audited: false,
             at_ms,
         }
     }

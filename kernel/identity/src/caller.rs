@@ -39,11 +39,14 @@ pub struct Decision<'a> {
     pub right: &'a str,
     /// Whether it may.
     pub allowed: bool,
+    /// Whether that is to be remembered where it may; where it may not, it always
+    /// is.
+    pub audited: bool,
     /// When, milliseconds since 1970.
     pub at_ms: u64,
 }
 
-/// Somebody who is shown every [`Decision`].
+/// Somebody who is shown each [`Decision`] that is to be remembered.
 pub trait Witness: Send + Sync {
     /// Called on the way of the event: it must not wait, and not call the
     /// kernel.

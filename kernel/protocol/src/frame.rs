@@ -396,6 +396,10 @@ pub struct Setup<P = Bytes> {
     pub name: String,
     /// Absolute path of the library.
     pub library: String,
+    /// Digest that the library must have, 64 hexadecimal digits; `None` where
+    /// any will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// Directory that the plugin may call its own.
     pub dir: String,
     /// What it is granted; everything else the host takes from itself.

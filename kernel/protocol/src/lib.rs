@@ -5,6 +5,7 @@
 //! Nothing here does I/O, reads a clock or keeps state. `PROTOCOL.md`, beside
 //! this crate, describes every byte; `tests/golden` holds one of each frame.
 
+pub mod audit;
 pub mod checkpoint;
 pub mod descriptor;
 mod extent;
@@ -19,6 +20,7 @@ pub mod pattern;
 mod payload;
 pub mod refusal;
 pub mod sandbox;
+pub mod secret;
 pub mod space;
 pub mod system;
 pub mod work;

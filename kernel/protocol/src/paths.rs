@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// Places of one daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
+    /// Configuration, keys, secrets and the lock of plugins.
+    pub config_dir: PathBuf,
     /// The user's configuration file; may be absent.
     pub config_file: PathBuf,
     /// Logs, plugin state, models.
@@ -33,12 +35,13 @@ impl Paths {
             Some(home) => Self::below(&home),
             None => {
                 let home = absolute("HOME").unwrap_or_else(|| PathBuf::from("/"));
-                let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"));
+                let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("ksi");
                 let state = absolute("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state"));
                 let runtime = absolute("XDG_RUNTIME_DIR")
                     .map_or_else(|| PathBuf::from(format!("/tmp/ksi-{uid}")), |dir| dir.join("ksi"));
                 Self {
-                    config_file: config.join("ksi/ksi.toml"),
+                    config_file: config.join("ksi.toml"),
+                    config_dir: config,
                     state_dir: state.join("ksi"),
                     socket: runtime.join("ksid.sock"),
                     runtime_dir: runtime,
@@ -55,6 +58,7 @@ impl Paths {
     #[must_use]
     pub fn below(home: &Path) -> Self {
         Self {
+            config_dir: home.to_owned(),
             config_file: home.join("ksi.toml"),
             state_dir: home.join("state"),
             runtime_dir: home.join("run"),
@@ -78,6 +82,38 @@ impl Paths {
     #[must_use]
     pub fn models_dir(&self) -> PathBuf {
         self.state_dir.join("models")
+    }
+
+    /// The lock of models; it lies among them, so that whoever may read them
+    /// may read it.
+    #[must_use]
+    pub fn models_lock(&self) -> PathBuf {
+        self.models_dir().join("models.lock")
+    }
+
+    /// The lock of plugins.
+    #[must_use]
+    pub fn plugins_lock(&self) -> PathBuf {
+        self.config_dir.join("plugins.lock")
+    }
+
+    /// The public key under a lock, `models` or `plugins`, where the
+    /// configuration has none.
+    #[must_use]
+    pub fn public_key(&self, kind: &str) -> PathBuf {
+        self.config_dir.join(format!("{kind}.pub"))
+    }
+
+    /// The secret half of that key, where it lies on this machine.
+    #[must_use]
+    pub fn secret_key(&self, kind: &str) -> PathBuf {
+        self.config_dir.join(format!("{kind}.key"))
+    }
+
+    /// The secrets that plugins are given by name.
+    #[must_use]
+    pub fn keyring(&self) -> PathBuf {
+        self.config_dir.join("secrets.toml")
     }
 
     /// The directory that one plugin may call its own.

@@ -70,6 +70,7 @@ mod core;
 mod flow;
 mod instance;
 mod link;
+mod secret;
 pub mod testing;
 #[doc(hidden)]
 pub mod ffi;
@@ -80,8 +81,11 @@ pub use chunks::Chunks;
 pub use context::{Ctx, Level};
 pub use ksi_abi as abi;
 pub use ksi_protocol as protocol;
+#[cfg(feature = "trust")]
+pub use ksi_trust as trust;
 pub use plugin::Plugin;
 pub use register::{Event, Intercepted, Kept, Register};
+pub use secret::Secret;
 pub use state::{Batch, State, Versioned};
 
 /// What nearly every plugin needs.
@@ -95,7 +99,7 @@ pub mod prelude {
 
     pub use crate::{
         Answers, Batch, CallOptions, CancelToken, Chunks, Ctx, Event, Intercepted, Level, Part, Plugin,
-        Register, State, Versioned,
+        Register, Secret, State, Versioned,
     };
 }
 

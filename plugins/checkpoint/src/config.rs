@@ -2,7 +2,7 @@
 
 use ksi_sdk::prelude::{Deserialize, Duration, Refusal};
 
-use crate::{engine::Options, ledger::Limits};
+use crate::{engine::Options, ledger::Limits, trail::Retention};
 
 /// The table; what is absent has the value of [`Options`] or [`Limits`].
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -30,6 +30,10 @@ pub(crate) struct Config {
     pub results_bytes_max: Option<u64>,
     /// Checkpoints that are kept.
     pub checkpoints_kept: Option<usize>,
+    /// Days for which the audit trail is kept.
+    pub audit_days: Option<u64>,
+    /// Size of the audit trail beyond which its oldest files go.
+    pub audit_bytes_max: Option<u64>,
 }
 
 impl Config {
@@ -57,6 +61,8 @@ impl Config {
         between("pending_max", wide(self.pending_max), 1, 100_000_000)?;
         between("results_max", wide(self.results_max), 0, 100_000_000)?;
         between("checkpoints_kept", wide(self.checkpoints_kept), 1, 1000)?;
+        between("audit_days", self.audit_days, 1, 36_500)?;
+        between("audit_bytes_max", self.audit_bytes_max, 4 * MIB, 1 << 44)?;
         let options = self.options();
         if options.overlay_max_bytes < options.checkpoint_bytes {
             return Err(Refusal::invalid_payload(format!(
@@ -65,6 +71,16 @@ impl Config {
             )));
         }
         Ok(())
+    }
+
+    /// How long the audit trail is kept.
+    #[must_use]
+    pub(crate) fn retention(&self) -> Retention {
+        let unset = Retention::default();
+        Retention {
+            days: self.audit_days.unwrap_or(unset.days),
+            bytes: self.audit_bytes_max.unwrap_or(unset.bytes),
+        }
     }
 
     /// What the engine is told.

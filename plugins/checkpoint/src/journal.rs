@@ -38,6 +38,7 @@ use ksi_sdk::protocol::Bytes;
 pub use archive::Archive;
 pub use committer::{Committer, SubmitError};
 pub use error::JournalError;
+pub use format::Chain;
 pub use records::Records;
 pub use report::{Damage, Opened, Retired, SegmentStat, Stat, VerifyReport};
 
@@ -45,7 +46,7 @@ use crate::{
     disk::{Disk, File},
     record::Seq,
 };
-use format::{Chain, FRAME, FRAMES, Head, Key, Opening, Writer};
+use format::{FRAME, FRAMES, Head, Key, Opening, Writer};
 use segment::{Preparation, Segment, Spare};
 
 /// How a journal is kept.
@@ -130,7 +131,13 @@ impl Journal {
             end: segment.end,
         });
         let journal = Self {
-            archive: Archive::new(disk.clone(), lock, found.segments, found.next - 1),
+            archive: Archive::new(
+                disk.clone(),
+                lock,
+                format::origin(&found.identity),
+                found.segments,
+                found.next - 1,
+            ),
             disk,
             segment_bytes: options.segment_bytes,
             queue_bytes: options.queue_bytes,

@@ -25,11 +25,12 @@ pub mod ledger;
 pub mod work;
 pub mod space;
 pub mod checkpoint;
+pub mod trail;
 mod config;
 mod status;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::pin,
     rc::Rc,
     time::{Duration, SystemTime},
@@ -40,6 +41,10 @@ use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
     prelude::{Code, Refusal},
     protocol::{
+        audit::{
+            Append, Appended, Export as ExportTrail, Exported as ExportedTrail, Page as TrailPage, Query,
+            Verified as VerifiedTrail,
+        },
         checkpoint::{
             Checkpoint as Made, Checkpoints, Create, Export, Exported, Restore, Restored, Verified,
         },
@@ -54,7 +59,8 @@ use engine::{Engine, Recovery};
 use facts::{Acknowledged, Facts, Unfollowed};
 use record::Fact;
 use space::{Space, Spaces};
-use status::{ListRequest, Opened, Status, StatusRequest, Stopped, VerifyRequest};
+use status::{ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest};
+use trail::Trail;
 use work::Work;
 
 /// First and longest pause before everything is opened again.
@@ -67,6 +73,9 @@ pub struct Checkpoint {
     shelf: Shelf,
     spaces: Spaces,
     facts: Facts,
+    trail: Trail,
+    /// Whether a task waits to sign what has no head.
+    signing: Cell<bool>,
     /// What is open, or why nothing is.
     open: RefCell<Result<Open, Refusal>>,
 }
@@ -88,6 +97,8 @@ impl Plugin for Checkpoint {
         config.check()?;
         Ok(Self {
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
+            trail: Trail::new(ctx.dir().join("audit"), config.retention()),
+            signing: Cell::new(false),
             config,
             spaces: Spaces::default(),
             facts: Facts::default(),
@@ -97,6 +108,7 @@ impl Plugin for Checkpoint {
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
         self.open_all(&ctx).await?;
+        self.open_trail(&ctx).await;
         ctx.spawn(self.clone().stay_open(ctx.clone()));
         Ok(())
     }
@@ -112,6 +124,10 @@ impl Plugin for Checkpoint {
         on.request("checkpoint:verify", Self::verify);
         on.request("checkpoint:export", Self::export);
         on.request("checkpoint:restore", Self::restore);
+        on.request("audit:append", Self::audit_append);
+        on.request("audit:query", Self::audit_query);
+        on.request("audit:verify", Self::audit_verify);
+        on.request("audit:export", Self::audit_export);
         on.request("space:get", Self::space_get);
         on.request("space:apply", Self::space_apply);
         on.request("space:scan", Self::space_scan);
@@ -121,6 +137,9 @@ impl Plugin for Checkpoint {
     }
 
     async fn drain(self: Rc<Self>, ctx: Ctx) {
+        if let Err(refusal) = self.with_trail(&ctx, |trail, now_ms| trail.close(now_ms)).await {
+            ctx.error(&format!("the audit trail was not closed well: {}", refusal.message));
+        }
         let Ok(open) = self.opened() else { return };
         self.close(Refusal::new(Code::ShuttingDown, "the journal is closed: the daemon is stopping"));
         let closed = match open.work.close().await {
@@ -156,7 +175,11 @@ impl Checkpoint {
             }
         };
         let leash = engine.leash();
-        ctx.at_panic(move || leash.end());
+        let trail = self.trail.clone();
+        ctx.at_panic(move || {
+            leash.end();
+            trail.abandon();
+        });
         tell(ctx, &recovery);
         *self.open.borrow_mut() = Ok(Open { engine, work });
         Ok(())
@@ -262,6 +285,64 @@ impl Checkpoint {
         let _ = open.engine.close().await;
         ctx.spawn(start_anew(ctx.clone()));
         restored
+    }
+
+    /// The plugin does without it where this fails: the next call opens the trail
+    /// again, and the daemon tells how it fares.
+    async fn open_trail(&self, ctx: &Ctx) {
+        match self.with_trail(ctx, Trail::open).await {
+            Ok(notes) => notes.iter().for_each(|note| ctx.error(note)),
+            Err(refusal) => ctx.error(&refusal.message),
+        }
+    }
+
+    /// Does something with the trail, on a thread that may block.
+    async fn with_trail<T: Send + 'static>(
+        &self,
+        ctx: &Ctx,
+        act: impl FnOnce(&Trail, u64) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let trail = self.trail.clone();
+        ctx.spawn_blocking(move || act(&trail, now_ms())).await?
+    }
+
+    async fn audit_append(self: Rc<Self>, ctx: Ctx, ask: Append) -> Result<Appended, Refusal> {
+        if ctx.origin() != "daemon" {
+            return Err(Refusal::new(Code::Denied, "only the daemon itself writes the audit trail")
+                .hint("`audit:query` reads it"));
+        }
+        let appended = self.with_trail(&ctx, move |trail, now_ms| trail.append(&ask.records, now_ms)).await?;
+        if !self.signing.replace(true) {
+            ctx.spawn(self.clone().sign_in_time(ctx.clone()));
+        }
+        Ok(appended)
+    }
+
+    /// Signs what has no head when it is time, and ends when nothing waits.
+    async fn sign_in_time(self: Rc<Self>, ctx: Ctx) {
+        loop {
+            match self.with_trail(&ctx, Trail::tick).await {
+                Ok(Some(wait_ms)) => ctx.sleep(Duration::from_millis(wait_ms)).await,
+                Ok(None) => break,
+                Err(refusal) => {
+                    ctx.error(&refusal.message);
+                    break;
+                }
+            }
+        }
+        self.signing.set(false);
+    }
+
+    async fn audit_query(self: Rc<Self>, ctx: Ctx, ask: Query) -> Result<TrailPage, Refusal> {
+        self.with_trail(&ctx, move |trail, now_ms| trail.query(&ask, now_ms)).await
+    }
+
+    async fn audit_verify(self: Rc<Self>, ctx: Ctx, _ask: TrailRequest) -> Result<VerifiedTrail, Refusal> {
+        self.with_trail(&ctx, Trail::verify).await
+    }
+
+    async fn audit_export(self: Rc<Self>, ctx: Ctx, ask: ExportTrail) -> Result<ExportedTrail, Refusal> {
+        self.with_trail(&ctx, move |trail, now_ms| trail.export(ask, now_ms)).await
     }
 
     async fn space_get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<Got, Refusal> {

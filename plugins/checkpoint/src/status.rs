@@ -29,6 +29,12 @@ pub(crate) struct ListRequest {}
 #[serde(deny_unknown_fields)]
 pub(crate) struct VerifyRequest {}
 
+/// Walk along the whole audit trail on the disk, check every signed head, and
+/// name the first record that is not as it was written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TrailRequest {}
+
 /// How everything that is kept is.
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 pub(crate) struct Status {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ksi_sdk::prelude::{Code, Deserialize, Refusal};
+use ksi_sdk::trust::Key;
 
 /// Most conversations that one model may serve at once.
 pub const SLOTS_MAX: u32 = 64;
@@ -44,6 +45,11 @@ pub struct Config {
     pub gpu_layers: Option<u32>,
     /// Largest input of a request, in bytes.
     pub input_bytes_max: usize,
+    /// Whether only models are loaded that `models.lock` lists. The daemon sets
+    /// it, by its `security.require_signed`.
+    pub require_signed: bool,
+    /// The public key under `models.lock`. The daemon sets it.
+    pub models_key: Option<String>,
 }
 
 impl Default for Config {
@@ -58,6 +64,8 @@ impl Default for Config {
             max_tokens_default: 256,
             gpu_layers: None,
             input_bytes_max: 1024 * 1024,
+            require_signed: false,
+            models_key: None,
         }
     }
 }
@@ -86,7 +94,13 @@ impl Config {
                     .hint("`ksi config show` prints the configuration with its sources"));
             }
         }
-        Ok(())
+        match self.models_key.as_deref().map(str::parse::<Key>) {
+            Some(Err(error)) => {
+                let message = format!("llama: `models_key` cannot be used: {error}");
+                Err(Refusal::new(Code::InvalidPayload, message).hint("`ksi key show models` prints it"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Threads for a model of this size: never more than there are cores, since
@@ -147,6 +161,7 @@ mod tests {
             (Config { context: Some(3), ..Config::default() }, "context"),
             (Config { threads: Some(0), ..Config::default() }, "threads"),
             (Config { input_bytes_max: usize::MAX, ..Config::default() }, "input_bytes_max"),
+            (Config { models_key: Some("RW".into()), ..Config::default() }, "models_key"),
         ] {
             let refusal = config.check().unwrap_err();
             assert!(refusal.message.contains(key), "{refusal}");

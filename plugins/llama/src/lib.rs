@@ -22,6 +22,7 @@ pub mod payload;
 pub mod shelf;
 pub mod template;
 pub mod text;
+pub mod vetting;
 
 use std::path::PathBuf;
 use std::sync::Arc;

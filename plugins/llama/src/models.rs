@@ -20,7 +20,7 @@ use crate::gguf::{self, Header};
 pub const BUILTIN_NAME: &str = "ksi-tiny";
 /// The built-in model: a toy of 2.8 million weights that makes everything work
 /// without a download. `MODEL.md` beside it says how it was made.
-static BUILTIN: &[u8] = include_bytes!("../model/ksi-tiny.gguf");
+pub(crate) static BUILTIN: &[u8] = include_bytes!("../model/ksi-tiny.gguf");
 /// Most files of the directory that are looked at.
 const FILES_MAX: usize = 1000;
 
@@ -77,6 +77,12 @@ impl Library {
             )
         })?;
         Ok(Self { models_dir, builtin, seen: Mutex::default() })
+    }
+
+    /// The user's models.
+    #[must_use]
+    pub fn models_dir(&self) -> &Path {
+        &self.models_dir
     }
 
     /// Every model: the built-in one, then the directory's by name.

@@ -23,6 +23,7 @@ use crate::engine::{Engine, RETRY_AFTER_MS, Setup, Ticket};
 use crate::gguf::Header;
 use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
+use crate::vetting::{Source, Vetting};
 
 /// Memory that a context takes besides the conversations, a guess on the safe
 /// side.
@@ -51,6 +52,7 @@ pub struct Loaded {
 pub struct Shelf {
     config: Config,
     library: Library,
+    vetting: Option<Vetting>,
     models: Mutex<HashMap<String, Shelved>>,
     /// Held through a load.
     loading: Mutex<()>,
@@ -60,7 +62,8 @@ impl Shelf {
     /// An empty shelf.
     #[must_use]
     pub fn new(config: Config, library: Library) -> Self {
-        Self { config, library, models: Mutex::default(), loading: Mutex::default() }
+        let vetting = Vetting::of(&config);
+        Self { config, library, vetting, models: Mutex::default(), loading: Mutex::default() }
     }
 
     /// The models that there are.
@@ -97,8 +100,9 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// `not_found`, `unavailable` with what is wrong with file, memory or
-    /// processor, `busy` where all models in memory are in use, `cancelled`.
+    /// `not_found`, `denied` where it is not signed and must be, `unavailable`
+    /// with what is wrong with file, memory or processor, `busy` where all
+    /// models in memory are in use, `cancelled`.
     pub fn load(
         &self,
         name: &str,
@@ -114,13 +118,19 @@ impl Shelf {
             return Ok(loaded);
         }
         let (entry, header) = self.library.find(name)?;
-        let context = self.context_for(name, context, &header)?;
+        // Before others have to make room.
+        let source = match &self.vetting {
+            Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel)?,
+            None => Source::unchecked(entry, header),
+        };
+        let header = &source.header;
+        let context = self.context_for(name, context, header)?;
         self.make_room(name)?;
         let began = Instant::now();
         let mut notes = Vec::new();
-        let setup = self.fit(name, context, &header, available_bytes(), &mut notes)?;
+        let setup = self.fit(name, context, header, available_bytes(), &mut notes)?;
         let gpu_layers = self.config.gpu_layer_count();
-        let model = Model::load(&entry.path, &header, gpu_layers, progress)?;
+        let model = Model::load(&source.path, header, gpu_layers, progress)?;
         let template = model.template_origin().to_owned();
         if template != "model" {
             notes.push(format!("chat template: {template}"));
@@ -134,7 +144,7 @@ impl Shelf {
             threads: setup.threads,
             gpu_layers,
             template,
-            toy: is_toy(&header),
+            toy: is_toy(header),
             notes,
         };
         let ticket = engine.ticket()?;

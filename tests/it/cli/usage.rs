@@ -5,7 +5,7 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 29] = [
     "up",
     "start",
     "stop",
@@ -20,8 +20,11 @@ const VERBS: [&str; 26] = [
     "sub",
     "wait",
     "cancel",
+    "audit",
     "discover",
     "describe",
+    "key",
+    "secret",
     "plugin",
     "model",
     "config",
@@ -46,8 +49,11 @@ fn help_lists_every_verb_and_every_verb_has_help() {
     }
     // What the daemon offers below a noun is there too.
     for (noun, verbs) in [
-        ("plugin", &["list", "inspect", "load", "unload", "reload", "restart", "new"][..]),
-        ("model", &["list", "show", "add", "load", "unload", "rm"]),
+        ("plugin", &["list", "inspect", "load", "unload", "reload", "restart", "sign", "verify", "new"][..]),
+        ("model", &["list", "show", "add", "load", "unload", "sign", "verify", "rm"]),
+        ("audit", &["query", "verify", "export", "key"]),
+        ("key", &["create", "show"]),
+        ("secret", &["set", "list", "rm"]),
         ("config", &["path", "show", "get", "set", "validate"]),
     ] {
         let help = stdout(&fine(home.ksi(&[noun, "--help"])));

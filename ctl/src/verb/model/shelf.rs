@@ -163,6 +163,24 @@ pub(super) fn find(dir: &Path, name: &str) -> Result<Entry> {
     Ok(Entry { name: name.to_owned(), link: meta.is_symlink(), path, size })
 }
 
+/// All models of `dir`, by name.
+///
+/// # Errors
+///
+/// Fails where the directory cannot be read; one that is not there is empty.
+pub(super) fn all(dir: &Path) -> Result<Vec<Entry>> {
+    let read = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|error| Failure::to_file("read", dir, &error))?,
+    };
+    let files = read.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> =
+        files.filter_map(|file| file.strip_suffix(".gguf").map(str::to_owned)).collect();
+    names.retain(|name| check_name(name).is_ok());
+    names.sort();
+    names.iter().map(|name| find(dir, name)).collect()
+}
+
 /// Removes a model; of a link, only the link.
 ///
 /// # Errors

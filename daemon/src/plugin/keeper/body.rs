@@ -19,6 +19,7 @@ use super::{Keeper, reason_of};
 use crate::{
     hub::Port,
     plugin::{actor::Actor, cgroup::Group, guest::Life, link::Link, offspring::Host},
+    redaction,
 };
 
 /// Lines of a child's standard error that are kept as its last words.
@@ -221,7 +222,7 @@ pub(super) async fn listen(plugin: String, stderr: Option<tokio::process::ChildS
             Ok(0) | Err(_) => return kept.into(),
             Ok(_) => {}
         }
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = redaction::text(String::from_utf8_lossy(&line).trim_end().to_owned());
         if text.is_empty() {
             continue;
         }

@@ -8,11 +8,12 @@ use ksi_host::{Image, Instance, Library};
 use ksi_identity::{Authority, Rights};
 use ksi_kernel::{Declared, Quota, Role};
 use ksi_protocol::{
-    Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
+    Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
     frame::{Class, Setup},
     json,
     system::{Placement, PluginState},
 };
+use ksi_trust::Digest;
 use nix::unistd::Pid;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -30,11 +31,12 @@ use crate::{
         guest::{Alias, Guest, SUBS_FROM},
         link::Link,
     },
+    redaction,
 };
 
 impl Keeper {
     pub(super) async fn launch(&mut self) -> Result<(), Refusal> {
-        let image = Image::open(&self.spec.library)?;
+        let (image, digest) = self.means.trust.vouch(Image::open(&self.spec.library)?).await?;
         if image.child_only {
             self.placement = Placement::Child;
         }
@@ -67,7 +69,7 @@ impl Keeper {
                 self.tell_started();
             }
             // Its host will say in what sandbox it has started.
-            Placement::Child => self.launch_child(guest, generation).await?,
+            Placement::Child => self.launch_child(guest, generation, digest).await?,
         }
         Ok(())
     }
@@ -108,7 +110,7 @@ impl Keeper {
         let port = self.attach(Handle::Actor(actor.clone()));
         actor.guest.set_port(&port);
         let host = Arc::new(ActorHost(Arc::downgrade(&actor)));
-        let config = json::from_json(&self.spec.plugin.config)?;
+        let config = self.configuration()?;
         let dir = self.spec.dir.clone();
         let created = tokio::task::spawn_blocking(move || {
             let library = Library::load(&image)?;
@@ -128,6 +130,7 @@ impl Keeper {
                 Ok(())
             }
             Err(refusal) => {
+                let refusal = redaction::refusal(refusal);
                 self.detach(&port, "it did not start");
                 if matches!(refusal.code, Code::Internal | Code::Timeout) {
                     // A panic or a thread that is lost; neither is repeated
@@ -139,7 +142,22 @@ impl Keeper {
         }
     }
 
-    async fn launch_child(&mut self, guest: Guest, generation: u32) -> Result<(), Refusal> {
+    /// What the plugin is configured with, and what only the daemon may say.
+    fn configuration(&self) -> Result<Bytes, Refusal> {
+        let mut config = self.spec.plugin.config.clone();
+        self.means.trust.instruct(&mut config);
+        self.means.secrets.hand_out(&self.spec.plugin.name, &mut config)?;
+        json::from_json(&config)
+    }
+
+    /// `digest`: the one that the file must have when the child opens it.
+    async fn launch_child(
+        &mut self,
+        guest: Guest,
+        generation: u32,
+        digest: Option<Digest>,
+    ) -> Result<(), Refusal> {
+        let config = self.configuration()?;
         let mut sandbox = grants::of(&self.spec);
         let failed = |error: std::io::Error| Refusal::new(Code::Unavailable, error.to_string());
         let spawned = self.means.spawner.spawn(&self.spec.dir).await.map_err(failed)?;
@@ -154,10 +172,11 @@ impl Keeper {
             version: PROTOCOL_VERSION,
             name: self.spec.plugin.name.clone(),
             library: self.spec.library.display().to_string(),
+            sha256: digest.map(|digest| digest.to_string()),
             dir: self.spec.dir.display().to_string(),
             sandbox: Box::new(sandbox),
             probe: None,
-            config: json::from_json(&self.spec.plugin.config)?,
+            config,
         }));
         let name = self.spec.plugin.name.clone();
         let words = tokio::spawn(listen(name, child.stderr.take()));

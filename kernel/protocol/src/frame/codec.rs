@@ -171,6 +171,7 @@ impl<P> Frame<P> {
                 version: s.version,
                 name: s.name,
                 library: s.library,
+                sha256: s.sha256,
                 dir: s.dir,
                 sandbox: s.sandbox,
                 probe: s.probe,

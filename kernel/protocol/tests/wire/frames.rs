@@ -201,12 +201,13 @@ fn answered() -> impl Strategy<Value = Frame> {
 fn linked() -> impl Strategy<Value = Frame> {
     let stages = prop::sample::select(vec![Stage::Before, Stage::After]);
     prop_oneof![
-        (any::<u16>(), "\\PC{0,20}", "\\PC{0,80}", "\\PC{0,80}", payloads()).prop_map(
-            |(version, name, library, dir, config)| {
+        (any::<u16>(), "\\PC{0,20}", "\\PC{0,80}", "\\PC{0,80}", payloads(), any::<bool>()).prop_map(
+            |(version, name, library, dir, config, pinned)| {
                 Frame::Setup(Setup {
                     version,
                     name,
                     library,
+                    sha256: pinned.then(|| "0f".repeat(32)),
                     dir,
                     sandbox: Box::default(),
                     probe: None,

@@ -217,6 +217,7 @@ fn link() -> Vec<(&'static str, Frame)> {
                 version: 1,
                 name: "echo".into(),
                 library: "/opt/ksi/libplugin_echo.so".into(),
+                sha256: None,
                 dir: "/home/me/.local/state/ksi/plugins/echo".into(),
                 sandbox: Box::new(sandbox()),
                 probe: None,
@@ -229,6 +230,7 @@ fn link() -> Vec<(&'static str, Frame)> {
                 version: 1,
                 name: "echo".into(),
                 library: "/opt/ksi/libplugin_echo.so".into(),
+                sha256: None,
                 dir: "/home/me/.local/state/ksi/plugins/echo".into(),
                 sandbox: Box::default(),
                 probe: Some(Box::new(Targets {

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     error::JournalError,
-    format::{FRAMES, Head},
+    format::{Chain, FRAMES, Head},
     records::Records,
     report::{Damage, Retired, Stat, VerifyReport},
     scan::{Expected, Hole, scan},
@@ -35,14 +35,21 @@ struct Shared {
     /// Held, not used.
     lock: Mutex<Option<Box<dyn Lock>>>,
     synced: AtomicU64,
+    origin: Chain,
     /// Segments with synced records, oldest first.
     segments: Mutex<VecDeque<Segment>>,
 }
 
 impl Archive {
-    pub(crate) fn new(disk: Arc<dyn Disk>, lock: Box<dyn Lock>, segments: Vec<Segment>, synced: Seq) -> Self {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        lock: Box<dyn Lock>,
+        origin: Chain,
+        segments: Vec<Segment>,
+        synced: Seq,
+    ) -> Self {
         let (synced, segments) = (AtomicU64::new(synced), Mutex::new(segments.into()));
-        Self(Arc::new(Shared { disk, lock: Mutex::new(Some(lock)), synced, segments }))
+        Self(Arc::new(Shared { disk, lock: Mutex::new(Some(lock)), synced, origin, segments }))
     }
 
     pub(crate) fn segments(&self) -> MutexGuard<'_, VecDeque<Segment>> {
@@ -58,6 +65,12 @@ impl Archive {
     /// when they will never use it again.
     pub(crate) fn let_go(&self) {
         drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// The chain's value before the first record of all.
+    #[must_use]
+    pub fn origin(&self) -> Chain {
+        self.0.origin
     }
 
     /// Position up to which everything is on the disk.

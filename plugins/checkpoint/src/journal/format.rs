@@ -51,7 +51,7 @@ const OPENING: [u8; 4] = *b"\xf5KSo";
 const MARK: [u8; 4] = *b"\x9aend";
 
 /// Value of the chain after a record.
-pub(crate) type Chain = [u8; 32];
+pub type Chain = [u8; 32];
 
 /// What a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +102,13 @@ impl Head {
 
     /// The chain before the first record of all.
     pub(crate) fn origin(&self) -> Chain {
-        Sha256::digest(self.identity).into()
+        origin(&self.identity)
     }
+}
+
+/// The chain before the first record of a journal.
+pub(crate) fn origin(identity: &[u8; 16]) -> Chain {
+    Sha256::digest(identity).into()
 }
 
 /// What the frames of a segment are checked with.

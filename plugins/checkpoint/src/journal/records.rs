@@ -7,7 +7,7 @@ use ksi_sdk::protocol::Bytes;
 use super::{
     archive::Archive,
     error::JournalError,
-    format::{self, FRAME, FRAMES, Frame, Key},
+    format::{self, Chain, FRAME, FRAMES, Frame, Key},
     report::Damage,
 };
 use crate::{disk::File, record::Seq};
@@ -22,6 +22,9 @@ pub struct Records {
     next: Seq,
     ended: bool,
     cursor: Option<Cursor>,
+    /// The chain after the last frame, and before it.
+    chain: Chain,
+    before: Chain,
 }
 
 /// A place in a segment.
@@ -46,7 +49,24 @@ enum Step {
 
 impl Records {
     pub(crate) fn new(archive: Archive, from: Seq) -> Self {
-        Self { archive, next: from.max(1), ended: false, cursor: None }
+        let unknown = Chain::default();
+        Self { archive, next: from.max(1), ended: false, cursor: None, chain: unknown, before: unknown }
+    }
+
+    /// The chain's value after the record that came last.
+    #[must_use]
+    pub fn chain_after(&self) -> Chain {
+        self.chain
+    }
+
+    /// The chain's value before the record that came last.
+    #[must_use]
+    pub fn chain_before(&self) -> Chain {
+        self.before
+    }
+
+    fn pass(&mut self, frame: &Frame) {
+        self.before = std::mem::replace(&mut self.chain, frame.chain);
     }
 
     /// Finds the segment with the next record.
@@ -65,7 +85,8 @@ impl Records {
             name: segment.name.clone(),
             file: segment.file.clone(),
             key: segment.key,
-            at: segment.place(self.next),
+            // From the opening, which has the chain before the first record.
+            at: if self.next <= segment.first { FRAMES as u64 } else { segment.place(self.next) },
             end: segment.end,
             window: Vec::new(),
             window_at: 0,
@@ -109,6 +130,7 @@ impl Records {
         let payload = Bytes::copy_from_slice(&cursor.seen()[frame.payload.clone()]);
         cursor.at += frame.len() as u64;
         self.next = frame.seq + 1;
+        self.pass(frame);
         Ok((frame.seq, payload))
     }
 }
@@ -129,6 +151,7 @@ impl Iterator for Records {
             match step {
                 Ok(Step::Frame(frame)) if frame.opening || frame.seq < self.next => {
                     cursor.at += frame.len() as u64;
+                    self.pass(&frame);
                 }
                 Ok(Step::Frame(frame)) => return Some(self.give(&frame)),
                 Ok(Step::Bad) => {}

@@ -1,0 +1,371 @@
+//! The way of a decision into the audit trail: a bounded queue, filled where
+//! decisions are taken, and a task that carries it to the plugin that keeps the
+//! trail, many at a time.
+//!
+//! Whoever takes a decision never waits: it leaves names and a reference to the
+//! payload behind. The digest of the payload is made here, later, and the
+//! payload goes no further.
+//!
+//! # Invariants
+//!
+//! * What finds no room is counted, denials and permissions apart, and the
+//!   counts are written down as a record of their own, in their place.
+//! * A quarter of the room is for denials alone.
+//!
+//! # Failure
+//!
+//! While the trail cannot be written, decisions wait here, and the daemon's
+//! health says so; events go on. What waits when the process dies is lost: a
+//! tenth of a second's worth while all is well.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ksi_identity::Witness;
+use ksi_protocol::{
+    Bytes, EventName,
+    audit::{Append, Decision, Lost, Record},
+};
+use ksi_trust::Digest;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{hub::Hub, woken};
+
+/// Decisions that may wait.
+const NOTES_MAX: usize = 16_384;
+/// Bytes of their payloads that may wait; one that is longer goes alone.
+const PAYLOADS_MAX: usize = 16 << 20;
+/// Decisions that are written at once, and bytes that are hashed for that.
+const BATCH_MAX: usize = 1_024;
+const BATCH_BYTES: usize = 4 << 20;
+/// Time for which decisions gather before they are written.
+const GATHER: Duration = Duration::from_millis(100);
+/// First and longest pause after the trail could not be written.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Time for which the trail may not be written before anybody is told: a plugin
+/// that is being restarted is no trouble.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A decision on its way.
+#[derive(Debug)]
+pub struct Note {
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// In whose name.
+    pub principal: String,
+    /// The tenant of that one.
+    pub tenant: Option<String>,
+    /// Who sent it.
+    pub origin: String,
+    /// On whose behalf, where that is another.
+    pub behalf: Option<String>,
+    /// What was asked or told.
+    pub event: EventName,
+    /// Whether it was told.
+    pub emitted: bool,
+    /// What it takes.
+    pub permission: String,
+    /// Whether it was allowed.
+    pub allowed: bool,
+    /// What ties it to its cause.
+    pub correlation_id: Option<String>,
+    /// What came along.
+    pub data: Bytes,
+}
+
+impl From<Note> for Decision {
+    fn from(note: Note) -> Self {
+        Self {
+            at_ms: note.at_ms,
+            principal: note.principal,
+            tenant: note.tenant,
+            origin: note.origin,
+            behalf: note.behalf,
+            event: note.event.as_str().to_owned(),
+            emitted: note.emitted,
+            permission: note.permission,
+            allowed: note.allowed,
+            correlation_id: note.correlation_id,
+            sha256: Digest::of(&note.data).to_string(),
+            size: note.data.len() as u64,
+        }
+    }
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub struct Trail {
+    queue: Mutex<Queue>,
+    /// Told when the first decision waits.
+    filled: Notify,
+    /// Told when nothing is to be waited for any more.
+    hurry: Notify,
+    /// Told when everything is written.
+    empty: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// A batch is being written.
+    writing: bool,
+    /// Why that does not work, where it has not for long.
+    trouble: Option<String>,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Note(Note),
+    /// Those that found no room, between what was before and after.
+    Lost(Lost),
+}
+
+impl Queue {
+    fn has_room(&self, note: &Note) -> bool {
+        let (notes, bytes) = match note.allowed {
+            true => (NOTES_MAX / 4 * 3, PAYLOADS_MAX / 4 * 3),
+            false => (NOTES_MAX, PAYLOADS_MAX),
+        };
+        let fits = self.bytes + note.data.len() <= bytes || self.waiting.is_empty();
+        self.waiting.len() < notes && fits
+    }
+
+    fn push(&mut self, note: Note) {
+        if self.has_room(&note) {
+            self.bytes += note.data.len();
+            self.waiting.push_back(Waiting::Note(note));
+            return;
+        }
+        if !matches!(self.waiting.back(), Some(Waiting::Lost(_))) {
+            self.waiting.push_back(Waiting::Lost(Lost { at_ms: note.at_ms, allowed: 0, denied: 0 }));
+        }
+        if let Some(Waiting::Lost(lost)) = self.waiting.back_mut() {
+            match note.allowed {
+                true => lost.allowed += 1,
+                false => lost.denied += 1,
+            }
+        }
+    }
+}
+
+/// Names are copied and the payload is referred to; all else happens later.
+impl Witness for Trail {
+    fn decided(&self, decision: &ksi_identity::Decision<'_>) {
+        let caller = decision.caller;
+        let principal = &caller.principal;
+        self.note(Note {
+            at_ms: decision.at_ms,
+            principal: principal.name.to_string(),
+            tenant: principal.tenant.as_deref().map(str::to_owned),
+            origin: decision.origin.to_owned(),
+            behalf: (*caller.origin != *decision.origin).then(|| caller.origin.to_string()),
+            event: decision.event.clone(),
+            emitted: decision.is_emission,
+            permission: decision.right.to_owned(),
+            allowed: decision.allowed,
+            correlation_id: decision.correlation_id.map(str::to_owned),
+            data: decision.data.clone(),
+        });
+    }
+}
+
+impl Trail {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a decision behind. Never waits.
+    pub fn note(&self, note: Note) {
+        let mut queue = self.lock();
+        let is_first = queue.waiting.is_empty();
+        queue.push(note);
+        drop(queue);
+        if is_first {
+            self.filled.notify_one();
+            woken::note();
+        }
+    }
+
+    /// Why the trail is not written, where it has not been for long.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+
+    /// Carries decisions to the trail, for ever.
+    pub async fn run(self: Arc<Self>, hub: Arc<Hub>) {
+        let event = EventName::parse("audit:append").expect("it is a name");
+        loop {
+            if self.lock().waiting.is_empty() {
+                self.filled.notified().await;
+                let _ = timeout(GATHER, self.hurry.notified()).await;
+            }
+            let Some(records) = self.take() else { continue };
+            let batch = tokio::task::spawn_blocking(move || encode(records));
+            // It hashes and encodes, and does not panic.
+            let Ok(batch) = batch.await else { continue };
+            self.write(&hub, &event, batch).await;
+            let mut queue = self.lock();
+            queue.writing = false;
+            if queue.waiting.is_empty() {
+                drop(queue);
+                self.empty.notify_waiters();
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.lock();
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.len() < BATCH_MAX && (bytes < BATCH_BYTES || taken.is_empty()) {
+            let Some(next) = queue.waiting.pop_front() else { break };
+            if let Waiting::Note(note) = &next {
+                bytes += note.data.len();
+            }
+            taken.push(next);
+        }
+        queue.bytes -= bytes;
+        queue.writing = !taken.is_empty();
+        (!taken.is_empty()).then_some(taken)
+    }
+
+    /// Asks until it is written.
+    async fn write(&self, hub: &Hub, event: &EventName, batch: Bytes) {
+        let began = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            match hub.ask(event.clone(), batch.clone()).await {
+                Ok(_) => {
+                    if self.lock().trouble.take().is_some() {
+                        tracing::info!("the audit trail is written again");
+                    }
+                    return;
+                }
+                Err(refusal) => {
+                    let late = began.elapsed() > PATIENCE;
+                    let why = format!("the audit trail is not written: {}", refusal.message);
+                    if late && self.lock().trouble.replace(why.clone()).is_none() {
+                        tracing::error!("{why}");
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Waits until everything that was left behind is written, or for `longest`.
+    pub async fn flush(&self, longest: Duration) {
+        let done = timeout(longest, async {
+            loop {
+                let empty = self.empty.notified();
+                {
+                    let queue = self.lock();
+                    if queue.waiting.is_empty() && !queue.writing {
+                        return;
+                    }
+                }
+                self.hurry.notify_one();
+                empty.await;
+            }
+        });
+        if done.await.is_err() {
+            let left = self.lock().waiting.len();
+            tracing::error!(left, "decisions are not in the audit trail: it could not be written in time");
+        }
+    }
+}
+
+fn encode(waiting: Vec<Waiting>) -> Bytes {
+    let record = |one| match one {
+        Waiting::Note(note) => Record::Decision(note.into()),
+        Waiting::Lost(lost) => Record::Lost(lost),
+    };
+    let append = Append { records: waiting.into_iter().map(record).collect() };
+    ksi_protocol::encode(&append).expect("texts and numbers have a form in MessagePack")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(allowed: bool, data: usize) -> Note {
+        Note {
+            at_ms: 1,
+            principal: "me".into(),
+            tenant: None,
+            origin: "session:1".into(),
+            behalf: None,
+            event: EventName::parse("a:b").unwrap(),
+            emitted: false,
+            permission: "a.use".into(),
+            allowed,
+            correlation_id: None,
+            data: vec![7; data].into(),
+        }
+    }
+
+    fn lost(trail: &Trail) -> Vec<(u64, u64)> {
+        let queue = trail.lock();
+        let count = |one: &Waiting| match one {
+            Waiting::Lost(lost) => Some((lost.allowed, lost.denied)),
+            Waiting::Note(_) => None,
+        };
+        queue.waiting.iter().filter_map(count).collect()
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_in_its_place_and_denials_find_room_for_longer() {
+        let trail = Trail::default();
+        for _ in 0..NOTES_MAX {
+            trail.note(note(true, 0));
+        }
+        let quarter = (NOTES_MAX / 4) as u64;
+        assert_eq!(lost(&trail), [(quarter, 0)]);
+        for _ in 0..NOTES_MAX {
+            trail.note(note(false, 0));
+        }
+        // The record of the first loss takes a place, too.
+        let denied = NOTES_MAX as u64 - quarter + 1;
+        assert_eq!(lost(&trail), [(quarter, 0), (0, denied)]);
+        assert_eq!(trail.take().unwrap().len(), BATCH_MAX);
+        trail.note(note(true, 0));
+        assert_eq!(lost(&trail), [(quarter, 0), (1, denied)]);
+    }
+
+    #[test]
+    fn payloads_that_wait_are_bounded_in_bytes_and_a_long_one_goes_alone() {
+        let trail = Trail::default();
+        trail.note(note(true, PAYLOADS_MAX + 1));
+        trail.note(note(true, 1));
+        trail.note(note(false, 1));
+        assert_eq!(lost(&trail), [(1, 1)]);
+        assert_eq!(trail.take().unwrap().len(), 1);
+        assert_eq!(trail.lock().bytes, 0);
+        for _ in 0..PAYLOADS_MAX / (1 << 20) {
+            trail.note(note(false, 1 << 20));
+        }
+        // The counts of the loss go first; the bytes of one batch are bounded.
+        assert_eq!(trail.take().unwrap().len(), 1 + BATCH_BYTES / (1 << 20));
+    }
+
+    #[test]
+    fn a_record_has_the_digest_and_the_size_and_nothing_of_the_payload() {
+        let payload = b"a prompt that nobody may read".to_vec();
+        let one = Note { data: payload.clone().into(), ..note(true, 0) };
+        let batch = encode(vec![Waiting::Note(one)]);
+        assert!(!batch.windows(8).any(|part| part == &payload[..8]));
+        let append: Append = ksi_protocol::decode(&batch).unwrap();
+        let Record::Decision(decision) = &append.records[0] else { panic!("{append:?}") };
+        assert_eq!((decision.size, &decision.sha256), (29, &Digest::of(&payload).to_string()));
+    }
+}

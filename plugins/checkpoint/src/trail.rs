@@ -1,0 +1,334 @@
+//! The audit trail: a journal of its own, with signed heads beside it.
+//!
+//! It has the form of the journal (`journal/format.rs`), so every record hangs
+//! on all before it, and other files, so that it can be kept for years while the
+//! journal lets go of what the store has. The payload of a record is JSON, as
+//! it is exported. Every 1,000 records, and within a minute of any, the chain's
+//! value is signed and written to a second file.
+//!
+//! Everything here blocks and belongs on a thread that may.
+//!
+//! # Invariants
+//!
+//! - Records that were appended are on the disk when that is told.
+//! - Nothing is let go without a record that says so.
+//!
+//! # Failure
+//!
+//! After an error of the disk the trail is opened again by the next call. What
+//! the disk says then is refused with the reason; nothing else of the plugin
+//! depends on it.
+
+mod export;
+mod heads;
+mod key;
+mod query;
+mod verify;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ksi_sdk::{
+    prelude::{Code, Refusal},
+    protocol::{
+        Bytes,
+        audit::{Appended, Record, Retired},
+    },
+    trust::{Digest, audit::Head},
+};
+
+use crate::{
+    disk::Directory,
+    journal::{self, Archive, Journal},
+    record::Seq,
+};
+use heads::Heads;
+use key::Signer;
+
+/// Records after which a head is signed, without waiting for its time.
+const HEAD_RECORDS: u64 = 1_000;
+/// Longest time, in milliseconds, for which a record has no head.
+pub const HEAD_MS: u64 = 60_000;
+/// Size of a file of the trail.
+const SEGMENT_BYTES: u64 = 1 << 20;
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// How long the trail is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Days; whole files whose records are all older go.
+    pub days: u64,
+    /// Bytes; the oldest files go beyond it.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { days: 365, bytes: 512 << 20 }
+    }
+}
+
+/// The audit trail. Cheap to clone.
+#[derive(Clone)]
+pub struct Trail(Arc<Shared>);
+
+struct Shared {
+    dir: PathBuf,
+    retention: Retention,
+    segment_bytes: u64,
+    open: Mutex<Option<Open>>,
+    /// Its owner has panicked: nobody may use it any more.
+    abandoned: AtomicBool,
+}
+
+/// What is open.
+struct Open {
+    journal: Journal,
+    archive: Archive,
+    heads: Heads,
+    signer: Signer,
+    /// The chain's value after the last record.
+    chain: Digest,
+    /// Records without a head, and when the first of them was appended.
+    unsigned: u64,
+    unsigned_since_ms: u64,
+}
+
+impl Trail {
+    /// The trail in a directory; opened by its first use.
+    #[must_use]
+    pub fn new(dir: PathBuf, retention: Retention) -> Self {
+        Self::with_segments(dir, retention, SEGMENT_BYTES)
+    }
+
+    fn with_segments(dir: PathBuf, retention: Retention, segment_bytes: u64) -> Self {
+        let (open, abandoned) = (Mutex::new(None), AtomicBool::new(false));
+        Self(Arc::new(Shared { dir, retention, segment_bytes, open, abandoned }))
+    }
+
+    /// Opens the trail, and says what was found damaged.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable`, with what the disk said.
+    pub fn open(&self, now_ms: u64) -> Result<Vec<String>, Refusal> {
+        let mut slot = self.lock()?;
+        if slot.is_some() {
+            return Ok(Vec::new());
+        }
+        let (open, notes) = Open::new(&self.0, now_ms)?;
+        *slot = Some(open);
+        Ok(notes)
+    }
+
+    /// Writes records down; they are on the disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable`, with what the disk said: it is not known then how many of
+    /// them were written.
+    pub fn append(&self, records: &[Record], now_ms: u64) -> Result<Appended, Refusal> {
+        self.with(now_ms, |open, shared| {
+            open.append(records, now_ms)?;
+            if open.unsigned >= HEAD_RECORDS {
+                open.sign(now_ms)?;
+                open.retire(shared.retention, now_ms)?;
+            }
+            Ok(Appended { last_seq: open.journal.next_seq() - 1 })
+        })
+    }
+
+    /// Signs what has waited long enough, and lets go of what is too old; how
+    /// long the next call can wait, `None` where nothing waits.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable`, with what the disk said.
+    pub fn tick(&self, now_ms: u64) -> Result<Option<u64>, Refusal> {
+        self.with(now_ms, |open, shared| {
+            let due_ms = open.unsigned_since_ms.saturating_add(HEAD_MS);
+            if open.unsigned > 0 && now_ms >= due_ms {
+                open.sign(now_ms)?;
+                open.retire(shared.retention, now_ms)?;
+            }
+            Ok((open.unsigned > 0).then(|| due_ms.saturating_sub(now_ms).max(1)))
+        })
+    }
+
+    /// Signs the last head and lets go of the directory.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable`, with what the disk said.
+    pub fn close(&self, now_ms: u64) -> Result<(), Refusal> {
+        let Some(mut open) = self.lock()?.take() else { return Ok(()) };
+        let signed = if open.unsigned > 0 { open.sign(now_ms) } else { Ok(()) };
+        open.archive.let_go();
+        signed
+    }
+
+    /// Lets go of the directory without waiting: whoever had this panicked.
+    /// Where something is being written, that lets go when it is done.
+    pub fn abandon(&self) {
+        self.0.abandoned.store(true, Ordering::Release);
+        if let Ok(mut slot) = self.0.open.try_lock() {
+            let_go(&mut slot);
+        }
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, Option<Open>>, Refusal> {
+        let slot = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.0.abandoned.load(Ordering::Acquire) {
+            false => Ok(slot),
+            true => Err(Refusal::new(Code::Unavailable, "the audit trail is being opened anew")),
+        }
+    }
+
+    /// Does something with what is open, and closes it where that fails: after
+    /// an error of the disk only what is read from it anew is known.
+    fn with<T>(
+        &self,
+        now_ms: u64,
+        act: impl FnOnce(&mut Open, &Shared) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let mut slot = self.lock()?;
+        let open = match &mut *slot {
+            Some(open) => open,
+            empty => empty.insert(Open::new(&self.0, now_ms)?.0),
+        };
+        let done = act(open, &self.0);
+        if done.is_err() || self.0.abandoned.load(Ordering::Acquire) {
+            let_go(&mut slot);
+        }
+        done
+    }
+
+    /// What can be read while others write: the records, and the heads as they
+    /// are now.
+    fn view(&self, now_ms: u64) -> Result<View, Refusal> {
+        self.with(now_ms, |open, shared| {
+            Ok(View {
+                archive: open.archive.clone(),
+                heads: open.heads.read().map_err(|error| failed(&shared.dir, &error))?,
+                key: open.signer.public_line(),
+                dir: shared.dir.clone(),
+            })
+        })
+    }
+}
+
+fn let_go(slot: &mut Option<Open>) {
+    if let Some(open) = slot.take() {
+        open.archive.let_go();
+    }
+}
+
+/// What is read without holding up those who write.
+struct View {
+    archive: Archive,
+    heads: Vec<Result<Head, String>>,
+    key: String,
+    dir: PathBuf,
+}
+
+impl Open {
+    fn new(shared: &Shared, now_ms: u64) -> Result<(Self, Vec<String>), Refusal> {
+        let dir = &shared.dir;
+        let disk = Directory::new(dir.join("records")).map_err(|error| failed(dir, &error))?;
+        let options =
+            journal::Options { segment_bytes: shared.segment_bytes, check_from: 0, ..Default::default() };
+        let (journal, opened) =
+            Journal::open(Arc::new(disk), options).map_err(|error| failed(dir, &error))?;
+        let signer = Signer::open(dir).map_err(|error| failed(dir, &error))?;
+        let heads = Heads::open(dir.join("heads.jsonl")).map_err(|error| failed(dir, &error))?;
+        let archive = journal.archive();
+        let chain = last_chain(&archive, journal.next_seq() - 1);
+        let signed = heads.last_seq().map_err(|error| failed(dir, &error))?;
+        let unsigned = (journal.next_seq() - 1).saturating_sub(signed);
+        let notes = opened.damage.iter().map(|damage| format!("audit trail: {damage}")).collect();
+        let open = Self { journal, archive, heads, signer, chain, unsigned, unsigned_since_ms: now_ms };
+        Ok((open, notes))
+    }
+
+    fn append(&mut self, records: &[Record], now_ms: u64) -> Result<(), Refusal> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let encode = |record: &Record| {
+            let text = serde_json::to_vec(record);
+            text.map(Bytes::from).map_err(|error| Refusal::new(Code::Internal, error.to_string()))
+        };
+        let payloads = records.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let first = self.journal.next_seq();
+        self.journal.append(&payloads).map_err(|error| {
+            Refusal::new(Code::Unavailable, format!("the audit trail is not written: {error}"))
+        })?;
+        for (seq, payload) in (first..).zip(&payloads) {
+            self.chain = ksi_sdk::trust::audit::link(self.chain, seq, payload);
+        }
+        if self.unsigned == 0 {
+            self.unsigned_since_ms = now_ms;
+        }
+        self.unsigned += payloads.len() as u64;
+        Ok(())
+    }
+
+    fn sign(&mut self, now_ms: u64) -> Result<(), Refusal> {
+        let seq = self.journal.next_seq() - 1;
+        let head = self.signer.sign(seq, self.chain, now_ms)?;
+        let written = self.heads.append(&head);
+        written.map_err(|error| Refusal::new(Code::Unavailable, format!("no head is written: {error}")))?;
+        self.unsigned = 0;
+        Ok(())
+    }
+
+    /// Lets go of files that are too old or too many; before that, a record
+    /// says so.
+    fn retire(&mut self, retention: Retention, now_ms: u64) -> Result<(), Refusal> {
+        let stat = self.archive.stat();
+        let mut bytes = stat.bytes;
+        let mut before_seq: Seq = 0;
+        // The newest two stay: the one that is written, and what the chain of
+        // the rest hangs on.
+        for (segment, next) in stat.segments.iter().zip(stat.segments.iter().skip(1)) {
+            let too_old = next.begun_ms.saturating_add(retention.days * DAY_MS) < now_ms;
+            if !too_old && bytes <= retention.bytes {
+                break;
+            }
+            bytes -= segment.bytes;
+            before_seq = next.last + 1;
+        }
+        if before_seq == 0 || stat.segments.len() < 3 {
+            return Ok(());
+        }
+        self.append(&[Record::Retired(Retired { at_ms: now_ms, before_seq })], now_ms)?;
+        let cannot = |why: String| Refusal::new(Code::Unavailable, format!("nothing is let go: {why}"));
+        self.archive.retire(before_seq).map_err(|error| cannot(error.to_string()))?;
+        let first = self.archive.stat().first;
+        self.heads.let_go(first).map_err(|error| cannot(error.to_string()))
+    }
+}
+
+/// The chain's value after the last record; where there is none, or it cannot
+/// be read, what the archive says of the chain before it.
+fn last_chain(archive: &Archive, last: Seq) -> Digest {
+    let mut records = archive.read(last);
+    let read = records.by_ref().filter_map(Result::ok).last();
+    match read {
+        Some(_) => records.chain_after().into(),
+        None => archive.origin().into(),
+    }
+}
+
+fn failed(dir: &Path, error: &dyn std::fmt::Display) -> Refusal {
+    let message = format!("the audit trail in {} cannot be used: {error}", dir.display());
+    Refusal::new(Code::Unavailable, message)
+        .hint("look at the disk: its space, and the rights of the directory")
+}

@@ -1,0 +1,122 @@
+//! Writing the trail to a file that proves itself; `ksi_trust::audit` has its
+//! form and reads it again.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
+
+use ksi_sdk::{
+    prelude::{Code, Refusal},
+    protocol::audit::{Export, Exported},
+    trust::{
+        Digest,
+        audit::{Begin, End, Entry, Head, Line},
+    },
+};
+use serde_json::value::RawValue;
+
+use super::{Trail, View};
+use crate::journal::JournalError;
+
+/// Why an export is not written.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("record {0} is no text of JSON")]
+    Record(u64),
+}
+
+impl Trail {
+    /// Writes everything up to now to a file that is not there yet, with a head
+    /// after its last record.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a path that is not absolute, `conflict` where it is
+    /// taken, `unavailable` where it cannot be written or the trail is damaged:
+    /// an export that could not be verified is none.
+    pub fn export(&self, ask: Export, now_ms: u64) -> Result<Exported, Refusal> {
+        self.with(now_ms, |open, _| if open.unsigned > 0 { open.sign(now_ms) } else { Ok(()) })?;
+        let view = self.view(now_ms)?;
+        let path = match ask.path.map(PathBuf::from) {
+            Some(path) if path.is_absolute() => path,
+            Some(_) => {
+                return Err(Refusal::invalid_payload(
+                    "`path` must be absolute: the daemon has another directory than you",
+                ));
+            }
+            None => view.dir.join("exports").join(format!("audit-{now_ms}.jsonl")),
+        };
+        let part = PathBuf::from(format!("{}.part", path.display()));
+        write(&view, &path, &part, now_ms).map_err(|error| {
+            // The first error is the one to report.
+            let _ = fs::remove_file(&part);
+            let code = match &error {
+                Error::Disk(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Conflict,
+                _ => Code::Unavailable,
+            };
+            Refusal::new(code, format!("{}: {error}", path.display()))
+                .hint("an export never overwrites; where records are damaged, `ksi audit verify` names them")
+        })
+    }
+}
+
+fn write(view: &View, path: &PathBuf, part: &PathBuf, now_ms: u64) -> Result<Exported, Error> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if path.symlink_metadata().is_ok() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
+    }
+    let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(part)?;
+    let mut out = BufWriter::new(file);
+    let mut heads: Vec<&Head> = view.heads.iter().flatten().collect();
+    heads.sort_by_key(|head| head.seq);
+    let mut heads = heads.into_iter().peekable();
+    let mut records = view.archive.read(0);
+    let (mut first, mut last, mut count) = (0, 0, 0);
+    while let Some(read) = records.next() {
+        let (seq, payload) = read?;
+        if count == 0 {
+            first = seq;
+            let before = Digest::from(records.chain_before());
+            line(&mut out, &Line::Begin(Begin::new(seq, before, view.key.clone(), now_ms)))?;
+            while heads.next_if(|head| head.seq < seq).is_some() {}
+        }
+        let text = std::str::from_utf8(&payload).map_err(|_| Error::Record(seq))?.to_owned();
+        let record = RawValue::from_string(text).map_err(|_| Error::Record(seq))?;
+        line(&mut out, &Line::Entry(Entry { seq, chain: records.chain_after().into(), record }))?;
+        while let Some(head) = heads.next_if(|head| head.seq <= seq) {
+            line(&mut out, &Line::Head(head.clone()))?;
+        }
+        (last, count) = (seq, count + 1);
+        // What comes meanwhile is for the next export: this one ends with a head.
+        if heads.peek().is_none() {
+            break;
+        }
+    }
+    if count == 0 {
+        let before = Digest::from(view.archive.origin());
+        line(&mut out, &Line::Begin(Begin::new(1, before, view.key.clone(), now_ms)))?;
+    }
+    line(&mut out, &Line::End(End { last, records: count }))?;
+    let file: File = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    let bytes = file.metadata()?.len();
+    // Not over what somebody else has put there meanwhile.
+    fs::hard_link(part, path)?;
+    fs::remove_file(part)?;
+    let (path, public_key) = (path.display().to_string(), view.key.clone());
+    Ok(Exported { path, records: count, first_seq: first, last_seq: last, bytes, public_key })
+}
+
+fn line(out: &mut impl Write, line: &Line) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")
+}
