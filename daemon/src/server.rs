@@ -255,6 +255,9 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
         }
         changed.await;
     }
+    if let Err(error) = ksi_host::memory::settle() {
+        tracing::debug!("memory of the start stays resident: {error}");
+    }
     notify::ready();
     let Some(interval) = notify::watchdog_interval() else { return };
     let mut ticks = tokio::time::interval(interval);

@@ -11,11 +11,20 @@ use std::cell::Cell;
 
 thread_local! {
     static WOKEN: Cell<bool> = const { Cell::new(false) };
+    static HAS_SLOT: Cell<bool> = const { Cell::new(true) };
 }
 
 /// This thread has woken a task.
 pub fn note() {
-    WOKEN.set(true);
+    WOKEN.set(HAS_SLOT.get());
+}
+
+/// Runs something on a thread that is none of the runtime's workers, so that
+/// what it wakes waits in no slot of its own.
+pub fn without_slot(run: impl FnOnce()) {
+    HAS_SLOT.set(false);
+    run();
+    HAS_SLOT.set(true);
 }
 
 /// Before a plugin runs: frees the task that waits in this thread's slot.

@@ -64,6 +64,8 @@ pub enum Delivery {
     Intercept {
         /// Names it in the verdict.
         token: Token,
+        /// Which of the receiver's interceptors is asked.
+        index: u32,
         /// Before or after.
         stage: Stage,
         /// The event under way.

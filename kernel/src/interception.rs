@@ -35,7 +35,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         while let Some(next) = word.rest.next() {
             word = match self.put(&next, word, now_ms, effects) {
                 Ok(()) => return,
-                Err((word, _)) if next.fail_open => word,
+                Err((word, _)) if next.spec.fail_open => word,
                 Err((word, refusal)) => return self.stop(word.held, refusal, effects),
             };
         }
@@ -77,15 +77,16 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
         let token = self.pending.issue();
         let parent = word.held.request();
-        word.fail_open = to.fail_open;
+        word.fail_open = to.spec.fail_open;
         word.asked_ms = now_ms;
         let deadline_ms = match parent {
-            _ if to.fail_open => now_ms.midpoint(word.deadline_ms),
+            _ if to.spec.fail_open => now_ms.midpoint(word.deadline_ms),
             Some(_) => u64::MAX,
             None => word.deadline_ms,
         };
         let question = Delivery::Intercept {
             token,
+            index: to.index,
             stage: word.held.stage(),
             event: word.held.event().clone(),
             data: word.held.data().clone(),

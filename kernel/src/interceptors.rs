@@ -15,17 +15,16 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwap;
-use ksi_protocol::{EventName, Pattern, frame::Stage};
+use ksi_protocol::{EventName, descriptor::InterceptSpec, frame::Stage};
 
 use crate::port::{Port, locked};
 
 /// One who has a word.
 pub(crate) struct Interceptor<H> {
     pub(crate) port: Arc<Port<H>>,
-    pub(crate) fail_open: bool,
-    pub(crate) pattern: Pattern,
-    pub(crate) stage: Stage,
-    pub(crate) order: i32,
+    /// Which of those of its port it is.
+    pub(crate) index: u32,
+    pub(crate) spec: InterceptSpec,
 }
 
 /// Those who are still to be heard, in order.
@@ -56,9 +55,10 @@ impl<H> Interceptors<H> {
             return None;
         }
         let heard = |one: &&Arc<Interceptor<H>>| {
-            one.stage == stage
+            let spec = &one.spec;
+            spec.stage == stage
                 && one.port.origin != sender.origin
-                && one.pattern.matches(event.as_str())
+                && spec.pattern.matches(event.as_str())
                 && one.port.authority.is_granted(|rights| &rights.intercepts, event)
         };
         let chain: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
@@ -69,18 +69,18 @@ impl<H> Interceptors<H> {
     /// earlier port of the same origin has left.
     pub(crate) fn add(&self, new: Interceptor<H>) {
         self.change(|all| {
-            if !new.port.is_open() && new.fail_open {
+            if !new.port.is_open() && new.spec.fail_open {
                 return;
             }
             all.retain(|one| one.port.is_open() || one.port.origin != new.port.origin);
-            let place = all.partition_point(|one| one.order <= new.order);
+            let place = all.partition_point(|one| one.spec.order <= new.spec.order);
             all.insert(place, Arc::new(new));
         });
     }
 
     /// Removes those of a closed port that fail open.
     pub(crate) fn remove(&self, port: &Port<H>) {
-        self.change(|all| all.retain(|one| one.port.id != port.id || !one.fail_open));
+        self.change(|all| all.retain(|one| one.port.id != port.id || !one.spec.fail_open));
     }
 
     /// Removes those that closed ports of an origin have left.

@@ -10,7 +10,8 @@ use std::sync::{
 use ksi_identity::{Authority, Decision, Witness};
 use ksi_protocol::{
     EventName, Pattern, Refusal,
-    frame::{Class, Id, Stage},
+    descriptor::InterceptSpec,
+    frame::{Class, Id},
 };
 
 use crate::{
@@ -200,16 +201,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// not intercepted, nor is what the port itself sends or asks for.
     ///
     /// With `fail_open` things go on when it is dead, silent or busy, otherwise
-    /// they are refused.
-    pub fn intercept(
-        &self,
-        port: &Arc<Port<H>>,
-        pattern: Pattern,
-        stage: Stage,
-        order: i32,
-        fail_open: bool,
-    ) {
-        self.interceptors.add(Interceptor { port: Arc::clone(port), fail_open, pattern, stage, order });
+    /// they are refused. `index` tells the port for which of its interceptors it
+    /// is asked.
+    pub fn intercept(&self, port: &Arc<Port<H>>, index: u32, spec: InterceptSpec) {
+        self.interceptors.add(Interceptor { port: Arc::clone(port), index, spec });
     }
 
     /// From now on requests of clients are refused `shutting_down`. Everything

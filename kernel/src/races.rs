@@ -16,7 +16,9 @@ use std::{
 
 use bytes::Bytes;
 use ksi_identity::Authority;
-use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Class, frame::Stage};
+use ksi_protocol::{
+    Code, EventName, Pattern, Refusal, descriptor::InterceptSpec, frame::Class, frame::Stage,
+};
 
 use crate::{
     Answer, Ask, Delivery, Effects, Emission, Kernel, Port, Quota, Role, Token, Verdict, port::locked,
@@ -145,7 +147,8 @@ fn live(kernel: &Kernel<()>, seen: &Seen) -> [Arc<Port<()>>; 2] {
     let owner = attach(kernel, "plugin:echo", Role::Plugin);
     let guard = attach(kernel, "plugin:guard", Role::Plugin);
     for stage in [Stage::Before, Stage::After] {
-        kernel.intercept(&guard, Pattern::parse("**").unwrap(), stage, 0, true);
+        let pattern = Pattern::parse("**").unwrap();
+        kernel.intercept(&guard, 0, InterceptSpec { pattern, stage, order: 0, fail_open: true });
     }
     kernel.own(&owner, &[event("echo:say")]).unwrap();
     kernel.subscribe(&owner, 1, Pattern::parse("a:*").unwrap(), Class::Live, 0).unwrap();

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use ksi_identity::{Authority, Caller, Capability, Directory, Member, Principal, Rights};
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal,
+    descriptor::InterceptSpec,
     frame::{Class, Stage},
     work::Policy,
 };
@@ -181,7 +182,8 @@ impl Play {
                 let pattern = Pattern::parse(words.word()).unwrap();
                 let stage = if words.word() == "after" { Stage::After } else { Stage::Before };
                 let order = words.option("order").unwrap_or(0);
-                kernel.intercept(port, pattern, stage, order, words.word() == "open");
+                let fail_open = words.word() == "open";
+                kernel.intercept(port, 0, InterceptSpec { pattern, stage, order, fail_open });
             }
             "emit" => {
                 let mut emission = Emission::new(words.event(), words.data());

@@ -25,11 +25,11 @@ fn say(daemon: &Daemon, text: &str) -> Result<Value, Value> {
 }
 
 #[test]
-fn an_interceptor_edits_what_is_asked_and_what_is_answered() {
+fn interceptors_of_one_plugin_edit_one_after_the_other_what_is_asked_and_what_is_answered() {
     for placement in PLACEMENTS {
         let daemon = daemon(placement);
         let answer = say(&daemon, "hello").expect("it answers");
-        assert_eq!(answer, json!({"text": "HELLO", "mark": "seen"}), "{placement}");
+        assert_eq!(answer, json!({"text": "HELLO.", "mark": "seen"}), "{placement}");
         // What the interceptor passes without a word is judged by the owner.
         let refusal = daemon.ask("echo:say", json!({"text": 1})).expect_err("no text");
         assert_eq!(refusal["code"], "invalid_payload", "{placement}: {refusal}");
@@ -57,7 +57,7 @@ fn many_requests_at_once_each_get_their_own_edit() {
         }
         for _ in 0..200 {
             let answer = lines.receive();
-            assert_eq!(answer["data"]["text"], format!("TEXT {}", answer["id"]), "{placement}: {answer}");
+            assert_eq!(answer["data"]["text"], format!("TEXT {}.", answer["id"]), "{placement}: {answer}");
             assert_eq!(answer["data"]["mark"], "seen");
         }
         assert_eq!(daemon.plugin("interceptor").in_flight, 0);
@@ -78,7 +78,7 @@ fn a_guard_that_is_dead_does_not_open_the_gate() {
     assert_eq!(daemon.plugin("echo").handled, 0);
 
     daemon.ask("plugin:restart", json!({"name": "interceptor"})).expect("it starts");
-    assert_eq!(say(&daemon, "hello").expect("the guard is back")["text"], "HELLO");
+    assert_eq!(say(&daemon, "hello").expect("the guard is back")["text"], "HELLO.");
     assert_eq!(say(&daemon, "forbidden").expect_err("it is forbidden")["code"], "denied");
 }
 
@@ -126,7 +126,7 @@ fn a_word_that_fails_open_is_skipped_when_its_plugin_is_gone() {
         let answer = lines.receive();
         match answer["refusal"]["code"].as_str() {
             // Whoever is answered was seen by the guard, with the mark or without.
-            None => assert_eq!(answer["data"]["text"], "A", "{answer}"),
+            None => assert_eq!(answer["data"]["text"], "A.", "{answer}"),
             Some(code) => assert_eq!(code, "unavailable", "{answer}"),
         }
     }
@@ -142,7 +142,7 @@ fn an_unloaded_interceptor_has_no_word_any_more() {
         daemon.ask("plugin:load", json!({"library": "interceptor"})).expect("it starts");
         say(&daemon, "forbidden").expect_err("it is forbidden again");
         daemon.ask("plugin:reload", json!({"name": "interceptor"})).expect("it starts");
-        assert_eq!(say(&daemon, "hello").expect("once each"), json!({"text": "HELLO", "mark": "seen"}));
+        assert_eq!(say(&daemon, "hello").expect("once each"), json!({"text": "HELLO.", "mark": "seen"}));
     }
 }
 

@@ -237,15 +237,18 @@ impl Actor {
         }
     }
 
-    /// Runs the plugin in a task of its own.
+    /// Runs the plugin on a thread that nothing else lives by. Unlike a task of
+    /// the runtime that costs one wake: a worker that finds a task wakes the next
+    /// one to look for more.
     pub fn run_soon(self: &Arc<Self>) {
         let (actor, Some(hub)) = (self.clone(), self.hub.upgrade()) else { return };
         let runtime = hub.runtime().clone();
-        woken::note();
-        runtime.spawn(async move {
-            let mut turn = hub.turn();
-            actor.run(&mut turn);
-            turn.end();
+        runtime.spawn_blocking(move || {
+            woken::without_slot(|| {
+                let mut turn = hub.turn();
+                actor.run(&mut turn);
+                turn.end();
+            });
         });
     }
 

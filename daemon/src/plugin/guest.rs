@@ -168,9 +168,10 @@ impl Guest {
                 Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
                 Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
             },
-            Delivery::Intercept { token, stage, event, data, origin, caller } => {
+            Delivery::Intercept { token, index, stage, event, data, origin, caller } => {
                 Frame::Intercept(Intercept {
                     id: token,
+                    index,
                     stage,
                     event: self.inner(event),
                     data,

@@ -188,7 +188,8 @@ pub enum Kind {
     Drained = 14,
     /// `arg` 1 error to 5 trace, `payload` UTF-8 text.
     Log = 15,
-    /// `id`, `name` event, `payload`, `arg` 0 before 1 after, `meta`.
+    /// `id`, `name` event, `payload`, `meta`; `arg` is the index of the
+    /// descriptor's `intercepts` that is asked.
     Intercept = 16,
     /// `id`, `arg` 0 pass, 1 edit (`payload`), 2 refuse (`payload` a refusal).
     Verdict = 17,

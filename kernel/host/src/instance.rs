@@ -16,7 +16,7 @@ use bytes::Bytes;
 use ksi_abi::{Buffer, FAILED, FULL, HostTable, INVALID, Kind, Message, OK, POISONED, Slice};
 use ksi_protocol::{
     EventName, Frame, Refusal, encode,
-    frame::{Emit, Request, Stage, Verdict},
+    frame::{Emit, Request, Verdict},
     meta::Meta,
 };
 
@@ -174,7 +174,7 @@ impl Instance {
             Frame::Intercept(intercept) => {
                 message.kind = Kind::Intercept as u32;
                 message.id = intercept.id;
-                message.arg = u64::from(intercept.stage == Stage::After);
+                message.arg = u64::from(intercept.index);
                 message.name = Slice::new(intercept.event.as_str().as_bytes());
                 payload = intercept.data.clone();
                 meta = facts(Meta {

@@ -412,6 +412,8 @@ pub enum Stage {
 pub struct Intercept<P = Bytes> {
     /// Comes back in the verdict.
     pub id: Id,
+    /// Position in the descriptor's `intercepts` of the one that is asked.
+    pub index: u32,
     /// Before or after.
     pub stage: Stage,
     /// The event under way.

@@ -23,7 +23,7 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use ksi_abi::{INVALID, Kind, OK};
-use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Stage, meta::Meta, work::Accepted};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, meta::Meta, work::Accepted};
 
 use crate::{
     cancel::{CancelOnDrop, CancelToken},
@@ -305,15 +305,9 @@ impl<P: Plugin> Instance<P> {
 
     fn begin_intercept(&mut self, message: Message) -> u32 {
         let Message { id, arg, name, payload, meta, .. } = message;
-        let stage = if arg == 0 { Stage::Before } else { Stage::After };
-        let Ok(event) = EventName::parse(&name) else { return INVALID };
-        let found = self
-            .register
-            .interceptors
-            .iter()
-            .find(|(pattern, at, _)| *at == stage && pattern.matches(event.as_str()));
-        let Some((_, _, handler)) = found else { return INVALID };
-        let handler = handler.clone();
+        let found = usize::try_from(arg).ok().and_then(|index| self.register.interceptors.get(index));
+        let (Some((stage, handler)), Ok(event)) = (found, EventName::parse(&name)) else { return INVALID };
+        let (stage, handler) = (*stage, handler.clone());
         let cancel = CancelToken::default();
         let facts = EnvelopeFacts { meta, cancel: cancel.clone(), ..Default::default() };
         let origin = decode_meta(&facts.meta).origin.unwrap_or_default();

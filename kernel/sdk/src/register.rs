@@ -98,7 +98,7 @@ pub struct Register<P> {
     pub(crate) descriptor: Descriptor,
     pub(crate) requests: HashMap<EventName, RequestHandler<P>>,
     pub(crate) listeners: Vec<(Pattern, EventHandler<P>)>,
-    pub(crate) interceptors: Vec<(Pattern, Stage, InterceptHandler<P>)>,
+    pub(crate) interceptors: Vec<(Stage, InterceptHandler<P>)>,
     pub(crate) keep: Option<KeepHandler<P>>,
     pub(crate) keep_facts: Option<FactHandler<P>>,
 }
@@ -319,9 +319,9 @@ impl<P: Plugin> Register<P> {
         F: Future<Output = Result<Option<Bytes>, Refusal>> + 'static,
     {
         let pattern = Pattern::parse(pattern).unwrap_or_else(|error| panic!("{error}"));
-        self.descriptor.intercepts.push(InterceptSpec { pattern: pattern.clone(), stage, order, fail_open });
+        self.descriptor.intercepts.push(InterceptSpec { pattern, stage, order, fail_open });
         let run: InterceptHandler<P> = Rc::new(move |plugin, ctx, what| Box::pin(handler(plugin, ctx, what)));
-        self.interceptors.push((pattern, stage, run));
+        self.interceptors.push((stage, run));
     }
 }
 

@@ -48,12 +48,16 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{call::CallOptions, context::Ctx, link::encode};
 
-/// First pause while the plugin opens and its state cannot be had; doubled for
-/// each one after.
-const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// Shortest pause while the plugin opens and its state cannot be had. Later ones
+/// are a quarter of the time that was waited, so that an opening takes little
+/// longer than it must.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 
-/// Longest of these pauses; when it is reached, the log hears about it once.
+/// Longest of these pauses.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// Wait after which the log hears about it, once.
+const LONG: Duration = Duration::from_secs(1);
 
 /// A value, and the version that was read with it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -197,7 +201,8 @@ impl State {
     /// Asks; while the plugin opens, again and again until somebody is there.
     /// The daemon ends a start that takes too long.
     async fn ask<Q: Serialize, A: DeserializeOwned>(&self, event: &str, ask: &Q) -> Result<A, Refusal> {
-        let mut pause = PAUSE_MIN;
+        let began_ms = self.ctx.now_ms();
+        let mut told = false;
         loop {
             // State is also used by tasks that outlive the request that they
             // were spawned for.
@@ -205,11 +210,11 @@ impl State {
             let answer = self.ctx.request_with(event, ask, options).await;
             match answer {
                 Err(refusal) if self.ctx.core().opening.get() && is_early(&refusal) => {
-                    if pause < PAUSE_MAX && pause * 2 >= PAUSE_MAX {
+                    let waited = Duration::from_millis(self.ctx.now_ms().saturating_sub(began_ms));
+                    if waited >= LONG && !std::mem::replace(&mut told, true) {
                         self.ctx.warn(&format!("waits for its state: {}", refusal.message));
                     }
-                    self.ctx.sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+                    self.ctx.sleep((waited / 4).clamp(PAUSE_MIN, PAUSE_MAX)).await;
                 }
                 answer => return answer,
             }

@@ -199,8 +199,8 @@ impl Keeper {
         for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
             kernel.subscribe(&running.port, id, pattern, Class::Live, now_ms)?;
         }
-        for spec in descriptor.intercepts {
-            kernel.intercept(&running.port, spec.pattern, spec.stage, spec.order, spec.fail_open);
+        for (index, spec) in (0..).zip(descriptor.intercepts) {
+            kernel.intercept(&running.port, index, spec);
         }
         Ok(())
     }

@@ -184,6 +184,7 @@ impl<P> Frame<P> {
             Self::Pong { id } => Frame::Pong { id },
             Self::Intercept(i) => Frame::Intercept(Intercept {
                 id: i.id,
+                index: i.index,
                 stage: i.stage,
                 event: i.event,
                 data: f(i.data),

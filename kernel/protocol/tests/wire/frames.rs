@@ -210,11 +210,10 @@ fn linked() -> impl Strategy<Value = Frame> {
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),
         any::<u64>().prop_map(|id| Frame::Ping { id }),
         any::<u64>().prop_map(|id| Frame::Pong { id }),
-        ((any::<u64>(), stages, names(), payloads(), "\\PC{0,20}"), option::of(callers())).prop_map(
-            |((id, stage, event, data, origin), caller)| {
-                Frame::Intercept(Intercept { id, stage, event, data, origin, caller })
-            }
-        ),
+        ((any::<u64>(), any::<u32>(), stages, names(), payloads(), "\\PC{0,20}"), option::of(callers()))
+            .prop_map(|((id, index, stage, event, data, origin), caller)| {
+                Frame::Intercept(Intercept { id, index, stage, event, data, origin, caller })
+            }),
         (any::<u64>(), option::of(payloads()), option::of(refusals()))
             .prop_map(|(id, edit, refuse)| Frame::Verdict(Verdict { id, edit, refuse })),
         prop::sample::select(vec![Frame::Ready, Frame::Drain, Frame::Drained]),

@@ -202,6 +202,7 @@ fn link() -> Vec<(&'static str, Frame)> {
     let refuse = Verdict { refuse: Some(Refusal::new(Code::Denied, "not here")), ..verdict.clone() };
     let intercept = Intercept {
         id: 5,
+        index: 1,
         stage: Stage::Before,
         event: name("completion:request"),
         data: data(&json!({"prompt": "hi"})),

@@ -46,6 +46,8 @@ impl Waiting {
                 // After an error nobody is due any more, and everybody is to be told.
                 match shared.stopped() {
                     Some(_) => std::mem::take(&mut *wakers),
+                    // To split is work for as many as there are, so it is done only where somebody is due.
+                    None if wakers.keys().next().is_none_or(|(seq, _)| *seq > synced) => BTreeMap::new(),
                     None => {
                         let rest = wakers.split_off(&(synced + 1, 0));
                         std::mem::replace(&mut *wakers, rest)
