@@ -108,7 +108,9 @@ impl Plugin for Checkpoint {
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
         self.open_all(&ctx).await?;
-        self.open_trail(&ctx).await;
+        // Nothing is waited for any more: the work that was found is asked for as
+        // soon as this waits, and only a plugin that is ready may ask for it.
+        ctx.spawn(self.clone().open_trail(ctx.clone()));
         ctx.spawn(self.clone().stay_open(ctx.clone()));
         Ok(())
     }
@@ -289,8 +291,8 @@ impl Checkpoint {
 
     /// The plugin does without it where this fails: the next call opens the trail
     /// again, and the daemon tells how it fares.
-    async fn open_trail(&self, ctx: &Ctx) {
-        match self.with_trail(ctx, Trail::open).await {
+    async fn open_trail(self: Rc<Self>, ctx: Ctx) {
+        match self.with_trail(&ctx, Trail::open).await {
             Ok(notes) => notes.iter().for_each(|note| ctx.error(note)),
             Err(refusal) => ctx.error(&refusal.message),
         }
