@@ -15,7 +15,8 @@ use super::{
     section::{Report, Section},
     tree::Table,
     value::{
-        choice, duration, key, layers, log_level, network, paths, patterns, ports, switch, text_where, uids, whole,
+        choice, duration, key, layers, log_level, network, paths, patterns, ports, switch, text_where, uids,
+        whole,
     },
 };
 use crate::log;
