@@ -17,7 +17,9 @@ use crate::{
     output::{ColorWhen, Format},
 };
 
-pub(crate) use nouns::{Checkpoint, Config, Model, ModelName, Named, Plugin, Work, WorkName, WorkPart};
+pub(crate) use nouns::{
+    Checkpoint, Config, CreateToken, Model, ModelName, Named, Plugin, Token, Work, WorkName, WorkPart,
+};
 
 /// Talk to ksid, the event daemon for AI agents.
 ///
@@ -46,6 +48,9 @@ pub(crate) struct Global {
     /// Socket of the daemon; KSI_HOME moves all paths at once.
     #[arg(long, global = true, value_name = "PATH", env = "KSI_SOCKET", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
+    /// A file with a token, to speak in its name; KSI_TOKEN holds one itself.
+    #[arg(long, global = true, value_name = "PATH", env = "KSI_TOKEN_FILE", hide_env_values = true)]
+    pub(crate) token_file: Option<PathBuf>,
     /// How to print data.
     #[arg(
         short,
@@ -123,6 +128,9 @@ pub(crate) enum Verb {
     /// Save, list, restore and check all that is kept durably
     #[command(subcommand)]
     Checkpoint(Checkpoint),
+    /// Make, list and take back tokens, which let others do part of what you may
+    #[command(subcommand)]
+    Token(Token),
     /// List what can be asked and heard
     Discover {
         /// Only this namespace

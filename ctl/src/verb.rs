@@ -14,6 +14,7 @@ mod send;
 mod shell;
 mod status;
 mod sub;
+mod token;
 mod work;
 
 use std::{future::Future, io};
@@ -66,6 +67,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Cancel(name)) => work::cancel(at, &name.request_id).await,
         Some(Verb::Work(work)) => Box::pin(work::run(at, work)).await,
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
+        Some(Verb::Token(token)) => token::run(at, token).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
         Some(Verb::Plugin(plugin)) => Box::pin(plugin::run(at, plugin)).await,

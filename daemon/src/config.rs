@@ -36,7 +36,7 @@ use std::{
 
 use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
 
-pub use identity::{Identity, TENANT, User};
+pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 

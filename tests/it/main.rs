@@ -11,6 +11,7 @@ mod configuration;
 mod faults;
 mod conformance;
 mod plugins;
+mod identity;
 mod interception;
 mod model;
 mod cli;

@@ -23,6 +23,7 @@ use crate::{
     name::EventName,
     pattern::Pattern,
     refusal::{Code, Refusal},
+    token::Token,
     work::Policy,
 };
 
@@ -148,7 +149,7 @@ pub enum Frame<P = Bytes> {
 }
 
 /// First frame of a client.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`crate::PROTOCOL_VERSION`] of the client.
     pub version: u16,
@@ -157,6 +158,10 @@ pub struct Hello {
     /// Optional abilities of the client; unknown ones are ignored.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Whoever shows one speaks as its principal; without it, as the user of the
+    /// system at the other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
 }
 
 /// The daemon's answer to [`Hello`].
