@@ -320,7 +320,7 @@ fn of_the_daemon(text: &str) -> BTreeSet<String> {
     let quoted = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
     let is_event = |text: &&str| {
         let mut segments = text.split(':');
-        matches!(segments.next(), Some("system" | "plugin" | "config"))
+        matches!(segments.next(), Some("system" | "plugin" | "config" | "token"))
             && segments.next().is_some_and(|action| {
                 !action.is_empty() && action.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
             })

@@ -145,7 +145,7 @@ pub(crate) async fn establish(options: &Options) -> Result<Link, Error> {
         }
     };
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
-    let welcome = timeout_at(deadline, greet(&mut stream, &mut buffer, &options.name))
+    let welcome = timeout_at(deadline, greet(&mut stream, &mut buffer, options))
         .await
         .map_err(|_| Error::TimedOut { after: options.connect_timeout })??;
     Ok(Link { stream, buffer, welcome })
@@ -173,8 +173,9 @@ async fn connect(options: &Options) -> Result<UnixStream, Error> {
 }
 
 /// Says hello and reads the welcome.
-async fn greet(stream: &mut UnixStream, buffer: &mut BytesMut, name: &str) -> Result<Welcome, Error> {
-    let hello = Hello { version: PROTOCOL_VERSION, client: name.to_owned(), features: Vec::new() };
+async fn greet(stream: &mut UnixStream, buffer: &mut BytesMut, options: &Options) -> Result<Welcome, Error> {
+    let (client, token) = (options.name.clone(), options.read_token().await?);
+    let hello = Hello { version: PROTOCOL_VERSION, client, features: Vec::new(), token };
     let mut bytes = BytesMut::new();
     Frame::Hello(hello).encode(&mut bytes).map_err(Error::from_encoding)?;
     stream.write_all(&bytes).await.map_err(Error::io)?;

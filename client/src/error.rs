@@ -56,6 +56,14 @@ pub enum Error {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// The file with the token cannot be read.
+    #[error("cannot read the token in {}: {source}", path.display())]
+    TokenFile {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// The daemon should have been started, but could not.
     #[error("cannot start the daemon: {0}")]
     Start(#[from] crate::StartFailure),

@@ -2,10 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use ksi_protocol::paths::Paths;
+use ksi_protocol::{paths::Paths, token::Token};
+
+use crate::error::Error;
 
 /// How to connect. Built step by step:
 ///
@@ -27,6 +30,17 @@ pub struct Options {
     pub(crate) patience: Option<Duration>,
     pub(crate) start_timeout: Duration,
     pub(crate) event_queue: usize,
+    pub(crate) token: TokenSource,
+}
+
+/// Where a token comes from.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum TokenSource {
+    #[default]
+    None,
+    Given(Token),
+    /// Read at each connection, so that a new one takes effect.
+    File(PathBuf),
 }
 
 /// Events that may wait in one subscription; see [`Options::event_queue`].
@@ -47,15 +61,55 @@ impl Options {
             patience: None,
             start_timeout: Duration::from_secs(20),
             event_queue: EVENT_QUEUE,
+            token: TokenSource::None,
         }
     }
 
     /// The defaults, for the daemon that the environment names: `KSI_SOCKET`,
-    /// `KSI_HOME`, or the XDG directories.
+    /// `KSI_HOME`, or the XDG directories; with [`Options::token_from_env`].
     #[must_use]
     pub fn from_env() -> Self {
         let uid = nix::unistd::getuid().as_raw();
-        Self::new(Paths::resolve(|name| std::env::var(name).ok(), uid).socket)
+        Self::new(Paths::resolve(|name| std::env::var(name).ok(), uid).socket).token_from_env()
+    }
+
+    /// Shows this token to the daemon, and speaks in its name. Without one the
+    /// daemon goes by the user of this process.
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = TokenSource::Given(token);
+        self
+    }
+
+    /// Shows the token in this file, which is read at each connection.
+    #[must_use]
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.token = TokenSource::File(path.into());
+        self
+    }
+
+    /// Shows the token that the environment names, where it does: `KSI_TOKEN`, or
+    /// the file in `KSI_TOKEN_FILE`.
+    #[must_use]
+    pub fn token_from_env(self) -> Self {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        match (set("KSI_TOKEN"), set("KSI_TOKEN_FILE")) {
+            (Some(text), _) => self.token(Token::new(&text.to_string_lossy())),
+            (None, Some(path)) => self.token_file(path),
+            (None, None) => self,
+        }
+    }
+
+    /// The token to show, read now.
+    pub(crate) async fn read_token(&self) -> Result<Option<Token>, Error> {
+        match &self.token {
+            TokenSource::None => Ok(None),
+            TokenSource::Given(token) => Ok(Some(token.clone())),
+            TokenSource::File(path) => match tokio::fs::read_to_string(path).await {
+                Ok(text) => Ok(Some(Token::new(&text))),
+                Err(error) => Err(Error::TokenFile { path: path.clone(), source: Arc::new(error) }),
+            },
+        }
     }
 
     /// What this client is, for the daemon's logs and the monitor: a name and

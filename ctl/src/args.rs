@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub(crate) use nouns::{
-    Audit, AuditQuery, Checkpoint, Config, Key, KeyKind, Model, ModelName, Named, Plugin, Secret,
-    SignPlugins, Work, WorkName, WorkPart,
+    Audit, AuditQuery, Checkpoint, Config, CreateToken, Key, KeyKind, Model, ModelName, Named, Plugin, Secret,
+    SignPlugins, Token, Work, WorkName, WorkPart,
 };
 
 /// Talk to ksid, the event daemon for AI agents.
@@ -49,6 +49,9 @@ pub(crate) struct Global {
     /// Socket of the daemon; KSI_HOME moves all paths at once.
     #[arg(long, global = true, value_name = "PATH", env = "KSI_SOCKET", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
+    /// A file with a token, to speak in its name; KSI_TOKEN holds one itself.
+    #[arg(long, global = true, value_name = "PATH", env = "KSI_TOKEN_FILE", hide_env_values = true)]
+    pub(crate) token_file: Option<PathBuf>,
     /// How to print data.
     #[arg(
         short,
@@ -129,6 +132,9 @@ pub(crate) enum Verb {
     /// Read, verify and export the audit trail: who was let do what
     #[command(subcommand)]
     Audit(Audit),
+    /// Make, list and take back tokens, which let others do part of what you may
+    #[command(subcommand)]
+    Token(Token),
     /// List what can be asked and heard
     Discover {
         /// Only this namespace

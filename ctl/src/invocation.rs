@@ -29,6 +29,8 @@ pub(crate) struct Invocation {
     pub(crate) out: Output,
     /// `--timeout`.
     pub(crate) timeout: Option<Duration>,
+    /// `--token-file`.
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Invocation {
@@ -39,7 +41,7 @@ impl Invocation {
             paths.socket.clone_from(socket);
         }
         let out = Output::new(global.output, !global.no_headers, global.quiet, global.color);
-        Self { paths, out, timeout: global.timeout }
+        Self { paths, out, timeout: global.timeout, token_file: global.token_file.clone() }
     }
 
     /// Opens a connection.
@@ -66,7 +68,13 @@ impl Invocation {
     pub(crate) fn client_options(&self) -> Options {
         let options = Options::new(&self.paths.socket)
             .name(concat!("ksi ", env!("CARGO_PKG_VERSION")))
-            .reconnect(false);
+            .reconnect(false)
+            .token_from_env();
+        // What is said on the command line goes first.
+        let options = match &self.token_file {
+            Some(path) => options.token_file(path),
+            None => options,
+        };
         match self.timeout {
             Some(time) => options.connect_timeout(time),
             None => options,

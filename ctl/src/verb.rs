@@ -18,6 +18,7 @@ mod shell;
 mod sign;
 mod status;
 mod sub;
+mod token;
 mod work;
 
 use std::{future::Future, io};
@@ -71,6 +72,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Work(work)) => Box::pin(work::run(at, work)).await,
         Some(Verb::Checkpoint(checkpoint)) => Box::pin(checkpoint::run(at, checkpoint)).await,
         Some(Verb::Audit(audit)) => Box::pin(audit::run(at, audit)).await,
+        Some(Verb::Token(token)) => token::run(at, token).await,
         Some(Verb::Discover { namespace, detail }) => discover::discover(at, namespace, detail).await,
         Some(Verb::Describe { event }) => discover::describe(at, &event).await,
         Some(Verb::Secret(secret)) => secret::run(at, &secret),

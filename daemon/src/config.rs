@@ -43,7 +43,7 @@ use ksi_protocol::{
 };
 use ksi_trust::Key;
 
-pub use identity::{Identity, TENANT, User};
+pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 pub(crate) use show::is_secret;

@@ -1,55 +1,77 @@
-//! Who connects: users of the system as principals.
+//! Who connects: users of the system, and whoever shows a token, as principals.
 //!
-//! What a connection may do is decided when it attaches: by the user that the
-//! system says is at its other end. `[identity]` maps users to tenants, roles
-//! and capabilities; whoever runs the daemon holds everything unless it says
-//! otherwise. Nothing that a client sends is looked at.
+//! What a connection may do is decided when it attaches: by a token that it
+//! shows, or else by the user that the system says is at its other end.
+//! `[identity]` maps users to tenants, roles and capabilities; whoever runs the
+//! daemon holds everything unless it says otherwise. Nothing else that a client
+//! sends is looked at.
 //!
 //! # Invariants
 //!
-//! - All connections of one user have the same [`Principal`], and a reload
-//!   changes it in place: what is taken away is gone with the next event.
+//! - All connections of one user, or of one token, have the same [`Principal`],
+//!   and a reload or a revocation changes it in place: what is taken away is gone
+//!   with the next event.
+//! - A token holds no more than whoever made it does, and ends with that one.
+//! - No token is in memory, in a file or in a log; only its hash is kept.
+
+mod tokens;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ksi_identity::{Caller, Capability, Directory, Member, Permission, Principal};
+use ksi_identity::{Caller, Capability, Directory, Member, Permission, Principal, is_tenant};
 use ksi_kernel::Declared;
-use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Request};
+use ksi_protocol::{
+    Code, EventName, LOCAL_TENANT, Pattern, Refusal,
+    frame::Request,
+    token::{CreateToken, CreatedToken, RevokedTokens, Token, TokenInfo},
+};
 
-use crate::config::{Audit, Config, TENANT};
+use self::tokens::{Record, Tokens, unbelieved};
+use crate::config::{Audit, Config};
 
 /// The owner, where the configuration gives that user no name.
 const OWNER: &str = "user:owner";
+
+/// Longest name that a token is given, in bytes.
+const NAME_BYTES_MAX: usize = 64;
 
 /// Everybody whom the daemon knows.
 pub struct Identity {
     directory: Directory,
     /// Who runs the daemon.
     owner: u32,
+    /// Where tokens are kept.
+    file: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
     /// Names of principals by the users of the system.
-    users: Mutex<HashMap<u32, String>>,
+    users: HashMap<u32, String>,
+    /// Those of the configuration.
+    members: Vec<Member>,
+    tokens: Tokens,
     /// What plugins may ask for.
-    plugins: Mutex<HashMap<String, Vec<Pattern>>>,
+    plugins: HashMap<String, Vec<Pattern>>,
 }
 
 impl Identity {
-    /// Those of a configuration, of a daemon that this user runs.
+    /// Those of a configuration and a file of tokens, of a daemon that this user
+    /// runs.
     #[must_use]
-    pub fn new(config: &Config, owner: u32) -> Self {
-        let identity = Self {
-            directory: Directory::default(),
-            owner,
-            users: Mutex::default(),
-            plugins: Mutex::default(),
-        };
+    pub fn new(config: &Config, owner: u32, file: PathBuf) -> Self {
+        let tokens = Tokens::load(file.clone(), owner);
+        let state = State { users: HashMap::new(), members: Vec::new(), tokens, plugins: HashMap::new() };
+        let identity = Self { directory: Directory::default(), owner, file, state: Mutex::new(state) };
         identity.configure(config);
         identity
     }
 
-    /// From now on these are the users.
+    /// From now on these are the users; tokens are read again.
     pub fn configure(&self, config: &Config) {
         let mut users = HashMap::new();
         let mut members = Vec::new();
@@ -63,16 +85,158 @@ impl Identity {
         }
         let named = |uid: u32| config.identity.users.values().any(|user| user.uid == uid);
         if !named(self.owner) {
-            add(self.owner, OWNER.to_owned(), TENANT, vec![Capability::everything()]);
+            add(self.owner, OWNER.to_owned(), LOCAL_TENANT, vec![Capability::everything()]);
         }
         for &uid in config.daemon.allow_uids.iter().filter(|&&uid| uid != self.owner && !named(uid)) {
-            add(uid, format!("uid:{uid}"), TENANT, Vec::new());
+            add(uid, format!("uid:{uid}"), LOCAL_TENANT, Vec::new());
         }
         let plugins = config.plugins.values().map(|plugin| (plugin.name.clone(), plugin.may_call.clone()));
-        *self.plugins.lock().unwrap_or_else(PoisonError::into_inner) = plugins.collect();
-        let mut known = self.users();
-        self.directory.appoint(members);
-        *known = users;
+        let mut state = self.lock();
+        state.plugins = plugins.collect();
+        state.tokens = Tokens::load(self.file.clone(), self.owner);
+        if let Some(why) = state.tokens.trouble() {
+            tracing::error!("no token is taken: {why}");
+        }
+        (state.users, state.members) = (users, members);
+        self.appoint(&state);
+    }
+
+    /// Puts users and tokens in force.
+    fn appoint(&self, state: &State) {
+        let owner = state.users.get(&self.owner);
+        let given = state.tokens.list().iter().map(|Record { info, .. }| Member {
+            name: name_of(&info.id),
+            tenant: Some(info.tenant.clone()),
+            expires_ms: info.expires_ms.unwrap_or(u64::MAX),
+            capabilities: info.can.iter().filter_map(|text| Capability::parse(text).ok()).collect(),
+            // What the owner gave before it had a name is still the owner's.
+            giver: owner.filter(|_| info.giver == OWNER).or(Some(&info.giver)).cloned(),
+        });
+        self.directory.appoint(state.members.iter().cloned().chain(given).collect());
+    }
+
+    /// Whoever shows a token.
+    ///
+    /// # Errors
+    ///
+    /// `denied` where it is none, was revoked or has expired; `unavailable` while
+    /// tokens cannot be read.
+    pub fn of_token(&self, token: &Token, now_ms: u64) -> Result<Arc<Principal>, Refusal> {
+        let state = self.lock();
+        if let Some(why) = state.tokens.trouble() {
+            return Err(unbelieved(why));
+        }
+        let found = token.id().and_then(|id| state.tokens.list().iter().find(|record| record.info.id == id));
+        let name = found.filter(|record| record.is(token)).map(|record| name_of(&record.info.id));
+        drop(state);
+        let principal = name.and_then(|name| self.directory.find(&name));
+        principal.filter(|principal| now_ms < principal.expires_ms).ok_or_else(|| {
+            Refusal::new(Code::Denied, "this token is none, was revoked or has expired")
+                .hint("`ksi token list` shows which there are, `ksi token create` makes another")
+        })
+    }
+
+    /// Makes a token in somebody's name.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a name or capability that is none, `denied` where it
+    /// would give more than whoever asks holds; `busy` and `unavailable` as
+    /// [`Tokens::replace`].
+    pub fn create(&self, asker: &Principal, ask: CreateToken, now_ms: u64) -> Result<CreatedToken, Refusal> {
+        let CreateToken { name, can, tenant, expires_in_ms } = ask;
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            let rule = format!("`name` must have 1 to {NAME_BYTES_MAX} bytes, and no control characters");
+            return Err(Refusal::invalid_payload(rule));
+        }
+        if can.is_empty() {
+            return Err(Refusal::invalid_payload("a token that can do nothing is of no use").at("can"));
+        }
+        let own = asker.tenant.as_deref().filter(|_| self.find(&asker.name).is_some());
+        let Some(own) = own else {
+            return Err(Refusal::new(Code::Denied, "only users and tokens make tokens"));
+        };
+        let tenant = tenant.unwrap_or_else(|| own.to_owned());
+        if !is_tenant(&tenant) {
+            let rule = "1 to 64 bytes of letters, digits, `_`, `-`, `.` and `@`, not beginning with a dot";
+            return Err(Refusal::invalid_payload(format!("a tenant has {rule}")).at("tenant"));
+        }
+        if !asker.sees(Some(&tenant), now_ms) {
+            return Err(beyond(asker, Permission::EVERY_TENANT.1));
+        }
+        for text in &can {
+            let capability = Capability::parse(text)
+                .map_err(|error| Refusal::invalid_payload(error.to_string()).at("can"))?;
+            if let Some(missing) = self.directory.lacks(asker, &capability).first() {
+                return Err(beyond(asker, missing));
+            }
+        }
+        let expires =
+            expires_in_ms.map_or(u64::MAX, |time| now_ms.saturating_add(time)).min(asker.expires_ms);
+        let expires_ms = Some(expires).filter(|&expires| expires != u64::MAX);
+        let giver = String::from(&*asker.name);
+        let info = TokenInfo { id: String::new(), name, can, tenant, giver, created_ms: now_ms, expires_ms };
+        let mut state = self.lock();
+        // What has expired is of no use to anybody.
+        let mut records: Vec<_> = state.tokens.list().to_vec();
+        records.retain(|record| record.info.expires_ms.is_none_or(|expires| now_ms < expires));
+        let (record, token) = loop {
+            let (record, token) = Record::fresh(info.clone())?;
+            if !records.iter().any(|other| other.info.id == record.info.id) {
+                break (record, token);
+            }
+        };
+        let info = record.info.clone();
+        records.push(record);
+        state.tokens.replace(records)?;
+        self.appoint(&state);
+        Ok(CreatedToken { token, info })
+    }
+
+    /// Tokens that somebody has made, and those made with them; all of them for
+    /// whoever sees every tenant.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` while they cannot be read.
+    pub fn list(&self, asker: &Principal, now_ms: u64) -> Result<Vec<TokenInfo>, Refusal> {
+        let state = self.lock();
+        if let Some(why) = state.tokens.trouble() {
+            return Err(unbelieved(why));
+        }
+        let all = asker.holds(Permission::EVERY_TENANT.0, now_ms);
+        let made = descendants(state.tokens.list(), &asker.name);
+        let records = state.tokens.list().iter();
+        Ok(records
+            .filter(|record| all || made.contains(&record.info.id))
+            .map(|record| record.info.clone())
+            .collect())
+    }
+
+    /// Takes back a token that somebody sees, and all that were made with it; also
+    /// on connections that are open.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`; otherwise as [`Tokens::replace`].
+    pub fn revoke(&self, asker: &Principal, id: &str, now_ms: u64) -> Result<RevokedTokens, Refusal> {
+        if !self.list(asker, now_ms)?.iter().any(|info| info.id == id) {
+            return Err(Refusal::not_found("token", id).hint("`ksi token list` shows yours"));
+        }
+        let mut state = self.lock();
+        let mut revoked = descendants(state.tokens.list(), &name_of(id));
+        revoked.insert(0, id.to_owned());
+        let mut records = state.tokens.list().to_vec();
+        records.retain(|record| !revoked.contains(&record.info.id));
+        state.tokens.replace(records)?;
+        self.appoint(&state);
+        Ok(RevokedTokens { revoked })
+    }
+
+    /// Why no token is taken, where that is so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().tokens.trouble().map(|why| format!("no token is taken: {why}"))
     }
 
     /// Whoever is at the other end of a connection.
@@ -81,7 +245,7 @@ impl Identity {
     ///
     /// `denied` for a user whom nobody has allowed.
     pub fn of_user(&self, uid: u32) -> Result<Arc<Principal>, Refusal> {
-        let name = self.users().get(&uid).cloned();
+        let name = self.lock().users.get(&uid).cloned();
         name.and_then(|name| self.directory.find(&name)).ok_or_else(|| {
             let message = format!("user {uid} may not use the daemon of user {}", self.owner);
             Refusal::new(Code::Denied, message)
@@ -93,7 +257,7 @@ impl Identity {
     /// the name that it has without a configuration.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Arc<Principal>> {
-        let owners = || self.users().get(&self.owner).cloned().filter(|_| name == OWNER);
+        let owners = || self.lock().users.get(&self.owner).cloned().filter(|_| name == OWNER);
         self.directory.find(name).or_else(|| self.directory.find(&owners()?))
     }
 
@@ -129,21 +293,49 @@ impl Identity {
         // Work that was kept before there were principals is the owner's.
         let (name, tenant) = match request.caller.as_deref() {
             Some(caller) => (&*caller.principal, caller.tenant.as_deref()),
-            None => (OWNER, Some(TENANT)),
+            None => (OWNER, Some(LOCAL_TENANT)),
         };
         let known = self.find(name).filter(|known| known.tenant.as_deref() == tenant);
         let principal = known.unwrap_or_else(|| Principal::new(name, tenant, 0));
         let may_call = |plugin: &str| {
-            let plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
-            plugins.get(plugin).is_some_and(|may| may.iter().any(|may| may.matches(request.event.as_str())))
+            self.lock()
+                .plugins
+                .get(plugin)
+                .is_some_and(|may| may.iter().any(|may| may.matches(request.event.as_str())))
         };
         let vouched = origin.strip_prefix("plugin:").is_some_and(may_call);
         (Some(Arc::new(Caller { origin: origin.into(), principal })), vouched)
     }
 
-    fn users(&self) -> MutexGuard<'_, HashMap<u32, String>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The principal of a token.
+fn name_of(id: &str) -> String {
+    format!("token:{id}")
+}
+
+/// Ids of the tokens that somebody has made, and of those made with them. They
+/// stand in the order in which they were made, so one look is enough.
+fn descendants(records: &[Record], giver: &str) -> Vec<String> {
+    let mut made: Vec<String> = Vec::new();
+    for Record { info, .. } in records {
+        let of_one = info.giver.strip_prefix("token:").is_some_and(|id| made.iter().any(|made| made == id));
+        if info.giver == giver || of_one {
+            made.push(info.id.clone());
+        }
+    }
+    made
+}
+
+fn beyond(asker: &Principal, permission: &str) -> Refusal {
+    let message =
+        format!("`{}` does not hold `{permission}`, and no token can give what its maker lacks", asker.name);
+    Refusal::new(Code::Denied, message)
+        .hint("ask for less")
+        .details(serde_json::json!({ "permission": permission, "principal": &*asker.name }))
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ use crate::{
     trust::Trust,
 };
 
+/// File of tokens, in the state directory.
+const TOKENS: &str = "tokens.json";
+
 /// The program that runs one plugin, beside this one.
 const HOST: &str = "ksi-plugin-host";
 
@@ -86,7 +89,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let identity = Identity::new(&config, geteuid().as_raw());
+    let identity = Identity::new(&config, geteuid().as_raw(), paths.state_dir.join(TOKENS));
     let (hub, system_requests) = Hub::new(runtime.clone(), identity);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;

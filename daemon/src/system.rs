@@ -1,4 +1,5 @@
-//! What the daemon answers itself: `system:*`, `plugin:*` and `config:*`.
+//! What the daemon answers itself: `system:*`, `plugin:*`, `config:*` and
+//! `token:*`.
 //!
 //! One task takes these requests in turn; those that wait for a plugin go on
 //! in tasks of their own.
@@ -12,13 +13,14 @@ use std::{
     time::Duration,
 };
 
-use ksi_kernel::Declared;
+use ksi_kernel::{Declared, Envelope};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
         Counters, Describe, Discover, Health, HealthStatus, PluginList, PluginLoad, PluginName, PluginState,
         PluginStatus, Shutdown, Status,
     },
+    token::{CreateToken, RevokeToken, Tokens},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -140,21 +142,48 @@ impl System {
             let SystemRequest { token, envelope } = request;
             let event = envelope.event.as_str();
             match event {
-                "system:ready" | "system:restart" | "config:reload" => {
-                    self.later(token, event, envelope.data.clone())
+                "system:ready" | "system:restart" | "config:reload" => self.later(token, envelope),
+                _ if event.starts_with("plugin:") || event.starts_with("token:") => {
+                    self.later(token, envelope);
                 }
-                _ if event.starts_with("plugin:") => self.later(token, event, envelope.data.clone()),
                 _ => self.hub.reply(token, self.now(event, &envelope.data)),
             }
         }
     }
 
-    fn later(self: &Arc<Self>, token: u64, event: &str, data: Bytes) {
-        let (system, event) = (self.clone(), event.to_owned());
+    fn later(self: &Arc<Self>, token: u64, envelope: Box<Envelope>) {
+        let system = self.clone();
         self.waiting.spawn(async move {
-            let answer = system.wait_for(&event, &data).await;
+            let answer = match envelope.event.namespace() {
+                "token" => system.tokens(envelope).await,
+                _ => system.wait_for(envelope.event.as_str(), &envelope.data).await,
+            };
             system.hub.reply(token, answer);
         });
+    }
+
+    /// `token:*`, which read and write a file.
+    async fn tokens(&self, envelope: Box<Envelope>) -> Result<Bytes, Refusal> {
+        let hub = self.hub.clone();
+        let work = move || {
+            let (identity, now_ms) = (&hub.identity, hub.now_ms());
+            let (data, asker) = (&envelope.data, &envelope.caller.principal);
+            match envelope.event.as_str() {
+                "token:create" => answer(&identity.create(asker, decode::<CreateToken>(data)?, now_ms)?),
+                "token:list" => {
+                    nothing(data)?;
+                    answer(&Tokens { tokens: identity.list(asker, now_ms)? })
+                }
+                "token:revoke" => {
+                    answer(&identity.revoke(asker, &decode::<RevokeToken>(data)?.id, now_ms)?)
+                }
+                event => {
+                    Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`")))
+                }
+            }
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "it panicked; the log says more")))
     }
 
     /// What can be answered at once.
@@ -245,6 +274,7 @@ impl System {
             .collect();
         reasons.extend(crate::log::health());
         reasons.extend(self.trail.trouble());
+        reasons.extend(self.hub.identity.trouble());
         let starting = plugins.iter().any(is_starting);
         let status = match () {
             () if *self.stopping.borrow() => HealthStatus::Stopping,

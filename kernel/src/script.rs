@@ -150,21 +150,7 @@ impl Play {
             "keep" => return refused(kernel.keep(port)),
             "own" => return refused(kernel.own(port, &words.events())),
             "declare" => {
-                let timeout = words.option("timeout").map(Duration::from_millis);
-                let work = words.named.contains_key("attempts").then(|| {
-                    let attempts = words.option("attempts").unwrap_or_default();
-                    Arc::new(Policy { attempts, ..Policy::default() })
-                });
-                let permission = |of: &str| words.named.get(of).map(|name| directory.permission(name));
-                let (permission, emit) = (permission("permission"), permission("emit"));
-                let declared = |name| Declared {
-                    timeout,
-                    work: work.clone(),
-                    permission: permission.clone(),
-                    emit: emit.clone(),
-                    ..Declared::new(name)
-                };
-                let events: Vec<_> = words.events().into_iter().map(declared).collect();
+                let events = declared(directory, words);
                 let taken = kernel.declare(name, &events, words.refusal());
                 return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));
             }
@@ -193,19 +179,7 @@ impl Play {
                 return told.map(|n| Some(n.to_string())).map_err(|refusal| no(&refusal));
             }
             "request" => {
-                let mut ask = Ask::new(words.number(), words.event(), words.data());
-                ask.timeout = words.option("timeout").map(Duration::from_millis);
-                ask.credit = words.option("credit");
-                ask.parent = words.option("parent");
-                let unnamed = words.named.contains_key("origin") && !words.named.contains_key("principal");
-                ask.vouched = unnamed || words.named.contains_key("vouched");
-                ask.on_behalf = words.named.contains_key("on_behalf");
-                ask.caller = words.named.get("origin").map(|&origin| {
-                    let holder = words.named.get("principal").and_then(|name| directory.find(name));
-                    let principal = holder.unwrap_or_else(|| Principal::new(origin, None, u64::MAX));
-                    Arc::new(Caller { origin: origin.into(), principal })
-                });
-                ask.correlation_id = words.named.get("corr").map(|&text| text.into());
+                let ask = asked(directory, words);
                 kernel.request(port, ask, now_ms, effects);
             }
             "cancel" => kernel.cancel(port, words.number(), effects),
@@ -292,6 +266,43 @@ impl Play {
         let port = self.kernel.attach(role, name.to_owned(), quota, authority);
         self.ports.insert(name.to_owned(), port);
     }
+}
+
+/// The events of a line, with what is declared of them.
+fn declared(directory: &Directory, words: &mut Words<'_>) -> Vec<Declared> {
+    let timeout = words.option("timeout").map(Duration::from_millis);
+    let work = words.named.contains_key("attempts").then(|| {
+        let attempts = words.option("attempts").unwrap_or_default();
+        Arc::new(Policy { attempts, ..Policy::default() })
+    });
+    let permission = |of: &str| words.named.get(of).map(|name| directory.permission(name));
+    let (permission, emit) = (permission("permission"), permission("emit"));
+    let declared = |name| Declared {
+        timeout,
+        work: work.clone(),
+        permission: permission.clone(),
+        emit: emit.clone(),
+        ..Declared::new(name)
+    };
+    words.events().into_iter().map(declared).collect()
+}
+
+/// The request of a line. Somebody else's name without a principal is one that
+/// the daemon has vouched for.
+fn asked(directory: &Directory, words: &mut Words<'_>) -> Ask {
+    let mut ask = Ask::new(words.number(), words.event(), words.data());
+    ask.timeout = words.option("timeout").map(Duration::from_millis);
+    ask.credit = words.option("credit");
+    ask.parent = words.option("parent");
+    ask.vouched = words.named.contains_key("origin") && !words.named.contains_key("principal");
+    ask.on_behalf = words.named.contains_key("on_behalf");
+    ask.caller = words.named.get("origin").map(|&origin| {
+        let holder = words.named.get("principal").and_then(|name| directory.find(name));
+        let principal = holder.unwrap_or_else(|| Principal::new(origin, None, u64::MAX));
+        Arc::new(Caller { origin: origin.into(), principal })
+    });
+    ask.correlation_id = words.named.get("corr").map(|&text| text.into());
+    ask
 }
 
 /// The tenant that something belongs to, if it does.

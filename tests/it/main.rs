@@ -14,6 +14,7 @@ mod configuration;
 mod faults;
 mod conformance;
 mod plugins;
+mod identity;
 mod interception;
 mod model;
 mod cli;

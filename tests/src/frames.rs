@@ -33,7 +33,7 @@ impl Frames {
     ///
     /// Where the daemon says something else.
     pub fn greet(&mut self) -> Welcome {
-        let hello = Hello { version: PROTOCOL_VERSION, client: "test".into(), features: Vec::new() };
+        let hello = Hello { version: PROTOCOL_VERSION, client: "test".into(), ..Hello::default() };
         self.send(&Frame::Hello(hello));
         match self.receive() {
             Frame::Welcome(welcome) => welcome,

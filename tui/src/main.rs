@@ -60,6 +60,9 @@ struct Args {
     /// The daemon's socket, where it is not at its usual place.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// A file with a token, to be shown to the daemon.
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
     /// Print one snapshot and exit.
     #[arg(long)]
     once: bool,
@@ -70,6 +73,7 @@ struct Args {
 
 const EXIT_CODES: &str = "Environment:\n  \
     KSI_SOCKET, KSI_HOME  where the daemon's socket is\n  \
+    KSI_TOKEN, KSI_TOKEN_FILE  a token to show to the daemon, or a file with one\n  \
     NO_COLOR              no colours\n\n\
     Exit codes:\n  \
     0 ok, 1 failed, 2 usage; with --once also 3 not running, 7 timeout, 8 running but not ok";
@@ -88,7 +92,12 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<ExitCode> {
     // The monitor starts no daemon, and makes lost connections again itself,
     // because it shows what happens meanwhile.
-    let options = args.socket.map_or_else(Options::from_env, Options::new).name(conn::CLIENT_NAME);
+    let options =
+        args.socket.map_or_else(Options::from_env, Options::new).token_from_env().name(conn::CLIENT_NAME);
+    let options = match args.token_file {
+        Some(path) => options.token_file(path),
+        None => options,
+    };
     // One worker for the connection, so that a round trip is not measured
     // together with the drawing, which this thread does.
     let runtime = tokio::runtime::Builder::new_multi_thread()

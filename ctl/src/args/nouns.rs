@@ -358,3 +358,36 @@ pub(crate) struct AuditQuery {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
     pub(crate) limit: usize,
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print it, this once
+    Create(CreateToken),
+    /// List the tokens that you have made, and those made with them
+    #[command(visible_alias = "ls")]
+    List,
+    /// Take a token back, with all that were made with it; takes effect at once
+    Revoke {
+        /// Its id, as `ksi token list` shows it
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ksi token create ci --can 'completion.*' --expires 1d > ci.token
+  KSI_TOKEN_FILE=ci.token ksi ask hello
+  ksi token create guest --can '*.read' --tenant acme")]
+pub(crate) struct CreateToken {
+    /// What it is for
+    pub(crate) name: String,
+    /// A capability, such as completion.* or *.read; may be given several times
+    #[arg(long, value_name = "CAPABILITY", required = true)]
+    pub(crate) can: Vec<String>,
+    /// Whose data it sees; yours, if left out
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tenant: Option<String>,
+    /// How long it is valid, such as 12h or 30d; until it is revoked, if left out
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    pub(crate) expires: Option<std::time::Duration>,
+}

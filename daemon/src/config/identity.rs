@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ksi_identity::{Capability, is_tenant};
+use ksi_protocol::LOCAL_TENANT;
 
 use super::{
     problem::suggest,
     section::{Report, Section},
     value::{capabilities, text_where, texts, whole},
 };
-
-/// Of whom nothing else is said: the owner, and users without a tenant.
-pub const TENANT: &str = "local";
 
 /// Users and roles.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,7 +74,7 @@ fn read_user(
     let uid = section.get_required("uid", "`id -u NAME` prints it", whole(0..=u64::from(u32::MAX - 1)));
     let tenant = section.get(
         "tenant",
-        TENANT.to_owned(),
+        LOCAL_TENANT.to_owned(),
         text_where(
             is_tenant,
             "the name of a tenant",

@@ -2,7 +2,10 @@
 
 mod subscriptions;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use ksi_identity::Principal;
@@ -12,6 +15,7 @@ use ksi_protocol::{
     frame::{self, Hello, Subscribe, Welcome},
     json::{self, Verb},
     limits,
+    token::Token,
 };
 use serde_json::Value;
 use tokio::{net::UnixStream, time::Instant};
@@ -64,18 +68,17 @@ pub(super) async fn run(
     }
     let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
     let outbox = Arc::new(Outbox::new(stream, face, sessions.hub.dropped.clone()));
-    let port = sessions.attach(Handle::Session(outbox.clone()), number, principal);
-    outbox.listen_with(subscriptions::ear(&sessions.hub, &port));
+    let seat = Seat { sessions, number, user: principal, outbox: &outbox, port: OnceLock::new() };
     let mut session = Session {
         hub: &sessions.hub,
         outbox: &outbox,
-        port: &port,
+        seat: &seat,
         json: first != 0,
         greeted: false,
         greeting,
         searched: 0,
     };
-    let follows = keep_up(&sessions.hub, &port, &outbox);
+    let follows = keep_up(&sessions.hub, &seat, &outbox);
     let writing =
         write_when_full(&outbox.socket, &outbox.writer, sessions.limits.write_deadline, || outbox.resume());
     tokio::pin!(writing, follows);
@@ -109,7 +112,9 @@ pub(super) async fn run(
     }
     outbox.kill();
     let mut turn = sessions.hub.turn();
-    turn.detach(&port, &Refusal::new(Code::Cancelled, "the client has disconnected"));
+    if let Some(port) = seat.port.get() {
+        turn.detach(port, &Refusal::new(Code::Cancelled, "the client has disconnected"));
+    }
     turn.end();
 }
 
@@ -142,10 +147,47 @@ async fn answered(outbox: &Outbox, writing: &mut (impl Future<Output = bool> + U
     }
 }
 
+/// A client's place at the kernel. It is taken with the first word, when it is
+/// known in whose name the client speaks, and then stays the same.
+struct Seat<'a> {
+    sessions: &'a Sessions,
+    number: u64,
+    /// Who is at the other end, as the system says.
+    user: Arc<Principal>,
+    outbox: &'a Arc<Outbox>,
+    port: OnceLock<Arc<Port>>,
+}
+
+impl Seat<'_> {
+    /// The client's port; that of its user, where it has shown no token before.
+    fn port(&self) -> &Arc<Port> {
+        self.port.get_or_init(|| self.attach(self.user.clone()))
+    }
+
+    /// Takes the place, in the name of a token where the client shows one.
+    fn take(&self, token: Option<&Token>) -> Result<&Arc<Port>, Refusal> {
+        let hub = &self.sessions.hub;
+        if self.port.get().is_some() {
+            let message = "`hello` is the first word, and something was said before";
+            return Err(Refusal::new(Code::InvalidFrame, message).hint("connect anew"));
+        }
+        let Some(token) = token else { return Ok(self.port()) };
+        let principal = hub.identity.of_token(token, hub.now_ms())?;
+        Ok(self.port.get_or_init(|| self.attach(principal)))
+    }
+
+    fn attach(&self, principal: Arc<Principal>) -> Arc<Port> {
+        let handle = Handle::Session(self.outbox.clone());
+        let port = self.sessions.attach(handle, self.number, principal);
+        self.outbox.listen_with(subscriptions::ear(&self.sessions.hub, &port));
+        port
+    }
+}
+
 struct Session<'a> {
     hub: &'a Hub,
     outbox: &'a Arc<Outbox>,
-    port: &'a Arc<Port>,
+    seat: &'a Seat<'a>,
     json: bool,
     /// Whether `hello` was said, or the first whole line.
     greeted: bool,
@@ -225,7 +267,9 @@ impl Session<'_> {
             if line.len() > limits::FRAME_BYTES_MAX + 1 {
                 return self.too_long();
             }
-            self.line(line.trim_ascii(), turn);
+            if self.line(line.trim_ascii(), turn) == Next::Close {
+                return Next::Close;
+            }
         }
         self.searched = input.len();
         if input.len() > limits::FRAME_BYTES_MAX {
@@ -240,11 +284,19 @@ impl Session<'_> {
         Next::Close
     }
 
-    fn line(&mut self, line: &[u8], turn: &mut Turn<'_>) {
+    fn line(&mut self, line: &[u8], turn: &mut Turn<'_>) -> Next {
         if line.is_empty() {
-            return;
+            return Next::Read;
         }
         match json::parse(line) {
+            Ok(json::Input { id, verb: Verb::Hello { token } }) => {
+                if let Err(refusal) = self.seat.take(token.as_ref()) {
+                    // Who was refused shall not go on in somebody else's name.
+                    self.refuse_line(id.as_ref(), &refusal);
+                    return Next::Close;
+                }
+                self.outbox.line(&json::welcome_line(id.as_ref(), &self.welcome()));
+            }
             Ok(input) => {
                 let id = input.id.clone();
                 if let Err(refusal) = self.verb(input, turn) {
@@ -253,6 +305,7 @@ impl Session<'_> {
             }
             Err(malformed) => self.refuse_line(malformed.id.as_ref(), &malformed.refusal),
         }
+        Next::Read
     }
 
     fn refuse_line(&self, id: Option<&Value>, refusal: &Refusal) {
@@ -287,12 +340,12 @@ impl Session<'_> {
                     ..Ask::new(id, event, data)
                 };
                 self.outbox.owe();
-                turn.request(self.port, ask);
+                turn.request(self.seat.port(), ask);
             }
             Verb::Emit { event, data, correlation_id } => {
                 let emission =
                     Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
-                let told = turn.emit(self.port, emission)?;
+                let told = turn.emit(self.seat.port(), emission)?;
                 if let Some(id) = id {
                     self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
                 }
@@ -310,11 +363,13 @@ impl Session<'_> {
                     }
                 });
             }
+            // Dealt with where the line is read.
+            Verb::Hello { .. } => {}
             Verb::Cancel(id) => self.cancel(find(&id)?, turn),
             Verb::Credit(id, n) => {
                 let id = find(&id)?;
                 self.outbox.add_credit(id, n);
-                turn.credit(self.port, id, n);
+                turn.credit(self.seat.port(), id, n);
             }
         }
         Ok(())
@@ -357,14 +412,14 @@ impl Session<'_> {
                 // A client has no parent to speak for.
                 request.parent = None;
                 self.outbox.owe();
-                turn.request(self.port, ask(request));
+                turn.request(self.seat.port(), ask(request));
             }
             Frame::Emit(emit) => {
                 let emission = Emission {
                     correlation_id: emit.correlation_id.map(Into::into),
                     ..Emission::new(emit.event, emit.data)
                 };
-                match (turn.emit(self.port, emission), emit.id) {
+                match (turn.emit(self.seat.port(), emission), emit.id) {
                     (Ok(told), Some(id)) => {
                         let data = serde_json::json!({ "delivered": told });
                         let data = json::from_json(&data).unwrap_or_else(|_| ksi_protocol::empty());
@@ -383,7 +438,7 @@ impl Session<'_> {
             Frame::Cancel { id } => self.cancel(id, turn),
             Frame::Credit { id, n } => {
                 self.outbox.add_credit(id, n);
-                turn.credit(self.port, id, n);
+                turn.credit(self.seat.port(), id, n);
             }
             _ => self.outbox.refuse(
                 None,
@@ -395,7 +450,7 @@ impl Session<'_> {
     }
 
     fn greet(&mut self, frame: &Frame) -> Next {
-        let Frame::Hello(Hello { version, client, .. }) = frame else {
+        let Frame::Hello(Hello { version, client, token, .. }) = frame else {
             self.outbox.refuse(None, Refusal::new(Code::InvalidFrame, "the first frame must be `hello`"));
             return Next::Close;
         };
@@ -407,20 +462,32 @@ impl Session<'_> {
             );
             return Next::Close;
         }
-        tracing::debug!(session = &*self.port.origin, client, "client connected");
+        let port = match self.seat.take(token.as_ref()) {
+            Ok(port) => port,
+            Err(refusal) => {
+                self.outbox.refuse(None, refusal);
+                return Next::Close;
+            }
+        };
+        let principal = &*port.authority.caller.principal.name;
+        tracing::debug!(session = &*port.origin, client, principal, "client connected");
         self.greeted = true;
-        self.outbox.frame(&Frame::Welcome(Welcome {
-            version: PROTOCOL_VERSION,
-            server: concat!("ksid ", env!("CARGO_PKG_VERSION")).into(),
-            features: vec!["latest".into(), "credit".into(), "durable".into()],
-            session: (*self.port.origin).to_owned(),
-            boot: self.hub.boot.clone(),
-        }));
+        self.outbox.frame(&Frame::Welcome(self.welcome()));
         Next::Read
     }
 
+    fn welcome(&self) -> Welcome {
+        Welcome {
+            version: PROTOCOL_VERSION,
+            server: concat!("ksid ", env!("CARGO_PKG_VERSION")).into(),
+            features: vec!["latest".into(), "credit".into(), "durable".into()],
+            session: (*self.seat.port().origin).to_owned(),
+            boot: self.hub.boot.clone(),
+        }
+    }
+
     fn cancel(&self, id: frame::Id, turn: &mut Turn<'_>) {
-        turn.cancel(self.port, id);
+        turn.cancel(self.seat.port(), id);
         self.outbox.give_up(id);
     }
 }

@@ -80,7 +80,24 @@ pub(super) const ALL: &[Spec] = &[
     request("plugin:reload", "Start a plugin anew, with its library and configuration read again.", NAME),
     request("plugin:restart", "Start a plugin anew, also one that is held.", NAME),
     request("config:show", "Show the configuration in force and where each value comes from.", &[]),
-    request("config:reload", "Read the configuration again.", &[]),
+    request("config:reload", "Read the configuration and the tokens again.", &[]),
+    request(
+        "token:create",
+        "Make a token, which gives whoever shows it what the asker holds or less, for no longer. It is shown \
+         this once.",
+        &[
+            ("name", "string", true, "What it is for, for people."),
+            ("can", "array", true, "Its capabilities: `completion.*`, `*.read`."),
+            ("tenant", "string", false, "Whose data it sees; without it, the asker's."),
+            ("expires_in_ms", "integer", false, "How long it is valid; without it, until it is revoked."),
+        ],
+    ),
+    request("token:list", "List the tokens that the asker has made, and those made with them.", &[]),
+    request(
+        "token:revoke",
+        "Take a token back, and all that were made with it, also on connections that are open.",
+        &[("id", "string", true, "Its id, as `token:list` has it.")],
+    ),
     fact("system:started", "The daemon accepts clients.", &[("boot", "string", true, "Names this start.")]),
     fact("system:stopping", "The daemon takes no new requests.", &[("reason", "string", true, "Why.")]),
     fact("plugin:started", "A plugin runs; it is not ready yet.", BORN),

@@ -24,6 +24,7 @@ use crate::{
     pattern::Pattern,
     refusal::{Code, Refusal},
     sandbox::{Finding, Report, Sandbox, Targets},
+    token::Token,
     work::Policy,
 };
 
@@ -159,7 +160,7 @@ pub enum Frame<P = Bytes> {
 }
 
 /// First frame of a client.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`crate::PROTOCOL_VERSION`] of the client.
     pub version: u16,
@@ -168,6 +169,10 @@ pub struct Hello {
     /// Optional abilities of the client; unknown ones are ignored.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Whoever shows one speaks as its principal; without it, as the user of the
+    /// system at the other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
 }
 
 /// The daemon's answer to [`Hello`].

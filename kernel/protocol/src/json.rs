@@ -17,11 +17,12 @@ use serde::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    frame::{Class, Gap},
+    frame::{Class, Gap, Welcome},
     limits::DEPTH_MAX,
     name::EventName,
     pattern::Pattern,
     refusal::{Code, Refusal},
+    token::Token,
 };
 
 /// One line from a client.
@@ -37,6 +38,9 @@ pub struct Input {
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "the fields are those of the frames of the same names")]
 pub enum Verb {
+    Hello {
+        token: Option<Token>,
+    },
     Request {
         event: EventName,
         data: Bytes,
@@ -74,6 +78,7 @@ pub struct Malformed {
 
 /// The keys that begin each kind of line, and those that may go with it.
 const SHAPES: &[(&str, &[&str])] = &[
+    ("hello", &["hello", "id"]),
     ("event", &["event", "id", "data", "timeout_ms", "credit", "correlation_id", "idempotency_key"]),
     ("emit", &["emit", "id", "data", "correlation_id"]),
     ("subscribe", &["subscribe", "id", "class", "since_seq", "consumer", "credit"]),
@@ -126,6 +131,9 @@ fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Ref
             .hint(format!("allowed here: {}", allowed.join(", "))));
     }
     let subject = object.remove(*kind).unwrap_or_default();
+    if *kind == "hello" {
+        return hello(subject);
+    }
     let text = |subject: &Value| {
         subject.as_str().map(str::to_owned).ok_or_else(|| invalid(format!("`{kind}` must be a text")))
     };
@@ -157,6 +165,28 @@ fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Ref
         "cancel" => Verb::Cancel(subject),
         _ => Verb::Credit(subject, field(object, "n")?.unwrap_or(1)),
     })
+}
+
+/// What the first line may say of whoever sends it. An error never shows what was
+/// sent.
+fn hello(subject: Value) -> Result<Verb, Refusal> {
+    let Value::Object(mut subject) = subject else {
+        return Err(
+            Refusal::new(Code::InvalidFrame, "`hello` must be an object").hint(r#"{"hello":{"token":"…"}}"#)
+        );
+    };
+    let token = match subject.remove("token") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(Token::new(&text)),
+        Some(_) => return Err(Refusal::new(Code::InvalidFrame, "`hello.token` must be a text")),
+    };
+    match subject.keys().next() {
+        None => Ok(Verb::Hello { token }),
+        Some(unknown) => {
+            let message = format!("unknown key `{unknown}` in `hello`");
+            Err(Refusal::new(Code::InvalidFrame, message).hint("allowed here: token"))
+        }
+    }
 }
 
 fn field<T: serde::de::DeserializeOwned>(
@@ -285,6 +315,15 @@ pub fn refusal_line(id: Option<&Value>, refusal: &Refusal) -> String {
     match id {
         Some(id) => json!({"id": id, "refusal": refusal}).to_string(),
         None => json!({"refusal": refusal}).to_string(),
+    }
+}
+
+/// The answer to `hello`.
+#[must_use]
+pub fn welcome_line(id: Option<&Value>, welcome: &Welcome) -> String {
+    match id {
+        Some(id) => json!({"id": id, "welcome": welcome}).to_string(),
+        None => json!({"welcome": welcome}).to_string(),
     }
 }
 

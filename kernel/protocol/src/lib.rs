@@ -23,6 +23,7 @@ pub mod sandbox;
 pub mod secret;
 pub mod space;
 pub mod system;
+pub mod token;
 pub mod work;
 
 pub use bytes::Bytes;
@@ -36,6 +37,9 @@ pub use refusal::{Code, Refusal};
 /// Version of the wire protocol; `hello` and `welcome` carry it, and a peer
 /// with another major version is refused with both numbers named.
 pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The tenant of whoever is given no other: the owner, and users without one.
+pub const LOCAL_TENANT: &str = "local";
 
 /// Encodes a value as MessagePack with named fields, the form of every
 /// payload.

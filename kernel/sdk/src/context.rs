@@ -289,6 +289,13 @@ impl Ctx {
         State::new(self.clone())
     }
 
+    /// What the plugin keeps for the tenant that this is about: what other tenants
+    /// have in it is out of reach, whatever keys are used.
+    #[must_use]
+    pub fn tenant_state(&self) -> State {
+        self.state().of_tenant(self.tenant())
+    }
+
     /// Tells whoever listens: of the tenant that this context is about, where it
     /// is about one.
     ///

@@ -23,6 +23,13 @@
 //! }
 //! ```
 //!
+//! # Tenants
+//!
+//! [`State::of_tenant`] is a part of the space in which everything belongs to one
+//! tenant: the same key under two tenants is two keys, and no key or prefix leads
+//! out of it, whatever tenant or key is called. [`Ctx::tenant_state`] is that of
+//! whoever asks.
+//!
 //! # Limits
 //!
 //! A key has at most 1 KiB, a value 1 MiB, a batch 4 MiB and 4096 changes and
@@ -38,7 +45,7 @@
 
 pub(crate) mod version;
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use ksi_protocol::{
     Bytes, Code, Refusal,
@@ -88,15 +95,44 @@ pub struct Page<T> {
     pub more: bool,
 }
 
-/// The state of the plugin. Cheap to clone.
+/// Second byte of what belongs to tenants, after [`RESERVED`].
+const OF_TENANTS: u8 = b't';
+
+/// The state of the plugin, or a tenant's part of it. Cheap to clone.
 #[derive(Clone)]
 pub struct State {
     ctx: Ctx,
+    /// What the keys of a tenant begin with; empty: the plugin's own.
+    scope: Rc<[u8]>,
 }
 
 impl State {
     pub(crate) fn new(ctx: Ctx) -> Self {
-        Self { ctx }
+        Self { ctx, scope: Rc::new([]) }
+    }
+
+    /// The part that belongs to a tenant; without one, what is the plugin's own.
+    /// Its keys are as much shorter as the tenant's name is long.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: Option<&str>) -> Self {
+        let scope = tenant.map_or_else(Vec::new, |tenant| {
+            // The length goes first, so that no name is the beginning of another's keys.
+            let length = (tenant.len() as u64).to_be_bytes();
+            [&[RESERVED, OF_TENANTS], &length[..], tenant.as_bytes()].concat()
+        });
+        Self { ctx: self.ctx.clone(), scope: scope.into() }
+    }
+
+    /// A key as the space knows it.
+    fn own(&self, key: &[u8]) -> Result<Bytes, Refusal> {
+        check_key(key)?;
+        if self.scope.is_empty() && key.first() == Some(&RESERVED) {
+            let message = "a key of a plugin's state must not begin with a zero byte";
+            return Err(Refusal::new(Code::InvalidPayload, message));
+        }
+        let key = [&self.scope, key].concat();
+        check_key(&key)?;
+        Ok(key.into())
     }
 
     /// Reads a value.
@@ -108,7 +144,7 @@ impl State {
         &self,
         key: impl AsRef<[u8]>,
     ) -> Result<Option<Versioned<T>>, Refusal> {
-        let Got { value, version } = self.read(own(key.as_ref())?).await?;
+        let Got { value, version } = self.read(self.own(key.as_ref())?).await?;
         value.map(|value| Ok(Versioned { value: typed(key.as_ref(), &value)?, version })).transpose()
     }
 
@@ -174,15 +210,17 @@ impl State {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Page<T>, Refusal> {
+        let scoped = |part: &[u8]| Bytes::from([&self.scope, part].concat());
         // Keys that are not the plugin's come first of all, and are passed over.
-        let first: &[u8] = &[RESERVED, u8::MAX];
+        let first: &[u8] = if self.scope.is_empty() { &[RESERVED, u8::MAX] } else { &[] };
         let ask = Scan {
-            prefix: Bytes::copy_from_slice(prefix.as_ref()),
-            after: Some(Bytes::copy_from_slice(after.map_or(first, |after| after.max(first)))),
+            prefix: scoped(prefix.as_ref()),
+            after: Some(scoped(after.map_or(first, |after| after.max(first)))),
             limit: u32::try_from(limit).unwrap_or(u32::MAX).clamp(1, space::SCAN_ENTRIES_MAX),
         };
         let page: space::Page = self.ask("space:scan", &ask).await?;
         let entry = |space::Entry { key, value, version }| {
+            let key = key.slice(self.scope.len()..);
             typed(&key, &value).map(|value| Entry { key, value, version })
         };
         let entries = page.entries.into_iter().map(entry).collect::<Result<_, Refusal>>()?;
@@ -233,18 +271,6 @@ fn is_early(refusal: &Refusal) -> bool {
     }
 }
 
-/// A key of the plugin's own.
-fn own(key: &[u8]) -> Result<Bytes, Refusal> {
-    check_key(key)?;
-    match key.first() {
-        Some(&RESERVED) => Err(Refusal::new(
-            Code::InvalidPayload,
-            "a key of a plugin's state must not begin with a zero byte",
-        )),
-        _ => Ok(Bytes::copy_from_slice(key)),
-    }
-}
-
 /// A value as a type. Keys may be shown, values never.
 fn typed<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, Refusal> {
     ksi_protocol::decode(value).map_err(|refusal| {
@@ -276,21 +302,22 @@ pub struct Batch {
 impl Batch {
     /// Writes a value.
     pub fn put<T: Serialize + ?Sized>(mut self, key: impl AsRef<[u8]>, value: &T) -> Self {
-        let change = own(key.as_ref()).and_then(|key| Ok(Change { key, value: Some(encode(value)?) }));
+        let change =
+            self.state.own(key.as_ref()).and_then(|key| Ok(Change { key, value: Some(encode(value)?) }));
         self.add(change, |apply| &mut apply.changes);
         self
     }
 
     /// Removes a value; nothing need be there.
     pub fn delete(mut self, key: impl AsRef<[u8]>) -> Self {
-        let change = own(key.as_ref()).map(|key| Change { key, value: None });
+        let change = self.state.own(key.as_ref()).map(|key| Change { key, value: None });
         self.add(change, |apply| &mut apply.changes);
         self
     }
 
     /// Makes the changes only if this value still has this version, 0 for none.
     pub fn check_version(mut self, key: impl AsRef<[u8]>, version: u64) -> Self {
-        let check = own(key.as_ref()).map(|key| Check { key, version });
+        let check = self.state.own(key.as_ref()).map(|key| Check { key, version });
         self.add(check, |apply| &mut apply.checks);
         self
     }

@@ -10,7 +10,10 @@ use std::{
     rc::Rc,
 };
 
-use ksi_sdk::prelude::{Code, Refusal, json};
+use ksi_sdk::{
+    Ctx,
+    prelude::{Code, Refusal, json},
+};
 
 use crate::{
     config::Config,
@@ -69,6 +72,8 @@ pub(crate) struct Entry {
     provider: Provider,
     model: String,
     conversation: Option<String>,
+    /// Whose it is; others do not see it.
+    pub(crate) tenant: Option<String>,
     priority: i8,
     pub(crate) accepted_ms: u64,
     pub(crate) started_ms: Cell<u64>,
@@ -84,7 +89,8 @@ pub(crate) struct Ledger {
     scheduler: Scheduler,
     open: BTreeMap<Ticket, Rc<Entry>>,
     tickets: HashMap<String, Ticket>,
-    results: Results<Ended>,
+    /// With whose each is.
+    results: Results<(Option<String>, Ended)>,
     /// How long a request of each provider takes, a moving mean.
     mean_ms: Vec<u64>,
 }
@@ -101,11 +107,17 @@ impl Ledger {
     }
 
     /// Takes an order in, and starts it where it may start at once.
-    pub(crate) fn admit(&mut self, id: String, order: &Order, now_ms: u64) -> Result<Rc<Entry>, Refusal> {
+    pub(crate) fn admit(
+        &mut self,
+        id: String,
+        tenant: Option<&str>,
+        order: &Order,
+        now_ms: u64,
+    ) -> Result<Rc<Entry>, Refusal> {
         let provider = order.model.provider();
         let job = Job {
             lane: provider.lane(),
-            conversation: order.conversation.clone(),
+            conversation: order.conversation.as_deref().map(|name| scoped(tenant, name)),
             priority: order.priority,
             bytes: order.bytes(),
         };
@@ -116,6 +128,7 @@ impl Ledger {
             provider,
             model: order.model.to_string(),
             conversation: order.conversation.clone(),
+            tenant: tenant.map(str::to_owned),
             priority: order.priority,
             accepted_ms: now_ms,
             started_ms: Cell::new(now_ms),
@@ -167,7 +180,7 @@ impl Ledger {
             *mean = (*mean * 7 + now_ms.saturating_sub(entry.started_ms.get())) / 8;
         }
         let bytes = ended.bytes();
-        self.results.add(entry.id.clone(), ended, bytes, now_ms);
+        self.results.add(entry.id.clone(), (entry.tenant.clone(), ended), bytes, now_ms);
         self.scheduler.release(entry.ticket);
         entry.phase.set(Phase::Ended);
         entry.changed.notify();
@@ -178,8 +191,15 @@ impl Ledger {
         self.open.get(self.tickets.get(id)?)
     }
 
-    pub(crate) fn ended(&mut self, id: &str, now_ms: u64) -> Option<&Ended> {
-        self.results.get(id, now_ms)
+    /// An open request that whoever asks may see.
+    pub(crate) fn visible(&self, ctx: &Ctx, id: &str) -> Option<&Rc<Entry>> {
+        self.open(id).filter(|entry| ctx.sees(entry.tenant.as_deref()))
+    }
+
+    /// What became of a request that whoever asks may see.
+    pub(crate) fn ended(&mut self, ctx: &Ctx, id: &str, now_ms: u64) -> Option<&Ended> {
+        let (tenant, ended) = self.results.get(id, now_ms)?;
+        ctx.sees(tenant.as_deref()).then_some(ended)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -201,8 +221,9 @@ impl Ledger {
         }
     }
 
-    /// Everything that is open, or the one request asked for.
-    pub(crate) fn status(&self, only: Option<&Rc<Entry>>, now_ms: u64) -> Status {
+    /// Everything that is open and that whoever asks may see, or the one request
+    /// asked for; how many there are in all.
+    pub(crate) fn status(&self, ctx: &Ctx, only: Option<&Rc<Entry>>, now_ms: u64) -> Status {
         let providers = Provider::ALL.map(|provider| self.load(provider)).to_vec();
         let view = |entry: &Rc<Entry>| self.view(entry, now_ms);
         Status {
@@ -210,7 +231,10 @@ impl Ledger {
             running: providers.iter().map(|load| load.running).sum(),
             requests: match only {
                 Some(entry) => vec![view(entry)],
-                None => self.open.values().map(view).collect(),
+                None => {
+                    let seen = self.open.values().filter(|entry| ctx.sees(entry.tenant.as_deref()));
+                    seen.map(view).collect()
+                }
             },
             providers,
         }
@@ -226,6 +250,15 @@ impl Ledger {
             priority: entry.priority,
             age_ms: now_ms.saturating_sub(entry.accepted_ms),
         }
+    }
+}
+
+/// The name of a tenant's conversation among those of all. A tenant is preceded by
+/// its length, so no two are one.
+fn scoped(tenant: Option<&str>, name: &str) -> String {
+    match tenant {
+        Some(tenant) => format!("{}:{tenant}{name}", tenant.len()),
+        None => format!("-:{name}"),
     }
 }
 

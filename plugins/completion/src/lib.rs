@@ -115,7 +115,7 @@ impl Completion {
         out: Chunks<Chunk>,
     ) -> Result<Completed, Refusal> {
         let id = format!("{LIVE}{}", ctx.unique_id());
-        let (order, entry) = self.admit(id, request)?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry);
         match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
             Ended::Done(completed) => Ok(*completed),
@@ -135,7 +135,7 @@ impl Completion {
         // The keeper of work hands a request over under the name that its asker
         // knows; without a keeper it has no name yet.
         let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
-        let (order, entry) = self.admit(id, request)?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry.clone());
         let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
         let (tell, ended) = oneshot::channel();
@@ -165,28 +165,28 @@ impl Completion {
         }
         let now_ms = self.now_ms();
         let mut ledger = self.ledger.borrow_mut();
-        let open = ledger.open(&request_id).cloned();
+        let open = ledger.visible(&ctx, &request_id).cloned();
         let status = match open {
             Some(entry) => {
                 entry.stop(cancelled());
                 State::Cancelled
             }
-            None => ledger.ended(&request_id, now_ms).ok_or_else(|| unknown(&request_id))?.state(),
+            None => ledger.ended(&ctx, &request_id, now_ms).ok_or_else(|| unknown(&request_id))?.state(),
         };
         Ok(CancelAnswer { request_id, status })
     }
 
-    async fn status(self: Rc<Self>, _ctx: Ctx, ask: StatusRequest) -> Result<Status, Refusal> {
+    async fn status(self: Rc<Self>, ctx: Ctx, ask: StatusRequest) -> Result<Status, Refusal> {
         let now_ms = self.now_ms();
         let ledger = self.ledger.borrow();
         match ask.request_id {
-            None => Ok(ledger.status(None, now_ms)),
+            None => Ok(ledger.status(&ctx, None, now_ms)),
             Some(id) => {
-                let entry = ledger.open(&id).ok_or_else(|| {
+                let entry = ledger.visible(&ctx, &id).ok_or_else(|| {
                     Refusal::not_found("open request", &id)
                         .hint("`completion:get` knows those that have ended")
                 })?;
-                Ok(ledger.status(Some(entry), now_ms))
+                Ok(ledger.status(&ctx, Some(entry), now_ms))
             }
         }
     }
@@ -197,7 +197,7 @@ impl Completion {
         if !is_live(&request_id) {
             return kept::get(&ctx, request_id, wait_ms).await;
         }
-        let open = self.ledger.borrow().open(&request_id).cloned();
+        let open = self.ledger.borrow().visible(&ctx, &request_id).cloned();
         if let Some(entry) = open {
             if wait_ms > 0 {
                 let ended = pin!(entry.changed.until(|| entry.phase.get() == Phase::Ended));
@@ -209,7 +209,7 @@ impl Completion {
         }
         let now_ms = self.now_ms();
         let mut ledger = self.ledger.borrow_mut();
-        let ended = ledger.ended(&request_id, now_ms).ok_or_else(|| unknown(&request_id))?;
+        let ended = ledger.ended(&ctx, &request_id, now_ms).ok_or_else(|| unknown(&request_id))?;
         let state = ended.state();
         let (result, refusal) = match ended {
             Ended::Done(completed) => (Some((**completed).clone()), None),
@@ -241,13 +241,13 @@ impl Completion {
     }
 
     /// Checks a request and takes it in.
-    fn admit(&self, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
+    fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
         let order = Order::new(request, &self.config)?;
         if self.ledger.borrow().open(&id).is_some() {
             let message = format!("the request {} is under way already", id.escape_debug());
             return Err(Refusal::new(Code::Conflict, message));
         }
-        let entry = self.ledger.borrow_mut().admit(id, &order, self.now_ms())?;
+        let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, self.now_ms())?;
         Ok((order, entry))
     }
 

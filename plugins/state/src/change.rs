@@ -60,9 +60,9 @@ impl Step {
     /// # Errors
     ///
     /// Says which field does not fit.
-    pub(crate) fn set(ask: payload::Set, now_ms: u64) -> Result<Self, Refusal> {
+    pub(crate) fn set(tenant: Option<&str>, ask: payload::Set, now_ms: u64) -> Result<Self, Refusal> {
         let payload::Set { namespace, key, value, expected_version, ttl_seconds, metadata } = ask;
-        let place = Place::new(&namespace, "key", &key)?;
+        let place = Place::new(tenant, &namespace, "key", &key)?;
         value::check("value", &value)?;
         let size = (value.0.len() + value::check_metadata(&metadata)?) as u64;
         let expires_at_ms = expiry(ttl_seconds, now_ms)?;
@@ -74,16 +74,16 @@ impl Step {
     /// # Errors
     ///
     /// Says which field does not fit.
-    pub(crate) fn delete(ask: &payload::Delete) -> Result<Self, Refusal> {
-        let place = Place::new(&ask.namespace, "key", &ask.key)?;
+    pub(crate) fn delete(tenant: Option<&str>, ask: &payload::Delete) -> Result<Self, Refusal> {
+        let place = Place::new(tenant, &ask.namespace, "key", &ask.key)?;
         Ok(Self { place, action: Action::Delete(WatchKind::Deleted), expected: ask.expected_version })
     }
 
     /// # Errors
     ///
     /// Says which field does not fit.
-    pub(crate) fn check(ask: &payload::Check) -> Result<Self, Refusal> {
-        let place = Place::new(&ask.namespace, "key", &ask.key)?;
+    pub(crate) fn check(tenant: Option<&str>, ask: &payload::Check) -> Result<Self, Refusal> {
+        let place = Place::new(tenant, &ask.namespace, "key", &ask.key)?;
         Ok(Self { place, action: Action::Check, expected: Some(ask.version) })
     }
 
@@ -377,7 +377,7 @@ impl StatePlugin {
         };
         self.watches.tell(&Rc::new(Change { place: place.clone(), version, kind, stored }));
         // A fact that cannot be told now is not worth a refusal of what is done.
-        let _ = self.ctx.emit("state:changed", &changed);
+        let _ = self.ctx.of_tenant(place.tenant().as_deref()).emit("state:changed", &changed);
     }
 
     /// Finds out what stands under a key whose write may have been made.

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn place(key: &str) -> Place {
-        Place::new("n", "key", key).unwrap()
+        Place::new(None, "n", "key", key).unwrap()
     }
 
     fn entry(version: u64, expires_at_ms: u64) -> Entry {
@@ -183,7 +183,7 @@ mod tests {
         let mut index = Index::default();
         for key in ["a", "ab", "abc", "ac", "b"] {
             index.put(&place(key), Some(entry(1, 0)));
-            index.put(&Place::new("n2", "key", key).unwrap(), Some(entry(1, 0)));
+            index.put(&Place::new(None, "n2", "key", key).unwrap(), Some(entry(1, 0)));
         }
         let names = |prefix: &str, after: Option<&str>| {
             let prefix = Place::prefix("n", prefix).unwrap();

@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn keys_tell_what_they_were_made_of() {
         for (namespace, name) in [("a", "b"), ("a\0", "\0/ä"), ("ä", "0123456789abcdef")] {
-            let place = Place::new(namespace, "key", name).unwrap();
+            let place = Place::new(None, namespace, "key", name).unwrap();
             assert_eq!(place_of_brief(brief_key(&place).as_bytes()), Some(place.clone()));
             assert_eq!(place_of_item(item_key(&place, u64::MAX).as_bytes()), Some((place.clone(), u64::MAX)));
             assert_ne!(item_key(&place, 1), data_key(&place, 1));
@@ -108,7 +108,7 @@ mod tests {
     fn the_longest_names_fit_into_a_key() {
         use crate::place::{KEY_BYTES_MAX, NAMESPACE_BYTES_MAX};
         let (namespace, name) = ("\0".repeat(NAMESPACE_BYTES_MAX), "k".repeat(KEY_BYTES_MAX));
-        let place = Place::new(&namespace, "queue", &name).unwrap();
+        let place = Place::new(Some(&"t".repeat(64)), &namespace, "queue", &name).unwrap();
         assert!(item_key(&place, 1).len() <= ksi_sdk::protocol::space::KEY_BYTES_MAX);
     }
 }

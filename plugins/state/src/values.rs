@@ -38,15 +38,15 @@ const PAGE_KEYS_MAX: i64 = 1000;
 const KEYS_SEEN_MAX: usize = 10_000;
 
 impl StatePlugin {
-    pub(crate) async fn set(self: Rc<Self>, _ctx: Ctx, ask: Set) -> Result<SetAnswer, Refusal> {
-        let step = Step::set(ask, self.now_ms())?;
+    pub(crate) async fn set(self: Rc<Self>, ctx: Ctx, ask: Set) -> Result<SetAnswer, Refusal> {
+        let step = Step::set(ctx.tenant(), ask, self.now_ms())?;
         let expires_at_ms = step.expires_at_ms();
         let done = self.change(vec![step]).await?;
         Ok(SetAnswer { version: done.version, expires_at_ms })
     }
 
-    pub(crate) async fn get(self: Rc<Self>, _ctx: Ctx, ask: Get) -> Result<GetAnswer, Refusal> {
-        let place = Place::new(&ask.namespace, "key", &ask.key)?;
+    pub(crate) async fn get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<GetAnswer, Refusal> {
+        let place = Place::new(ctx.tenant(), &ask.namespace, "key", &ask.key)?;
         let known = self.index.borrow().live(&place, self.now_ms()).is_some();
         let found = match known {
             true => self.state.get::<Stored>(value_key(&place)).await?,
@@ -71,12 +71,12 @@ impl StatePlugin {
         })
     }
 
-    pub(crate) async fn delete(self: Rc<Self>, _ctx: Ctx, ask: Delete) -> Result<DeleteAnswer, Refusal> {
-        let done = self.change(vec![Step::delete(&ask)?]).await?;
+    pub(crate) async fn delete(self: Rc<Self>, ctx: Ctx, ask: Delete) -> Result<DeleteAnswer, Refusal> {
+        let done = self.change(vec![Step::delete(ctx.tenant(), &ask)?]).await?;
         Ok(DeleteAnswer { deleted: done.deleted > 0 })
     }
 
-    pub(crate) async fn batch(self: Rc<Self>, _ctx: Ctx, ask: Batch) -> Result<BatchAnswer, Refusal> {
+    pub(crate) async fn batch(self: Rc<Self>, ctx: Ctx, ask: Batch) -> Result<BatchAnswer, Refusal> {
         if !(1..=OPERATIONS_MAX).contains(&ask.operations.len()) {
             let why =
                 format!("has {} operations, and must have from 1 to {OPERATIONS_MAX}", ask.operations.len());
@@ -86,9 +86,9 @@ impl StatePlugin {
         let mut steps = Vec::with_capacity(ask.operations.len());
         for (index, operation) in ask.operations.into_iter().enumerate() {
             let step = match operation {
-                Operation::Set(set) => Step::set(set, now_ms),
-                Operation::Delete(delete) => Step::delete(&delete),
-                Operation::Check(check) => Step::check(&check),
+                Operation::Set(set) => Step::set(ctx.tenant(), set, now_ms),
+                Operation::Delete(delete) => Step::delete(ctx.tenant(), &delete),
+                Operation::Check(check) => Step::check(ctx.tenant(), &check),
             };
             steps.push(step.map_err(|refusal| refusal.at(&format!("operations[{index}]")))?);
         }
@@ -104,9 +104,10 @@ impl StatePlugin {
         Ok(BatchAnswer { version: done.version, deleted: done.deleted })
     }
 
-    pub(crate) async fn list(self: Rc<Self>, _ctx: Ctx, ask: List) -> Result<ListAnswer, Refusal> {
+    pub(crate) async fn list(self: Rc<Self>, ctx: Ctx, ask: List) -> Result<ListAnswer, Refusal> {
         let limit = in_range("limit", ask.limit, 1, PAGE_KEYS_MAX)?.unwrap_or(PAGE_KEYS);
-        let (places, mut answer) = self.page(&ask, usize::try_from(limit).unwrap_or(usize::MAX))?;
+        let (places, mut answer) =
+            self.page(ctx.tenant(), &ask, usize::try_from(limit).unwrap_or(usize::MAX))?;
         if !ask.values {
             return Ok(answer);
         }
@@ -129,12 +130,18 @@ impl StatePlugin {
     }
 
     /// A page of keys, from what is known of them.
-    fn page(&self, ask: &List, limit: usize) -> Result<(Vec<Place>, ListAnswer), Refusal> {
+    fn page(
+        &self,
+        tenant: Option<&str>,
+        ask: &List,
+        limit: usize,
+    ) -> Result<(Vec<Place>, ListAnswer), Refusal> {
         let glob = ask.pattern.as_deref().map(Glob::new);
         let literal = glob.as_ref().map_or_else(String::new, Glob::prefix);
         let longer = if literal.starts_with(&ask.prefix) { &literal } else { &ask.prefix };
-        let prefix = Place::prefix(&ask.namespace, longer)?;
-        let after = ask.after.as_deref().map(|after| Place::prefix(&ask.namespace, after)).transpose()?;
+        let prefix = Place::prefix(tenant, &ask.namespace, longer)?;
+        let after =
+            ask.after.as_deref().map(|after| Place::prefix(tenant, &ask.namespace, after)).transpose()?;
         let matches = |name: &str| glob.as_ref().is_none_or(|glob| glob.matches(name));
         let (now_ms, index) = (self.now_ms(), self.index.borrow());
         let (mut places, mut answer, mut bytes) = (Vec::new(), ListAnswer::default(), 0);

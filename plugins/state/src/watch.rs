@@ -74,10 +74,10 @@ enum Scope {
 }
 
 impl Scope {
-    fn new(ask: &Watch) -> Result<Self, Refusal> {
+    fn new(tenant: Option<&str>, ask: &Watch) -> Result<Self, Refusal> {
         match (&ask.key, &ask.prefix) {
-            (Some(key), None) => Place::new(&ask.namespace, "key", key).map(Self::Key),
-            (None, Some(prefix)) => Place::prefix(&ask.namespace, prefix).map(Self::Prefix),
+            (Some(key), None) => Place::new(tenant, &ask.namespace, "key", key).map(Self::Key),
+            (None, Some(prefix)) => Place::prefix(tenant, &ask.namespace, prefix).map(Self::Prefix),
             (Some(_), Some(_)) => Err(invalid("key", "and `prefix` exclude each other: give one")),
             (None, None) => Err(invalid("key", "is missing, and so is `prefix`: give one")),
         }
@@ -158,11 +158,11 @@ impl Drop for Open<'_> {
 impl StatePlugin {
     pub(crate) async fn watch(
         self: Rc<Self>,
-        _ctx: Ctx,
+        ctx: Ctx,
         ask: Watch,
         out: Chunks<WatchPart>,
     ) -> Result<WatchEnd, Refusal> {
-        let open = self.watches.open(Scope::new(&ask)?, self.config.watches_max)?;
+        let open = self.watches.open(Scope::new(ctx.tenant(), &ask)?, self.config.watches_max)?;
         let watcher = &open.watcher;
         self.tell_all(watcher, &out).await?;
         loop {

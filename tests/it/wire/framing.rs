@@ -12,7 +12,7 @@ use ksi_tests::{
 use serde_json::{Value, json};
 
 fn hello(version: u16) -> Frame {
-    Frame::Hello(Hello { version, client: "test".into(), features: vec!["unheard-of".into()] })
+    Frame::Hello(Hello { version, client: "test".into(), features: vec!["unheard-of".into()], token: None })
 }
 
 fn serves(frames: &mut Frames) {

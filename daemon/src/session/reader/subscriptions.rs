@@ -13,7 +13,7 @@ use ksi_protocol::{
     json,
 };
 
-use super::Session;
+use super::{Seat, Session};
 use crate::{
     hub::{Hub, Port, Turn},
     jitter,
@@ -33,13 +33,13 @@ fn resume_pause(tries: u32, chance: f64) -> Duration {
 
 /// Sees to durable subscriptions: gives credit as events are written, and asks
 /// anew for those whose plugin has gone, once it is back.
-pub(super) async fn keep_up(hub: &Hub, port: &Arc<Port>, outbox: &Arc<Outbox>) -> Infallible {
+pub(super) async fn keep_up(hub: &Hub, seat: &Seat<'_>, outbox: &Arc<Outbox>) -> Infallible {
     loop {
         outbox.follow_up.notified().await;
         let mut turn = hub.turn_of(outbox);
         for (id, n) in outbox.grants() {
             outbox.add_credit(id, n);
-            turn.credit(port, id, n);
+            turn.credit(seat.port(), id, n);
         }
         turn.end();
         while outbox.has_lapsed() {
@@ -50,7 +50,7 @@ pub(super) async fn keep_up(hub: &Hub, port: &Arc<Port>, outbox: &Arc<Outbox>) -
             tokio::time::sleep(resume_pause(outbox.tries(), jitter::fraction())).await;
             let mut turn = hub.turn_of(outbox);
             for ask in outbox.resumed() {
-                turn.request(port, ask);
+                turn.request(seat.port(), ask);
             }
             turn.touch(outbox);
             turn.end();
@@ -96,7 +96,7 @@ impl Session<'_> {
             return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
         }
         self.outbox.is_free(id)?;
-        self.hub.kernel.subscribe(self.port, id, pattern, class, turn.now_ms())?;
+        self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms())?;
         let data = json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());
         self.outbox.open_sub(id, &Frame::Reply { id, data });
@@ -112,10 +112,10 @@ impl Session<'_> {
                 .retry_after_ms(200)
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
-        self.hub.kernel.may_follow(self.port, &subscribe.pattern, turn.now_ms())?;
+        self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
         let id = subscribe.id;
         let ask = self.outbox.follow(subscribe)?;
-        turn.request(self.port, ask);
+        turn.request(self.seat.port(), ask);
         // Where it was refused at once, there is nothing to confirm any more.
         self.outbox.confirm(id);
         Ok(())
@@ -124,11 +124,11 @@ impl Session<'_> {
     pub(super) fn unsubscribe(&self, id: frame::Id, turn: &mut Turn<'_>) -> Result<(), Refusal> {
         if let Some(runs) = self.outbox.end_follow(id) {
             if runs {
-                turn.cancel(self.port, id);
+                turn.cancel(self.seat.port(), id);
             }
             return Ok(());
         }
-        self.hub.kernel.unsubscribe(self.port, id)?;
+        self.hub.kernel.unsubscribe(self.seat.port(), id)?;
         self.outbox.remove_sub(id);
         Ok(())
     }

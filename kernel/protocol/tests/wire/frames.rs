@@ -11,6 +11,7 @@ use ksi_protocol::{
     },
     json,
     limits::{DEPTH_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SEGMENTS_MAX},
+    token::Token,
     work::Policy,
 };
 use proptest::{option, prelude::*};
@@ -111,8 +112,13 @@ fn asked() -> impl Strategy<Value = Frame> {
         (option::of(callers()), any::<bool>()),
     );
     prop_oneof![
-        (any::<u16>(), "\\PC{0,40}", prop::collection::vec("[a-z]{1,9}", 0..4))
-            .prop_map(|(version, client, features)| Frame::Hello(Hello { version, client, features })),
+        (any::<u16>(), "\\PC{0,40}", prop::collection::vec("[a-z]{1,9}", 0..4), option::of("\\PC{0,99}"))
+            .prop_map(|(version, client, features, token)| Frame::Hello(Hello {
+                version,
+                client,
+                features,
+                token: token.map(|text| Token::new(&text))
+            })),
         request.prop_map(
             |(
                 (id, event, data, timeout_ms),
@@ -377,7 +383,7 @@ fn unknown_fields_are_skipped_whatever_they_hold() {
 #[test]
 fn a_missing_optional_field_is_absent_and_a_missing_other_one_is_refused() {
     let hello = decode(&b"\x81\xa5hello\x82\xa7version\x01\xa6client\xa1x"[..]).unwrap();
-    assert_eq!(hello, Frame::Hello(Hello { version: 1, client: "x".into(), features: vec![] }));
+    assert_eq!(hello, Frame::Hello(Hello { version: 1, client: "x".into(), ..Hello::default() }));
     malformed(b"\x81\xa6cancel\x80", "missing field `id`");
     malformed(b"\x81\xa5reply\x81\xa2id\x01", "missing field `data`");
 }

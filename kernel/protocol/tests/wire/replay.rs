@@ -6,7 +6,7 @@
 use std::{fs, path::PathBuf};
 
 use bytes::BytesMut;
-use ksi_protocol::{EventName, Frame, Pattern, frame::Error, json};
+use ksi_protocol::{EventName, Frame, Pattern, frame::Error, json, token::Token};
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
@@ -77,4 +77,20 @@ fn the_corpus_of_patterns_is_matched_or_refused() {
             None => {}
         }
     }
+}
+
+#[test]
+fn the_corpus_of_tokens_is_taken_apart_or_is_none() {
+    let mut tokens = 0;
+    for (path, bytes) in corpus("token") {
+        let Ok(text) = std::str::from_utf8(&bytes) else { continue };
+        let token = Token::new(text);
+        if let Some(id) = token.id() {
+            let secret = &token.expose()["ksi_".len() + id.len() + 1..];
+            assert_eq!(Token::of(id, secret), token, "{}", path.display());
+            tokens += 1;
+        }
+        assert_eq!(format!("{token:?}"), "Token(***)");
+    }
+    assert!(tokens >= 2, "{tokens}");
 }

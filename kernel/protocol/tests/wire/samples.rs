@@ -10,6 +10,7 @@ use ksi_protocol::{
         Caller, Class, Emit, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict, Welcome,
     },
     sandbox::{Act, Cgroup, Finding, Layer, Limits, Network, Report, Sandbox, Standing, Targets},
+    token::Token,
     work::Policy,
 };
 use serde::{
@@ -130,10 +131,27 @@ fn questions() -> Vec<(&'static str, Frame)> {
     let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
     let owned = Emit { parent: Some(11), tenant: Some("acme".into()), ..emit.clone() };
     vec![
-        ("hello", Frame::Hello(Hello { version: 1, client: "ksi 0.1.0".into(), features: vec![] })),
+        (
+            "hello",
+            Frame::Hello(Hello { version: 1, client: "ksi 0.1.0".into(), features: vec![], token: None }),
+        ),
         (
             "hello-features",
-            Frame::Hello(Hello { version: 1, client: "x".into(), features: vec!["later".into()] }),
+            Frame::Hello(Hello {
+                version: 1,
+                client: "x".into(),
+                features: vec!["later".into()],
+                token: None,
+            }),
+        ),
+        (
+            "hello-token",
+            Frame::Hello(Hello {
+                version: 1,
+                client: "x".into(),
+                token: Some(Token::of("0a1b2c3d", &"0123456789abcdef".repeat(4))),
+                ..Hello::default()
+            }),
         ),
         ("request", Frame::Request(request)),
         ("request-full", Frame::Request(full)),

@@ -42,10 +42,45 @@ impl Plugin for Shelf {
         on.request("shelf:move", Self::rename);
         on.request("shelf:wrong", Self::wrong);
         on.request("shelf:later", Self::later);
+        on.request("shelf:tenants", Self::tenants);
     }
 }
 
+/// Tenants that make it hard to be told apart, with keys that do, too.
+const HOSTILE: [(&str, &str); 12] = [
+    ("a-b", "k"),
+    ("a_b", "k"),
+    ("a", "-bk"),
+    ("a-bk", ""),
+    ("", "k"),
+    ("租户", "k"),
+    ("../x", "k"),
+    ("..", "/xk"),
+    ("x\0", "k"),
+    ("x", "\0k"),
+    ("version", "k"),
+    ("\0\0\0\0\0\0\0\u{1}k", "k"),
+];
+
 impl Shelf {
+    /// Writes the same for each tenant, and reads back what each has.
+    async fn tenants(self: Rc<Self>, ctx: Ctx, _: Nothing) -> Result<Vec<Found>, Refusal> {
+        ctx.state().put("k", "own").await?;
+        for (tenant, key) in HOSTILE {
+            let key = format!("{key}!");
+            ctx.state().of_tenant(Some(tenant)).put(&key, &format!("{tenant}/{key}")).await?;
+        }
+        let mut all = Vec::new();
+        for tenant in HOSTILE.iter().map(|(tenant, _)| Some(*tenant)).chain([None]) {
+            let page = ctx.state().of_tenant(tenant).scan::<String>("", None, 100).await?;
+            let text = |entry: ksi_sdk::state::Entry<String>| {
+                (String::from_utf8_lossy(&entry.key).into_owned(), entry.value, 0)
+            };
+            all.push(page.entries.into_iter().map(text).collect());
+        }
+        Ok(all)
+    }
+
     async fn get(self: Rc<Self>, ctx: Ctx, order: Order) -> Result<Option<(String, u64)>, Refusal> {
         let found = ctx.state().get::<String>(&order.key).await?;
         Ok(found.map(|found| (found.value, found.version)))
@@ -225,4 +260,16 @@ fn state_survives_a_restart() {
     let version = put(&host, "a", "kept");
     let host = host.restart(json!({})).expect("it starts again");
     assert_eq!(host.request("shelf:get", json!({"key": "a"})), Ok(json!(["kept", version])));
+}
+
+#[test]
+fn no_tenant_sees_what_another_keeps_whatever_their_names_and_keys() {
+    let host = host();
+    let answer = host.request("shelf:tenants", json!({})).expect("all is written");
+    let all: Vec<Found> = serde_json::from_value(answer).expect("one list each");
+    for ((tenant, key), found) in HOSTILE.iter().zip(&all) {
+        let key = format!("{key}!");
+        assert_eq!(*found, [(key.clone(), format!("{tenant}/{key}"), 0)], "{tenant:?}");
+    }
+    assert_eq!(all[HOSTILE.len()], [("k".to_owned(), "own".to_owned(), 0)], "nor does the plugin's own part");
 }

@@ -58,8 +58,8 @@ impl Want {
 }
 
 impl StatePlugin {
-    pub(crate) async fn push(self: Rc<Self>, _ctx: Ctx, ask: Push) -> Result<PushAnswer, Refusal> {
-        let place = Place::new(&ask.namespace, "queue", &ask.queue)?;
+    pub(crate) async fn push(self: Rc<Self>, ctx: Ctx, ask: Push) -> Result<PushAnswer, Refusal> {
+        let place = Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?;
         value::check("data", &ask.data)?;
         let now_ms = self.now_ms();
         let item = Item {
@@ -79,7 +79,7 @@ impl StatePlugin {
 
     pub(crate) async fn pop(self: Rc<Self>, ctx: Ctx, ask: Pop) -> Result<PopAnswer, Refusal> {
         let want = Want::new(&ask)?;
-        let open = self.open_queue(Place::new(&ask.namespace, "queue", &ask.queue)?);
+        let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
         let mut over = pin!(ctx.sleep(want.wait));
         let mut waiting = None;
         loop {
@@ -156,13 +156,13 @@ impl StatePlugin {
         Ok(data)
     }
 
-    pub(crate) async fn ack(self: Rc<Self>, _ctx: Ctx, ask: Ack) -> Result<Settled, Refusal> {
-        let open = self.open_queue(Place::new(&ask.namespace, "queue", &ask.queue)?);
+    pub(crate) async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Settled, Refusal> {
+        let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
         self.settle(open, ask.ids, ask.lease, |_| None).await
     }
 
-    pub(crate) async fn nack(self: Rc<Self>, _ctx: Ctx, ask: Nack) -> Result<Settled, Refusal> {
-        let open = self.open_queue(Place::new(&ask.namespace, "queue", &ask.queue)?);
+    pub(crate) async fn nack(self: Rc<Self>, ctx: Ctx, ask: Nack) -> Result<Settled, Refusal> {
+        let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
         let delay_ms = in_range("delay_ms", ask.delay_ms, 0, WAIT_MS_MAX)?.unwrap_or(0).unsigned_abs();
         let hidden_until_ms = if delay_ms == 0 { 0 } else { self.now_ms() + delay_ms };
         let back = |item: Item| {
@@ -204,8 +204,8 @@ impl StatePlugin {
         Ok(answer)
     }
 
-    pub(crate) async fn queue(self: Rc<Self>, _ctx: Ctx, ask: Queue) -> Result<QueueAnswer, Refusal> {
-        let open = self.open_queue(Place::new(&ask.namespace, "queue", &ask.queue)?);
+    pub(crate) async fn queue(self: Rc<Self>, ctx: Ctx, ask: Queue) -> Result<QueueAnswer, Refusal> {
+        let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
         let limit = in_range("limit", ask.limit, 0, 1000)?.unwrap_or(0);
         let limit = usize::try_from(limit).unwrap_or(0);
         let now_ms = self.now_ms();
@@ -253,8 +253,8 @@ impl StatePlugin {
         Ok(answer)
     }
 
-    pub(crate) async fn purge(self: Rc<Self>, _ctx: Ctx, ask: Purge) -> Result<PurgeAnswer, Refusal> {
-        let open = self.open_queue(Place::new(&ask.namespace, "queue", &ask.queue)?);
+    pub(crate) async fn purge(self: Rc<Self>, ctx: Ctx, ask: Purge) -> Result<PurgeAnswer, Refusal> {
+        let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
         let this = self.clone();
         let work = async move {
             let mut removed = 0;

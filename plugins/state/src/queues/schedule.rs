@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_earliest_comes_first_and_each_queue_once() {
-        let place = |name| Place::new("n", "queue", name).unwrap();
+        let place = |name| Place::new(None, "n", "queue", name).unwrap();
         let mut schedule = Schedule::default();
         schedule.set(&place("a"), Some(30));
         schedule.set(&place("b"), Some(20));

@@ -105,7 +105,7 @@ mod tests {
     use crate::{payload::WatchKind, watch::Stored};
 
     fn change(key: &str, version: u64, size: u64) -> Rc<Change> {
-        let place = Place::new("n", "key", key).unwrap();
+        let place = Place::new(None, "n", "key", key).unwrap();
         let stored = (size > 0).then(|| Rc::new(Stored::of_size(size)));
         let kind = if size > 0 { WatchKind::Value } else { WatchKind::Deleted };
         Rc::new(Change { place, version, kind, stored })

@@ -39,7 +39,7 @@ impl Wire {
         ));
         let incoming = BytesMut::with_capacity(64 * 1024);
         let mut wire = Self { stream, incoming, outgoing: BytesMut::new(), fact };
-        let hello = Hello { version: PROTOCOL_VERSION, client: "bench-peer".into(), features: Vec::new() };
+        let hello = Hello { version: PROTOCOL_VERSION, client: "bench-peer".into(), ..Hello::default() };
         wire.put(&Frame::Hello(hello))?;
         wire.flush().await?;
         match wire.frame().await? {

@@ -1,0 +1,196 @@
+//! Tenants: none sees, hears or changes anything of another's.
+
+use ksi_protocol::{Frame, frame::Class, token::Token};
+use ksi_tests::{Daemon, frames::Frames, wait_until};
+use serde_json::{Value, json};
+
+use super::{ask, code, create, frames_as, lines_as, ready};
+
+/// Names that are easily taken for each other; those that are no names are
+/// refused before anything is kept under them.
+const NAMES: [&str; 7] = ["a-b", "a_b", "a", "a.b", "租户", "local2", "x_a"];
+
+const CAN: [&str; 8] = [
+    "state.*",
+    "work.*",
+    "echo.use",
+    "completion.*",
+    "checkpoint.read",
+    "model.use",
+    "token.use",
+    "system.read",
+];
+
+fn tokens(daemon: &Daemon) -> Vec<(&'static str, Token)> {
+    NAMES.iter().map(|name| (*name, create(daemon, &CAN, Some(name)).token)).collect()
+}
+
+#[test]
+fn a_name_that_leads_anywhere_is_no_tenant() {
+    let daemon = ready();
+    let long = "t".repeat(65);
+    for name in ["", "../x", "a/b", "..", ".hidden", "a b", "a\0b", "a\nb", &long] {
+        let ask = json!({"name": "x", "can": ["echo.use"], "tenant": name});
+        assert_eq!(code(&daemon.ask("token:create", ask)), "invalid_payload", "{name:?}");
+    }
+}
+
+#[test]
+fn the_same_key_under_each_tenant_is_another_value_and_another_queue() {
+    let daemon = ready();
+    let tokens = tokens(&daemon);
+    let place = |key: &str| json!({"namespace": "n", "key": key});
+    for (name, token) in &tokens {
+        let mut lines = lines_as(&daemon, token);
+        let set = json!({"namespace": "n", "key": "k", "value": name, "expected_version": 0});
+        assert_eq!(code(&ask(&mut lines, "state:set", set)), "ok", "nobody has it yet: {name}");
+        let push = json!({"namespace": "n", "queue": "q", "data": name});
+        assert_eq!(ask(&mut lines, "state:push", push).unwrap()["length"], 1, "{name}");
+    }
+    for (name, token) in &tokens {
+        let mut lines = lines_as(&daemon, token);
+        assert_eq!(ask(&mut lines, "state:get", place("k")).unwrap()["value"], *name);
+        let list = ask(&mut lines, "state:list", json!({"namespace": "n"})).unwrap();
+        assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{name}: {list}");
+        let popped =
+            ask(&mut lines, "state:pop", json!({"namespace": "n", "queue": "q", "count": 9})).unwrap();
+        let items = popped["items"].as_array().unwrap();
+        assert!(items.len() == 1 && items[0]["data"] == *name, "{name}: {popped}");
+    }
+    // One deletes its own, and all others keep theirs.
+    let mut first = lines_as(&daemon, &tokens[0].1);
+    assert_eq!(ask(&mut first, "state:delete", place("k")).unwrap()["deleted"], true);
+    let mut second = lines_as(&daemon, &tokens[1].1);
+    assert_eq!(ask(&mut second, "state:get", place("k")).unwrap()["found"], true);
+    // The owner's is his own, too, and all survive a restart.
+    assert_eq!(daemon.ask("state:get", place("k")).unwrap()["found"], false);
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    for (name, token) in &tokens[1..] {
+        let mut lines = lines_as(&daemon, token);
+        assert_eq!(ask(&mut lines, "state:get", place("k")).unwrap()["value"], *name);
+    }
+}
+
+/// The next event; `None` once the answer to a request that is asked now is there.
+fn heard(frames: &mut Frames) -> Vec<Value> {
+    frames.send(&ksi_tests::frames::request(99, "echo:say", &json!({"text": "that was all"})));
+    let mut events = Vec::new();
+    loop {
+        match frames.receive() {
+            Frame::Event(event) => events.push(ksi_tests::frames::value(&event.data)),
+            Frame::Reply { id: 99, .. } => return events,
+            Frame::Gap(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn facts_are_heard_by_their_tenant_and_by_whoever_sees_all() {
+    let daemon = ready();
+    let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
+    let mut ears = [frames_as(&daemon, &a), frames_as(&daemon, &b), daemon.frames()];
+    for ear in &mut ears {
+        ear.subscribe(1, "state:**", Class::Live);
+    }
+    for (token, key) in [(&a, "of a"), (&b, "of b")] {
+        let set = json!({"namespace": "n", "key": key, "value": 1});
+        ask(&mut lines_as(&daemon, token), "state:set", set).unwrap();
+    }
+    let keys = |events: Vec<Value>| -> Vec<String> {
+        events.iter().map(|event| event["key"].as_str().unwrap().to_owned()).collect()
+    };
+    let [a, b, owner] = ears.map(|mut ear| keys(heard(&mut ear)));
+    assert_eq!((a, b), (vec!["of a".to_owned()], vec!["of b".to_owned()]));
+    assert_eq!(owner, ["of a", "of b"]);
+}
+
+#[test]
+fn work_is_seen_and_touched_by_its_tenant_alone() {
+    let daemon = ready();
+    let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
+    let (mut a, mut b) = (lines_as(&daemon, &a), lines_as(&daemon, &b));
+    // The same idempotency key under two tenants is two requests.
+    let mut keep = |lines: &mut ksi_tests::Lines, text: &str| {
+        lines.send(&json!({"event": "echo:keep", "data": {"text": text}, "idempotency_key": "once"}));
+        let line = lines.receive();
+        line["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("{line}")).to_owned()
+    };
+    let (of_a, of_b) = (keep(&mut a, "a"), keep(&mut b, "b"));
+    assert_ne!(of_a, of_b);
+    assert_eq!(keep(&mut a, "a"), of_a);
+    let done = ask(&mut a, "work:wait", json!({"request_id": of_a})).unwrap();
+    assert_eq!((&done["state"], &done["tenant"]), (&json!("done"), &json!("a-b")));
+    for event in ["work:get", "work:wait", "work:cancel", "work:retry", "work:drop"] {
+        let answer = ask(&mut b, event, json!({"request_id": of_a}));
+        assert_eq!(code(&answer), "not_found", "{event}: {answer:?}");
+    }
+    for (lines, own) in [(&mut a, &of_a), (&mut b, &of_b)] {
+        let list = ask(lines, "work:list", json!({})).unwrap();
+        let ids: Vec<_> =
+            list["work"].as_array().unwrap().iter().map(|work| work["request_id"].clone()).collect();
+        assert_eq!(ids, [json!(own)]);
+    }
+    let all = daemon.ask("work:list", json!({})).unwrap();
+    assert_eq!(all["work"].as_array().map(Vec::len), Some(2), "the owner sees all");
+}
+
+#[test]
+fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
+    let daemon = ready();
+    let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
+    for (token, prompt) in [(&a, "of a"), (&b, "of b"), (&a, "of a again")] {
+        let mut lines = lines_as(&daemon, token);
+        let prompt = json!({"prompt": prompt, "model": "mock/echo", "conversation_id": "c"});
+        let accepted = ask(&mut lines, "completion:async", prompt).unwrap();
+        let wait = json!({"request_id": accepted["request_id"]});
+        assert_eq!(ask(&mut lines, "work:wait", wait).unwrap()["state"], "done");
+    }
+    for (token, count) in [(&a, 2), (&b, 1)] {
+        let mut lines = lines_as(&daemon, token);
+        // A consumer's name is the tenant's own, too.
+        lines.send(&json!({"subscribe": "completion:result", "class": "durable", "since_seq": 0, "consumer": "c", "id": "s"}));
+        let mut texts = Vec::new();
+        while texts.len() < count {
+            let line = lines.receive();
+            assert!(line.get("refusal").is_none(), "{line}");
+            if line.get("sub").is_some() {
+                texts.push(line["data"]["text"].as_str().unwrap().to_owned());
+            }
+        }
+        let own = if count == 2 { "of a" } else { "of b" };
+        assert!(texts.iter().all(|text| text.contains(own)), "{texts:?}");
+        lines.send(&json!({"event": "echo:say", "data": {"text": "that was all"}}));
+        assert_eq!(lines.receive()["event"], "echo:say", "and nothing else");
+    }
+    // Asked without a subscription it would tell everything, so it is not for them.
+    let answer =
+        ask(&mut lines_as(&daemon, &a), "checkpoint:follow", json!({"pattern": "*", "since_seq": 0}));
+    assert_eq!(code(&answer), "denied");
+}
+
+#[test]
+fn conversations_of_two_tenants_do_not_wait_for_each_other_and_are_not_seen() {
+    let daemon = ready();
+    let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
+    let mut holder = lines_as(&daemon, &a);
+    holder.send(&json!({"event": "completion:request", "id": "h",
+        "data": {"prompt": "x", "model": "mock/hang", "conversation_id": "c"}}));
+    let mut own = lines_as(&daemon, &a);
+    let mut id = json!(null);
+    wait_until("it runs", || {
+        let status = ask(&mut own, "completion:status", json!({})).unwrap();
+        id = status["requests"][0]["request_id"].clone();
+        id.is_string()
+    });
+    let mut other = lines_as(&daemon, &b);
+    let prompt = json!({"prompt": "x", "model": "mock/echo", "conversation_id": "c"});
+    assert_eq!(code(&ask(&mut other, "completion:request", prompt)), "ok", "it has nothing to wait for");
+    let status = ask(&mut other, "completion:status", json!({})).unwrap();
+    assert_eq!(status["requests"], json!([]));
+    for event in ["completion:status", "completion:get", "completion:cancel"] {
+        assert_eq!(code(&ask(&mut other, event, json!({"request_id": id}))), "not_found", "{event}");
+    }
+    assert_eq!(code(&ask(&mut own, "completion:cancel", json!({"request_id": id}))), "ok");
+}
