@@ -58,7 +58,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Status) => status::status(at).await,
         Some(Verb::Health) => status::health(at).await,
         Some(Verb::Reload) => config::reload(at).await,
-        Some(Verb::Doctor) => doctor::doctor(at).await,
+        Some(Verb::Doctor(options)) => doctor::doctor(at, options).await,
         Some(Verb::Ask(ask)) => Box::pin(ask::ask(at, ask)).await,
         Some(Verb::Send(send)) => Box::pin(send::send(at, send)).await,
         Some(Verb::Sub(sub)) => Box::pin(sub::sub(at, &sub)).await,

@@ -179,12 +179,8 @@ impl Hub {
 
     /// Tells a fact of the daemon's own.
     pub fn tell(&self, event: &str, fact: &serde_json::Value) {
-        let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) else {
-            return;
-        };
         let mut turn = self.turn();
-        // The daemon may say everything.
-        let _ = turn.emit(self.daemon(), Emission::new(event, data));
+        turn.say(event, fact);
         turn.end();
     }
 
@@ -307,6 +303,14 @@ impl Turn<'_> {
         let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
         self.settle();
         told
+    }
+
+    /// Tells a fact of the daemon's own.
+    pub fn say(&mut self, event: &str, fact: &serde_json::Value) {
+        if let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) {
+            // The daemon may say everything.
+            let _ = self.emit(self.hub.daemon(), Emission::new(event, data));
+        }
     }
 
     /// Answers on behalf of the owner of a request.

@@ -8,6 +8,7 @@
 pub mod config;
 pub mod takeover;
 pub mod instance;
+pub mod orders;
 pub mod log;
 pub mod notify;
 pub mod wire;

@@ -28,6 +28,7 @@ use crate::{
     hub::Hub,
     instance::Instance,
     notify,
+    orders::Orders,
     plugin::{
         actor::{Watchdog, apart},
         fleet::{Fleet, Places},
@@ -82,6 +83,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let means = Means {
         hub: hub.clone(),
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
+        orders: Arc::new(Orders::open(orders_file(&paths))?),
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(current.clone()),
@@ -151,6 +153,9 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
     if enabled().any(|plugin| plugin.placement == Placement::Child) && !host.is_file() {
         problems.push(format!("{} is missing, which runs plugins in processes of their own", host.display()));
     }
+    if let Err(error) = Orders::open(orders_file(paths)) {
+        problems.push(error.to_string());
+    }
     let places = places(paths)?;
     for plugin in enabled() {
         if let Err(error) = Image::open(&places.find(&plugin.library)) {
@@ -158,6 +163,11 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// Where the operator's orders are written down.
+fn orders_file(paths: &Paths) -> PathBuf {
+    paths.state_dir.join("orders.json")
 }
 
 /// Lets requests in flight finish within the grace, then plugins drain and

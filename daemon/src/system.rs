@@ -4,6 +4,7 @@
 //! in tasks of their own.
 
 mod catalog;
+mod health;
 mod specs;
 
 use std::{
@@ -16,8 +17,8 @@ use ksi_kernel::Declared;
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
-        Counters, Describe, Discover, Health, HealthStatus, PluginList, PluginLoad, PluginName, PluginState,
-        PluginStatus, Shutdown, Status,
+        Counters, Describe, Discover, Health, PluginList, PluginLoad, PluginName, PluginState, PluginStatus,
+        Quarantine, Shutdown, Status,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -164,10 +165,12 @@ impl System {
         match event {
             "system:health" => {
                 nothing(data)?;
+                self.fleet.look();
                 answer(&self.health())
             }
             "system:status" => {
                 nothing(data)?;
+                self.fleet.look();
                 answer(&self.status())
             }
             "system:discover" => {
@@ -225,6 +228,12 @@ impl System {
             "plugin:inspect" => answer(&self.fleet.inspect(&name()?)?),
             "plugin:load" => answer(&self.fleet.load(decode::<PluginLoad>(data)?).await?),
             "plugin:unload" => answer(&self.fleet.unload(&name()?).await?),
+            "plugin:quarantine" => {
+                let Quarantine { name, reason } = decode(data)?;
+                let reason = reason.unwrap_or_else(|| "no reason was given".into());
+                answer(&self.fleet.quarantine(&name, reason).await?)
+            }
+            "plugin:release" => answer(&self.fleet.release(&name()?).await?),
             "plugin:reload" => answer(&self.fleet.command(&name()?, Input::Restart, true).await?),
             "plugin:restart" => answer(&self.fleet.command(&name()?, Input::Restart, false).await?),
             _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
@@ -234,33 +243,8 @@ impl System {
     /// Alive, ready, whole?
     #[must_use]
     pub fn health(&self) -> Health {
-        let plugins = self.fleet.list();
-        let wanted: Vec<_> = plugins.iter().filter(|plugin| plugin.wanted).collect();
-        let mut reasons: Vec<String> = wanted
-            .iter()
-            .filter(|plugin| matches!(plugin.state, PluginState::Backoff | PluginState::Held))
-            .map(|plugin| {
-                let why = plugin.last_error.as_deref().unwrap_or("unknown");
-                format!("plugin {} is {}: {why}", plugin.name, plugin.state.as_str())
-            })
-            .collect();
-        reasons.extend(crate::log::health());
-        let starting = plugins.iter().any(is_starting);
-        let status = match () {
-            () if *self.stopping.borrow() => HealthStatus::Stopping,
-            () if !reasons.is_empty() => HealthStatus::Degraded,
-            () if starting => HealthStatus::Starting,
-            () => HealthStatus::Ok,
-        };
-        Health {
-            status,
-            reasons,
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            uptime_ms: u64::try_from(self.hub.uptime().as_millis()).unwrap_or(u64::MAX),
-            plugins_ready: wanted.iter().filter(|plugin| plugin.state == PluginState::Ready).count(),
-            plugins_total: wanted.len(),
-        }
+        let stopping = *self.stopping.borrow();
+        health::of(&self.fleet.list(), crate::log::health(), stopping, self.hub.uptime())
     }
 
     fn status(&self) -> Status {

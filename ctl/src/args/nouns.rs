@@ -33,6 +33,17 @@ pub(crate) enum Plugin {
     Reload(Named),
     /// Stop and start a plugin
     Restart(Named),
+    /// Stop a plugin at once and keep it from running, over restarts of the daemon too
+    Quarantine {
+        #[command(flatten)]
+        plugin: Named,
+        /// Why; whoever asks the plugin for something hears it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let a plugin run again that is quarantined, or held after too many failures
+    #[command(visible_alias = "resume")]
+    Release(Named),
     /// Write the project of a new plugin
     New {
         /// Its name: lower-case letters, digits and _

@@ -5,6 +5,7 @@
 //! operator's commands when the plugin has settled.
 
 mod body;
+mod exit;
 mod launch;
 
 use std::{
@@ -27,6 +28,7 @@ use tokio::{
 };
 
 use self::body::{Body, Heartbeat, Running, Sign, sign_of_child};
+pub(super) use self::launch::quarantined;
 use super::{
     actor::{Actor, Watchdog},
     guest::Life,
@@ -37,6 +39,7 @@ use crate::{
     config,
     hub::{Hub, Port},
     jitter,
+    orders::Orders,
 };
 
 /// Deaths that are kept for `plugin:inspect`.
@@ -55,6 +58,8 @@ pub struct Means {
     pub spawner: Spawner,
     /// Watches actors.
     pub watchdog: Arc<Watchdog>,
+    /// What is quarantined.
+    pub orders: Arc<Orders>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
     /// The default timeout and the durability of an event, by the name that
@@ -81,12 +86,23 @@ pub struct Command {
     /// What is wanted; `None` to declare the events anew, after their policies
     /// have changed.
     pub input: Option<Input>,
+    /// Why it is quarantined, with [`Input::Quarantine`].
+    pub quarantine: Option<String>,
     /// With another specification than before.
     pub spec: Option<Box<Spec>>,
     /// Where its placement says, also after it has failed there.
     pub anew: bool,
     /// Hears the outcome.
     pub done: oneshot::Sender<PluginStatus>,
+}
+
+impl Command {
+    /// A command, and where its outcome is heard.
+    #[must_use]
+    pub fn new(input: Option<Input>) -> (Self, oneshot::Receiver<PluginStatus>) {
+        let (done, settled) = oneshot::channel();
+        (Self { input, quarantine: None, spec: None, anew: false, done }, settled)
+    }
 }
 
 /// What others may know of a plugin without asking its keeper.
@@ -125,8 +141,12 @@ pub(super) struct Keeper {
     waiting: Vec<oneshot::Sender<PluginStatus>>,
     /// Why it died last, or is about to.
     reason: Option<String>,
-    /// What the last child wrote to its standard error.
-    words: Vec<String>,
+    /// What is known of the death that comes next, besides its reason.
+    death: Death,
+    /// Whether the present child was killed from here.
+    killed: bool,
+    /// Why an operator has quarantined it.
+    quarantine: Option<String>,
     heartbeat: Heartbeat,
     /// An earlier generation whose thread in this process is still lost.
     stuck: Option<Arc<Actor>>,
@@ -153,10 +173,19 @@ impl Keeper {
             timer: None,
             waiting: Vec::new(),
             reason: None,
-            words: Vec::new(),
+            death: Death::default(),
+            killed: false,
+            quarantine: None,
             heartbeat: Heartbeat::default(),
             stuck: None,
         }
+    }
+
+    /// Begins quarantined, as it was when the daemon ended.
+    pub(super) fn confine(&mut self, why: String) {
+        self.quarantine = Some(why);
+        self.supervisor.step(Input::Quarantine, self.means.hub.now_ms(), 0.0);
+        self.publish();
     }
 
     /// Keeps the plugin until the commands end.
@@ -169,8 +198,8 @@ impl Keeper {
                 },
                 Some(life) = self.life.recv() => self.hear(life).await,
                 sign = sign_of_child(&mut self.running) => match sign {
-                    Sign::Exited(status) => {
-                        self.child_exited(status).await;
+                    Sign::Exited(exit) => {
+                        self.child_exited(exit).await;
                         Some(Input::Died)
                     }
                     Sign::Busy => {
@@ -208,8 +237,15 @@ impl Keeper {
             let _ = command.done.send(self.publish());
             return None;
         }
-        let wanted = command.input != Some(Input::Stop);
-        with(&self.board, |board| board.status.wanted = wanted);
+        match command.input {
+            Some(Input::Quarantine) => self.quarantine = command.quarantine,
+            // Whether it should run is as it was before.
+            Some(Input::Release) => self.quarantine = None,
+            input => {
+                let wanted = input != Some(Input::Stop);
+                with(&self.board, |board| board.status.wanted = wanted);
+            }
+        }
         self.waiting.push(command.done);
         command.input
     }
@@ -253,7 +289,7 @@ impl Keeper {
             }
             Life::Drained => Some(Input::Drained),
             Life::Pong => {
-                self.heartbeat.asked = None;
+                self.pong();
                 None
             }
             Life::Refused(refusal) => {
@@ -323,7 +359,7 @@ impl Keeper {
                     self.timer = None;
                     self.kill_child();
                     if matches!(self.running, Some(Running { body: Body::Actor(_), .. })) {
-                        self.lose("it was stopped").await;
+                        self.lose(self.wish()).await;
                         input = Input::Died;
                         continue;
                     }
@@ -341,6 +377,11 @@ impl Keeper {
         }
     }
 
+    /// Why an instance ends that nothing is wrong with.
+    fn wish(&self) -> &'static str {
+        if self.quarantine.is_some() { "it is quarantined" } else { "it was stopped" }
+    }
+
     fn announce(&mut self, before: PluginState, after: PluginState) {
         if before != after {
             self.means.changed.notify_waiters();
@@ -348,6 +389,13 @@ impl Keeper {
             tracing::info!(plugin = name, state = after.as_str(), "plugin is {}", after.as_str());
             if after == PluginState::Stopped {
                 self.means.hub.tell("plugin:stopped", &json!({ "name": name }));
+            }
+            if after == PluginState::Quarantined {
+                let reason = self.quarantine.as_deref().unwrap_or_default();
+                self.means.hub.tell("plugin:quarantined", &json!({"name": name, "reason": reason}));
+            }
+            if before == PluginState::Quarantined {
+                self.means.hub.tell("plugin:released", &json!({ "name": name }));
             }
             if after == PluginState::Ready {
                 let status = self.publish();
@@ -397,12 +445,13 @@ impl Keeper {
         let reason = self.reason.clone().unwrap_or_else(|| "unknown".into());
         let name = self.spec.plugin.name.clone();
         tracing::warn!(plugin = name, "plugin died: {reason}");
-        let last_words = std::mem::take(&mut self.words);
+        let known = std::mem::take(&mut self.death);
         with(&self.board, |board| {
             if board.deaths.len() == DEATHS_MAX {
                 board.deaths.pop_front();
             }
-            board.deaths.push_back(Death { at_ms, reason: reason.clone(), last_words });
+            let generation = board.status.generation;
+            board.deaths.push_back(Death { at_ms, reason: reason.clone(), generation, ..known });
             board.status.restarts += 1;
             board.status.last_error = Some(reason.clone());
         });
@@ -423,6 +472,7 @@ impl Keeper {
             status.sandbox = if placement == Placement::Child { sandbox::LEVEL } else { "none" }.into();
             status.pid = pid;
             status.library = self.spec.library.display().to_string();
+            status.quarantined.clone_from(&self.quarantine);
             board.ready_at_ms = self.supervisor.ready_at_ms();
             board.port = self.running.as_ref().map(|running| running.port.clone());
             board.status.clone()

@@ -329,6 +329,9 @@ unsafe fn output(message: &Message) -> Option<Output> {
         Kind::Log => {
             Frame::Log { level: level(arg).into(), message: String::from_utf8_lossy(payload).into_owned() }
         }
+        Kind::Health => {
+            Frame::Health { degraded: (arg > 0).then(|| String::from_utf8_lossy(payload).into_owned()) }
+        }
         Kind::Verdict => Frame::Verdict(match arg {
             0 => Verdict { id, edit: None, refuse: None },
             1 => Verdict { id, edit: Some(data()), refuse: None },

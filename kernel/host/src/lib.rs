@@ -5,7 +5,7 @@
 //! wire ([`instance`]). The daemon does so in its own process for trusted
 //! plugins; the binary `ksi-plugin-host` does so in a child, after it has put
 //! itself into a sandbox ([`sandbox`]) and speaks the same frames over a
-//! socket ([`child`]).
+//! socket ([`child`]). What a child has used, its parent asks ([`usage`]).
 //!
 //! # Invariants
 //!
@@ -19,6 +19,7 @@ pub mod library;
 pub mod instance;
 pub mod sandbox;
 pub mod child;
+pub mod usage;
 
 pub use image::Image;
 pub use instance::{Fault, Host, Instance, Output};

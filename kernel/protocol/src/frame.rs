@@ -131,6 +131,12 @@ pub enum Frame<P = Bytes> {
         /// The line; never a prompt or a secret.
         message: String,
     },
+    /// *Link*: from the plugin, whether it can do all that it is there for.
+    Health {
+        /// What it cannot do at present, one sentence; absent where it is well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        degraded: Option<String>,
+    },
     /// *Link*: to the plugin, are you alive?
     Ping {
         /// Comes back in `pong`.

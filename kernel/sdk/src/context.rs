@@ -329,6 +329,19 @@ impl Ctx {
         receiver.await.map_err(|_| Refusal::new(Code::Internal, "blocking work panicked"))
     }
 
+    /// Says that the plugin cannot do all that it is there for, and why: one
+    /// sentence. It is asked all the same; `system:health` tells it until
+    /// [`Ctx::healthy`], or until the plugin is started anew.
+    pub fn degraded(&self, why: &str) {
+        let health = Outgoing { arg: 1, payload: why.as_bytes(), ..Outgoing::new(Kind::Health, 0) };
+        self.core.link.send(&health);
+    }
+
+    /// Takes back [`Ctx::degraded`].
+    pub fn healthy(&self) {
+        self.core.link.send(&Outgoing::new(Kind::Health, 0));
+    }
+
     /// Writes a line to the daemon's log. Never a prompt, never a secret.
     pub fn log(&self, level: Level, text: &str) {
         let line = Outgoing { arg: level as u64, payload: text.as_bytes(), ..Outgoing::new(Kind::Log, 0) };

@@ -17,7 +17,9 @@ pub(crate) fn status() -> Status {
     Status {
         health: Health {
             status: HealthStatus::Ok,
+            ready: true,
             reasons: vec![],
+            components: vec![],
             version: "0.1.0".into(),
             pid: 42,
             uptime_ms: 3_600_000,
@@ -55,6 +57,8 @@ pub(crate) fn plugin(name: &str, state: PluginState) -> PluginStatus {
         handled: 12,
         library: format!("/lib/libplugin_{name}.so"),
         last_error: None,
+        degraded: None,
+        quarantined: None,
     }
 }
 
@@ -70,6 +74,7 @@ pub(crate) fn inspection(name: &str) -> PluginInspection {
             at_ms: 1_700_000_000_000,
             reason: "signal 11".into(),
             last_words: vec!["segmentation fault in kernel 7".into()],
+            ..Death::default()
         }],
     }
 }

@@ -174,6 +174,7 @@ impl<P> Frame<P> {
             Self::Drain => Frame::Drain,
             Self::Drained => Frame::Drained,
             Self::Log { level, message } => Frame::Log { level, message },
+            Self::Health { degraded } => Frame::Health { degraded },
             Self::Ping { id } => Frame::Ping { id },
             Self::Pong { id } => Frame::Pong { id },
             Self::Intercept(i) => Frame::Intercept(Intercept {

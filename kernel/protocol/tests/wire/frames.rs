@@ -183,6 +183,7 @@ fn linked() -> impl Strategy<Value = Frame> {
             }
         ),
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),
+        option::of("\\PC{0,200}").prop_map(|degraded| Frame::Health { degraded }),
         any::<u64>().prop_map(|id| Frame::Ping { id }),
         any::<u64>().prop_map(|id| Frame::Pong { id }),
         (any::<u64>(), stages, names(), payloads(), "\\PC{0,20}").prop_map(

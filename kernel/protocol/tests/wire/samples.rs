@@ -208,6 +208,8 @@ fn link() -> Vec<(&'static str, Frame)> {
         ("drain", Frame::Drain),
         ("drained", Frame::Drained),
         ("log", Frame::Log { level: "info".into(), message: "model loaded".into() }),
+        ("health", Frame::Health { degraded: None }),
+        ("health-degraded", Frame::Health { degraded: Some("the disk is full".into()) }),
         ("ping", Frame::Ping { id: 6 }),
         ("pong", Frame::Pong { id: 6 }),
         ("intercept", Frame::Intercept(intercept.clone())),
