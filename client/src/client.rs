@@ -304,7 +304,7 @@ impl Client {
     /// As [`Client::emit`].
     pub async fn emit_raw(&self, event: &str, data: Bytes) -> Result<(), Error> {
         let event = EventName::parse(event)?;
-        let emit = frame::Emit { id: None, event, data, correlation_id: None };
+        let emit = frame::Emit { id: None, event, data, correlation_id: None, chain: None };
         self.core().send(&Frame::Emit(emit)).await
     }
 
@@ -317,7 +317,9 @@ impl Client {
         let name = EventName::parse(event)?;
         let data = encode(event, payload)?;
         let timeout = self.core().options.timeout;
-        let emit = |id| Frame::Emit(frame::Emit { id: Some(id), event: name, data, correlation_id: None });
+        let emit = |id| {
+            Frame::Emit(frame::Emit { id: Some(id), event: name, data, correlation_id: None, chain: None })
+        };
         match self.ask(timeout, emit).await? {
             Answered::Reply(data) => decode(event, &data).map(|Delivered { delivered }| delivered),
             Answered::Accepted(_) => Err(Error::unexpected("`accepted` for an emit")),

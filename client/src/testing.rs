@@ -285,6 +285,7 @@ fn deliver(emit: Emit, session: u64, state: &mut State) -> u64 {
         origin: format!("session:{session}").into(),
         at_ms: now_ms(),
         correlation_id: emit.correlation_id,
+        chain: None,
     };
     let mut delivered = 0;
     for listener in &mut state.listeners {

@@ -101,6 +101,14 @@ pub(crate) enum Verb {
     Status,
     /// One line and an exit code: 0 ok, 3 not running, 8 anything else
     Health,
+    /// Stop everything but reading and administration, until it is thawed
+    Freeze {
+        /// Why; whoever is stopped by it hears it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let everything go on that was frozen
+    Thaw,
     /// Read the configuration again, without a restart
     Reload,
     /// Check the installation and say how to repair it; exit code 8 if something fails

@@ -57,6 +57,8 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Restart(stop)) => Box::pin(lifecycle::restart(at, &stop)).await,
         Some(Verb::Status) => status::status(at).await,
         Some(Verb::Health) => status::health(at).await,
+        Some(Verb::Freeze { reason }) => lifecycle::freeze(at, true, reason).await,
+        Some(Verb::Thaw) => lifecycle::freeze(at, false, None).await,
         Some(Verb::Reload) => config::reload(at).await,
         Some(Verb::Doctor(options)) => doctor::doctor(at, options).await,
         Some(Verb::Ask(ask)) => Box::pin(ask::ask(at, ask)).await,

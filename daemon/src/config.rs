@@ -33,12 +33,13 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{Pattern, limits, paths::Paths, system::Placement, work::Policy};
+use ksi_kernel::{Chains, Declared};
+use ksi_protocol::{EventName, Pattern, limits, paths::Paths, system::Placement, work::Policy};
 
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 
-use crate::log;
+use crate::{log, session::account::Share};
 use section::Effective;
 
 /// The manifest that is compiled in, so that the daemon needs no file to
@@ -95,6 +96,8 @@ impl Sources {
 pub struct Config {
     /// The daemon itself.
     pub daemon: Daemon,
+    /// What one user may have, over all connections.
+    pub limits: Share,
     /// Plugins by their name in the manifest.
     pub plugins: BTreeMap<String, Plugin>,
     /// Policy by event.
@@ -108,6 +111,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("daemon", &self.daemon)
+            .field("limits", &self.limits)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
             .finish_non_exhaustive()
@@ -132,6 +136,19 @@ impl Config {
     #[must_use]
     pub fn policy(&self, named: &str, declared: &str) -> Option<&EventPolicy> {
         self.events.get(named).or_else(|| self.events.get(declared))
+    }
+
+    /// An event as it is declared to the kernel, by the name that others use and
+    /// the one that its plugin declares.
+    #[must_use]
+    pub fn declared(&self, named: EventName, declared: &str) -> Declared {
+        let policy = self.policy(named.as_str(), declared);
+        Declared {
+            timeout: policy.and_then(|policy| policy.timeout),
+            work: policy.and_then(|policy| policy.work.clone()),
+            unfrozen: policy.is_some_and(EventPolicy::is_unfrozen),
+            name: named,
+        }
     }
 }
 
@@ -165,6 +182,8 @@ pub struct Daemon {
     pub handshake_timeout: Duration,
     /// Time for which a client may leave its socket unread while data waits.
     pub write_deadline: Duration,
+    /// How far causal chains between plugins may go.
+    pub chains: Chains,
 }
 
 impl Default for Daemon {
@@ -182,6 +201,7 @@ impl Default for Daemon {
             subscriptions_max: limits::SUBSCRIPTIONS_MAX,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             write_deadline: limits::WRITE_DEADLINE,
+            chains: Chains::default(),
         }
     }
 }
@@ -329,6 +349,17 @@ pub struct EventPolicy {
     pub timeout: Option<Duration>,
     /// Where it is durable: how its work is carried out and kept.
     pub work: Option<Arc<Policy>>,
+}
+
+impl EventPolicy {
+    /// Whether it can be asked for while all else is frozen: reading and
+    /// administration, and what plugins read and keep of their own, without which
+    /// they could not even end what they hold.
+    #[must_use]
+    pub fn is_unfrozen(&self) -> bool {
+        let right = self.permission.rsplit('.').next().unwrap_or_default();
+        matches!(right, "read" | "admin" | "own")
+    }
 }
 
 #[cfg(test)]

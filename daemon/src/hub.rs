@@ -22,7 +22,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict};
+use ksi_kernel::{
+    Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict,
+};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
     fanout::{Tail, tail},
@@ -92,13 +94,16 @@ pub struct Hub {
 impl Hub {
     /// A hub, and where requests to the daemon itself arrive.
     #[must_use]
-    pub fn new(runtime: tokio::runtime::Handle) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
+    pub fn new(
+        runtime: tokio::runtime::Handle,
+        chains: Chains,
+    ) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
         // More requests to the daemon than this at once are refused `busy`.
         let (system, requests) = mpsc::channel(256);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         let hub = Arc::new_cyclic(|myself| Self {
-            kernel: Kernel::new(),
+            kernel: Kernel::with(chains),
             boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
             deadline: Notify::new(),
             idle: Notify::new(),
@@ -242,7 +247,7 @@ impl Hub {
 }
 
 /// Namespaces in which only the daemon speaks.
-const RESERVED: [&str; 3] = ["system", "plugin", "config"];
+pub(crate) const RESERVED: [&str; 3] = ["system", "plugin", "config"];
 
 /// One batch of work; see the module.
 pub struct Turn<'a> {

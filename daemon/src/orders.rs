@@ -1,5 +1,5 @@
 //! What an operator has ordered that outlasts the daemon: which plugins are
-//! quarantined.
+//! quarantined, and whether all is frozen.
 //!
 //! One small file. It is written anew and put in place whole, and synced before
 //! an order counts as given, so that neither a crash nor a power cut takes one
@@ -19,6 +19,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use ksi_protocol::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
 /// Why the orders are not known.
@@ -33,7 +34,7 @@ pub enum Error {
         error: io::Error,
     },
     /// The file is there and makes no sense.
-    #[error("cannot understand the orders in {}: {error}\n  hint: it holds what is quarantined; correct it, or remove it to let everything run", path.display())]
+    #[error("cannot understand the orders in {}: {error}\n  hint: it says what is quarantined and frozen; correct it, or remove it to let everything run", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -58,6 +59,8 @@ pub struct Order {
 struct Book {
     /// By name of the plugin.
     quarantined: BTreeMap<String, Order>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frozen: Option<Order>,
 }
 
 /// All orders that are in force.
@@ -116,6 +119,21 @@ impl Orders {
         })
     }
 
+    /// Why all is frozen, where it is.
+    #[must_use]
+    pub fn frozen(&self) -> Option<Order> {
+        self.lock().frozen.clone()
+    }
+
+    /// Freezes, or with `None` ends that. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be written down; then it is as it was.
+    pub fn freeze(&self, order: Option<Order>) -> io::Result<()> {
+        self.change(|book| book.frozen = order)
+    }
+
     fn change(&self, change: impl FnOnce(&mut Book)) -> io::Result<()> {
         let mut book = self.lock();
         let mut changed = book.clone();
@@ -126,6 +144,21 @@ impl Orders {
         }
         Ok(())
     }
+}
+
+/// Gives an order on a thread that may wait for the disk.
+///
+/// # Errors
+///
+/// `unavailable` where it cannot be written down.
+pub async fn given(give: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Refusal> {
+    let why = match tokio::task::spawn_blocking(give).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Err(Refusal::new(Code::Unavailable, format!("the order cannot be written down: {why}"))
+        .hint("see to the disk; what was ordered may hold until the daemon ends, and no longer"))
 }
 
 /// Puts the file in place whole.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{limits, paths::Paths, system::Placement, work::Policy};
+use ksi_protocol::{limits, paths::Paths, system::Placement};
 use serde_json::json;
 use tokio::{
     net::UnixListener,
@@ -36,7 +36,7 @@ use crate::{
         spawner::Spawner,
     },
     session::{Limits, Sessions},
-    system::{Apply, Parts, Reread, Stop, System, is_starting},
+    system::{Apply, Parts, Reread, Stop, System, frozen, is_starting},
     takeover::{Program, Takeover},
 };
 
@@ -77,13 +77,18 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let (hub, system_requests) = Hub::new(runtime.clone());
+    let (hub, system_requests) = Hub::new(runtime.clone(), config.daemon.chains);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
+    let orders = Arc::new(Orders::open(orders_file(&paths))?);
+    if let Some(order) = orders.frozen() {
+        tracing::warn!("frozen since before this start: {}", order.reason);
+        hub.kernel.freeze(Some(frozen(&order.reason)));
+    }
     let means = Means {
         hub: hub.clone(),
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
-        orders: Arc::new(Orders::open(orders_file(&paths))?),
+        orders: orders.clone(),
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(current.clone()),
@@ -95,6 +100,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         hub: hub.clone(),
         fleet: fleet.clone(),
         sessions: sessions.clone(),
+        orders,
         config: current,
         reread,
         apply,
@@ -255,12 +261,8 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
 fn policies(current: Current) -> Arc<Policies> {
     Arc::new(move |named, declared| {
         let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        policy_of(&config, named, declared)
+        config.declared(named, declared)
     })
-}
-
-fn policy_of(config: &Config, named: &str, declared: &str) -> (Option<Duration>, Option<Arc<Policy>>) {
-    config.policy(named, declared).map_or((None, None), |policy| (policy.timeout, policy.work.clone()))
 }
 
 fn session_limits(config: &Config) -> Limits {
@@ -272,6 +274,7 @@ fn session_limits(config: &Config) -> Limits {
             holding: limits::IN_FLIGHT_MAX,
         },
         allow_uids: config.daemon.allow_uids.clone(),
+        share: config.limits,
         handshake_timeout: config.daemon.handshake_timeout,
         write_deadline: config.daemon.write_deadline,
     }

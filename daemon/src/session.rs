@@ -5,6 +5,7 @@
 //! read brought. A client may close its sending side and still gets its
 //! answers; one that is gone altogether has its requests cancelled.
 
+pub mod account;
 mod credit;
 pub mod face;
 pub mod body;
@@ -26,6 +27,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::account::{Accounts, Connection, Share};
 use crate::hub::Hub;
 
 /// What sessions may take.
@@ -37,6 +39,8 @@ pub struct Limits {
     pub quota: Quota,
     /// Users besides the daemon's own who may connect.
     pub allow_uids: Vec<u32>,
+    /// What all connections of one user may have.
+    pub share: Share,
     /// Time a new connection has to say its first whole frame.
     pub handshake_timeout: Duration,
     /// Time for which a client may leave its socket unread while data waits.
@@ -47,6 +51,7 @@ pub struct Limits {
 pub struct Sessions {
     hub: Arc<Hub>,
     limits: Limits,
+    accounts: Accounts,
     next: AtomicU64,
     open: AtomicUsize,
     tracker: TaskTracker,
@@ -57,7 +62,9 @@ impl Sessions {
     /// No session yet.
     #[must_use]
     pub fn new(hub: Arc<Hub>, limits: Limits) -> Arc<Self> {
+        let threads = hub.runtime().metrics().num_workers();
         Arc::new(Self {
+            accounts: Accounts::new(limits.share, threads),
             hub,
             limits,
             next: AtomicU64::new(1),
@@ -99,24 +106,28 @@ impl Sessions {
     }
 
     fn admit(self: Arc<Self>, stream: UnixStream) {
-        if let Err(refusal) = self.check(&stream) {
-            tracing::warn!("connection refused: {refusal}");
-            // The peer has not said which encoding it speaks; a line is
-            // readable for a person at least.
-            let line = ksi_protocol::json::refusal_line(None, &refusal);
-            let _ = stream.try_write(format!("{line}\n").as_bytes());
-            return;
-        }
+        let connection = match self.check(&stream) {
+            Ok(connection) => connection,
+            Err(refusal) => {
+                tracing::warn!("connection refused: {refusal}");
+                // The peer has not said which encoding it speaks; a line is
+                // readable for a person at least.
+                let line = ksi_protocol::json::refusal_line(None, &refusal);
+                let _ = stream.try_write(format!("{line}\n").as_bytes());
+                return;
+            }
+        };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let open = Open::new(&self);
         let sessions = self.clone();
         self.tracker.spawn(async move {
             let _open = open;
-            reader::run(&sessions, stream, number).await;
+            reader::run(&sessions, stream, number, &connection.0).await;
         });
     }
 
-    fn check(&self, stream: &UnixStream) -> Result<(), Refusal> {
+    /// Charges the user at the other end for the connection.
+    fn check(&self, stream: &UnixStream) -> Result<Connection, Refusal> {
         let peer = getsockopt(stream, PeerCredentials).map_err(|errno| {
             Refusal::new(Code::Denied, format!("the kernel does not tell who you are: {errno}"))
         })?;
@@ -125,7 +136,7 @@ impl Sessions {
             let message = format!("{} connections are open, the limit", self.limits.connections);
             return Err(Refusal::new(Code::Busy, message).retry_after_ms(1000));
         }
-        Ok(())
+        self.accounts.of(&format!("uid:{}", peer.uid())).connect()
     }
 
     fn attach(&self, handle: crate::hub::Handle, number: u64) -> Arc<crate::hub::Port> {

@@ -17,8 +17,8 @@ use ksi_kernel::Declared;
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
-        Counters, Describe, Discover, Health, PluginList, PluginLoad, PluginName, PluginState, PluginStatus,
-        Quarantine, Shutdown, Status,
+        Counters, Describe, Discover, Freeze, Freezing, Frozen, Health, PluginList, PluginLoad, PluginName,
+        PluginState, PluginStatus, Quarantine, Shutdown, Status,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::{Config, Current, Plugin},
     hub::{Hub, SystemRequest},
+    orders::{self, Order, Orders},
     plugin::{
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
@@ -60,6 +61,7 @@ pub struct System {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     sessions: Arc<Sessions>,
+    orders: Arc<Orders>,
     config: Current,
     reread: Reread,
     apply: Apply,
@@ -77,6 +79,7 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     pub fleet: Arc<Fleet>,
     pub sessions: Arc<Sessions>,
+    pub orders: Arc<Orders>,
     pub config: Current,
     pub reread: Reread,
     pub apply: Apply,
@@ -102,18 +105,25 @@ impl System {
     ///
     /// Never in practice: nobody else owns them yet.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
-        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, program, stopping } =
-            parts;
+        let Parts {
+            hub,
+            fleet,
+            sessions,
+            orders,
+            config,
+            reread,
+            apply,
+            socket,
+            state_dir,
+            stop,
+            program,
+            stopping,
+        } = parts;
         let names: Vec<EventName> =
             specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let declared: Vec<Declared> = names
-            .iter()
-            .map(|name| {
-                let timeout = policies.events.get(name.as_str()).and_then(|policy| policy.timeout);
-                Declared { name: name.clone(), timeout, work: None }
-            })
-            .collect();
+        let declared: Vec<Declared> =
+            names.iter().map(|name| policies.declared(name.clone(), name.as_str())).collect();
         hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
         hub.kernel.own(hub.daemon(), &names)?;
         declare_facts(&hub, &policies);
@@ -121,6 +131,7 @@ impl System {
             hub,
             fleet,
             sessions,
+            orders,
             config,
             reread,
             apply,
@@ -143,7 +154,7 @@ impl System {
             let SystemRequest { token, envelope } = request;
             let event = envelope.event.as_str();
             match event {
-                "system:ready" | "system:restart" | "config:reload" => {
+                "system:ready" | "system:restart" | "system:freeze" | "config:reload" => {
                     self.later(token, event, envelope.data.clone())
                 }
                 _ if event.starts_with("plugin:") => self.later(token, event, envelope.data.clone()),
@@ -217,6 +228,7 @@ impl System {
                 let _ = self.stop.try_send(Stop { reason: reason.into(), grace, again: true });
                 Ok(ksi_protocol::empty())
             }
+            "system:freeze" => answer(&self.freeze(decode(data)?).await?),
             "config:reload" => {
                 nothing(data)?;
                 self.reload().await
@@ -244,7 +256,8 @@ impl System {
     #[must_use]
     pub fn health(&self) -> Health {
         let stopping = *self.stopping.borrow();
-        health::of(&self.fleet.list(), crate::log::health(), stopping, self.hub.uptime())
+        let frozen = self.orders.frozen().map(|Order { reason, since_ms }| Frozen { reason, since_ms });
+        health::of(&self.fleet.list(), crate::log::health(), frozen, stopping, self.hub.uptime())
     }
 
     fn status(&self) -> Status {
@@ -288,6 +301,31 @@ impl System {
         }
     }
 
+    /// Stops everything but reading and administration, or lets it go on. A
+    /// freeze holds from the first moment, and is written down then; what goes on
+    /// again is written down first.
+    async fn freeze(&self, Freeze { on, reason }: Freeze) -> Result<Freezing, Refusal> {
+        let reason = reason.unwrap_or_else(|| "no reason was given".into());
+        let order = on.then(|| Order { reason: reason.clone(), since_ms: self.hub.now_ms() });
+        if on {
+            self.hub.kernel.freeze(Some(frozen(&reason)));
+        }
+        let was = self.orders.frozen().is_some();
+        let orders = self.orders.clone();
+        orders::given(move || orders.freeze(order)).await?;
+        if on {
+            tracing::warn!("frozen: {reason}");
+            self.hub.tell("system:frozen", &json!({ "reason": reason }));
+        } else {
+            self.hub.kernel.freeze(None);
+            if was {
+                tracing::warn!("frozen no longer");
+                self.hub.tell("system:thawed", &json!({}));
+            }
+        }
+        Ok(Freezing { frozen: on, in_flight: self.hub.kernel.in_flight() })
+    }
+
     async fn reload(&self) -> Result<Bytes, Refusal> {
         let config = (self.reread)().map_err(|errors| {
             Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
@@ -304,6 +342,14 @@ impl System {
             "plugins": changes.plugins,
         }))
     }
+}
+
+/// What those hear who are stopped by a freeze.
+pub(crate) fn frozen(reason: &str) -> Refusal {
+    Refusal::new(Code::Unavailable, format!("KSI is frozen: {reason}"))
+        .retry_after_ms(1000)
+        .hint("only reading and administration go on; `ksi thaw` ends it")
+        .details(json!({ "frozen": true }))
 }
 
 /// Whether the daemon itself answers requests for an event.
@@ -326,9 +372,9 @@ fn declare_facts(hub: &Hub, config: &Config) {
         .events
         .iter()
         .filter_map(|(name, policy)| {
-            let (work, name) = (policy.work.clone()?, EventName::parse(name).ok()?);
+            let name = EventName::parse(name).ok().filter(|_| policy.work.is_some())?;
             let of_a_plugin = config.plugins.values().any(|plugin| named(plugin, name.namespace()));
-            (!of_a_plugin).then_some(Declared { name, timeout: None, work: Some(work) })
+            (!of_a_plugin).then(|| Declared { timeout: None, ..config.declared(name.clone(), name.as_str()) })
         })
         .collect();
     // Who asks for one waits until it expires: nobody may ever answer it.

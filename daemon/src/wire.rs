@@ -151,6 +151,7 @@ pub fn ask(request: Request) -> Ask {
         correlation_id: request.correlation_id.map(Into::into),
         idempotency_key: request.idempotency_key.map(Into::into),
         parent: request.parent,
+        chain: request.chain,
         origin: request.origin.map(Into::into),
         ..Ask::new(request.id, request.event, request.data)
     }

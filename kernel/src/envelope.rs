@@ -28,6 +28,9 @@ pub struct Envelope {
     pub idempotency_key: Option<Arc<str>>,
     /// The request on whose behalf this was sent.
     pub parent: Option<Token>,
+    /// The causal chain from plugin to plugin that this is the last step of;
+    /// `None` where no plugin has sent it.
+    pub chain: Option<Arc<str>>,
     /// When it passed the kernel, milliseconds since 1970.
     pub at_ms: u64,
     /// When the asker stops waiting; `None` for what was emitted.
@@ -58,6 +61,8 @@ pub struct Ask {
     pub idempotency_key: Option<Arc<str>>,
     /// What the asker holds and is asking for: this request ends with it.
     pub parent: Option<Token>,
+    /// The causal chain that leads to this. Heeded only from a plugin.
+    pub chain: Option<Arc<str>>,
     /// Who asked in the first place. Heeded only from the port that keeps work,
     /// under a durable event.
     pub origin: Option<Arc<str>>,
@@ -76,6 +81,7 @@ impl Ask {
             correlation_id: None,
             idempotency_key: None,
             parent: None,
+            chain: None,
             origin: None,
         }
     }
@@ -92,13 +98,15 @@ pub struct Emission {
     pub correlation_id: Option<Arc<str>>,
     /// The request on whose behalf it happened.
     pub parent: Option<Token>,
+    /// The causal chain that leads to this. Heeded only from a plugin.
+    pub chain: Option<Arc<str>>,
 }
 
 impl Emission {
     /// An emission without a cause.
     #[must_use]
     pub fn new(event: EventName, data: Bytes) -> Self {
-        Self { event, data, correlation_id: None, parent: None }
+        Self { event, data, correlation_id: None, parent: None, chain: None }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Declared {
     /// Where it is durable: how it is kept. The kernel never looks into this,
     /// and hands it to the port that keeps work.
     pub work: Option<Arc<Policy>>,
+    /// Whether it can be asked for while all else is frozen.
+    pub unfrozen: bool,
 }
 
 /// What is known of one event.
@@ -229,7 +231,7 @@ impl<H> Registry<H> {
                 let entry = match events.get(name) {
                     Some(entry) => entry.owned_by(owner),
                     None => Arc::new(Entry {
-                        declared: Declared { name: name.clone(), timeout: None, work: None },
+                        declared: Declared { name: name.clone(), timeout: None, work: None, unfrozen: false },
                         declarer: Arc::clone(&port.origin),
                         absent: Arc::new(refusals::no_owner(name)),
                         owner,

@@ -37,7 +37,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// # Errors
     ///
     /// `denied` where the grant does not cover it, `cancelled` from a port that
-    /// is detached; of a durable fact `unavailable` while nobody keeps work, and
+    /// is detached, `too_large` where its causal chain goes too far or in a
+    /// circle, the reason of a freeze from a client; of a durable fact `unavailable` while nobody keeps work, and
     /// `busy` while whoever does has as much as it may hold. Then nobody is
     /// told.
     pub fn emit(
@@ -53,6 +54,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             let denied = || refusals::denied(port, &emission.event, "emits");
             return Err(if port.is_open() { denied() } else { refusals::detached() });
         }
+        self.admit(port, &emission.event, true).inspect_err(|_| self.counters.refusals.add(1))?;
+        let chain = self.chains.next(port, &emission.event, emission.chain.as_deref());
+        let chain = chain.inspect_err(|_| self.counters.refusals.add(1))?;
         let work = self.registry.load().work(&emission.event).cloned();
         let charged = work.as_ref().map(|_| self.charge_keeper(&emission.event)).transpose();
         let kept = charged.inspect_err(|_| self.counters.refusals.add(1))?;
@@ -64,6 +68,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             origin: Arc::clone(&port.origin),
             idempotency_key: None,
             parent: emission.parent,
+            chain,
             at_ms: now_ms,
             deadline_ms: None,
             credit: None,
@@ -157,9 +162,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), Refusal> {
-        if self.is_closed_to(port) {
-            return Err(refusals::shutting_down());
-        }
+        self.admit(port, &ask.event, false)?;
+        let chain = self.chains.next(port, &ask.event, ask.chain.as_deref())?;
         let events = self.registry.load();
         // What was kept has passed its interceptors, when it was asked.
         let dispatched = events.is_dispatched_by(port, &ask.event);
@@ -190,6 +194,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id,
             idempotency_key: ask.idempotency_key,
             parent: ask.parent,
+            chain,
             at_ms: now_ms,
             deadline_ms: Some(deadline_ms),
             credit: ask.credit,

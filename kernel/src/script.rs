@@ -136,6 +136,8 @@ impl Play {
         match verb {
             "detach" => kernel.detach(port, &words.refusal(), effects),
             "forget" => kernel.forget(name),
+            "freeze" => kernel.freeze(Some(words.refusal())),
+            "thaw" => kernel.freeze(None),
             "keep" => return refused(kernel.keep(port)),
             "own" => return refused(kernel.own(port, &words.events())),
             "declare" => {
@@ -144,7 +146,8 @@ impl Play {
                     let attempts = words.option("attempts").unwrap_or_default();
                     Arc::new(Policy { attempts, ..Policy::default() })
                 });
-                let declared = |name| Declared { name, timeout, work: work.clone() };
+                let unfrozen = words.named.contains_key("unfrozen");
+                let declared = |name| Declared { name, timeout, work: work.clone(), unfrozen };
                 let events: Vec<_> = words.events().into_iter().map(declared).collect();
                 let taken = kernel.declare(name, &events, words.refusal());
                 return Ok((!taken.is_empty()).then(|| format!("taken {taken:?}")));
@@ -168,6 +171,7 @@ impl Play {
             "emit" => {
                 let mut emission = Emission::new(words.event(), words.data());
                 emission.parent = words.option("parent");
+                emission.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
                 emission.correlation_id = words.named.get("corr").map(|&text| text.into());
                 let told = kernel.emit(port, emission, now_ms, effects);
                 return told.map(|n| Some(n.to_string())).map_err(|refusal| no(&refusal));
@@ -178,6 +182,7 @@ impl Play {
                 ask.credit = words.option("credit");
                 ask.parent = words.option("parent");
                 ask.origin = words.named.get("origin").map(|&text| text.into());
+                ask.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
                 ask.correlation_id = words.named.get("corr").map(|&text| text.into());
                 kernel.request(port, ask, now_ms, effects);
             }
@@ -265,10 +270,15 @@ fn written(delivery: &Delivery) -> String {
             if let Some(correlation_id) = &e.correlation_id {
                 write!(line, " corr {correlation_id}").unwrap();
             }
+            if let Some(chain) = e.chain.as_ref().filter(|chain| chain.contains(' ')) {
+                write!(line, " chain {}", chain.replace(' ', ">")).unwrap();
+            }
             line
         }
         Delivery::Event { sub, envelope: e, .. } => {
             let cause = e.correlation_id.as_ref().map_or(String::new(), |id| format!(" corr {id}"));
+            let chain = e.chain.as_ref().filter(|chain| chain.contains(' '));
+            let cause = chain.map_or(cause, |chain| format!(" chain {}", chain.replace(' ', ">")));
             format!("event {sub} {} {} from {}{cause}", e.event, text(&e.data), e.origin)
         }
         Delivery::Cancel { token } => format!("cancel {token}"),

@@ -6,6 +6,7 @@
 
 pub mod frames;
 pub mod kills;
+pub mod siege;
 pub mod terminal;
 
 use std::{
@@ -448,6 +449,24 @@ impl Lines {
     /// Where there is none.
     pub fn receive(&mut self) -> Value {
         self.try_receive().expect("the daemon says something")
+    }
+
+    /// The next line where it has come already.
+    ///
+    /// # Panics
+    ///
+    /// Where the line is no JSON.
+    pub fn receive_now(&mut self) -> Option<Value> {
+        if self.reader.buffer().is_empty() {
+            let socket = self.reader.get_ref();
+            socket.set_nonblocking(true).expect("a socket can be asked without waiting");
+            let came = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+            self.reader.get_ref().set_nonblocking(false).expect("and with");
+            if !came {
+                return None;
+            }
+        }
+        Some(self.receive())
     }
 
     /// Ends the sending side, as `nc -N` does.

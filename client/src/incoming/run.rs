@@ -164,7 +164,16 @@ impl Cursor<'_> {
         if !self.0.is_empty() {
             return None;
         }
-        Some(Event { sub, seq, event, data: frames.slice_ref(data), origin, at_ms, correlation_id })
+        Some(Event {
+            sub,
+            seq,
+            event,
+            data: frames.slice_ref(data),
+            origin,
+            at_ms,
+            correlation_id,
+            chain: None,
+        })
     }
 }
 

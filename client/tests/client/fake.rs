@@ -204,5 +204,6 @@ pub(crate) fn event(sub: Id, seq: u64, name: &str) -> Event {
         origin: "session:9".into(),
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: seq.is_multiple_of(2).then(|| format!("cause-{seq}")),
+        chain: None,
     }
 }

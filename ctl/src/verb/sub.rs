@@ -166,6 +166,7 @@ mod tests {
             origin: "daemon".into(),
             at_ms: 0,
             correlation_id: None,
+            chain: None,
         };
         assert_eq!(
             data(&event),

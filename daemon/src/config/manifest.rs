@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
+use ksi_kernel::Chains;
 use ksi_protocol::{EventName, limits as wire, system::Placement, work::Policy};
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     tree::Table,
     value::{choice, duration, log_level, patterns, switch, text_where, uids, whole},
 };
-use crate::log;
+use crate::{log, session::account::Share};
 
 /// Namespaces that the daemon owns.
 const RESERVED: [&str; 3] = ["system", "plugin", "config"];
@@ -41,6 +42,7 @@ fn between(low_ms: u64, high: Duration) -> RangeInclusive<Duration> {
 pub(super) fn read(report: &Report, table: &Table) -> Config {
     let mut root = Section::root(report, table);
     let daemon = daemon(root.section("daemon"));
+    let limits = share(root.section("limits"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
     let mut plugins = BTreeMap::new();
@@ -67,7 +69,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, limits, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -89,9 +91,27 @@ fn daemon(mut section: Section<'_>) -> Daemon {
             duration(between(10, HOUR)),
         ),
         write_deadline: section.get("write_deadline", unset.write_deadline, duration(between(10, HOUR))),
+        chains: Chains {
+            steps_max: section.get("chain_steps_max", unset.chains.steps_max, whole(1..=1000)),
+            repeats_max: section.get("chain_repeats_max", unset.chains.repeats_max, whole(1..=1000)),
+        },
     };
     section.finish();
     daemon
+}
+
+/// What one user may have.
+fn share(mut section: Section<'_>) -> Share {
+    let unset = Share::default();
+    let share = Share {
+        connections: section.get("connections_max", unset.connections, whole(1..=1_000_000)),
+        in_flight: section.get("in_flight_max", unset.in_flight, whole(1..=1_000_000)),
+        subscriptions: section.get("subscriptions_max", unset.subscriptions, whole(1..=1_000_000)),
+        bytes: section.get("queued_bytes_max", unset.bytes, whole(65_536..=1 << 40)),
+        per_second: section.get_optional("per_second_max", unset.per_second, whole(1..=1_000_000)),
+    };
+    section.finish();
+    share
 }
 
 fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plugin> {

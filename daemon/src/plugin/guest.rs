@@ -194,6 +194,7 @@ impl Guest {
                 correlation_id: envelope.correlation_id.map(|id| (*id).to_owned()),
                 idempotency_key: envelope.idempotency_key.map(|key| (*key).to_owned()),
                 origin: Some((*envelope.origin).to_owned()),
+                chain: envelope.chain,
                 ..Request::new(token, self.inner(envelope.event), envelope.data)
             }),
             Delivery::Event { sub, envelope, .. } => Frame::Event(Event {
@@ -204,6 +205,7 @@ impl Guest {
                 origin: envelope.origin.clone(),
                 at_ms: envelope.at_ms,
                 correlation_id: envelope.correlation_id.as_deref().map(str::to_owned),
+                chain: envelope.chain.clone(),
             }),
             Delivery::Cancel { token } => Frame::Cancel { id: token },
             Delivery::Credit { token, n } => Frame::Credit { id: token, n },
@@ -268,6 +270,7 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
         Frame::Emit(emit) => {
             let emission = Emission {
                 correlation_id: emit.correlation_id.map(Into::into),
+                chain: emit.chain,
                 ..Emission::new(emit.event, emit.data)
             };
             if let Err(refusal) = turn.emit(port, emission) {

@@ -12,14 +12,13 @@ use std::{
     collections::VecDeque,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use ksi_host::sandbox;
+use ksi_kernel::Declared;
 use ksi_protocol::{
     Code, Descriptor, EventName, Frame, Refusal,
     system::{Death, Placement, PluginState, PluginStatus},
-    work::Policy as WorkPolicy,
 };
 use serde_json::json;
 use tokio::{
@@ -45,9 +44,9 @@ use crate::{
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
 
-/// Tells the default timeout of an event and, where it is durable, how it is
-/// kept.
-pub type Policies = dyn Fn(&str, &str) -> (Option<Duration>, Option<Arc<WorkPolicy>>) + Send + Sync;
+/// Tells how an event is declared, by the name that others use and the one that
+/// the plugin declares.
+pub type Policies = dyn Fn(EventName, &str) -> Declared + Send + Sync;
 
 /// What all keepers share.
 #[derive(Clone)]
@@ -62,8 +61,7 @@ pub struct Means {
     pub orders: Arc<Orders>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
-    /// The default timeout and the durability of an event, by the name that
-    /// others use and the one that the plugin declares.
+    /// How events are declared.
     pub policies: Arc<Policies>,
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use ksi_protocol::system::{Component, Health, HealthStatus, PluginState, PluginStatus};
+use ksi_protocol::system::{Component, Frozen, Health, HealthStatus, PluginState, PluginStatus};
 
 /// The health of a daemon with these plugins. `trouble` is what the log has to
 /// complain about.
 pub(super) fn of(
     plugins: &[PluginStatus],
     trouble: Option<String>,
+    frozen: Option<Frozen>,
     stopping: bool,
     uptime: Duration,
 ) -> Health {
@@ -16,6 +17,10 @@ pub(super) fn of(
     let mut components: Vec<Component> = wanted().map(component).collect();
     let status = if trouble.is_some() { HealthStatus::Degraded } else { HealthStatus::Ok };
     components.push(Component { name: "log".into(), status, reason: trouble.unwrap_or_default() });
+    if let Some(Frozen { reason, .. }) = &frozen {
+        let reason = format!("KSI is frozen: {reason}");
+        components.push(Component { name: "freeze".into(), status: HealthStatus::Degraded, reason });
+    }
     let worst = components.iter().map(|component| component.status).max().unwrap_or(HealthStatus::Ok);
     let starting = components.iter().any(|component| component.status == HealthStatus::Starting);
     Health {
@@ -27,6 +32,7 @@ pub(super) fn of(
             .map(|one| one.reason.clone())
             .collect(),
         components,
+        frozen,
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
@@ -82,7 +88,7 @@ mod tests {
     }
 
     fn health(plugins: &[PluginStatus]) -> Health {
-        of(plugins, None, false, Duration::ZERO)
+        of(plugins, None, None, false, Duration::ZERO)
     }
 
     #[test]
@@ -105,7 +111,7 @@ mod tests {
         assert_eq!((whole.plugins_ready, whole.plugins_total), (2, 4));
         let names: Vec<_> = whole.components.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d", "log"]);
-        assert_eq!(of(&plugins, None, true, Duration::ZERO).status, H::Stopping);
+        assert_eq!(of(&plugins, None, None, true, Duration::ZERO).status, H::Stopping);
     }
 
     #[test]
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_log_that_cannot_be_written_degrades() {
-        let whole = of(&[], Some("the log cannot be written".into()), false, Duration::ZERO);
+        let whole = of(&[], Some("the log cannot be written".into()), None, false, Duration::ZERO);
         assert_eq!((whole.status, whole.ready), (HealthStatus::Degraded, true));
         assert_eq!(whole.reasons, ["the log cannot be written"]);
     }

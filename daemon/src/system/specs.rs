@@ -60,6 +60,15 @@ pub(super) const ALL: &[Spec] = &[
          refuses no client. Refused where that file would not start.",
         &[("grace_ms", "integer", false, "Time that requests in flight may take, in milliseconds.")],
     ),
+    request(
+        "system:freeze",
+        "Stop everything but reading and administration, or let it go on; over restarts of the daemon too. What \
+         is under way ends, what is accepted is kept and waits.",
+        &[
+            ("on", "boolean", true, "Whether to freeze or to go on."),
+            ("reason", "string", false, "Why, one sentence; whoever is stopped by it hears it."),
+        ],
+    ),
     request("plugin:list", "List all plugins.", &[]),
     request("plugin:inspect", "Tell everything about one plugin, and how it died.", NAME),
     request(
@@ -86,6 +95,12 @@ pub(super) const ALL: &[Spec] = &[
     request("config:reload", "Read the configuration again.", &[]),
     fact("system:started", "The daemon accepts clients.", &[("boot", "string", true, "Names this start.")]),
     fact("system:stopping", "The daemon takes no new requests.", &[("reason", "string", true, "Why.")]),
+    fact(
+        "system:frozen",
+        "Only reading and administration go on.",
+        &[("reason", "string", true, "Why, one sentence.")],
+    ),
+    fact("system:thawed", "Everything goes on again.", &[]),
     fact("plugin:started", "A plugin runs; it is not ready yet.", BORN),
     fact("plugin:ready", "A plugin answers.", BORN),
     fact("plugin:died", "A plugin is gone without having been told to.", GONE),

@@ -153,6 +153,7 @@ impl Instance {
                     idempotency_key: request.idempotency_key.clone(),
                     credit: request.credit,
                     at_ms: request.at_ms,
+                    chain: request.chain.clone(),
                     work: request.work.as_deref().copied(),
                     ..Meta::default()
                 });
@@ -166,6 +167,7 @@ impl Instance {
                     origin: Some(event.origin.to_string()),
                     correlation_id: event.correlation_id.clone(),
                     at_ms: Some(event.at_ms),
+                    chain: event.chain.clone(),
                     ..Meta::default()
                 });
             }
@@ -314,15 +316,14 @@ unsafe fn output(message: &Message) -> Option<Output> {
                 idempotency_key: meta.idempotency_key,
                 origin: meta.origin,
                 parent: meta.parent,
+                chain: meta.chain,
                 ..Request::new(id, event()?, data())
             })
         }
-        Kind::Emit => Frame::Emit(Emit {
-            id: None,
-            event: event()?,
-            data: data(),
-            correlation_id: meta().correlation_id,
-        }),
+        Kind::Emit => {
+            let Meta { correlation_id, chain, .. } = meta();
+            Frame::Emit(Emit { id: None, event: event()?, data: data(), correlation_id, chain })
+        }
         Kind::Cancel => Frame::Cancel { id },
         Kind::Ready => Frame::Ready,
         Kind::Drained => Frame::Drained,

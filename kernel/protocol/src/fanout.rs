@@ -105,6 +105,7 @@ mod tests {
                     origin: "session:1".into(),
                     at_ms: seq,
                     correlation_id: correlation_id.clone(),
+                    chain: None,
                 };
                 let mut expected = BytesMut::new();
                 Frame::Event(event).encode(&mut expected).unwrap();

@@ -221,6 +221,10 @@ pub struct Request<P = Bytes> {
     /// answers once it is written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 impl<P> Request<P> {
@@ -239,6 +243,7 @@ impl<P> Request<P> {
             parent: None,
             work: None,
             at_ms: None,
+            chain: None,
         }
     }
 }
@@ -258,6 +263,10 @@ pub struct Emit<P = Bytes> {
     /// Ties together all that follows from one cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 /// How a subscription behaves when its reader is slow.
@@ -326,6 +335,10 @@ pub struct Event<P = Bytes> {
     /// Ties together all that follows from one cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 /// Events that a subscription lost.

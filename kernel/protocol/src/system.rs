@@ -21,6 +21,9 @@ pub struct Health {
     /// itself can fail.
     #[serde(default)]
     pub components: Vec<Component>,
+    /// Why and since when only reading and administration go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
     /// `ksid` version.
     pub version: String,
     /// Process id of the daemon.
@@ -33,10 +36,40 @@ pub struct Health {
     pub plugins_total: usize,
 }
 
+/// A freeze that is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Why, one sentence.
+    pub reason: String,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// The request of `system:freeze`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    /// On or off.
+    pub on: bool,
+    /// Why, one sentence; whoever is stopped by it hears it.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The answer of `system:freeze`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freezing {
+    /// Whether KSI is frozen now.
+    pub frozen: bool,
+    /// Requests that were under way and go on to their end.
+    pub in_flight: usize,
+}
+
 /// One part of the whole in [`Health`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Component {
-    /// Name of a plugin, or `log` for the daemon's own log.
+    /// Name of a plugin, `log` for the daemon's own log, or `freeze` while that is
+    /// on.
     pub name: String,
     /// How it does.
     pub status: HealthStatus,

@@ -210,6 +210,7 @@ impl Ctx {
             idempotency_key: options.idempotency_key,
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
+            chain: self.meta().chain.clone(),
             ..Meta::default()
         };
         Answers::open(&self.core, &name, &encode(ask)?, &encode(&meta)?)
@@ -232,6 +233,7 @@ impl Ctx {
             idempotency_key: options.idempotency_key,
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
+            chain: self.meta().chain.clone(),
             ..Meta::default()
         };
         Answers::open(&self.core, event, data.as_ref(), &encode(&meta)?)
@@ -251,9 +253,13 @@ impl Ctx {
     /// while the daemon's queue for this plugin is full.
     pub fn emit<T: Serialize>(&self, event: &str, fact: &T) -> Result<(), Refusal> {
         let name = EventName::parse(event).map_err(|e| Refusal::new(Code::InvalidFrame, e.to_string()))?;
-        let meta = match self.meta().correlation_id.clone() {
-            None => Bytes::new(),
-            correlation_id => encode(&Meta { correlation_id, ..Meta::default() })?,
+        let Meta { correlation_id, chain, .. } = self.meta();
+        let meta = match (correlation_id, chain) {
+            (None, None) => Bytes::new(),
+            (correlation_id, chain) => {
+                let (correlation_id, chain) = (correlation_id.clone(), chain.clone());
+                encode(&Meta { correlation_id, chain, ..Meta::default() })?
+            }
         };
         let payload = encode(fact)?;
         let message =

@@ -49,7 +49,8 @@ fn an_unknown_event_is_refused_with_the_nearest_names() {
     let kernel = Kernel::new();
     let port = kernel.attach("plugin:echo", Role::Plugin, (), Quota::default(), Grant::All);
     let name = |text| EventName::parse(text).unwrap();
-    let declared = |text| Declared { name: name(text), timeout: None, work: Some(Arc::default()) };
+    let declared =
+        |text| Declared { name: name(text), timeout: None, work: Some(Arc::default()), unfrozen: false };
     let events = ["echo:say", "echo:count", "echo:stay", "echo:sad", "llama:generate"].map(declared);
     kernel.declare("plugin:echo", &events, Refusal::new(Code::NoOwner, "nobody"));
     kernel.own(&port, &[name("echo:say")]).unwrap();

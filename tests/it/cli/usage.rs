@@ -5,13 +5,15 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 28] = [
     "up",
     "start",
     "stop",
     "restart",
     "status",
     "health",
+    "freeze",
+    "thaw",
     "reload",
     "doctor",
     "ask",
@@ -46,7 +48,10 @@ fn help_lists_every_verb_and_every_verb_has_help() {
     }
     // What the daemon offers below a noun is there too.
     for (noun, verbs) in [
-        ("plugin", &["list", "inspect", "load", "unload", "reload", "restart", "new"][..]),
+        (
+            "plugin",
+            &["list", "inspect", "load", "unload", "reload", "restart", "quarantine", "release", "new"][..],
+        ),
         ("model", &["list", "show", "add", "load", "unload", "rm"]),
         ("config", &["path", "show", "get", "set", "validate"]),
     ] {

@@ -192,6 +192,7 @@ fn a_given_correlation_is_told_to_those_who_listen() {
         event,
         data: payload(&json!({})),
         correlation_id: correlation_id.clone(),
+        chain: None,
     }));
     assert_eq!(listener.event().correlation_id, correlation_id);
 }

@@ -112,6 +112,7 @@ mod tests {
             origin: origin.into(),
             at_ms: 0,
             correlation_id: Some("c-17".into()),
+            chain: None,
         };
         Filter::parse(filter).unwrap().shows(&event)
     }

@@ -20,6 +20,7 @@ pub(crate) fn status() -> Status {
             ready: true,
             reasons: vec![],
             components: vec![],
+            frozen: None,
             version: "0.1.0".into(),
             pid: 42,
             uptime_ms: 3_600_000,
@@ -89,6 +90,7 @@ pub(crate) fn event(name: &str, seq: u64) -> Event {
         origin: "plugin:agent".into(),
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: Some(format!("c-{seq}")),
+        chain: None,
     }
 }
 

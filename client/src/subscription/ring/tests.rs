@@ -27,6 +27,7 @@ fn event(seq: u64, name: &str, data: Bytes) -> Event {
         origin: "daemon".into(),
         at_ms: 0,
         correlation_id: None,
+        chain: None,
     }
 }
 

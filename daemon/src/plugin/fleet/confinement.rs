@@ -8,7 +8,7 @@ use ksi_protocol::{
 
 use super::{Fleet, settled_after};
 use crate::{
-    orders::{Order, Orders},
+    orders::{self, Order},
     plugin::{
         keeper::{Command, with},
         supervisor::Input,
@@ -27,7 +27,8 @@ impl Fleet {
         let found = self.lock().get(name).map(|kept| kept.commands.clone());
         let Some(commands) = found else { return Err(self.unknown(name)) };
         let order = Order { reason: reason.clone(), since_ms: self.means.hub.now_ms() };
-        self.order(name, move |orders, name| orders.quarantine(name, order)).await?;
+        let (orders, plugin) = (self.means.orders.clone(), name.to_owned());
+        orders::given(move || orders.quarantine(&plugin, order)).await?;
         tracing::warn!(plugin = name, "quarantined: {reason}");
         let (mut command, settled) = Command::new(Some(Input::Quarantine));
         command.quarantine = Some(reason);
@@ -55,26 +56,10 @@ impl Fleet {
             return Err(Refusal::new(Code::Conflict, message)
                 .hint(format!("`ksi plugin restart {name}` starts it anew")));
         }
-        self.order(name, |orders, name| orders.release(name)).await?;
+        let (orders, plugin) = (self.means.orders.clone(), name.to_owned());
+        orders::given(move || orders.release(&plugin)).await?;
         let (command, settled) = Command::new(Some(Input::Release));
         let released = settled_after(&commands, command, settled).await?;
         if status.wanted { self.command(name, Input::Start, true).await } else { Ok(released) }
-    }
-
-    /// Writes an order down, on a thread that may wait for the disk.
-    async fn order(
-        &self,
-        name: &str,
-        give: impl FnOnce(&Orders, &str) -> std::io::Result<()> + Send + 'static,
-    ) -> Result<(), Refusal> {
-        let (orders, name) = (self.means.orders.clone(), name.to_owned());
-        let given = tokio::task::spawn_blocking(move || give(&orders, &name)).await;
-        let why = match given {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        Err(Refusal::new(Code::Unavailable, format!("the order cannot be written down: {why}"))
-            .hint("see to the disk; `ksi plugin unload NAME` stops a plugin until the daemon ends"))
     }
 }

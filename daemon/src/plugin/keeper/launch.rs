@@ -209,13 +209,8 @@ impl Keeper {
             };
             names.push((outer.unwrap_or_else(|| spec.event.clone()), spec.event.clone()));
         }
-        let declared: Vec<Declared> = names
-            .into_iter()
-            .map(|(name, inner)| {
-                let (timeout, work) = (self.means.policies)(name.as_str(), inner.as_str());
-                Declared { name, timeout, work }
-            })
-            .collect();
+        let declare = |(name, inner): (EventName, EventName)| (self.means.policies)(name, inner.as_str());
+        let declared: Vec<Declared> = names.into_iter().map(declare).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
 

@@ -369,6 +369,7 @@ fn body(face: &Face, fact: Kept) -> Body {
         return Body::Tail(tail);
     }
     Body::Envelope(Arc::new(Envelope {
+        chain: None,
         event,
         data,
         origin: origin.into(),

@@ -136,12 +136,14 @@ impl<P> Frame<P> {
                 parent: r.parent,
                 work: r.work,
                 at_ms: r.at_ms,
+                chain: r.chain,
             }),
             Self::Emit(e) => Frame::Emit(Emit {
                 id: e.id,
                 event: e.event,
                 data: f(e.data),
                 correlation_id: e.correlation_id,
+                chain: e.chain,
             }),
             Self::Subscribe(subscribe) => Frame::Subscribe(subscribe),
             Self::Unsubscribe { id } => Frame::Unsubscribe { id },
@@ -160,6 +162,7 @@ impl<P> Frame<P> {
                 origin: e.origin,
                 at_ms: e.at_ms,
                 correlation_id: e.correlation_id,
+                chain: e.chain,
             }),
             Self::Gap(gap) => Frame::Gap(gap),
             Self::Setup(s) => Frame::Setup(Setup {

@@ -123,11 +123,14 @@ fn asked() -> impl Strategy<Value = Frame> {
                     parent,
                     work,
                     at_ms,
+                    chain: None,
                 })
             }
         ),
         (option::of(any::<u64>()), names(), payloads(), texts()).prop_map(
-            |(id, event, data, correlation_id)| { Frame::Emit(Emit { id, event, data, correlation_id }) }
+            |(id, event, data, correlation_id)| {
+                Frame::Emit(Emit { id, event, data, correlation_id, chain: None })
+            }
         ),
         (
             any::<u64>(),
@@ -165,7 +168,8 @@ fn answered() -> impl Strategy<Value = Frame> {
                 data,
                 origin: origin.into(),
                 at_ms,
-                correlation_id
+                correlation_id,
+                chain: None,
             })
         ),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(

@@ -116,7 +116,14 @@ fn questions() -> Vec<(&'static str, Frame)> {
         ..Request::new(12, name("mail:send"), data(&json!({"to": "ada"})))
     };
     let fact = Request { timeout_ms: None, at_ms: Some(1_763_500_000_000), ..kept.clone() };
-    let emit = Emit { id: None, event: name("my:event"), data: data(&json!({"n": 1})), correlation_id: None };
+    let emit = Emit {
+        id: None,
+        event: name("my:event"),
+        data: data(&json!({"n": 1})),
+        correlation_id: None,
+        chain: None,
+    };
+    let chained = || Some("a:b@plugin:one c:d@plugin:two".into());
     let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
     vec![
         ("hello", Frame::Hello(Hello { version: 1, client: "ksi 0.1.0".into(), features: vec![] })),
@@ -125,10 +132,12 @@ fn questions() -> Vec<(&'static str, Frame)> {
             Frame::Hello(Hello { version: 1, client: "x".into(), features: vec!["later".into()] }),
         ),
         ("request", Frame::Request(request)),
+        ("request-chained", Frame::Request(Request { chain: chained(), ..full.clone() })),
         ("request-full", Frame::Request(full)),
         ("request-kept", Frame::Request(kept)),
         ("request-fact", Frame::Request(fact)),
         ("emit", Frame::Emit(emit)),
+        ("emit-chained", Frame::Emit(Emit { chain: chained(), ..counted.clone() })),
         ("emit-counted", Frame::Emit(counted)),
         ("subscribe", Frame::Subscribe(Subscribe::new(3, pattern("agent:*"), Class::Live))),
         ("subscribe-latest", Frame::Subscribe(Subscribe::new(300, pattern("**"), Class::Latest))),
@@ -153,7 +162,9 @@ fn answers() -> Vec<(&'static str, Frame)> {
         origin: "plugin:agent".into(),
         at_ms: 1_790_000_000_000,
         correlation_id: None,
+        chain: None,
     };
+    let chained = Event { chain: Some("a:b@plugin:one c:d@plugin:two".into()), ..event.clone() };
     vec![
         (
             "welcome",
@@ -176,6 +187,7 @@ fn answers() -> Vec<(&'static str, Frame)> {
             Frame::Refusal { id: None, refusal: Refusal::new(Code::InvalidFrame, "no frame") },
         ),
         ("event", Frame::Event(event.clone())),
+        ("event-chained", Frame::Event(chained)),
         ("event-correlated", Frame::Event(Event { correlation_id: Some("c-1".into()), ..event })),
         ("gap", Frame::Gap(Gap { sub: 3, missed: 70_000, from_seq: 2, to_seq: 70_001 })),
     ]

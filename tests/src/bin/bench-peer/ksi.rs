@@ -38,6 +38,7 @@ impl Wire {
             event: EventName::parse("bench:fan")?,
             data: ksi_protocol::encode(&json!({"text": "0123456789abcdef"}))?,
             correlation_id: None,
+            chain: None,
         });
         let incoming = BytesMut::with_capacity(64 * 1024);
         let mut wire = Self { stream, incoming, outgoing: BytesMut::new(), fact };

@@ -18,6 +18,7 @@ fn event(name: &str, seq: u64, data: Bytes) -> Event {
         origin: "plugin:test".into(),
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: None,
+        chain: None,
     }
 }
 

@@ -5,13 +5,14 @@ use ksi_protocol::{Pattern, frame::Class};
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use super::*;
+use crate::session::account::{Accounts, Share};
 use crate::session::face::Lines;
 
 const SUB: Id = 7;
 
 fn pair(face: Face) -> (Outbox, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Outbox::new(ours, face, Arc::default()), theirs)
+    (Outbox::new(ours, face, Accounts::new(Share::default(), 2).of("uid:1"), Arc::default()), theirs)
 }
 
 fn asked(since_seq: Option<u64>, credit: Option<u32>) -> Subscribe {
