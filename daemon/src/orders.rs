@@ -210,7 +210,7 @@ mod tests {
     fn a_file_that_makes_no_sense_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("orders.json");
-        for text in ["", "{", "[]", r#"{"quarantined":{"a":{"reason":1}}}"#, r#"{"else":1}"#] {
+        for text in ["", "{", "[1]", r#"{"quarantined":{"a":{"reason":1}}}"#, r#"{"else":1}"#] {
             fs::write(&path, text).unwrap();
             let error = Orders::open(path.clone()).unwrap_err().to_string();
             assert!(error.contains("orders.json"), "{error}");

@@ -418,6 +418,11 @@ impl Lines {
         self.send_text(&line.to_string());
     }
 
+    /// Sends a line to a peer that may be gone.
+    pub fn try_send(&mut self, line: &Value) -> bool {
+        self.reader.get_mut().write_all(format!("{line}\n").as_bytes()).is_ok()
+    }
+
     /// Sends a text and a newline.
     ///
     /// # Panics

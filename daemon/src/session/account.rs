@@ -236,9 +236,7 @@ impl Account {
         // Never closed; were it, nobody would have to wait.
         self.places.acquire().await.ok()
     }
-}
 
-impl Account {
     /// A connection is lost with its task, and with its place where it had one:
     /// others get another.
     pub(super) fn lose_place(&self) {
