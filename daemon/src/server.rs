@@ -80,15 +80,10 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let (hub, system_requests) = Hub::new(runtime.clone(), config.daemon.chains);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
-    let orders = Arc::new(Orders::open(orders_file(&paths))?);
-    if let Some(order) = orders.frozen() {
-        tracing::warn!("frozen since before this start: {}", order.reason);
-        hub.kernel.freeze(Some(frozen(&order.reason)));
-    }
     let means = Means {
         hub: hub.clone(),
         spawner: Spawner::start(beside_us()?.join(HOST), runtime).context("cannot start a thread")?,
-        orders: orders.clone(),
+        orders: orders(&paths, &hub)?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(current.clone()),
@@ -100,7 +95,6 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         hub: hub.clone(),
         fleet: fleet.clone(),
         sessions: sessions.clone(),
-        orders,
         config: current,
         reread,
         apply,
@@ -169,6 +163,17 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// The orders of an operator from before this start; a freeze is in force from
+/// here on.
+fn orders(paths: &Paths, hub: &Hub) -> anyhow::Result<Arc<Orders>> {
+    let orders = Orders::open(orders_file(paths))?;
+    if let Some(order) = orders.frozen() {
+        tracing::warn!("frozen since before this start: {}", order.reason);
+        hub.kernel.freeze(Some(frozen(&order.reason)));
+    }
+    Ok(Arc::new(orders))
 }
 
 /// Where the operator's orders are written down.

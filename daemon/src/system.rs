@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::{Config, Current, Plugin},
     hub::{Hub, SystemRequest},
-    orders::{self, Order, Orders},
+    orders::{self, Order},
     plugin::{
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
@@ -61,7 +61,6 @@ pub struct System {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     sessions: Arc<Sessions>,
-    orders: Arc<Orders>,
     config: Current,
     reread: Reread,
     apply: Apply,
@@ -79,7 +78,6 @@ pub struct Parts {
     pub hub: Arc<Hub>,
     pub fleet: Arc<Fleet>,
     pub sessions: Arc<Sessions>,
-    pub orders: Arc<Orders>,
     pub config: Current,
     pub reread: Reread,
     pub apply: Apply,
@@ -105,20 +103,8 @@ impl System {
     ///
     /// Never in practice: nobody else owns them yet.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Refusal> {
-        let Parts {
-            hub,
-            fleet,
-            sessions,
-            orders,
-            config,
-            reread,
-            apply,
-            socket,
-            state_dir,
-            stop,
-            program,
-            stopping,
-        } = parts;
+        let Parts { hub, fleet, sessions, config, reread, apply, socket, state_dir, stop, program, stopping } =
+            parts;
         let names: Vec<EventName> =
             specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
         let policies = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -131,7 +117,6 @@ impl System {
             hub,
             fleet,
             sessions,
-            orders,
             config,
             reread,
             apply,
@@ -256,7 +241,8 @@ impl System {
     #[must_use]
     pub fn health(&self) -> Health {
         let stopping = *self.stopping.borrow();
-        let frozen = self.orders.frozen().map(|Order { reason, since_ms }| Frozen { reason, since_ms });
+        let frozen =
+            self.fleet.orders().frozen().map(|Order { reason, since_ms }| Frozen { reason, since_ms });
         health::of(&self.fleet.list(), crate::log::health(), frozen, stopping, self.hub.uptime())
     }
 
@@ -310,8 +296,8 @@ impl System {
         if on {
             self.hub.kernel.freeze(Some(frozen(&reason)));
         }
-        let was = self.orders.frozen().is_some();
-        let orders = self.orders.clone();
+        let was = self.fleet.orders().frozen().is_some();
+        let orders = self.fleet.orders().clone();
         orders::given(move || orders.freeze(order)).await?;
         if on {
             tracing::warn!("frozen: {reason}");

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     config::{self, Config, Current},
     hub::Handle,
+    orders::Orders,
 };
 
 /// Time that a keeper may take to end what still runs. A child that it has not
@@ -241,6 +242,12 @@ impl Fleet {
             known: known.into_iter().collect(),
             plugin,
         }
+    }
+
+    /// What an operator has ordered that outlasts the daemon.
+    #[must_use]
+    pub fn orders(&self) -> &Arc<Orders> {
+        &self.means.orders
     }
 
     /// Resolves at the next change of a plugin's state.

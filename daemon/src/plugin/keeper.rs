@@ -331,10 +331,10 @@ impl Keeper {
             let now_ms = self.means.hub.now_ms();
             let action = self.supervisor.step(input, now_ms, jitter::fraction());
             let after = self.supervisor.state();
-            self.publish();
             if input == Input::Died && before != PluginState::Draining {
                 self.record_death(now_ms);
             }
+            self.publish();
             match action {
                 Action::None => {}
                 Action::Launch => match self.launch().await {
@@ -453,6 +453,8 @@ impl Keeper {
             board.status.restarts += 1;
             board.status.last_error = Some(reason.clone());
         });
+        // Whoever sees the new state, or hears of the death, finds why.
+        self.publish();
         self.means.hub.tell("plugin:died", &json!({"name": name, "reason": reason}));
     }
 

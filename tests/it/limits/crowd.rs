@@ -2,7 +2,7 @@
 
 use ksi_protocol::{Code, Frame, frame::Class};
 use ksi_tests::{
-    frames::{Frames, emit, encoded, request},
+    frames::{Frames, emit, request},
     wait_until,
 };
 use serde_json::json;
@@ -83,19 +83,19 @@ fn a_reader_that_never_reads_is_cut_off_after_the_deadline_and_its_charges_end_w
 #[test]
 fn connections_together_have_the_requests_of_one_user_and_the_daemon_itself_answers_all_the_same() {
     let daemon = with("[limits]\nin_flight_max = 10\n");
-    let mut open: Vec<Frames> = (0..5).map(|_| daemon.frames()).collect();
-    for frames in &mut open {
-        frames.send_bytes(&encoded(&request(1, "completion:request", &hang())));
-        frames.send_bytes(&encoded(&request(2, "completion:request", &hang())));
+    let mut asker = daemon.frames();
+    for id in 0..=10 {
+        asker.send(&request(id, "completion:request", &hang()));
     }
-    // The last is asked by the status itself.
-    wait_until("all are under way", || daemon.status().in_flight == 11);
+    // Nobody else has asked for anything, so it is the last that finds no room.
+    let (id, refusal) = asker.refused();
+    assert_eq!((id, refusal.code), (Some(10), Code::Busy));
     let refusal = daemon.frames().ask(1, "echo:say", &json!({"text": "one more"})).unwrap_err();
     assert_eq!(refusal.code, Code::Busy);
     assert!(refusal.message.contains("10 requests in flight"), "{refusal}");
     assert!(refusal.retryable && refusal.retry_after_ms.is_some(), "{refusal:?}");
     daemon.ask("plugin:list", json!({})).expect("an operator is heard");
-    drop(open.pop());
+    drop(asker);
     wait_until("there is room again", || daemon.ask("echo:say", json!({"text": "a"})).is_ok());
 }
 

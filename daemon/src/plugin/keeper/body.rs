@@ -46,7 +46,7 @@ pub(super) enum Body {
     Actor(Arc<Actor>),
     Child {
         link: Arc<Link>,
-        child: Child,
+        child: Box<Child>,
         watch: Watch,
         /// All processes that come of it.
         group: Option<Pid>,

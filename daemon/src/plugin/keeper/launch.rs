@@ -153,8 +153,10 @@ impl Keeper {
         let watch = Watch::over(&child);
         let words = tokio::spawn(listen(link.clone(), child.stderr.take()));
         let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
-        self.running =
-            Some(Running { port, body: Body::Child { link, child, watch, group, serving, words } });
+        self.running = Some(Running {
+            port,
+            body: Body::Child { link, child: Box::new(child), watch, group, serving, words },
+        });
         Ok(())
     }
 
