@@ -136,8 +136,7 @@ impl Play {
         match verb {
             "detach" => kernel.detach(port, &words.refusal(), effects),
             "forget" => kernel.forget(name),
-            "freeze" => kernel.freeze(Some(words.refusal())),
-            "thaw" => kernel.freeze(None),
+            "freeze" | "thaw" => kernel.freeze((verb == "freeze").then(|| words.refusal())),
             "keep" => return refused(kernel.keep(port)),
             "own" => return refused(kernel.own(port, &words.events())),
             "declare" => {

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ksi_protocol::{Frame, frame::Class};
+use ksi_protocol::{
+    Frame, PROTOCOL_VERSION,
+    frame::{Class, Hello},
+};
 use serde_json::json;
 
 use crate::{
@@ -132,16 +135,16 @@ pub fn attack(socket: &Path, connections: usize, stop: &AtomicBool) -> u64 {
     sent.into_inner()
 }
 
+fn hello() -> Frame {
+    Frame::Hello(Hello { version: PROTOCOL_VERSION, client: "siege".into(), features: Vec::new() })
+}
+
 /// One connection's worth of malice; how much it sent before it was cut off.
 fn besiege(socket: &Path, n: usize, stop: &AtomicBool) -> u64 {
     let Ok(mut stream) = UnixStream::connect(socket) else { return 0 };
     // A peer that does not read is met by one that does not read either.
     let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
-    let hello = encoded(&Frame::Hello(ksi_protocol::frame::Hello {
-        version: ksi_protocol::PROTOCOL_VERSION,
-        client: "siege".into(),
-        features: Vec::new(),
-    }));
+    let hello = encoded(&hello());
     let listen = |pattern: &str| {
         let pattern = ksi_protocol::Pattern::parse(pattern).expect("a pattern");
         encoded(&Frame::Subscribe(ksi_protocol::frame::Subscribe::new(1, pattern, Class::Live)))
@@ -191,7 +194,7 @@ pub fn torment(socket: &Path, stop: &AtomicBool) -> u64 {
             // What never answers is given up after a moment.
             let _ = stream.set_read_timeout(Some(Duration::from_millis(1500)));
             let mut frames = Frames::new(stream);
-            frames.greet();
+            let _ = frames.try_send(&hello());
             let _ = frames.try_send(&request(1, &format!("faulty:{fault}"), &json!({})));
             frames.hear_out();
         }
