@@ -456,22 +456,16 @@ impl Lines {
         self.try_receive().expect("the daemon says something")
     }
 
-    /// The next line where it has come already.
+    /// Whether something has come that was not taken yet.
     ///
     /// # Panics
     ///
-    /// Where the line is no JSON.
-    pub fn receive_now(&mut self) -> Option<Value> {
-        if self.reader.buffer().is_empty() {
-            let socket = self.reader.get_ref();
-            socket.set_nonblocking(true).expect("a socket can be asked without waiting");
-            let came = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
-            self.reader.get_ref().set_nonblocking(false).expect("and with");
-            if !came {
-                return None;
-            }
-        }
-        Some(self.receive())
+    /// Where the socket is gone.
+    pub fn has_come(&mut self) -> bool {
+        self.reader.get_ref().set_nonblocking(true).expect("a socket can be asked without waiting");
+        let came = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        self.reader.get_ref().set_nonblocking(false).expect("and with");
+        came
     }
 
     /// Ends the sending side, as `nc -N` does.
