@@ -288,6 +288,7 @@ fn deliver(emit: Emit, session: u64, state: &mut State) -> u64 {
         at_ms: now_ms(),
         correlation_id: emit.correlation_id,
         tenant: None,
+        chain: None,
     };
     let mut delivered = 0;
     for listener in &mut state.listeners {

@@ -105,12 +105,20 @@ pub(crate) enum Verb {
     Restart(Stop),
     /// Show how the daemon does: memory, plugins, model, last log lines
     Status,
-    /// One line and an exit code: 0 ok, 8 degraded or starting, 3 not running
+    /// One line and an exit code: 0 ok, 3 not running, 8 anything else
     Health,
+    /// Stop everything but reading and administration, until it is thawed
+    Freeze {
+        /// Why; whoever is stopped by it hears it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let everything go on that was frozen
+    Thaw,
     /// Read the configuration again, without a restart
     Reload,
     /// Check the installation and say how to repair it; exit code 8 if something fails
-    Doctor,
+    Doctor(Doctor),
     /// Ask a model once; the answer streams to standard output
     Ask(Ask),
     /// Talk with a model
@@ -189,6 +197,16 @@ pub(crate) enum Verb {
         /// Where to; without it, ksi.1 goes to standard output
         dir: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Repair what can be repaired without harm: modes, missing directories, what was left behind
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// The same as -o json
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

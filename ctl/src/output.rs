@@ -113,7 +113,7 @@ fn tint(cell: &str) -> Option<Color> {
     match cell {
         "ready" | "ok" | "loaded" | "done" => Some(Color::Green),
         "starting" | "draining" | "backoff" | "warn" | "degraded" => Some(Color::Yellow),
-        "held" | "fail" | "stopped" | "dead" | "failed" => Some(Color::Red),
+        "held" | "quarantined" | "unhealthy" | "fail" | "stopped" | "dead" | "failed" => Some(Color::Red),
         _ => None,
     }
 }

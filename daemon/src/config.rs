@@ -34,6 +34,7 @@ use std::{
     time::Duration,
 };
 
+use ksi_kernel::Chains;
 use ksi_protocol::{
     Pattern, limits,
     paths::Paths,
@@ -48,7 +49,7 @@ pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
 pub(crate) use show::is_secret;
 
-use crate::log;
+use crate::{log, session::account::Share};
 use section::Effective;
 
 /// The manifest that is compiled in, so that the daemon needs no file to
@@ -109,6 +110,8 @@ pub struct Config {
     pub security: Security,
     /// Who may connect, and what each may do.
     pub identity: Identity,
+    /// What one user may have, over all connections.
+    pub limits: Share,
     /// Plugins by their name in the manifest.
     pub plugins: BTreeMap<String, Plugin>,
     /// Policy by event.
@@ -124,6 +127,7 @@ impl fmt::Debug for Config {
             .field("daemon", &self.daemon)
             .field("security", &self.security)
             .field("identity", &self.identity)
+            .field("limits", &self.limits)
             .field("plugins", &self.plugins)
             .field("events", &self.events)
             .finish_non_exhaustive()
@@ -182,6 +186,8 @@ pub struct Daemon {
     pub handshake_timeout: Duration,
     /// Time for which a client may leave its socket unread while data waits.
     pub write_deadline: Duration,
+    /// How far causal chains between plugins may go.
+    pub chains: Chains,
 }
 
 impl Default for Daemon {
@@ -199,6 +205,7 @@ impl Default for Daemon {
             subscriptions_max: limits::SUBSCRIPTIONS_MAX,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             write_deadline: limits::WRITE_DEADLINE,
+            chains: Chains::default(),
         }
     }
 }
@@ -424,6 +431,17 @@ pub struct EventPolicy {
     pub timeout: Option<Duration>,
     /// Where it is durable: how its work is carried out and kept.
     pub work: Option<Arc<Policy>>,
+}
+
+impl EventPolicy {
+    /// Whether it can be asked for while all else is frozen: reading and
+    /// administration, and what plugins read and keep of their own, without which
+    /// they could not even end what they hold.
+    #[must_use]
+    pub fn is_unfrozen(&self) -> bool {
+        let right = self.permission.rsplit('.').next().unwrap_or_default();
+        matches!(right, "read" | "admin" | "only")
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,9 @@ use std::{
 };
 
 use ksi_identity::Authority;
-use ksi_kernel::{Answer, Ask, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict};
+use ksi_kernel::{
+    Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict,
+};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
     fanout::{Tail, tail},
@@ -103,13 +105,14 @@ impl Hub {
     pub fn new(
         runtime: tokio::runtime::Handle,
         identity: Identity,
+        chains: Chains,
     ) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
         // More requests to the daemon than this at once are refused `busy`.
         let (system, requests) = mpsc::channel(256);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         let hub = Arc::new_cyclic(|myself| Self {
-            kernel: Kernel::new(),
+            kernel: Kernel::with(chains),
             identity,
             boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
             deadline: Notify::new(),
@@ -187,12 +190,8 @@ impl Hub {
 
     /// Tells a fact of the daemon's own.
     pub fn tell(&self, event: &str, fact: &serde_json::Value) {
-        let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) else {
-            return;
-        };
         let mut turn = self.turn();
-        // The daemon may say everything.
-        let _ = turn.emit(self.daemon(), Emission::new(event, data));
+        turn.say(event, fact);
         turn.end();
     }
 
@@ -312,6 +311,14 @@ impl Turn<'_> {
         let told = self.hub.kernel.emit(port, emission, self.now_ms, &mut self.effects);
         self.settle();
         told
+    }
+
+    /// Tells a fact of the daemon's own.
+    pub fn say(&mut self, event: &str, fact: &serde_json::Value) {
+        if let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) {
+            // The daemon may say everything.
+            let _ = self.emit(self.hub.daemon(), Emission::new(event, data));
+        }
     }
 
     /// Answers on behalf of the owner of a request.

@@ -279,6 +279,7 @@ impl Identity {
             permission: Some(self.permission(&policy.permission)),
             emit: policy.emit.as_ref().map(|emit| self.permission(emit)),
             audited: policy.audit == Audit::All,
+            unfrozen: policy.is_unfrozen(),
         }
     }
 

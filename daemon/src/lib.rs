@@ -9,6 +9,7 @@ pub mod config;
 pub mod takeover;
 pub mod identity;
 pub mod instance;
+pub mod orders;
 pub mod log;
 pub mod notify;
 pub mod redaction;

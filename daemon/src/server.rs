@@ -30,6 +30,7 @@ use crate::{
     identity::Identity,
     instance::Instance,
     notify,
+    orders::Orders,
     plugin::{
         actor::{Watchdog, apart},
         cgroup::Cgroups,
@@ -40,7 +41,7 @@ use crate::{
     },
     secrets::Secrets,
     session::{Limits, Sessions},
-    system::{Apply, Parts, Reread, Stop, System, is_starting},
+    system::{Apply, Parts, Reread, Stop, System, frozen, is_starting},
     takeover::{Program, Takeover},
     trail::Trail,
     trust::Trust,
@@ -90,7 +91,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
     let identity = Identity::new(&config, geteuid().as_raw(), paths.state_dir.join(TOKENS));
-    let (hub, system_requests) = Hub::new(runtime.clone(), identity);
+    let (hub, system_requests) = Hub::new(runtime.clone(), identity, config.daemon.chains);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
     let offspring = adopt_orphans()?;
@@ -98,6 +99,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         hub: hub.clone(),
         spawner: spawner(offspring.clone(), runtime)?,
         cgroups: Cgroups::prepare(),
+        orders: orders(&paths, &hub)?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
         policies: policies(hub.clone(), current.clone()),
@@ -177,6 +179,9 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
     if enabled().any(|plugin| plugin.placement == Placement::Child) && !host.is_file() {
         problems.push(format!("{} is missing, which runs plugins in processes of their own", host.display()));
     }
+    if let Err(error) = Orders::open(orders_file(paths)) {
+        problems.push(error.to_string());
+    }
     let places = places(paths)?;
     let trust = Trust::new(Arc::new(Mutex::new(Arc::new(config.clone()))), paths);
     for plugin in enabled() {
@@ -186,6 +191,22 @@ pub fn check(paths: &Paths, config: &Config) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// The orders of an operator from before this start; a freeze is in force from
+/// here on.
+fn orders(paths: &Paths, hub: &Hub) -> anyhow::Result<Arc<Orders>> {
+    let orders = Orders::open(orders_file(paths))?;
+    if let Some(order) = orders.frozen() {
+        tracing::warn!("frozen since before this start: {}", order.reason);
+        hub.kernel.freeze(Some(frozen(&order.reason)));
+    }
+    Ok(Arc::new(orders))
+}
+
+/// Where the operator's orders are written down.
+fn orders_file(paths: &Paths) -> PathBuf {
+    paths.state_dir.join("orders.json")
 }
 
 /// Lets requests in flight finish within the grace, then plugins drain and
@@ -309,6 +330,7 @@ fn session_limits(config: &Config) -> Limits {
             subscriptions: config.daemon.subscriptions_max,
             holding: limits::IN_FLIGHT_MAX,
         },
+        share: config.limits,
         handshake_timeout: config.daemon.handshake_timeout,
         write_deadline: config.daemon.write_deadline,
     }

@@ -5,6 +5,7 @@
 //! read brought. A client may close its sending side and still gets its
 //! answers; one that is gone altogether has its requests cancelled.
 
+pub mod account;
 mod credit;
 pub mod face;
 pub mod body;
@@ -27,6 +28,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::account::{Accounts, Connection, Share};
 use crate::{
     hub::{Handle, Hub, Port},
     plugin::offspring::Offspring,
@@ -39,6 +41,8 @@ pub struct Limits {
     pub connections: usize,
     /// What each may have open.
     pub quota: Quota,
+    /// What all connections of one user may have.
+    pub share: Share,
     /// Time a new connection has to say its first whole frame.
     pub handshake_timeout: Duration,
     /// Time for which a client may leave its socket unread while data waits.
@@ -50,6 +54,7 @@ pub struct Sessions {
     hub: Arc<Hub>,
     limits: Limits,
     offspring: Offspring,
+    accounts: Accounts,
     next: AtomicU64,
     open: AtomicUsize,
     tracker: TaskTracker,
@@ -60,7 +65,9 @@ impl Sessions {
     /// No session yet.
     #[must_use]
     pub fn new(hub: Arc<Hub>, limits: Limits, offspring: Offspring) -> Arc<Self> {
+        let threads = hub.runtime().metrics().num_workers();
         Arc::new(Self {
+            accounts: Accounts::new(limits.share, threads),
             hub,
             limits,
             offspring,
@@ -110,9 +117,9 @@ impl Sessions {
         self.tracker.wait().await;
     }
 
-    fn admit(self: Arc<Self>, stream: UnixStream, checked: Result<Arc<Principal>, Refusal>) {
-        let principal = match checked {
-            Ok(principal) => principal,
+    fn admit(self: Arc<Self>, stream: UnixStream, checked: Result<(Arc<Principal>, Connection), Refusal>) {
+        let (principal, connection) = match checked {
+            Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::warn!("connection refused: {refusal}");
                 // The peer has not said which encoding it speaks; a line is
@@ -127,15 +134,22 @@ impl Sessions {
         let sessions = self.clone();
         self.tracker.spawn(async move {
             let _open = open;
-            reader::run(&sessions, stream, number, principal).await;
+            reader::run(&sessions, stream, number, principal, &connection.0).await;
         });
     }
 
-    /// Whether a client may come in, and as whom, where that can be found out.
-    fn check(&self, stream: &UnixStream) -> std::io::Result<Result<Arc<Principal>, Refusal>> {
+    /// Whether a client may come in, and as whom, where that can be found out. Its
+    /// user's account is charged for the connection.
+    fn check(
+        &self,
+        stream: &UnixStream,
+    ) -> std::io::Result<Result<(Arc<Principal>, Connection), Refusal>> {
         match self.principal(stream) {
-            Ok(principal) => Ok(self.offspring.admit(stream)?.map(|()| principal)),
-            refused => Ok(refused),
+            Ok(principal) => Ok(self.offspring.admit(stream)?.and_then(|()| {
+                let connection = self.accounts.of(&principal.name).connect()?;
+                Ok((principal, connection))
+            })),
+            Err(refusal) => Ok(Err(refusal)),
         }
     }
 

@@ -5,6 +5,7 @@
 //! in tasks of their own.
 
 mod catalog;
+mod health;
 mod specs;
 
 use std::{
@@ -17,8 +18,8 @@ use ksi_kernel::{Declared, Envelope};
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
-        Counters, Describe, Discover, Health, HealthStatus, PluginList, PluginLoad, PluginName, PluginState,
-        PluginStatus, Shutdown, Status,
+        Counters, Describe, Discover, Freeze, Freezing, Frozen, Health, PluginList, PluginLoad, PluginName,
+        PluginState, PluginStatus, Quarantine, Shutdown, Status,
     },
     token::{CreateToken, RevokeToken, Tokens},
 };
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::{Config, Current, Plugin},
     hub::{Hub, SystemRequest},
+    orders::{self, Order},
     plugin::{
         fleet::{Fleet, KEEPERS_NAMESPACES, resident_bytes},
         supervisor::Input,
@@ -142,7 +144,9 @@ impl System {
             let SystemRequest { token, envelope } = request;
             let event = envelope.event.as_str();
             match event {
-                "system:ready" | "system:restart" | "config:reload" => self.later(token, envelope),
+                "system:ready" | "system:restart" | "system:freeze" | "config:reload" => {
+                    self.later(token, envelope);
+                }
                 _ if event.starts_with("plugin:") || event.starts_with("token:") => {
                     self.later(token, envelope);
                 }
@@ -191,10 +195,12 @@ impl System {
         match event {
             "system:health" => {
                 nothing(data)?;
+                self.fleet.look();
                 answer(&self.health())
             }
             "system:status" => {
                 nothing(data)?;
+                self.fleet.look();
                 answer(&self.status())
             }
             "system:discover" => {
@@ -241,6 +247,7 @@ impl System {
                 let _ = self.stop.try_send(Stop { reason: reason.into(), grace, again: true });
                 Ok(ksi_protocol::empty())
             }
+            "system:freeze" => answer(&self.freeze(decode(data)?).await?),
             "config:reload" => {
                 nothing(data)?;
                 self.reload().await
@@ -253,6 +260,12 @@ impl System {
             "plugin:probe" => answer(&self.fleet.probe(&name()?).await?),
             "plugin:load" => answer(&self.fleet.load(decode::<PluginLoad>(data)?).await?),
             "plugin:unload" => answer(&self.fleet.unload(&name()?).await?),
+            "plugin:quarantine" => {
+                let Quarantine { name, reason } = decode(data)?;
+                let reason = reason.unwrap_or_else(|| "no reason was given".into());
+                answer(&self.fleet.quarantine(&name, reason).await?)
+            }
+            "plugin:release" => answer(&self.fleet.release(&name()?).await?),
             "plugin:reload" => answer(&self.fleet.command(&name()?, Input::Restart, true).await?),
             "plugin:restart" => answer(&self.fleet.command(&name()?, Input::Restart, false).await?),
             _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
@@ -262,35 +275,14 @@ impl System {
     /// Alive, ready, whole?
     #[must_use]
     pub fn health(&self) -> Health {
-        let plugins = self.fleet.list();
-        let wanted: Vec<_> = plugins.iter().filter(|plugin| plugin.wanted).collect();
-        let mut reasons: Vec<String> = wanted
-            .iter()
-            .filter(|plugin| matches!(plugin.state, PluginState::Backoff | PluginState::Held))
-            .map(|plugin| {
-                let why = plugin.last_error.as_deref().unwrap_or("unknown");
-                format!("plugin {} is {}: {why}", plugin.name, plugin.state.as_str())
-            })
-            .collect();
-        reasons.extend(crate::log::health());
+        let stopping = *self.stopping.borrow();
+        let frozen =
+            self.fleet.orders().frozen().map(|Order { reason, since_ms }| Frozen { reason, since_ms });
+        let mut reasons = crate::log::health();
         reasons.extend(self.trail.trouble());
         reasons.extend(self.hub.identity.trouble());
-        let starting = plugins.iter().any(is_starting);
-        let status = match () {
-            () if *self.stopping.borrow() => HealthStatus::Stopping,
-            () if !reasons.is_empty() => HealthStatus::Degraded,
-            () if starting => HealthStatus::Starting,
-            () => HealthStatus::Ok,
-        };
-        Health {
-            status,
-            reasons,
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            uptime_ms: u64::try_from(self.hub.uptime().as_millis()).unwrap_or(u64::MAX),
-            plugins_ready: wanted.iter().filter(|plugin| plugin.state == PluginState::Ready).count(),
-            plugins_total: wanted.len(),
-        }
+        health::of(&self.fleet.list(), reasons, frozen, stopping, self.hub.uptime())
+    }
     }
 
     fn status(&self) -> Status {
@@ -334,6 +326,31 @@ impl System {
         }
     }
 
+    /// Stops everything but reading and administration, or lets it go on. A
+    /// freeze holds from the first moment, and is written down then; what goes on
+    /// again is written down first.
+    async fn freeze(&self, Freeze { on, reason }: Freeze) -> Result<Freezing, Refusal> {
+        let reason = reason.unwrap_or_else(|| "no reason was given".into());
+        let order = on.then(|| Order { reason: reason.clone(), since_ms: self.hub.now_ms() });
+        if on {
+            self.hub.kernel.freeze(Some(frozen(&reason)));
+        }
+        let was = self.fleet.orders().frozen().is_some();
+        let orders = self.fleet.orders().clone();
+        orders::given(move || orders.freeze(order)).await?;
+        if on {
+            tracing::warn!("frozen: {reason}");
+            self.hub.tell("system:frozen", &json!({ "reason": reason }));
+        } else {
+            self.hub.kernel.freeze(None);
+            if was {
+                tracing::warn!("frozen no longer");
+                self.hub.tell("system:thawed", &json!({}));
+            }
+        }
+        Ok(Freezing { frozen: on, in_flight: self.hub.kernel.in_flight() })
+    }
+
     async fn reload(&self) -> Result<Bytes, Refusal> {
         let config = (self.reread)().map_err(|errors| {
             Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
@@ -352,6 +369,14 @@ impl System {
             "plugins": changes.plugins,
         }))
     }
+}
+
+/// What those hear who are stopped by a freeze.
+pub(crate) fn frozen(reason: &str) -> Refusal {
+    Refusal::new(Code::Unavailable, format!("KSI is frozen: {reason}"))
+        .retry_after_ms(1000)
+        .hint("only reading and administration go on; `ksi thaw` ends it")
+        .details(json!({ "frozen": true }))
 }
 
 /// Whether the daemon itself answers requests for an event.

@@ -152,6 +152,7 @@ pub fn ask(request: Request) -> Ask {
         idempotency_key: request.idempotency_key.map(Into::into),
         parent: request.parent,
         on_behalf: request.on_behalf,
+        chain: request.chain,
         ..Ask::new(request.id, request.event, request.data)
     }
 }

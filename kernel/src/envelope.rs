@@ -31,6 +31,9 @@ pub struct Envelope {
     pub idempotency_key: Option<Arc<str>>,
     /// The request on whose behalf this was sent.
     pub parent: Option<Token>,
+    /// The causal chain from plugin to plugin that this is the last step of;
+    /// `None` where no plugin has sent it.
+    pub chain: Option<Arc<str>>,
     /// When it passed the kernel, milliseconds since 1970.
     pub at_ms: u64,
     /// When the asker stops waiting; `None` for what was emitted.
@@ -66,6 +69,8 @@ pub struct Ask {
     pub on_behalf: bool,
     /// Whether the daemon has seen to it that this may be asked.
     pub vouched: bool,
+    /// The causal chain that leads to this. Heeded only from a plugin.
+    pub chain: Option<Arc<str>>,
     /// Who asked in the first place. Heeded only from the port that keeps work,
     /// under a durable event.
     pub caller: Option<Arc<Caller>>,
@@ -87,6 +92,7 @@ impl Ask {
             on_behalf: false,
             vouched: false,
             caller: None,
+            chain: None,
         }
     }
 }
@@ -104,13 +110,15 @@ pub struct Emission {
     pub parent: Option<Token>,
     /// Whose it is, where that request has ended or there was none.
     pub caller: Option<Arc<Caller>>,
+    /// The causal chain that leads to this. Heeded only from a plugin.
+    pub chain: Option<Arc<str>>,
 }
 
 impl Emission {
     /// An emission without a cause.
     #[must_use]
     pub fn new(event: EventName, data: Bytes) -> Self {
-        Self { event, data, correlation_id: None, parent: None, caller: None }
+        Self { event, data, correlation_id: None, parent: None, caller: None, chain: None }
     }
 }
 

@@ -4,9 +4,10 @@
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicU8, Ordering},
 };
 
+use arc_swap::ArcSwapOption;
 use ksi_identity::{Authority, Decision, Witness};
 use ksi_protocol::{
     EventName, Pattern, Refusal,
@@ -15,6 +16,7 @@ use ksi_protocol::{
 };
 
 use crate::{
+    chain::Chains,
     figures::{Counters, Figures},
     interceptors::{Interceptor, Interceptors},
     pending::Table,
@@ -33,9 +35,18 @@ pub struct Kernel<H> {
     pub(crate) interceptors: Interceptors<H>,
     pub(crate) pending: Table<H>,
     pub(crate) counters: Counters,
-    closing: AtomicBool,
     witness: OnceLock<Arc<dyn Witness>>,
+    pub(crate) chains: Chains,
+    /// [`CLOSING`] and [`FROZEN`]; 0 nearly always.
+    gate: AtomicU8,
+    /// What those hear who are stopped by a freeze.
+    frozen: ArcSwapOption<Refusal>,
 }
+
+/// Clients are asked nothing of any more: the daemon stops.
+const CLOSING: u8 = 1;
+/// Only what goes on under a freeze is let through.
+const FROZEN: u8 = 2;
 
 impl<H: Clone + Send + Sync + 'static> Default for Kernel<H> {
     fn default() -> Self {
@@ -47,6 +58,12 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// A kernel that knows nobody.
     #[must_use]
     pub fn new() -> Self {
+        Self::with(Chains::default())
+    }
+
+    /// One in which causal chains go as far as this.
+    #[must_use]
+    pub fn with(chains: Chains) -> Self {
         Self {
             slots: Slots::default(),
             registry: Registry::new(),
@@ -54,8 +71,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             interceptors: Interceptors::new(),
             pending: Table::new(),
             counters: Counters::default(),
-            closing: AtomicBool::new(false),
             witness: OnceLock::new(),
+            chains,
+            gate: AtomicU8::new(0),
+            frozen: ArcSwapOption::empty(),
         }
     }
 
@@ -211,11 +230,41 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// else goes on: answers, cancels, events, and what plugins and the daemon
     /// ask, because what is in flight may need it.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::Relaxed);
+        self.gate.fetch_or(CLOSING, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_closed_to(&self, port: &Port<H>) -> bool {
-        self.closing.load(Ordering::Relaxed) && port.role == Role::Client
+    /// From now on, until it is called with `None`, requests are refused with
+    /// `reason`, whoever asks, but for events that are declared to go on under a
+    /// freeze; and so is what clients emit. What is in flight goes on.
+    pub fn freeze(&self, reason: Option<Refusal>) {
+        let frozen = reason.is_some();
+        // The reason is there before anybody looks for it, and longer.
+        if frozen {
+            self.frozen.store(reason.map(Arc::new));
+            self.gate.fetch_or(FROZEN, Ordering::Release);
+        } else {
+            self.gate.fetch_and(!FROZEN, Ordering::Release);
+            self.frozen.store(None);
+        }
+    }
+
+    /// Whether a port may send now. One look at a number unless something is up.
+    pub(crate) fn admit(&self, port: &Port<H>, event: &EventName, fact: bool) -> Result<(), Refusal> {
+        let gate = self.gate.load(Ordering::Acquire);
+        if gate & CLOSING != 0 && port.role == Role::Client && !fact {
+            return Err(refusals::shutting_down());
+        }
+        let stopped = gate & FROZEN != 0
+            && match fact {
+                true => port.role == Role::Client,
+                false => {
+                    !self.registry.load().get(event.as_str()).is_none_or(|entry| entry.declared.unfrozen)
+                }
+            };
+        match self.frozen.load().as_ref().filter(|_| stopped) {
+            Some(reason) => Err(Refusal::clone(reason)),
+            None => Ok(()),
+        }
     }
 
     /// What has been done so far, and what is open.

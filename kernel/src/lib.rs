@@ -41,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod effects;
 mod endings;
 mod envelope;
@@ -61,6 +62,7 @@ mod routing;
 mod script;
 mod subscriptions;
 
+pub use chain::Chains;
 pub use effects::{Delivery, Effects, Fact, Listener};
 pub use envelope::{Answer, Ask, Emission, Envelope, Token, Verdict};
 pub use figures::Figures;

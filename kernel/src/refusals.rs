@@ -129,6 +129,35 @@ pub(crate) fn shutting_down() -> Refusal {
         .hint("try again when it is back: `ksi start`")
 }
 
+/// Steps of a causal chain that a refusal shows: enough to see a circle.
+const STEPS_SHOWN: usize = 12;
+
+/// The end of a causal chain, as a person reads it.
+fn shown(chain: &str) -> String {
+    let steps: Vec<&str> = chain.split(' ').collect();
+    let hidden = steps.len().saturating_sub(STEPS_SHOWN);
+    let shown = steps[hidden..].join(" > ");
+    if hidden == 0 { shown } else { format!("({hidden} steps) > {shown}") }
+}
+
+pub(crate) fn circular(step: &str, chain: &str, limit: usize) -> Refusal {
+    let message = format!(
+        "`{step}` comes back more than {limit} times in one causal chain, and that is the limit: {}",
+        shown(chain)
+    );
+    no(Blame::Sender, Code::TooLarge, message)
+        .hint("plugins answer each other in a circle; `daemon.chain_repeats_max` bounds it")
+}
+
+pub(crate) fn too_deep(step: &str, chain: &str, limit: usize) -> Refusal {
+    let message = format!(
+        "`{step}` goes beyond {limit} steps of one causal chain, and that is the limit: {}",
+        shown(chain)
+    );
+    no(Blame::Sender, Code::TooLarge, message)
+        .hint("one thing leads to another without end; `daemon.chain_steps_max` bounds it")
+}
+
 pub(crate) fn detached() -> Refusal {
     no(Blame::Sender, Code::Cancelled, "the sender is no longer attached".into())
 }

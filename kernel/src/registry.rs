@@ -51,13 +51,15 @@ pub struct Declared {
     /// Whether somebody is shown that it was allowed, and not only that it was
     /// denied.
     pub audited: bool,
+    /// Whether it can be asked for while all else is frozen.
+    pub unfrozen: bool,
 }
 
 impl Declared {
     /// An event without a policy.
     #[must_use]
     pub fn new(name: EventName) -> Self {
-        Self { name, timeout: None, work: None, permission: None, emit: None, audited: true }
+        Self { name, timeout: None, work: None, permission: None, emit: None, audited: true, unfrozen: false }
     }
 }
 

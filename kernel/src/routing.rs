@@ -39,7 +39,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// # Errors
     ///
     /// `denied` where the grant does not cover it, `cancelled` from a port that
-    /// is detached; of a durable fact `unavailable` while nobody keeps work, and
+    /// is detached, `too_large` where its causal chain goes too far or in a
+    /// circle, the reason of a freeze from a client; of a durable fact `unavailable` while nobody keeps work, and
     /// `busy` while whoever does has as much as it may hold. Then nobody is
     /// told.
     pub fn emit(
@@ -74,8 +75,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if !port.is_open() {
             return Err(refusals::detached());
         }
+        self.admit(port, &emission.event, true)?;
+        let chain = self.chains.next(port, &emission.event, emission.chain.as_deref())?;
         let events = self.registry.load();
-        let Emission { event, data, correlation_id, parent, caller } = emission;
+        let Emission { event, data, correlation_id, parent, caller, .. } = emission;
         let cause = parent.and_then(|parent| self.pending.cause(port, parent).ok()).unwrap_or_default();
         let declared = events.get(event.as_str()).map(|entry| &entry.declared);
         let (emit, takes) = Permission::of(declared.and_then(|declared| declared.emit.as_ref()));
@@ -100,6 +103,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id: correlation_id.or(cause.correlation_id),
             idempotency_key: None,
             parent,
+            chain,
             at_ms: now_ms,
             deadline_ms: None,
             credit: None,
@@ -205,9 +209,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), Refusal> {
-        if self.is_closed_to(port) {
-            return Err(refusals::shutting_down());
-        }
+        self.admit(port, &ask.event, false)?;
+        let chain = self.chains.next(port, &ask.event, ask.chain.as_deref())?;
         let events = self.registry.load();
         let entry = events.find(&ask.event);
         // What was kept has passed its interceptors, when it was asked.
@@ -259,6 +262,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id,
             idempotency_key: ask.idempotency_key,
             parent: ask.parent,
+            chain,
             at_ms: now_ms,
             deadline_ms: Some(deadline_ms),
             credit: ask.credit,

@@ -147,6 +147,7 @@ impl Play {
         match verb {
             "detach" => kernel.detach(port, &words.refusal(), effects),
             "forget" => kernel.forget(name),
+            "freeze" | "thaw" => kernel.freeze((verb == "freeze").then(|| words.refusal())),
             "keep" => return refused(kernel.keep(port)),
             "own" => return refused(kernel.own(port, &words.events())),
             "declare" => {
@@ -174,6 +175,7 @@ impl Play {
             "emit" => {
                 let mut emission = Emission::new(words.event(), words.data());
                 emission.parent = words.option("parent");
+                emission.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
                 emission.correlation_id = words.named.get("corr").map(|&text| text.into());
                 let told = kernel.emit(port, emission, now_ms, effects);
                 return told.map(|n| Some(n.to_string())).map_err(|refusal| no(&refusal));
@@ -277,11 +279,13 @@ fn declared(directory: &Directory, words: &mut Words<'_>) -> Vec<Declared> {
     });
     let permission = |of: &str| words.named.get(of).map(|name| directory.permission(name));
     let (permission, emit) = (permission("permission"), permission("emit"));
+    let unfrozen = words.named.contains_key("unfrozen");
     let declared = |name| Declared {
         timeout,
         work: work.clone(),
         permission: permission.clone(),
         emit: emit.clone(),
+        unfrozen,
         ..Declared::new(name)
     };
     words.events().into_iter().map(declared).collect()
@@ -301,6 +305,7 @@ fn asked(directory: &Directory, words: &mut Words<'_>) -> Ask {
         let principal = holder.unwrap_or_else(|| Principal::new(origin, None, u64::MAX));
         Arc::new(Caller { origin: origin.into(), principal })
     });
+    ask.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
     ask.correlation_id = words.named.get("corr").map(|&text| text.into());
     ask
 }
@@ -328,10 +333,15 @@ fn written(delivery: &Delivery) -> String {
             if let Some(correlation_id) = &e.correlation_id {
                 write!(line, " corr {correlation_id}").unwrap();
             }
+            if let Some(chain) = e.chain.as_ref().filter(|chain| chain.contains(' ')) {
+                write!(line, " chain {}", chain.replace(' ', ">")).unwrap();
+            }
             line + &whose(e)
         }
         Delivery::Event { sub, envelope: e, .. } => {
             let cause = e.correlation_id.as_ref().map_or(String::new(), |id| format!(" corr {id}"));
+            let chain = e.chain.as_ref().filter(|chain| chain.contains(' '));
+            let cause = chain.map_or(cause, |chain| format!(" chain {}", chain.replace(' ', ">")));
             format!("event {sub} {} {} from {}{cause}{}", e.event, text(&e.data), e.origin, whose(e))
         }
         Delivery::Cancel { token } => format!("cancel {token}"),

@@ -166,7 +166,7 @@ fn a_plugin_with_a_bad_configuration_does_not_start_and_the_rest_does() {
     let daemon = Home::with_config(&config).start();
     daemon.ready();
     let health = daemon.health();
-    assert_eq!(health.status, HealthStatus::Degraded);
+    assert_eq!(health.status, HealthStatus::Unhealthy);
     let reasons = health.reasons.join("\n");
     assert!(reasons.contains("completion") && reasons.contains("defaul_model"), "{reasons}");
     let status = daemon.plugin("completion");
@@ -183,7 +183,7 @@ fn a_plugin_of_the_manifest_whose_library_is_missing_is_a_reason_and_no_obstacle
     let daemon = Home::with_config(&config).start();
     daemon.ready();
     let health = daemon.health();
-    assert_eq!(health.status, HealthStatus::Degraded);
+    assert_eq!(health.status, HealthStatus::Unhealthy);
     assert!(health.reasons.join("\n").contains("libnowhere.so"), "{:?}", health.reasons);
     assert_eq!(daemon.ask("echo:say", json!({"text": "hi"})).unwrap()["text"], "hi");
 }

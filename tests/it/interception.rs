@@ -163,7 +163,7 @@ fn an_interceptor_that_is_held_keeps_the_gate_shut() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the process is there");
     wait_until("it is held", || daemon.plugin("interceptor").state == PluginState::Held);
     assert_eq!(say(&daemon, "hello").expect_err("the guard is held")["code"], "unavailable");
-    assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "degraded");
+    assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "unhealthy");
     daemon.ask("plugin:unload", json!({"name": "interceptor"})).expect("the operator lets it go");
     assert_eq!(say(&daemon, "hello").expect("the gate is open")["text"], "hello");
 }

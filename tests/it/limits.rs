@@ -1,5 +1,7 @@
 //! Limits: what one client may take, and that nobody else pays for it.
 
+mod crowd;
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::Shutdown,

@@ -12,6 +12,7 @@ mod wire;
 mod limits;
 mod configuration;
 mod faults;
+mod supervision;
 mod conformance;
 mod plugins;
 mod identity;

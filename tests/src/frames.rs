@@ -99,6 +99,12 @@ impl Frames {
         }
     }
 
+    /// Takes what comes until the end, or until nothing comes in time.
+    pub fn hear_out(&mut self) {
+        let mut window = [0; 4096];
+        while matches!(self.socket.read(&mut window), Ok(got) if got > 0) {}
+    }
+
     /// The next frame.
     ///
     /// # Panics
@@ -156,11 +162,25 @@ impl Frames {
     ///
     /// Where it is refused.
     pub fn subscribe(&mut self, id: Id, pattern: &str, class: Class) {
+        self.try_subscribe(id, pattern, class).expect("a subscription is taken");
+    }
+
+    /// The same where it may be refused.
+    ///
+    /// # Errors
+    ///
+    /// The daemon's refusal.
+    ///
+    /// # Panics
+    ///
+    /// Where something else is answered.
+    pub fn try_subscribe(&mut self, id: Id, pattern: &str, class: Class) -> Result<(), Refusal> {
         let pattern = Pattern::parse(pattern).expect("a test knows patterns");
         self.send(&Frame::Subscribe(Subscribe::new(id, pattern, class)));
         match self.receive() {
-            Frame::Reply { id: of, .. } if of == id => {}
-            other => panic!("no subscription but {other:?}"),
+            Frame::Reply { id: of, .. } if of == id => Ok(()),
+            Frame::Refusal { id: of, refusal } if of == Some(id) => Err(refusal),
+            other => panic!("no answer to a subscription but {other:?}"),
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod faults;
 pub mod frames;
 pub mod kills;
+pub mod siege;
 pub mod terminal;
 
 use std::{
@@ -418,6 +419,11 @@ impl Lines {
         self.send_text(&line.to_string());
     }
 
+    /// Sends a line to a peer that may be gone.
+    pub fn try_send(&mut self, line: &Value) -> bool {
+        self.reader.get_mut().write_all(format!("{line}\n").as_bytes()).is_ok()
+    }
+
     /// Sends a text and a newline.
     ///
     /// # Panics
@@ -449,6 +455,18 @@ impl Lines {
     /// Where there is none.
     pub fn receive(&mut self) -> Value {
         self.try_receive().expect("the daemon says something")
+    }
+
+    /// Whether something has come that was not taken yet.
+    ///
+    /// # Panics
+    ///
+    /// Where the socket is gone.
+    pub fn has_come(&mut self) -> bool {
+        self.reader.get_ref().set_nonblocking(true).expect("a socket can be asked without waiting");
+        let came = self.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty());
+        self.reader.get_ref().set_nonblocking(false).expect("and with");
+        came
     }
 
     /// Ends the sending side, as `nc -N` does.

@@ -27,7 +27,7 @@ pub(crate) const DEGRADED: u8 = 8;
 
 /// Prints a snapshot on standard output. The exit code is 0 where the daemon
 /// is `ok`, 3 where there is none, 7 where it does not answer, 8 where it is
-/// starting, degraded or stopping, and 1 for any other failure.
+/// anything else than `ok`, and 1 for any other failure.
 pub(crate) async fn print(options: Options, as_json: bool) -> u8 {
     match snapshot(options).await {
         Ok((status, latency)) => {
@@ -36,7 +36,7 @@ pub(crate) async fn print(options: Options, as_json: bool) -> u8 {
             let _ = io::stdout().lock().write_all(text.as_bytes());
             match status.health.status {
                 HealthStatus::Ok => 0,
-                HealthStatus::Starting | HealthStatus::Degraded | HealthStatus::Stopping => DEGRADED,
+                _ => DEGRADED,
             }
         }
         Err(error) => {
@@ -80,7 +80,7 @@ fn plain(status: &Status, latency: Duration) -> String {
     let mut text = format!(
         "ksid {}  {}  up {}  pid {}  rss {}\n",
         figures::printable(&health.version),
-        crate::view::health(health.status),
+        health.status.as_str(),
         figures::span(health.uptime_ms),
         health.pid,
         figures::bytes(status.rss_bytes),
@@ -200,7 +200,8 @@ mod tests {
         let well = Fake::start(&socket, "boot-1", HealthStatus::Ok, 0);
         assert_eq!(code(true).await, 0);
         drop(well);
-        for health in [HealthStatus::Degraded, HealthStatus::Starting, HealthStatus::Stopping] {
+        use HealthStatus::{Degraded, Starting, Stopping, Unhealthy};
+        for health in [Degraded, Unhealthy, Starting, Stopping] {
             let _unwell = Fake::start(&socket, "boot-1", health, 0);
             assert_eq!(code(false).await, DEGRADED, "{health:?}");
         }

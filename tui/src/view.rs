@@ -13,8 +13,6 @@ mod plugins;
 mod tests;
 mod theme;
 
-pub(crate) use theme::health;
-
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -71,10 +69,8 @@ fn header(state: &State, theme: &Theme) -> Line<'static> {
     match (&state.requests, &state.status) {
         (Connection::Up | Connection::Lost(_), Some(status)) => {
             let health = &status.health;
-            spans.push(Span::styled(
-                format!("● {} ", theme::health(health.status)),
-                theme.of_health(health.status),
-            ));
+            spans
+                .push(Span::styled(format!("● {} ", health.status.as_str()), theme.of_health(health.status)));
             let server = state.server.as_deref().unwrap_or("ksid");
             spans.push(Span::raw(format!("{server} up {}", figures::span(health.uptime_ms))));
         }

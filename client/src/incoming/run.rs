@@ -173,6 +173,7 @@ impl Cursor<'_> {
             at_ms,
             correlation_id,
             tenant: None,
+            chain: None,
         })
     }
 }

@@ -15,6 +15,7 @@ fn event(sub: u64, seq: u64, name: &str, data: &[u8], correlation_id: Option<&st
         at_ms: seq.wrapping_mul(7),
         correlation_id: correlation_id.map(str::to_owned),
         tenant: None,
+        chain: None,
     })
 }
 

@@ -205,5 +205,6 @@ pub(crate) fn event(sub: Id, seq: u64, name: &str) -> Event {
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: seq.is_multiple_of(2).then(|| format!("cause-{seq}")),
         tenant: None,
+        chain: None,
     }
 }

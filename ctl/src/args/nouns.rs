@@ -43,6 +43,17 @@ pub(crate) enum Plugin {
         #[arg(value_name = "NAME|PATH", add = ArgValueCompleter::new(complete::plugins))]
         plugins: Vec<String>,
     },
+    /// Stop a plugin at once and keep it from running, over restarts of the daemon too
+    Quarantine {
+        #[command(flatten)]
+        plugin: Named,
+        /// Why; whoever asks the plugin for something hears it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let a plugin run again that is quarantined, or held after too many failures
+    #[command(visible_alias = "resume")]
+    Release(Named),
     /// Write the project of a new plugin
     New {
         /// Its name: lower-case letters, digits and _

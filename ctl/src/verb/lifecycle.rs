@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::builder::styling::AnsiColor;
-use ksi_protocol::system::{Health, HealthStatus};
+use ksi_protocol::system::{Freeze, Freezing, Health, HealthStatus};
 use serde_json::{Value, json};
 
 use crate::{
@@ -133,6 +133,25 @@ struct Step {
     name: &'static str,
     ok: bool,
     text: String,
+}
+
+/// `ksi freeze` and `ksi thaw`.
+///
+/// # Errors
+///
+/// Fails where the order cannot be written down.
+pub(super) async fn freeze(at: &Invocation, on: bool, reason: Option<String>) -> Result<()> {
+    let client = at.connect().await?;
+    let done: Freezing = at.ask(&client, "system:freeze", &Freeze { on, reason }).await?;
+    let text = match done.frozen {
+        true => format!("frozen; {} under way go on to their end", done.in_flight),
+        false => "thawed".to_owned(),
+    };
+    at.out.print(&Report::text(&done, text)?)?;
+    if on {
+        at.out.note("Only reading and administration go on. End it: ksi thaw");
+    }
+    Ok(())
 }
 
 /// `ksi up`: from nothing to a model's first words.

@@ -9,7 +9,7 @@ use std::{
 
 use ksi_protocol::{
     sandbox::Probe,
-    system::{PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus},
+    system::{Death, PluginInspection, PluginList, PluginLoad, PluginName, PluginStatus, Quarantine},
 };
 use ksi_trust::Kind;
 use serde_json::json;
@@ -52,6 +52,10 @@ pub(super) async fn run(at: &Invocation, plugin: Plugin) -> Result<()> {
             let find = |file: &str| found(file).unwrap_or_else(|| file.into());
             sign::verify(at, Kind::Plugins, &at.paths.plugins_lock(), &named(&plugins)?, find)
         }
+        Plugin::Quarantine { plugin: args::Named { name }, reason } => {
+            changed(at, "plugin:quarantine", &Quarantine { name, reason }, "quarantined").await
+        }
+        Plugin::Release(named) => change(at, "plugin:release", named, "released").await,
         Plugin::New { name, dir, sdk } => new(at, &name, dir.as_deref(), sdk.as_deref()),
     }
 }
@@ -156,11 +160,18 @@ fn list_report(list: &PluginList) -> Result<Report> {
             plugin.generation.to_string(),
             short(plugin.library.as_ref()),
             lacks(plugin),
-            plugin.last_error.clone().unwrap_or_else(|| plugin.about.clone()),
+            remark(plugin).to_owned(),
         ]);
     }
     let names = list.plugins.iter().map(|plugin| plugin.name.clone()).collect();
     Report::list(list, "plugins", names, table)
+}
+
+/// What there is to say of a plugin: what is wrong with it now, how it died
+/// last, or else what it is for.
+fn remark(plugin: &PluginStatus) -> &str {
+    let wrong = plugin.quarantined.as_ref().or(plugin.degraded.as_ref()).or(plugin.last_error.as_ref());
+    wrong.unwrap_or(&plugin.about)
 }
 
 /// What a plugin that never ran has not told.
@@ -225,8 +236,12 @@ fn inspection_text(inspection: &PluginInspection) -> String {
         let memory = status.rss_bytes.map_or(String::new(), |rss| format!(", {}", bytes(rss)));
         lines.push(format!("  process    {pid}{memory}"));
     }
-    if let Some(error) = &status.last_error {
-        lines.push(format!("  last error {error}"));
+    for (title, text) in [
+        ("quarantined", &status.quarantined),
+        ("degraded  ", &status.degraded),
+        ("last error", &status.last_error),
+    ] {
+        lines.extend(text.iter().map(|text| format!("  {title} {text}")));
     }
     let requests = inspection.requests.iter().map(|spec| (spec.event.as_str(), spec.about.as_str()));
     block(&mut lines, "answers", requests);
@@ -242,9 +257,20 @@ fn inspection_text(inspection: &PluginInspection) -> String {
     }
     for death in &inspection.deaths {
         lines.push(format!("    {} {}", ksi_protocol::json::timestamp(death.at_ms), death.reason));
+        lines.push(format!("      {}", circumstances(death)));
         lines.extend(death.last_words.iter().map(|line| format!("      {line}")));
     }
     lines.join("\n")
+}
+
+/// What is known of a death besides its reason.
+fn circumstances(death: &Death) -> String {
+    let mut known = vec![format!("generation {}", death.generation)];
+    known.extend(death.signal.clone());
+    known.extend(death.code.map(|code| format!("exit code {code}")));
+    known.extend(death.out_of_memory.then(|| "out of memory".to_owned()));
+    known.extend(death.peak_bytes.map(|peak| format!("at most {} of memory", bytes(peak))));
+    known.join(", ")
 }
 
 fn block<'a>(lines: &mut Vec<String>, title: &str, items: impl Iterator<Item = (&'a str, &'a str)>) {
@@ -314,6 +340,8 @@ mod tests {
             handled: 7,
             library: "/lib/libplugin_echo.so".into(),
             last_error: None,
+            degraded: None,
+            quarantined: None,
         }
     }
 
@@ -341,8 +369,12 @@ mod tests {
     fn an_inspection_shows_deaths_with_their_last_words() {
         let death = ksi_protocol::system::Death {
             at_ms: 0,
-            reason: "signal 6".into(),
+            reason: "it was killed by SIGABRT".into(),
+            generation: 3,
+            signal: Some("SIGABRT".into()),
+            peak_bytes: Some(50_000_000),
             last_words: vec!["assertion failed".into()],
+            ..Default::default()
         };
         let inspection = PluginInspection {
             status: status(),
@@ -357,7 +389,8 @@ mod tests {
             "sandbox L3/5 (namespaces: not allowed on this machine)",
             "process    42, 2.0 MB",
             "listens to\n    agent:*",
-            "1970-01-01T00:00:00.000Z signal 6",
+            "1970-01-01T00:00:00.000Z it was killed by SIGABRT",
+            "generation 3, SIGABRT, at most 50.0 MB of memory",
         ] {
             assert!(text.contains(part), "no `{part}` in:\n{text}");
         }

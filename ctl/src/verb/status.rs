@@ -101,7 +101,7 @@ fn data(status: &Status, models: Option<Value>, work: Option<Value>) -> Result<V
     data["status"] = match health.status {
         HealthStatus::Stopping => "stopping",
         HealthStatus::Starting => "starting",
-        HealthStatus::Ok | HealthStatus::Degraded => "running",
+        HealthStatus::Ok | HealthStatus::Degraded | HealthStatus::Unhealthy => "running",
     }
     .into();
     data["pid"] = health.pid.into();
@@ -117,25 +117,21 @@ fn dot(status: HealthStatus) -> String {
     let color = match status {
         HealthStatus::Ok => AnsiColor::Green,
         HealthStatus::Starting | HealthStatus::Stopping => AnsiColor::Yellow,
-        HealthStatus::Degraded => AnsiColor::Red,
+        HealthStatus::Degraded | HealthStatus::Unhealthy => AnsiColor::Red,
     };
     painted("●", color)
-}
-
-fn word(status: HealthStatus) -> &'static str {
-    match status {
-        HealthStatus::Ok => "ok",
-        HealthStatus::Starting => "starting",
-        HealthStatus::Degraded => "degraded",
-        HealthStatus::Stopping => "stopping",
-    }
 }
 
 fn text(at: &Invocation, status: &Status) -> String {
     let Status { health, counters, .. } = status;
     let mut lines = vec![
         format!("{} ksid {} - event daemon for AI agents", dot(health.status), health.version),
-        format!("   Active:  {}, up {}, pid {}", word(health.status), millis(health.uptime_ms), health.pid),
+        format!(
+            "   Active:  {}, up {}, pid {}",
+            health.status.as_str(),
+            millis(health.uptime_ms),
+            health.pid
+        ),
         format!("   Socket:  {}", short(status.socket.as_ref())),
         format!("   State:   {}", short(status.state_dir.as_ref())),
         format!("   Log:     {}", short(&at.paths.log_file())),
@@ -208,7 +204,7 @@ pub(super) async fn health(at: &Invocation) -> Result<()> {
     let health: Health = at.ask(&client, "system:health", &json!({})).await?;
     let mut text = format!(
         "{}: {}/{} plugins ready, up {}",
-        word(health.status),
+        health.status.as_str(),
         health.plugins_ready,
         health.plugins_total,
         millis(health.uptime_ms)
@@ -216,7 +212,7 @@ pub(super) async fn health(at: &Invocation) -> Result<()> {
     for reason in &health.reasons {
         text.push_str(&format!("\n  {reason}"));
     }
-    at.out.print(&Report::text(&health, text)?.named(vec![word(health.status).to_owned()]))?;
+    at.out.print(&Report::text(&health, text)?.named(vec![health.status.as_str().to_owned()]))?;
     match health.status {
         HealthStatus::Ok => Ok(()),
         _ => Err(Failure::quietly(Exit::Degraded)),

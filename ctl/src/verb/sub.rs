@@ -167,6 +167,7 @@ mod tests {
             at_ms: 0,
             correlation_id: None,
             tenant: None,
+            chain: None,
         };
         assert_eq!(
             data(&event),

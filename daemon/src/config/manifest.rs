@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ksi_identity::is_permission;
+use ksi_kernel::Chains;
 use ksi_protocol::{EventName, limits as wire, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
         whole,
     },
 };
-use crate::log;
+use crate::{log, session::account::Share};
 
 const PLACEMENTS: [(&str, Placement); 2] =
     [("in-process", Placement::InProcess), ("child", Placement::Child)];
@@ -43,6 +44,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
     let daemon = daemon(root.section("daemon"));
     let security = security(root.section("security"));
     let identity = identity::read(report, root.section("identity"));
+    let limits = share(root.section("limits"));
     let sections = root.section("plugins").each();
     let names: Vec<_> = sections.iter().map(|(name, _)| name.clone()).collect();
     let mut plugins = BTreeMap::new();
@@ -69,7 +71,7 @@ pub(super) fn read(report: &Report, table: &Table) -> Config {
         one_owner_each(report, &plugins, &places);
         one_keeper(report, &plugins, &places, &durable);
     }
-    Config { daemon, security, identity, plugins, events, effective: BTreeMap::new() }
+    Config { daemon, security, identity, limits, plugins, events, effective: BTreeMap::new() }
 }
 
 fn daemon(mut section: Section<'_>) -> Daemon {
@@ -91,6 +93,10 @@ fn daemon(mut section: Section<'_>) -> Daemon {
             duration(between(10, HOUR)),
         ),
         write_deadline: section.get("write_deadline", unset.write_deadline, duration(between(10, HOUR))),
+        chains: Chains {
+            steps_max: section.get("chain_steps_max", unset.chains.steps_max, whole(1..=1000)),
+            repeats_max: section.get("chain_repeats_max", unset.chains.repeats_max, whole(1..=1000)),
+        },
     };
     section.finish();
     daemon
@@ -105,6 +111,20 @@ fn security(mut section: Section<'_>) -> Security {
     };
     section.finish();
     security
+}
+
+/// What one user may have.
+fn share(mut section: Section<'_>) -> Share {
+    let unset = Share::default();
+    let share = Share {
+        connections: section.get("connections_max", unset.connections, whole(1..=1_000_000)),
+        in_flight: section.get("in_flight_max", unset.in_flight, whole(1..=1_000_000)),
+        subscriptions: section.get("subscriptions_max", unset.subscriptions, whole(1..=1_000_000)),
+        bytes: section.get("queued_bytes_max", unset.bytes, whole(65_536..=1 << 40)),
+        per_second: section.get_optional("per_second_max", unset.per_second, whole(1..=1_000_000)),
+    };
+    section.finish();
+    share
 }
 
 fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plugin> {

@@ -1,5 +1,7 @@
 //! All plugins together: starts and stops them, and answers what there is.
 
+mod confinement;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
@@ -21,11 +23,15 @@ use tokio::{
 
 use super::{
     actor::apart,
-    keeper::{Board, Command, Keeper, Means, Shared, Spec, with},
+    keeper::{Board, Command, Keeper, Means, Shared, Spec, quarantined, with},
     probe,
     supervisor::Input,
 };
-use crate::config::{self, Config, Current};
+use crate::{
+    config::{self, Config, Current},
+    hub::Handle,
+    orders::Orders,
+};
 
 /// Time that a keeper may take to end what still runs. A child that it has not
 /// reaped by then was killed all the same, and dies with the daemon at the
@@ -105,9 +111,9 @@ impl Fleet {
     pub async fn reconfigure(&self) {
         let all: Vec<_> = self.lock().values().map(|kept| kept.commands.clone()).collect();
         for commands in all {
-            let (done, declared) = oneshot::channel();
+            let (command, declared) = Command::new(None);
             // A keeper that is gone has nothing to declare.
-            if commands.send(Command { input: None, spec: None, anew: false, done }).await.is_ok() {
+            if commands.send(command).await.is_ok() {
                 let _ = declared.await;
             }
         }
@@ -125,10 +131,9 @@ impl Fleet {
             let spec = self.spec(plugin.clone());
             let commands = self.keep(spec, true);
             if plugin.enabled {
-                let (done, _) = oneshot::channel();
-                // A keeper that was just made is there.
-                let _ =
-                    commands.send(Command { input: Some(Input::Start), spec: None, anew: false, done }).await;
+                // A keeper that was just made is there. One that is quarantined
+                // does nothing.
+                let _ = commands.send(Command::new(Some(Input::Start)).0).await;
             }
         }
     }
@@ -150,8 +155,7 @@ impl Fleet {
 
     async fn stop_all(kept: Vec<(String, Kept)>, grace: Duration) {
         let stopping = kept.into_iter().map(|(_, kept)| async move {
-            let (done, stopped) = oneshot::channel();
-            let stop = Command { input: Some(Input::Stop), spec: None, anew: false, done };
+            let (stop, stopped) = Command::new(Some(Input::Stop));
             let _ = timeout(grace, kept.commands.send(stop)).await;
             // Too late or not, the keeper ends with its channel, and what
             // still runs ends with the keeper.
@@ -189,6 +193,8 @@ impl Fleet {
             handled: 0,
             library: spec.library.display().to_string(),
             last_error: None,
+            degraded: None,
+            quarantined: None,
         };
         let board: Shared = Arc::new(Mutex::new(Board {
             status,
@@ -198,7 +204,12 @@ impl Fleet {
             ready_at_ms: None,
         }));
         let (commands, receiver) = mpsc::channel(16);
-        let keeper = Keeper::new(self.means.clone(), spec, board.clone());
+        let mut keeper = Keeper::new(self.means.clone(), spec, board.clone());
+        let quarantined = self.means.orders.quarantined(&name);
+        let will_start = will_start && quarantined.is_none();
+        if let Some(order) = quarantined {
+            keeper.confine(order.reason);
+        }
         // Before anybody is accepted who may ask: its events are known, and
         // whoever asks too early is told to come back.
         keeper.declare(if will_start { keeper.starting() } else { keeper.absent() });
@@ -241,6 +252,12 @@ impl Fleet {
             known: known.into_iter().collect(),
             plugin,
         }
+    }
+
+    /// What an operator has ordered that outlasts the daemon.
+    #[must_use]
+    pub fn orders(&self) -> &Arc<Orders> {
+        &self.means.orders
     }
 
     /// Resolves at the next change of a plugin's state.
@@ -336,17 +353,29 @@ impl Fleet {
         let found = self.lock().get(name).map(|kept| (kept.commands.clone(), kept.in_manifest));
         let Some((commands, in_manifest)) = found else { return Err(self.unknown(name)) };
         let plugin = self.config().plugins.get(name).filter(|_| fresh && in_manifest).cloned();
-        let spec = plugin.map(|plugin| Box::new(self.spec(plugin)));
-        let (done, settled) = oneshot::channel();
-        let gone = || Refusal::new(Code::ShuttingDown, "the daemon is stopping");
-        commands.send(Command { input: Some(input), spec, anew: fresh, done }).await.map_err(|_| gone())?;
-        let status = settled.await.map_err(|_| gone())?;
+        let (mut command, settled) = Command::new(Some(input));
+        command.spec = plugin.map(|plugin| Box::new(self.spec(plugin)));
+        command.anew = fresh;
+        let status = settled_after(&commands, command, settled).await?;
         if input == Input::Stop || status.state == PluginState::Ready {
             return Ok(status);
+        }
+        if let Some(why) = &status.quarantined {
+            return Err(quarantined(name, why));
         }
         let why = status.last_error.clone().unwrap_or_else(|| "it was stopped meanwhile".into());
         Err(Refusal::new(Code::Unavailable, format!("plugin {name} is {}: {why}", status.state.as_str()))
             .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said")))
+    }
+
+    /// Has every child at rest asked whether it still answers.
+    pub fn look(&self) {
+        for kept in self.lock().values() {
+            let port = with(&kept.board, |board| board.port.clone());
+            if let Some(Handle::Link(link)) = port.as_ref().map(|port| &port.handle) {
+                link.stir();
+            }
+        }
     }
 
     /// Loads a library that is not in the manifest, or a plugin of the
@@ -370,6 +399,9 @@ impl Fleet {
         if self.lock().contains_key(&image.name) {
             return Err(Refusal::new(Code::Conflict, format!("plugin {} is there already", image.name))
                 .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));
+        }
+        if let Some(order) = self.means.orders.quarantined(&image.name) {
+            return Err(quarantined(&image.name, &order.reason));
         }
         let placement = load.placement.unwrap_or(Placement::Child);
         let plugin = unlisted(&image.name, load.library, placement)?;
@@ -447,12 +479,28 @@ fn unlisted(name: &str, library: String, placement: Placement) -> Result<config:
     })
 }
 
+/// Gives a command, and waits until the plugin has settled.
+async fn settled_after(
+    commands: &mpsc::Sender<Command>,
+    command: Command,
+    settled: oneshot::Receiver<PluginStatus>,
+) -> Result<PluginStatus, Refusal> {
+    let gone = || Refusal::new(Code::ShuttingDown, "the daemon is stopping");
+    commands.send(command).await.map_err(|_| gone())?;
+    settled.await.map_err(|_| gone())
+}
+
 /// The status on a board with the figures that are counted elsewhere.
 fn figures(board: &mut Board, now_ms: u64) -> PluginStatus {
     let mut status = board.status.clone();
     if let Some(port) = &board.port {
         status.in_flight = port.holding() as usize;
         status.handled = port.handled();
+        status.degraded = match &port.handle {
+            Handle::Actor(actor) => actor.guest.complaint(),
+            Handle::Link(link) => link.guest.complaint(),
+            Handle::Daemon | Handle::Session(_) => None,
+        };
     }
     status.ready_ms = board.ready_at_ms.map(|since| now_ms.saturating_sub(since));
     status.rss_bytes = status.pid.and_then(resident_bytes);

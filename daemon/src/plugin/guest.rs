@@ -1,7 +1,10 @@
 //! What a running plugin is to the daemon, in either placement: its name, its
 //! port, and the translation between deliveries and frames.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+};
 
 use ksi_identity::{Caller, Permission, Principal, Rights};
 use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
@@ -10,6 +13,7 @@ use ksi_protocol::{
     frame::{self, Event, Id, Intercept, Request},
     sandbox::Report,
 };
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -22,6 +26,12 @@ use crate::{
 /// Subscriptions of plugins are numbered from here, so that they never meet
 /// the ids of the plugin's own requests.
 pub const SUBS_FROM: Id = 1 << 62;
+
+/// Lines that are kept as the last words of a plugin.
+const WORDS_MAX: usize = 12;
+
+/// Longest sentence in bytes that is kept of what a plugin says of itself.
+const COMPLAINT_BYTES_MAX: usize = 1024;
 
 /// What happens in the life of one generation of a plugin.
 #[derive(Debug)]
@@ -61,6 +71,15 @@ impl Alias {
     }
 }
 
+/// A line that a plugin has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// The line.
+    pub text: String,
+    /// Whether it was written to standard error, where those cry who die.
+    pub cried: bool,
+}
+
 /// One generation of a plugin.
 #[derive(Debug)]
 pub struct Guest {
@@ -71,13 +90,70 @@ pub struct Guest {
     /// Set right after the port is attached. Weak, because the port's handle
     /// holds this guest.
     port: OnceLock<Weak<Port>>,
+    /// The last lines that it logged or wrote to its standard error.
+    words: Mutex<VecDeque<Word>>,
+    /// What it says that it cannot do.
+    complaint: Mutex<Option<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Guest {
     /// A plugin that is about to run; `life` hears what becomes of it.
     #[must_use]
     pub fn new(name: &str, alias: Option<Alias>, life: mpsc::Sender<Life>) -> Self {
-        Self { name: name.into(), alias, life, port: OnceLock::new() }
+        Self {
+            name: name.into(),
+            alias,
+            life,
+            port: OnceLock::new(),
+            words: Mutex::default(),
+            complaint: Mutex::default(),
+        }
+    }
+
+    /// Keeps a line; the oldest goes where there are too many.
+    pub fn remember(&self, word: Word) {
+        let mut words = lock(&self.words);
+        if words.len() == WORDS_MAX {
+            words.pop_front();
+        }
+        words.push_back(word);
+    }
+
+    /// The last lines that it has left, oldest first.
+    #[must_use]
+    pub fn words(&self) -> Vec<Word> {
+        lock(&self.words).iter().cloned().collect()
+    }
+
+    /// What it says that it cannot do at present.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        lock(&self.complaint).clone()
+    }
+
+    /// Takes what it says of itself. Whoever listens is told when it begins and
+    /// when it ends, not of every change in between.
+    fn complain(&self, turn: &mut Turn<'_>, complaint: Option<String>) {
+        let complaint = complaint.map(|mut text| {
+            text.truncate(text.floor_char_boundary(COMPLAINT_BYTES_MAX));
+            text
+        });
+        let before = std::mem::replace(&mut *lock(&self.complaint), complaint.clone());
+        match (before, complaint) {
+            (None, Some(reason)) => {
+                tracing::warn!(plugin = self.name, "plugin is degraded: {reason}");
+                turn.say("plugin:degraded", &json!({"name": self.name, "reason": reason}));
+            }
+            (Some(_), None) => {
+                tracing::info!(plugin = self.name, "plugin is well again");
+                turn.say("plugin:recovered", &json!({ "name": self.name }));
+            }
+            _ => {}
+        }
     }
 
     /// Gives the guest its port.
@@ -150,6 +226,7 @@ impl Guest {
                 idempotency_key: envelope.idempotency_key.map(|key| (*key).to_owned()),
                 origin: Some((*envelope.origin).to_owned()),
                 caller: Some(named(&envelope.caller, envelope.at_ms)),
+                chain: envelope.chain,
                 ..Request::new(token, self.inner(envelope.event), envelope.data)
             }),
             Delivery::Event { sub, envelope, .. } => Frame::Event(Event {
@@ -161,6 +238,7 @@ impl Guest {
                 at_ms: envelope.at_ms,
                 correlation_id: envelope.correlation_id.as_deref().map(str::to_owned),
                 tenant: envelope.caller.principal.tenant.clone().map(Into::into),
+                chain: envelope.chain.clone(),
             }),
             Delivery::Cancel { token } => Frame::Cancel { id: token },
             Delivery::Credit { token, n } => Frame::Credit { id: token, n },
@@ -200,6 +278,13 @@ impl Guest {
                     return self.tell(Life::Refused(refusal));
                 }
                 Frame::Refusal { id, refusal }
+            }
+            Frame::Health { degraded } => return self.complain(turn, degraded),
+            Frame::Log { level, message } => {
+                if matches!(level.as_str(), "error" | "warn" | "info") {
+                    self.remember(Word { text: format!("{level}: {message}"), cried: false });
+                }
+                return log(&self.name, &level, &message);
             }
             Frame::Request(request) => {
                 Frame::Request(Request { event: self.outer(request.event.clone()), ..request })
@@ -248,6 +333,7 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
                 correlation_id: emit.correlation_id.map(Into::into),
                 parent: emit.parent,
                 caller: emit.tenant.map(caller),
+                chain: emit.chain,
                 ..Emission::new(emit.event, emit.data)
             };
             if let Err(refusal) = turn.emit(port, emission) {
@@ -263,12 +349,12 @@ fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
             };
             turn.verdict(port, verdict.id, word);
         }
-        Frame::Log { level, message } => log(&port.origin, &level, &message),
         _ => {}
     }
 }
 
-fn log(origin: &str, level: &str, message: &str) {
+fn log(plugin: &str, level: &str, message: &str) {
+    let origin = format!("plugin:{plugin}");
     match level {
         "error" => tracing::error!(origin, "{message}"),
         "warn" => tracing::warn!(origin, "{message}"),

@@ -5,6 +5,7 @@
 //! operator's commands when the plugin has settled.
 
 mod body;
+mod exit;
 mod launch;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::{
 };
 
 use self::body::{Body, Heartbeat, Running, Sign, sign_of_child};
+pub(super) use self::launch::quarantined;
 use super::{
     actor::{Actor, Watchdog},
     cgroup::Cgroups,
@@ -36,7 +38,9 @@ use super::{
 use crate::{
     config,
     hub::{Hub, Port},
-    jitter, redaction,
+    jitter,
+    orders::Orders,
+    redaction,
     secrets::Secrets,
     trust::Trust,
 };
@@ -44,8 +48,8 @@ use crate::{
 /// Deaths that are kept for `plugin:inspect`.
 const DEATHS_MAX: usize = 32;
 
-/// What the configuration says of an event, by the name that others use and the
-/// one that the plugin declares.
+/// Tells how an event is declared, by the name that others use and the one that
+/// the plugin declares.
 pub type Policies = dyn Fn(EventName, &str) -> Declared + Send + Sync;
 
 /// What all keepers share.
@@ -59,9 +63,11 @@ pub struct Means {
     pub cgroups: Cgroups,
     /// Watches actors.
     pub watchdog: Arc<Watchdog>,
+    /// What is quarantined.
+    pub orders: Arc<Orders>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
-    /// What the configuration says of events.
+    /// How events are declared.
     pub policies: Arc<Policies>,
     /// What may be loaded.
     pub trust: Arc<Trust>,
@@ -92,12 +98,23 @@ pub struct Command {
     /// What is wanted; `None` to declare the events anew, after their policies
     /// have changed.
     pub input: Option<Input>,
+    /// Why it is quarantined, with [`Input::Quarantine`].
+    pub quarantine: Option<String>,
     /// With another specification than before.
     pub spec: Option<Box<Spec>>,
     /// Where its placement says, also after it has failed there.
     pub anew: bool,
     /// Hears the outcome.
     pub done: oneshot::Sender<PluginStatus>,
+}
+
+impl Command {
+    /// A command, and where its outcome is heard.
+    #[must_use]
+    pub fn new(input: Option<Input>) -> (Self, oneshot::Receiver<PluginStatus>) {
+        let (done, settled) = oneshot::channel();
+        (Self { input, quarantine: None, spec: None, anew: false, done }, settled)
+    }
 }
 
 /// What others may know of a plugin without asking its keeper.
@@ -136,8 +153,12 @@ pub(super) struct Keeper {
     waiting: Vec<oneshot::Sender<PluginStatus>>,
     /// Why it died last, or is about to.
     reason: Option<String>,
-    /// What the last child wrote to its standard error.
-    words: Vec<String>,
+    /// What is known of the death that comes next, besides its reason.
+    death: Death,
+    /// Whether the present child was killed from here.
+    killed: bool,
+    /// Why an operator has quarantined it.
+    quarantine: Option<String>,
     heartbeat: Heartbeat,
     /// What of its sandbox is in force, once its host has told.
     sandbox: Option<Report>,
@@ -166,11 +187,20 @@ impl Keeper {
             timer: None,
             waiting: Vec::new(),
             reason: None,
-            words: Vec::new(),
+            death: Death::default(),
+            killed: false,
+            quarantine: None,
             heartbeat: Heartbeat::default(),
             sandbox: None,
             stuck: None,
         }
+    }
+
+    /// Begins quarantined, as it was when the daemon ended.
+    pub(super) fn confine(&mut self, why: String) {
+        self.quarantine = Some(why);
+        self.supervisor.step(Input::Quarantine, self.means.hub.now_ms(), 0.0);
+        self.publish();
     }
 
     /// Keeps the plugin until the commands end.
@@ -183,8 +213,8 @@ impl Keeper {
                 },
                 Some(life) = self.life.recv() => self.hear(life).await,
                 sign = sign_of_child(&mut self.running) => match sign {
-                    Sign::Exited(status) => {
-                        self.child_exited(status).await;
+                    Sign::Exited(exit) => {
+                        self.child_exited(exit).await;
                         Some(Input::Died)
                     }
                     Sign::Busy => {
@@ -222,8 +252,15 @@ impl Keeper {
             let _ = command.done.send(self.publish());
             return None;
         }
-        let wanted = command.input != Some(Input::Stop);
-        with(&self.board, |board| board.status.wanted = wanted);
+        match command.input {
+            Some(Input::Quarantine) => self.quarantine = command.quarantine,
+            // Whether it should run is as it was before.
+            Some(Input::Release) => self.quarantine = None,
+            input => {
+                let wanted = input != Some(Input::Stop);
+                with(&self.board, |board| board.status.wanted = wanted);
+            }
+        }
         self.waiting.push(command.done);
         command.input
     }
@@ -271,7 +308,7 @@ impl Keeper {
             }
             Life::Drained => Some(Input::Drained),
             Life::Pong => {
-                self.heartbeat.asked = None;
+                self.pong();
                 None
             }
             Life::Refused(refusal) => {
@@ -324,10 +361,10 @@ impl Keeper {
             let now_ms = self.means.hub.now_ms();
             let action = self.supervisor.step(input, now_ms, jitter::fraction());
             let after = self.supervisor.state();
-            self.publish();
             if input == Input::Died && before != PluginState::Draining {
                 self.record_death(now_ms);
             }
+            self.publish();
             match action {
                 Action::None => {}
                 Action::Launch => match self.launch().await {
@@ -350,7 +387,7 @@ impl Keeper {
                     self.timer = None;
                     self.kill_child();
                     if matches!(self.running, Some(Running { body: Body::Actor(_), .. })) {
-                        self.lose("it was stopped").await;
+                        self.lose(self.wish()).await;
                         input = Input::Died;
                         continue;
                     }
@@ -368,6 +405,11 @@ impl Keeper {
         }
     }
 
+    /// Why an instance ends that nothing is wrong with.
+    fn wish(&self) -> &'static str {
+        if self.quarantine.is_some() { "it is quarantined" } else { "it was stopped" }
+    }
+
     fn announce(&mut self, before: PluginState, after: PluginState) {
         if before != after {
             self.means.changed.notify_waiters();
@@ -375,6 +417,13 @@ impl Keeper {
             tracing::info!(plugin = name, state = after.as_str(), "plugin is {}", after.as_str());
             if after == PluginState::Stopped {
                 self.means.hub.tell("plugin:stopped", &json!({ "name": name }));
+            }
+            if after == PluginState::Quarantined {
+                let reason = self.quarantine.as_deref().unwrap_or_default();
+                self.means.hub.tell("plugin:quarantined", &json!({"name": name, "reason": reason}));
+            }
+            if before == PluginState::Quarantined {
+                self.means.hub.tell("plugin:released", &json!({ "name": name }));
             }
             if after == PluginState::Ready {
                 self.means.hub.tell("plugin:ready", &self.birth());
@@ -422,15 +471,18 @@ impl Keeper {
         let reason = self.reason.clone().unwrap_or_else(|| "unknown".into());
         let name = self.spec.plugin.name.clone();
         tracing::warn!(plugin = name, "plugin died: {reason}");
-        let last_words = std::mem::take(&mut self.words);
+        let known = std::mem::take(&mut self.death);
         with(&self.board, |board| {
             if board.deaths.len() == DEATHS_MAX {
                 board.deaths.pop_front();
             }
-            board.deaths.push_back(Death { at_ms, reason: reason.clone(), last_words });
+            let generation = board.status.generation;
+            board.deaths.push_back(Death { at_ms, reason: reason.clone(), generation, ..known });
             board.status.restarts += 1;
             board.status.last_error = Some(reason.clone());
         });
+        // Whoever sees the new state, or hears of the death, finds why.
+        self.publish();
         self.means.hub.tell("plugin:died", &json!({"name": name, "reason": reason}));
     }
 
@@ -452,6 +504,7 @@ impl Keeper {
             };
             status.pid = pid;
             status.library = self.spec.library.display().to_string();
+            status.quarantined.clone_from(&self.quarantine);
             board.ready_at_ms = self.supervisor.ready_at_ms();
             board.port = self.running.as_ref().map(|running| running.port.clone());
             board.status.clone()

@@ -32,10 +32,10 @@ const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct Link {
     /// Who it is.
     pub guest: Guest,
-    /// Told when the child has something to do, so that its keeper sees to
-    /// its heartbeat while it has.
+    /// Told when the child was at rest and is given something, so that its
+    /// keeper sees to its heartbeat.
     pub busy: Notify,
-    idle: AtomicBool,
+    rests: AtomicBool,
     socket: UnixStream,
     writer: Notify,
     wire: Mutex<Wire>,
@@ -53,7 +53,7 @@ impl Link {
         Ok(Arc::new(Self {
             guest,
             busy: Notify::new(),
-            idle: AtomicBool::new(true),
+            rests: AtomicBool::new(true),
             socket: UnixStream::from_std(socket)?,
             writer: Notify::new(),
             wire: Mutex::default(),
@@ -69,12 +69,15 @@ impl Link {
     /// no frame, or for which there is no room, comes back with its refusal.
     #[must_use]
     pub fn push(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
+        let refused = self.queue(delivery, now_ms);
+        // Only now: whoever pings says first that the child is at rest, so that
+        // what a ping did not follow ends the rest.
+        self.stir();
+        refused
+    }
+
+    fn queue(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
         let event = matches!(delivery, Delivery::Event { .. });
-        let work = matches!(delivery, Delivery::Request { .. } | Delivery::Intercept { .. });
-        if work && self.idle.swap(false, Ordering::AcqRel) {
-            self.busy.notify_one();
-            woken::note();
-        }
         let (request, answer) = match &delivery {
             Delivery::Request { token, .. } => (Some(*token), None),
             Delivery::Answer { id, .. } => (None, Some(*id)),
@@ -116,9 +119,18 @@ impl Link {
         self.flush();
     }
 
-    /// The child has nothing to do any more.
+    /// The child is at rest until it is given something.
     pub fn rest(&self) {
-        self.idle.store(true, Ordering::Release);
+        self.rests.store(true, Ordering::Release);
+    }
+
+    /// Ends that rest: its keeper asks whether it still answers. Costs no write
+    /// to what others share while it is over already.
+    pub fn stir(&self) {
+        if self.rests.load(Ordering::Relaxed) && self.rests.swap(false, Ordering::AcqRel) {
+            self.busy.notify_one();
+            woken::note();
+        }
     }
 
     /// Writes as much as the socket takes now.

@@ -11,6 +11,7 @@
 //!   nothing runs.
 //! - Five failures within the window hold the plugin; only an operator lets it
 //!   go on. The daemon never ends because of a plugin.
+//! - What is quarantined does not run; nothing but a release ends that.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -52,6 +53,10 @@ pub enum Input {
     Stop,
     /// An operator wants it anew.
     Restart,
+    /// An operator wants it gone at once, and kept from running.
+    Quarantine,
+    /// An operator takes that back.
+    Release,
     /// It says that it can answer.
     Ready,
     /// It could not be launched, or its process or instance is gone.
@@ -79,13 +84,21 @@ pub enum Action {
     Hold,
 }
 
+/// What shall be once the present instance is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Stopped,
+    Started,
+    Quarantined,
+}
+
 /// The state of one plugin's supervision.
 #[derive(Debug)]
 pub struct Supervisor {
     state: State,
     policy: Policy,
-    /// What shall be after the present instance is gone.
-    again: bool,
+    /// Of a plugin that is draining.
+    next: Next,
     failures: VecDeque<u64>,
     streak: u32,
     ready_at_ms: Option<u64>,
@@ -98,7 +111,7 @@ impl Supervisor {
         Self {
             state: State::Stopped,
             policy,
-            again: false,
+            next: Next::Stopped,
             failures: VecDeque::new(),
             streak: 0,
             ready_at_ms: None,
@@ -128,34 +141,38 @@ impl Supervisor {
             }
             (S::Backoff, I::Start | I::Restart | I::Elapsed) => (S::Starting, Action::Launch),
             (S::Stopped | S::Held | S::Backoff, I::Stop) => (S::Stopped, Action::None),
+            (S::Stopped | S::Held | S::Backoff, I::Quarantine) => (S::Quarantined, Action::None),
             (S::Starting, I::Ready) => {
                 self.ready_at_ms = Some(now_ms);
                 (S::Ready, Action::None)
             }
-            (S::Starting, I::Stop | I::Restart) => {
-                self.again = input == I::Restart;
+            (S::Starting | S::Ready | S::Draining, I::Quarantine) => {
+                self.next = Next::Quarantined;
                 (S::Draining, Action::Kill)
             }
-            (S::Ready, I::Stop | I::Restart) => {
-                self.again = input == I::Restart;
-                (S::Draining, Action::Drain)
+            (S::Starting | S::Ready, I::Stop | I::Restart) => {
+                self.next = if input == I::Restart { Next::Started } else { Next::Stopped };
+                (S::Draining, if self.state == S::Ready { Action::Drain } else { Action::Kill })
             }
             (S::Draining, I::Drained | I::Elapsed) => (S::Draining, Action::Kill),
-            (S::Draining, I::Start | I::Restart) => {
-                self.again = true;
+            (S::Draining, I::Start | I::Restart | I::Stop) if self.next != Next::Quarantined => {
+                self.next = if input == I::Stop { Next::Stopped } else { Next::Started };
                 (S::Draining, Action::None)
             }
-            (S::Draining, I::Stop) => {
-                self.again = false;
+            (S::Draining, I::Release) if self.next == Next::Quarantined => {
+                self.next = Next::Stopped;
                 (S::Draining, Action::None)
             }
-            (S::Draining, I::Died) if self.again => {
-                self.again = false;
-                self.forgive();
-                (S::Starting, Action::Launch)
-            }
-            (S::Draining, I::Died) => (S::Stopped, Action::None),
+            (S::Draining, I::Died) => match self.next {
+                Next::Stopped => (S::Stopped, Action::None),
+                Next::Quarantined => (S::Quarantined, Action::None),
+                Next::Started => {
+                    self.forgive();
+                    (S::Starting, Action::Launch)
+                }
+            },
             (S::Starting | S::Ready, I::Died) => self.failed(now_ms, jitter),
+            (S::Quarantined, I::Release) => (S::Stopped, Action::None),
             (state, _) => (state, Action::None),
         };
         if state != S::Ready {
@@ -194,10 +211,12 @@ impl Supervisor {
 mod tests {
     use super::*;
 
-    const ALL: [Input; 7] = [
+    const ALL: [Input; 9] = [
         Input::Start,
         Input::Stop,
         Input::Restart,
+        Input::Quarantine,
+        Input::Release,
         Input::Ready,
         Input::Died,
         Input::Drained,
@@ -214,6 +233,7 @@ mod tests {
             State::Draining => &[Input::Start, Input::Ready, Input::Stop],
             State::Backoff => &[Input::Start, Input::Died],
             State::Held => &[Input::Start, Input::Died],
+            State::Quarantined => &[Input::Quarantine],
         };
         for &input in path {
             supervisor.step(input, 0, 1.0);
@@ -228,14 +248,22 @@ mod tests {
     #[test]
     fn every_pair_of_state_and_input_is_in_the_table() {
         let table = "\
-            stopped: launch>starting none>stopped launch>starting none>stopped none>stopped none>stopped none>stopped\n\
-            starting: none>starting kill>draining kill>draining none>ready wait>backoff none>starting none>starting\n\
-            ready: none>ready drain>draining drain>draining none>ready wait>backoff none>ready none>ready\n\
-            draining: none>draining none>draining none>draining none>draining none>stopped kill>draining kill>draining\n\
-            backoff: launch>starting none>stopped launch>starting none>backoff none>backoff none>backoff launch>starting\n\
-            held: launch>starting none>stopped launch>starting none>held none>held none>held none>held";
-        let states =
-            [State::Stopped, State::Starting, State::Ready, State::Draining, State::Backoff, State::Held];
+            stopped: launch>starting none>stopped launch>starting none>quarantined none>stopped none>stopped none>stopped none>stopped none>stopped\n\
+            starting: none>starting kill>draining kill>draining kill>draining none>starting none>ready wait>backoff none>starting none>starting\n\
+            ready: none>ready drain>draining drain>draining kill>draining none>ready none>ready wait>backoff none>ready none>ready\n\
+            draining: none>draining none>draining none>draining kill>draining none>draining none>draining none>stopped kill>draining kill>draining\n\
+            backoff: launch>starting none>stopped launch>starting none>quarantined none>backoff none>backoff none>backoff none>backoff launch>starting\n\
+            held: launch>starting none>stopped launch>starting none>quarantined none>held none>held none>held none>held none>held\n\
+            quarantined: none>quarantined none>quarantined none>quarantined none>quarantined none>stopped none>quarantined none>quarantined none>quarantined none>quarantined";
+        let states = [
+            State::Stopped,
+            State::Starting,
+            State::Ready,
+            State::Draining,
+            State::Backoff,
+            State::Held,
+            State::Quarantined,
+        ];
         for (state, row) in states.into_iter().zip(table.lines()) {
             let cells: Vec<String> = ALL
                 .into_iter()
@@ -295,6 +323,29 @@ mod tests {
             assert!(matches!(supervisor.step(Input::Died, n * 20_000, 1.0), Action::Wait(_)));
             supervisor.step(Input::Elapsed, n * 20_000, 1.0);
         }
+    }
+
+    #[test]
+    fn a_quarantine_outlasts_the_end_of_the_instance_and_every_other_wish() {
+        let mut supervisor = in_state(State::Ready);
+        assert_eq!(supervisor.step(Input::Restart, 0, 1.0), Action::Drain);
+        assert_eq!(supervisor.step(Input::Quarantine, 0, 1.0), Action::Kill);
+        for wish in [Input::Start, Input::Restart, Input::Stop] {
+            assert_eq!(supervisor.step(wish, 0, 1.0), Action::None);
+        }
+        assert_eq!(supervisor.step(Input::Died, 0, 1.0), Action::None);
+        assert_eq!(supervisor.state(), State::Quarantined);
+        supervisor.step(Input::Release, 0, 1.0);
+        assert_eq!(supervisor.step(Input::Start, 0, 1.0), Action::Launch);
+    }
+
+    #[test]
+    fn a_quarantine_that_is_taken_back_before_the_instance_is_gone_leaves_it_stopped() {
+        let mut supervisor = in_state(State::Ready);
+        supervisor.step(Input::Quarantine, 0, 1.0);
+        supervisor.step(Input::Release, 0, 1.0);
+        supervisor.step(Input::Died, 0, 1.0);
+        assert_eq!(supervisor.state(), State::Stopped);
     }
 
     #[test]

@@ -12,10 +12,11 @@
 //!   `latest` subscription's older values.
 //! - Everything that waits here is counted: events in a ring, answers and
 //!   chunks without credit against one limit, beyond which the client is cut
-//!   off.
+//!   off. All of it is charged to the account of the client's user.
 //! - Nothing here waits; a full socket is the writer task's matter.
 
 pub mod follow;
+mod ring;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,9 +37,13 @@ use ksi_protocol::{
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::UnixStream, sync::Notify};
 
-use self::follow::{Follows, Said};
+use self::{
+    follow::{Follows, Said},
+    ring::{Live, Sub},
+};
 use super::{
-    body::{Body, put_event},
+    account::Account,
+    body::Body,
     credit::Credits,
     face::{Face, put_line},
 };
@@ -81,11 +86,16 @@ pub struct Outbox {
     /// without pays nothing for it.
     limited: AtomicBool,
     dropped: Arc<AtomicU64>,
+    /// Who pays for what waits here.
+    pub account: Arc<Account>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    account: Arc<Account>,
+    /// Bytes that the account is charged for.
+    charged: usize,
     wire: Wire,
     face: Face,
     ticket: u64,
@@ -108,31 +118,11 @@ struct State {
     overflow: bool,
 }
 
-#[derive(Debug)]
-struct Live {
-    ticket: u64,
-    sub: Id,
-    opened: u64,
-    /// Older values that this one has taken the place of.
-    replaced: u64,
-    body: Body,
-}
-
-#[derive(Debug, Default)]
-struct Sub {
-    opened: u64,
-    seq: u64,
-    missed: u64,
-    /// For `latest`: where the newest event of each name waits. May know
-    /// events that have left since.
-    newest: HashMap<Box<str>, u64>,
-}
-
 impl Outbox {
-    /// The queue of a client that speaks `face`. `dropped` counts lost events
+    /// The queue of a client that speaks `face`, paid for by `account`. `dropped` counts lost events
     /// for the whole daemon.
     #[must_use]
-    pub fn new(socket: UnixStream, face: Face, dropped: Arc<AtomicU64>) -> Self {
+    pub fn new(socket: UnixStream, face: Face, account: Arc<Account>, dropped: Arc<AtomicU64>) -> Self {
         Self {
             socket,
             wants_tail: matches!(face, Face::Frames),
@@ -145,7 +135,10 @@ impl Outbox {
             touched_by: AtomicU64::new(0),
             limited: AtomicBool::new(false),
             dropped,
+            account: account.clone(),
             state: Mutex::new(State {
+                account,
+                charged: 0,
                 wire: Wire::default(),
                 face,
                 ticket: 0,
@@ -197,6 +190,7 @@ impl Outbox {
         for delivery in state.credits.add(id, n) {
             state.answer(delivery);
         }
+        state.recharge();
     }
 
     /// A subscription begins, and is answered before its first event: until
@@ -212,7 +206,9 @@ impl Outbox {
 
     /// A subscription ends; what waits for it is not sent any more.
     pub fn remove_sub(&self, id: Id) {
-        self.lock().subs.remove(&id);
+        if self.lock().subs.remove(&id).is_some() {
+            self.account.unsubscribe(1);
+        }
     }
 
     /// Queues a frame of the daemon's own.
@@ -233,6 +229,7 @@ impl Outbox {
 
     /// A request was asked; exactly one last answer comes for it.
     pub fn owe(&self) {
+        self.account.asked();
         self.owed.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -244,7 +241,9 @@ impl Outbox {
             state.answer(delivery);
         }
         state.check_overflow();
+        state.recharge();
         if last {
+            self.account.answered(1);
             self.owed.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -256,12 +255,14 @@ impl Outbox {
         if let Some(delivery) = state.credits.give_up(id) {
             state.answer(delivery);
         }
+        state.recharge();
     }
 
     /// Queues an event.
     pub fn event(&self, id: Id, class: Class, name: &str, body: &Body) {
         let mut state = self.lock();
         let dropped = state.event(id, class, name, body);
+        state.recharge();
         if dropped > 0 {
             self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
@@ -280,6 +281,7 @@ impl Outbox {
                 woken::note();
             }
             if flushed != Flushed::Done || !state.refill() {
+                state.recharge();
                 // A client that reads, but never all that it is told, is heard
                 // all the same.
                 let relieved = state.held_up && !state.is_congested();
@@ -301,6 +303,7 @@ impl Outbox {
     /// why, and would wait in vain for anything more.
     pub fn cut_off(&self) {
         self.flush();
+        self.account.lose_place();
         // A socket that is gone already is as good.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
@@ -342,18 +345,44 @@ impl Outbox {
         state.wire.kill();
         state.answers.clear();
         state.live.clear();
+        (state.answer_bytes, state.live_bytes) = (0, 0);
         state.credits.clear();
+        state.recharge();
         state.follows = Follows::default();
     }
 }
 
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.account.recharge(state.charged, 0);
+        self.account.unsubscribe(state.subs.len());
+        self.account.answered(*self.owed.get_mut());
+    }
+}
+
 impl State {
+    /// Bytes that wait outside the socket's buffer.
+    fn waiting_bytes(&self) -> usize {
+        self.answer_bytes + self.live_bytes + self.credits.held_bytes()
+    }
+
+    /// Charges for what waits now. Costs a comparison where nothing does.
+    fn recharge(&mut self) {
+        let waits = self.waiting_bytes();
+        if waits != self.charged {
+            self.account.recharge(self.charged, waits);
+            self.charged = waits;
+        }
+    }
+
     fn room(&self) -> bool {
         self.answers.is_empty() && self.live.is_empty() && self.wire.buffer.len() < WIRE_BYTES
     }
 
     fn is_congested(&self) -> bool {
         self.answer_bytes + self.wire.buffer.len() > CONGESTED_BYTES
+            || (self.answer_bytes > 0 && self.is_over_share())
     }
 
     fn next_ticket(&mut self) -> u64 {
@@ -380,86 +409,6 @@ impl State {
 
     fn check_overflow(&mut self) {
         self.overflow |= self.answer_bytes + self.credits.held_bytes() > limits::REPLY_BYTES_MAX;
-    }
-
-    /// Returns how many older events had to go.
-    fn event(&mut self, id: Id, class: Class, name: &str, body: &Body) -> u64 {
-        if self.wire.is_dead() {
-            return 0;
-        }
-        let room = self.room();
-        let Some(sub) = self.subs.get_mut(&id) else { return 0 };
-        if room {
-            sub.seq += 1;
-            put_event(&mut self.face, &mut self.wire.buffer, id, sub.seq, body);
-            return 0;
-        }
-        let opened = sub.opened;
-        if class != Class::Latest || !self.replace_latest(id, name, body) {
-            let ticket = self.next_ticket();
-            self.live_bytes += body.bytes();
-            if class == Class::Latest {
-                self.remember_latest(id, name);
-            }
-            self.live.push_back(Live { ticket, sub: id, opened, replaced: 0, body: body.clone() });
-        }
-        let mut dropped = 0;
-        while self.live.len() > limits::LIVE_EVENTS_MAX
-            || (self.live_bytes > limits::LIVE_BYTES_MAX && self.live.len() > 1)
-        {
-            dropped += u64::from(self.drop_oldest());
-        }
-        dropped
-    }
-
-    /// The next entry is the newest of its name.
-    fn remember_latest(&mut self, id: Id, name: &str) {
-        let (front, next) = (self.live_front, self.live_front + self.live.len() as u64);
-        let Some(sub) = self.subs.get_mut(&id) else { return };
-        if sub.newest.len() >= limits::LIVE_EVENTS_MAX {
-            // Names are the client's to choose, so the list of them is bounded.
-            sub.newest.retain(|_, at| *at >= front);
-        }
-        sub.newest.insert(name.into(), next);
-    }
-
-    /// Puts a newer value where an older one of the same name waits.
-    fn replace_latest(&mut self, id: Id, name: &str, body: &Body) -> bool {
-        let Some(at) = self.subs.get(&id).and_then(|sub| sub.newest.get(name)) else { return false };
-        let Some(index) = at.checked_sub(self.live_front) else { return false };
-        let Some(entry) = usize::try_from(index).ok().and_then(|index| self.live.get_mut(index)) else {
-            return false;
-        };
-        self.live_bytes = self.live_bytes + body.bytes() - entry.body.bytes();
-        entry.body = body.clone();
-        entry.replaced += 1;
-        true
-    }
-
-    fn pop_live(&mut self) -> Option<Live> {
-        let entry = self.live.pop_front()?;
-        self.live_front += 1;
-        self.live_bytes -= entry.body.bytes();
-        Some(entry)
-    }
-
-    fn drop_oldest(&mut self) -> bool {
-        let Some(entry) = self.pop_live() else { return false };
-        let Some(sub) = self.subs.get_mut(&entry.sub).filter(|sub| sub.opened == entry.opened) else {
-            return false;
-        };
-        if sub.missed == 0 {
-            self.gapped.push(entry.sub);
-        }
-        sub.missed += 1 + entry.replaced;
-        true
-    }
-
-    fn put_event(&mut self, live: &Live) {
-        let id = live.sub;
-        let Some(sub) = self.subs.get_mut(&id).filter(|sub| sub.opened == live.opened) else { return };
-        sub.seq += 1 + live.replaced;
-        put_event(&mut self.face, &mut self.wire.buffer, id, sub.seq, &live.body);
     }
 
     /// Moves what waits into the socket's buffer, in the order in which it was

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use ksi_identity::Principal;
 use ksi_kernel::{Ask, Emission};
 use ksi_protocol::{
-    Code, Frame, PROTOCOL_VERSION, Refusal,
+    Code, EventName, Frame, PROTOCOL_VERSION, Refusal,
     frame::{self, Hello, Subscribe, Welcome},
     json::{self, Verb},
     limits,
@@ -23,6 +23,7 @@ use tokio::{net::UnixStream, time::Instant};
 use self::subscriptions::keep_up;
 use super::{
     Sessions,
+    account::Account,
     face::{Face, Lines},
     outbox::Outbox,
     socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
@@ -39,10 +40,16 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// Input beyond which its buffer is not kept.
 const LARGE_BYTES: usize = 4 * READ_BYTES;
 
+/// Lines or frames of one turn where other users are connected, too: so few
+/// that another's request waits behind them for no longer than it takes itself.
+const TURN_MAX: usize = 32;
+
 /// How a session goes on after a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Read,
+    /// There is more in what was read, and others are to have a turn first.
+    Yield,
     /// The peer broke the framing: what was said to it is written, then it is
     /// cut off.
     Close,
@@ -54,6 +61,7 @@ pub(super) async fn run(
     stream: UnixStream,
     number: u64,
     principal: Arc<Principal>,
+    account: &Arc<Account>,
 ) {
     let greeting = Instant::now() + sessions.limits.handshake_timeout;
     let mut input = BytesMut::new();
@@ -67,7 +75,7 @@ pub(super) async fn run(
         return foreign(&stream, first).await;
     }
     let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
-    let outbox = Arc::new(Outbox::new(stream, face, sessions.hub.dropped.clone()));
+    let outbox = Arc::new(Outbox::new(stream, face, account.clone(), sessions.hub.dropped.clone()));
     let seat = Seat { sessions, number, user: principal, outbox: &outbox, port: OnceLock::new() };
     let mut session = Session {
         hub: &sessions.hub,
@@ -203,10 +211,16 @@ impl Session<'_> {
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
         loop {
             let before = input.len();
+            let place = self.outbox.account.place().await;
+            let most = if place.is_some() { TURN_MAX } else { usize::MAX };
             let mut turn = self.hub.turn_of(self.outbox);
-            let next = if self.json { self.lines(input, &mut turn) } else { self.frames(input, &mut turn) };
+            let next = match self.json {
+                true => self.lines(input, &mut turn, most),
+                false => self.frames(input, &mut turn, most),
+            };
             turn.touch(self.outbox);
             turn.end();
+            drop(place);
             if before > LARGE_BYTES && input.len() < before / 2 {
                 // What was large is done with, and shall not be paid for as
                 // long as the client stays.
@@ -222,6 +236,10 @@ impl Session<'_> {
                 if self.outbox.is_congested() {
                     relief.await;
                 }
+            }
+            if next == Next::Yield {
+                tokio::task::yield_now().await;
+                continue;
             }
             tokio::task::coop::consume_budget().await;
             let reading = read(&self.outbox.socket, input);
@@ -259,7 +277,8 @@ impl Session<'_> {
         !hung_up(&self.outbox.socket)
     }
 
-    fn lines(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
+    fn lines(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>, most: usize) -> Next {
+        let mut done = 0;
         while let Some(end) = input[self.searched..].iter().position(|&byte| byte == b'\n') {
             let line = input.split_to(self.searched + end + 1);
             self.searched = 0;
@@ -269,6 +288,10 @@ impl Session<'_> {
             }
             if self.line(line.trim_ascii(), turn) == Next::Close {
                 return Next::Close;
+            }
+            done += 1;
+            if done == most {
+                return Next::Yield;
             }
         }
         self.searched = input.len();
@@ -330,6 +353,7 @@ impl Session<'_> {
         match verb {
             Verb::Request { event, data, timeout_ms, credit, correlation_id, idempotency_key } => {
                 check_size(&data, [correlation_id.as_deref(), idempotency_key.as_deref()])?;
+                self.may_ask(&event, turn)?;
                 let id = open(id)?;
                 self.outbox.begin(id, credit)?;
                 let ask = Ask {
@@ -345,6 +369,7 @@ impl Session<'_> {
             Verb::Emit { event, data, correlation_id } => {
                 let emission =
                     Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
+                self.outbox.account.may_send(turn.now_ms())?;
                 let told = turn.emit(self.seat.port(), emission)?;
                 if let Some(id) = id {
                     self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
@@ -375,8 +400,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn frames(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>) -> Next {
-        loop {
+    fn frames(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>, most: usize) -> Next {
+        for _ in 0..most {
             let before = input.len();
             match Frame::split(input) {
                 Ok(Some(frame)) => {
@@ -395,6 +420,7 @@ impl Session<'_> {
                 }
             }
         }
+        Next::Yield
     }
 
     fn frame(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Next {
@@ -405,12 +431,13 @@ impl Session<'_> {
             Frame::Request(mut request) => {
                 let texts = [request.correlation_id.as_deref(), request.idempotency_key.as_deref()];
                 let fits = check_size(&request.data, texts);
+                let fits = fits.and_then(|()| self.may_ask(&request.event, turn));
                 if let Err(refusal) = fits.and_then(|()| self.outbox.begin(request.id, request.credit)) {
                     self.outbox.refuse(Some(request.id), refusal);
                     return Next::Read;
                 }
-                // A client has no parent to speak for.
-                request.parent = None;
+                // A client has no parent to speak for, and nothing leads to it.
+                (request.parent, request.chain) = (None, None);
                 self.outbox.owe();
                 turn.request(self.seat.port(), ask(request));
             }
@@ -419,7 +446,8 @@ impl Session<'_> {
                     correlation_id: emit.correlation_id.map(Into::into),
                     ..Emission::new(emit.event, emit.data)
                 };
-                match (turn.emit(self.seat.port(), emission), emit.id) {
+                let told = self.outbox.account.may_send(turn.now_ms());
+                match (told.and_then(|()| turn.emit(self.seat.port(), emission)), emit.id) {
                     (Ok(told), Some(id)) => {
                         let data = serde_json::json!({ "delivered": told });
                         let data = json::from_json(&data).unwrap_or_else(|_| ksi_protocol::empty());
@@ -447,6 +475,13 @@ impl Session<'_> {
             ),
         }
         Next::Read
+    }
+
+    /// Whether its user has room for a request. What the daemon itself answers
+    /// finds room at all times, so that an operator can see to the rest.
+    fn may_ask(&self, event: &EventName, turn: &Turn<'_>) -> Result<(), Refusal> {
+        let asked = self.outbox.account.may_ask(turn.now_ms());
+        asked.or_else(|busy| if NAMESPACES.contains(&event.namespace()) { Ok(()) } else { Err(busy) })
     }
 
     fn greet(&mut self, frame: &Frame) -> Next {

@@ -61,6 +61,15 @@ pub(super) const ALL: &[Spec] = &[
          refuses no client. Refused where that file would not start.",
         &[("grace_ms", "integer", false, "Time that requests in flight may take, in milliseconds.")],
     ),
+    request(
+        "system:freeze",
+        "Stop everything but reading and administration, or let it go on; over restarts of the daemon too. What \
+         is under way ends, what is accepted is kept and waits.",
+        &[
+            ("on", "boolean", true, "Whether to freeze or to go on."),
+            ("reason", "string", false, "Why, one sentence; whoever is stopped by it hears it."),
+        ],
+    ),
     request("plugin:list", "List all plugins.", &[]),
     request("plugin:inspect", "Tell everything about one plugin, and how it died.", NAME),
     request(
@@ -79,6 +88,15 @@ pub(super) const ALL: &[Spec] = &[
     request("plugin:unload", "Stop a plugin until it is loaded again.", NAME),
     request("plugin:reload", "Start a plugin anew, with its library and configuration read again.", NAME),
     request("plugin:restart", "Start a plugin anew, also one that is held.", NAME),
+    request(
+        "plugin:quarantine",
+        "Stop a plugin at once, and keep it from running until it is released, over restarts of the daemon too.",
+        &[
+            ("name", "string", true, "Name of the plugin."),
+            ("reason", "string", false, "Why, one sentence; whoever asks the plugin for something hears it."),
+        ],
+    ),
+    request("plugin:release", "Let a plugin run again that is quarantined or held.", NAME),
     request("config:show", "Show the configuration in force and where each value comes from.", &[]),
     request("config:reload", "Read the configuration and the tokens again.", &[]),
     request(
@@ -100,11 +118,21 @@ pub(super) const ALL: &[Spec] = &[
     ),
     fact("system:started", "The daemon accepts clients.", &[("boot", "string", true, "Names this start.")]),
     fact("system:stopping", "The daemon takes no new requests.", &[("reason", "string", true, "Why.")]),
+    fact(
+        "system:frozen",
+        "Only reading and administration go on.",
+        &[("reason", "string", true, "Why, one sentence.")],
+    ),
+    fact("system:thawed", "Everything goes on again.", &[]),
     fact("plugin:started", "A plugin runs; it is not ready yet.", BORN),
     fact("plugin:ready", "A plugin answers.", BORN),
     fact("plugin:died", "A plugin is gone without having been told to.", GONE),
     fact("plugin:held", "A plugin failed too often and is not restarted any more.", GONE),
     fact("plugin:stopped", "A plugin was stopped.", NAME),
+    fact("plugin:quarantined", "A plugin is kept from running, by an operator's order.", GONE),
+    fact("plugin:released", "A plugin is quarantined no longer.", NAME),
+    fact("plugin:degraded", "A plugin says that it cannot do all that it is there for.", GONE),
+    fact("plugin:recovered", "A plugin says that it can do all that it is there for again.", NAME),
 ];
 
 pub(super) fn requests() -> impl Iterator<Item = &'static Spec> {

@@ -148,7 +148,7 @@ impl Buffer {
 /// `End`, `Accepted`, `Refusal` (the last five answer requests of its own),
 /// `Timer`, `Drain`, `Intercept`. From the plugin: `Reply`, `Chunk`, `End`,
 /// `Accepted`, `Refusal` (to requests it got), `Request`, `Emit`, `Cancel`,
-/// `Timer`, `Ready`, `Drained`, `Log`, `Verdict`.
+/// `Timer`, `Ready`, `Drained`, `Log`, `Verdict`, `Health`.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -193,6 +193,9 @@ pub enum Kind {
     Intercept = 16,
     /// `id`, `arg` 0 pass, 1 edit (`payload`), 2 refuse (`payload` a refusal).
     Verdict = 17,
+    /// From the plugin: `arg` 0 it is well, 1 it cannot do all that it is there
+    /// for, `payload` UTF-8 text that says what.
+    Health = 18,
 }
 
 impl Kind {
@@ -217,6 +220,7 @@ impl Kind {
             15 => Self::Log,
             16 => Self::Intercept,
             17 => Self::Verdict,
+            18 => Self::Health,
             _ => return None,
         })
     }

@@ -26,7 +26,7 @@ macro_rules! layout {
     };
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::Request,
     Kind::Event,
     Kind::Emit,
@@ -44,6 +44,7 @@ const KINDS: [Kind; 17] = [
     Kind::Log,
     Kind::Intercept,
     Kind::Verdict,
+    Kind::Health,
 ];
 
 /// One line for each fact.

@@ -154,6 +154,7 @@ impl Instance {
                     idempotency_key: request.idempotency_key.clone(),
                     credit: request.credit,
                     at_ms: request.at_ms,
+                    chain: request.chain.clone(),
                     work: request.work.as_deref().copied(),
                     ..Meta::default()
                 });
@@ -168,6 +169,7 @@ impl Instance {
                     tenant: event.tenant.clone(),
                     correlation_id: event.correlation_id.clone(),
                     at_ms: Some(event.at_ms),
+                    chain: event.chain.clone(),
                     ..Meta::default()
                 });
             }
@@ -322,18 +324,22 @@ unsafe fn output(message: &Message) -> Option<Output> {
                 caller: meta.caller.map(Box::new),
                 on_behalf: meta.on_behalf,
                 parent: meta.parent,
+                chain: meta.chain,
                 ..Request::new(id, event()?, data())
             })
         }
         Kind::Emit => {
-            let Meta { correlation_id, parent, tenant, .. } = meta();
-            Frame::Emit(Emit { correlation_id, parent, tenant, ..Emit::new(event()?, data()) })
+            let Meta { correlation_id, parent, tenant, chain, .. } = meta();
+            Frame::Emit(Emit { correlation_id, parent, tenant, chain, ..Emit::new(event()?, data()) })
         }
         Kind::Cancel => Frame::Cancel { id },
         Kind::Ready => Frame::Ready,
         Kind::Drained => Frame::Drained,
         Kind::Log => {
             Frame::Log { level: level(arg).into(), message: String::from_utf8_lossy(payload).into_owned() }
+        }
+        Kind::Health => {
+            Frame::Health { degraded: (arg > 0).then(|| String::from_utf8_lossy(payload).into_owned()) }
         }
         Kind::Verdict => Frame::Verdict(match arg {
             0 => Verdict { id, edit: None, refuse: None },

@@ -5,7 +5,8 @@
 //! wire ([`instance`]). The daemon does so in its own process for trusted
 //! plugins; the binary `ksi-plugin-host` does so in a child, after it has put
 //! itself into a sandbox ([`sandbox`]) and speaks the same frames over a
-//! socket ([`child`]). What only the start needed is given back ([`memory`]).
+//! socket ([`child`]). What only the start needed is given back ([`memory`]), and
+//! what a child has used, its parent asks ([`usage`]).
 //!
 //! # Invariants
 //!
@@ -20,6 +21,7 @@ pub mod instance;
 pub mod sandbox;
 pub mod child;
 pub mod memory;
+pub mod usage;
 
 pub use image::Image;
 pub use instance::{Fault, Host, Instance, Output};

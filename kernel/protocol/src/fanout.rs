@@ -106,6 +106,7 @@ mod tests {
                     at_ms: seq,
                     correlation_id: correlation_id.clone(),
                     tenant: None,
+                    chain: None,
                 };
                 let mut expected = BytesMut::new();
                 Frame::Event(event).encode(&mut expected).unwrap();

@@ -143,6 +143,12 @@ pub enum Frame<P = Bytes> {
         /// The line; never a prompt or a secret.
         message: String,
     },
+    /// *Link*: from the plugin, whether it can do all that it is there for.
+    Health {
+        /// What it cannot do at present, one sentence; absent where it is well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        degraded: Option<String>,
+    },
     /// *Link*: to the plugin, are you alive?
     Ping {
         /// Comes back in `pong`.
@@ -239,6 +245,10 @@ pub struct Request<P = Bytes> {
     /// answers once it is written down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 impl<P> Request<P> {
@@ -259,6 +269,7 @@ impl<P> Request<P> {
             parent: None,
             work: None,
             at_ms: None,
+            chain: None,
         }
     }
 }
@@ -297,13 +308,17 @@ pub struct Emit<P = Bytes> {
     /// *Link*: whose it is, where that request has ended or there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 impl<P> Emit<P> {
     /// An emission with nothing but what it needs.
     #[must_use]
     pub fn new(event: EventName, data: P) -> Self {
-        Self { id: None, event, data, correlation_id: None, parent: None, tenant: None }
+        Self { id: None, event, data, correlation_id: None, parent: None, tenant: None, chain: None }
     }
 }
 
@@ -376,6 +391,10 @@ pub struct Event<P = Bytes> {
     /// *Link*: whose it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// *Link*: what led here, from plugin to plugin; see `PROTOCOL.md`. Ignored from
+    /// a client, and never sent to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
 }
 
 /// Events that a subscription lost.

@@ -1,6 +1,8 @@
 //! What accompanies a payload across the plugin boundary: the `meta` map of an
 //! ABI message.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{frame::Caller, work::Policy};
@@ -43,6 +45,10 @@ pub struct Meta {
     /// milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
+    /// What led here, from plugin to plugin; handed back with all that is sent on
+    /// its account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
     /// To the plugin that keeps work: this is for somebody else, to be kept, and
     /// carried out by this policy. With `at_ms` it is not a request but a fact.
     #[serde(skip_serializing_if = "Option::is_none")]

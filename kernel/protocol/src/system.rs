@@ -8,11 +8,22 @@ use crate::descriptor::{FactSpec, RequestSpec};
 /// `system:health`: is it alive, ready, whole?
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// `ok`, `starting`, `degraded` or `stopping`; the worst of all parts.
+    /// The worst of all components, or `stopping`.
     pub status: HealthStatus,
+    /// Whether it serves: nothing that should run is starting any more, and the
+    /// daemon does not stop. That it answers at all shows that it is alive.
+    #[serde(default)]
+    pub ready: bool,
     /// Why it is not `ok`, one sentence each.
     #[serde(default)]
     pub reasons: Vec<String>,
+    /// Its parts, by name: every plugin that should run, and what of the daemon
+    /// itself can fail.
+    #[serde(default)]
+    pub components: Vec<Component>,
+    /// Why and since when only reading and administration go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
     /// `ksid` version.
     pub version: String,
     /// Process id of the daemon.
@@ -25,18 +36,77 @@ pub struct Health {
     pub plugins_total: usize,
 }
 
-/// The worst of all parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A freeze that is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Why, one sentence.
+    pub reason: String,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// The request of `system:freeze`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    /// On or off.
+    pub on: bool,
+    /// Why, one sentence; whoever is stopped by it hears it.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The answer of `system:freeze`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freezing {
+    /// Whether KSI is frozen now.
+    pub frozen: bool,
+    /// Requests that were under way and go on to their end.
+    pub in_flight: usize,
+}
+
+/// One part of the whole in [`Health`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Name of a plugin, `log` for the daemon's own log, or `freeze` while that is
+    /// on.
+    pub name: String,
+    /// How it does.
+    pub status: HealthStatus,
+    /// Why it is not `ok`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// How something does, from well to worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
     /// Everything that should run is ready.
     Ok,
     /// Some plugins have not reported ready yet.
     Starting,
-    /// Something that should run does not; the rest serves.
+    /// Everything runs, but something says of itself that it cannot do all that
+    /// it is there for.
     Degraded,
+    /// Something that should run does not; the rest serves.
+    Unhealthy,
     /// Draining.
     Stopping,
+}
+
+impl HealthStatus {
+    /// As it is written on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Starting => "starting",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+            Self::Stopping => "stopping",
+        }
+    }
 }
 
 /// `system:status`: health and figures.
@@ -125,6 +195,12 @@ pub struct PluginStatus {
     /// Why it died last, or why it is held.
     #[serde(default)]
     pub last_error: Option<String>,
+    /// What it says that it cannot do at present.
+    #[serde(default)]
+    pub degraded: Option<String>,
+    /// Why an operator has quarantined it.
+    #[serde(default)]
+    pub quarantined: Option<String>,
 }
 
 /// Where a plugin's supervisor stands. Up is not ready: `starting` means that
@@ -139,6 +215,7 @@ pub enum PluginState {
     Draining,
     Backoff,
     Held,
+    Quarantined,
 }
 
 impl PluginState {
@@ -152,6 +229,7 @@ impl PluginState {
             Self::Draining => "draining",
             Self::Backoff => "backoff",
             Self::Held => "held",
+            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -184,7 +262,7 @@ pub struct PluginList {
     pub plugins: Vec<PluginStatus>,
 }
 
-/// Names a plugin: the request of `plugin:inspect|unload|reload|restart`.
+/// Names a plugin: the request of `plugin:inspect|unload|reload|restart|release`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PluginName {
@@ -205,6 +283,17 @@ pub struct PluginLoad {
     pub placement: Option<Placement>,
 }
 
+/// The request of `plugin:quarantine`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    /// Name of the plugin.
+    pub name: String,
+    /// Why, one sentence; whoever asks it for something hears it.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
 /// `plugin:inspect`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PluginInspection {
@@ -223,13 +312,29 @@ pub struct PluginInspection {
 }
 
 /// One death of a plugin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Death {
     /// When, milliseconds since 1970.
     pub at_ms: u64,
     /// Signal, exit code, panic, hang or broken contract.
     pub reason: String,
-    /// The last lines of its standard error.
+    /// Which of its starts this was.
+    #[serde(default)]
+    pub generation: u32,
+    /// The signal that ended its process, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// The exit code of its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Whether the system has killed it for lack of memory, as far as that can
+    /// be told.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// The most memory that its process ever had, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
+    /// The last lines that it logged or wrote to its standard error.
     #[serde(default)]
     pub last_words: Vec<String>,
 }

@@ -255,6 +255,7 @@ impl Ctx {
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
             on_behalf: options.on_behalf,
+            chain: self.meta().chain.clone(),
             ..Meta::default()
         };
         Answers::open(&self.core, &name, &encode(ask)?, &encode(&meta)?)
@@ -278,6 +279,7 @@ impl Ctx {
             idempotency_key: options.idempotency_key,
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
+            chain: self.meta().chain.clone(),
             ..Meta::default()
         };
         Answers::open(&self.core, event, data.as_ref(), &encode(&meta)?)
@@ -309,6 +311,7 @@ impl Ctx {
             correlation_id: self.meta().correlation_id.clone(),
             tenant: self.tenant().map(str::to_owned),
             parent: self.envelope.token,
+            chain: self.meta().chain.clone(),
             ..Meta::default()
         };
         let meta = if meta == Meta::default() { Bytes::new() } else { encode(&meta)? };
@@ -384,6 +387,19 @@ impl Ctx {
             })
             .map_err(|error| Refusal::new(Code::Unavailable, format!("cannot start a thread: {error}")))?;
         receiver.await.map_err(|_| Refusal::new(Code::Internal, "blocking work panicked"))
+    }
+
+    /// Says that the plugin cannot do all that it is there for, and why: one
+    /// sentence. It is asked all the same; `system:health` tells it until
+    /// [`Ctx::healthy`], or until the plugin is started anew.
+    pub fn degraded(&self, why: &str) {
+        let health = Outgoing { arg: 1, payload: why.as_bytes(), ..Outgoing::new(Kind::Health, 0) };
+        self.core.link.send(&health);
+    }
+
+    /// Takes back [`Ctx::degraded`].
+    pub fn healthy(&self) {
+        self.core.link.send(&Outgoing::new(Kind::Health, 0));
     }
 
     /// Writes a line to the daemon's log. Never a prompt, never a secret.

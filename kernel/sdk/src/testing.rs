@@ -265,6 +265,13 @@ impl<P: Plugin> FakeHost<P> {
         self.take_kind(Kind::Drained).is_some()
     }
 
+    /// What the plugin says that it cannot do, where it has said so last.
+    pub fn degraded(&self) -> Option<String> {
+        self.run();
+        let said = self.link.last(|sent| sent.kind == Kind::Health)?;
+        (said.arg > 0).then(|| String::from_utf8_lossy(&said.payload).into_owned())
+    }
+
     /// Takes the lines that the plugin has logged, with their levels.
     pub fn logged(&self) -> Vec<(u64, String)> {
         let mut lines = Vec::new();

@@ -489,3 +489,85 @@ fn a_durable_fact_that_interceptors_hold_up_has_its_place_all_the_same() {
          > I pass 6",
     );
 }
+
+#[test]
+fn what_plugins_send_on_account_of_plugins_makes_a_chain_and_clients_have_none() {
+    check(
+        "
+        > A attach client
+        > B attach plugin
+        > C attach plugin
+        > B own b:do
+        > C own c:do
+        > C sub 1 b:* live
+        > A request 1 b:do x chain=forged@plugin
+        < B request 1 b:do x from A
+        > B request 1 c:do y
+        < C request 2 c:do y from B
+        > C request 1 b:do z chain=c:do@B
+        < B request 3 b:do z from C chain c:do@B>b:do@C
+        > B emit b:told n chain=c:do@B>b:do@C
+        = 1
+        < C event 1 b:told n from B chain c:do@B>b:do@C>b:told@B
+        ",
+    );
+}
+
+#[test]
+fn a_chain_that_goes_in_a_circle_or_too_far_is_refused_and_names_its_steps() {
+    let kernel: crate::Kernel<()> = crate::Kernel::with(crate::Chains { steps_max: 8, repeats_max: 2 });
+    let quota = crate::Quota::default();
+    let port = kernel.attach("plugin:a", crate::Role::Plugin, (), quota, crate::Grant::All);
+    let mut effects = crate::Effects::new();
+    let mut emit = |chain: &str| {
+        let event = ksi_protocol::EventName::parse("a:ping").unwrap();
+        let chain = Some(chain.into());
+        let emission = crate::Emission { chain, ..crate::Emission::new(event, bytes::Bytes::new()) };
+        kernel.emit(&port, emission, 0, &mut effects)
+    };
+    emit("a:ping@plugin:a b:pong@plugin:b").unwrap();
+    emit("a:ping@plugin:b b:pong@plugin:b a:ping@plugin:b").unwrap();
+    let circle = emit("a:ping@plugin:a b:pong@plugin:b a:ping@plugin:a b:pong@plugin:b").unwrap_err();
+    assert_eq!((circle.code, circle.retryable), (ksi_protocol::Code::TooLarge, false));
+    let named = "a:ping@plugin:a > b:pong@plugin:b > a:ping@plugin:a > b:pong@plugin:b";
+    assert!(circle.message.contains(named), "{circle}");
+    let steps = |n: usize| (0..n).map(|n| format!("x:s{n}@plugin:b")).collect::<Vec<_>>().join(" ");
+    emit(&steps(7)).unwrap();
+    assert!(emit(&steps(8)).unwrap_err().message.contains("x:s7@plugin:b"));
+    assert!(emit(&"y".repeat(100_000)).is_err(), "no step is as long as that");
+}
+
+#[test]
+fn under_a_freeze_only_what_is_declared_so_can_be_asked_and_what_is_in_flight_goes_on() {
+    check(
+        "
+        > A attach client
+        > B attach plugin
+        > B declare b:do,b:more no_owner
+        > B own b:do,b:more
+        > D attach daemon
+        > D declare d:read no_owner unfrozen=1
+        > D own d:read
+        > A request 1 b:do x
+        < B request 1 b:do x from A
+        > D freeze unavailable
+        > A request 2 b:more x
+        < A refused 2 unavailable
+        > B request 1 d:read x
+        < D request 3 d:read x from B
+        > B request 2 b:do x
+        < B refused 2 unavailable
+        > A emit a:told x
+        ! unavailable
+        > B emit b:told x
+        = 0
+        > A request 3 nobody:knows x
+        < A refused 3 unknown_event sender
+        > B reply 1 done
+        < A reply 1 done
+        > D thaw
+        > A request 4 b:more x
+        < B request 6 b:more x from A
+        ",
+    );
+}

@@ -197,6 +197,7 @@ impl Checkpoint {
                 return;
             }
             self.close(why.clone());
+            ctx.degraded(&format!("nothing is accepted: {}", why.message));
             ctx.error(&format!("nothing is accepted any more: {}", why.message));
             // A fact that finds no room is in the log.
             let _ = ctx.emit("checkpoint:stopped", &Stopped { refusal: why });
@@ -207,7 +208,7 @@ impl Checkpoint {
             loop {
                 ctx.sleep(pause).await;
                 match self.open_all(&ctx).await {
-                    Ok(()) => break,
+                    Ok(()) => break ctx.healthy(),
                     Err(refusal) => self.close(refusal),
                 }
                 pause = (pause * 2).min(PAUSE_MAX);

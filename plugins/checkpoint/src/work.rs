@@ -98,6 +98,12 @@ pub fn register<P: Plugin>(on: &mut Register<P>, of: fn(&P) -> Result<Rc<Work>, 
         }
         std::future::ready(())
     });
+    on.event("system:thawed", move |plugin: Rc<P>, _, _| {
+        if let Ok(work) = of(&plugin) {
+            work.hurry();
+        }
+        std::future::ready(())
+    });
     events::register(on, of);
 }
 
@@ -172,6 +178,13 @@ impl Work {
     /// Begins nothing from now on; what runs goes on.
     pub fn stop(&self) {
         self.ledger.borrow_mut().stop();
+    }
+
+    /// Tries at once what waits for its next attempt.
+    fn hurry(self: &Rc<Self>) {
+        let step = self.ledger.borrow_mut().hurry(self.now());
+        // As at every tick: what finds no room waits in the backlog.
+        let _ = self.carry(step);
     }
 
     /// Hands back what still runs, so that the next start goes on with it as if

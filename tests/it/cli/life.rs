@@ -205,10 +205,10 @@ fn health_and_status_end_with_a_code_for_each_state() {
     let degraded = down.start();
     wait_until("the plugin has failed", || !degraded.health().reasons.is_empty());
     let output = ended(degraded.ksi(&["health"]), 8);
-    assert!(stdout(&output).contains("degraded") && stdout(&output).contains("lost"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("unhealthy") && stdout(&output).contains("lost"), "{}", stdout(&output));
     let output = ended(degraded.ksi(&["health", "-o", "json"]), 8);
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(value["status"], "degraded");
+    assert_eq!(value["status"], "unhealthy");
     // The status was told, and that is all it was asked for.
     let status = stdout(&fine(degraded.ksi(&["status"])));
     assert!(status.contains("Trouble:") && status.contains("lost"), "{status}");

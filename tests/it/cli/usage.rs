@@ -5,13 +5,15 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 29] = [
+const VERBS: [&str; 32] = [
     "up",
     "start",
     "stop",
     "restart",
     "status",
     "health",
+    "freeze",
+    "thaw",
     "reload",
     "doctor",
     "ask",
@@ -49,7 +51,22 @@ fn help_lists_every_verb_and_every_verb_has_help() {
     }
     // What the daemon offers below a noun is there too.
     for (noun, verbs) in [
-        ("plugin", &["list", "inspect", "load", "unload", "reload", "restart", "sign", "verify", "new"][..]),
+        (
+            "plugin",
+            &[
+                "list",
+                "inspect",
+                "load",
+                "unload",
+                "reload",
+                "restart",
+                "quarantine",
+                "release",
+                "sign",
+                "verify",
+                "new",
+            ][..],
+        ),
         ("model", &["list", "show", "add", "load", "unload", "sign", "verify", "rm"]),
         ("audit", &["query", "verify", "export", "key"]),
         ("key", &["create", "show"]),

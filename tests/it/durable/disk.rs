@@ -1,5 +1,6 @@
 //! A disk that takes nothing more, and a state that is put back.
 
+use ksi_protocol::system::HealthStatus;
 use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stdout, wait_until};
 use serde_json::{Value, json};
 
@@ -50,6 +51,11 @@ fn while_nothing_can_be_written_nothing_is_accepted_and_afterwards_all_goes_on_b
     let checks = checks["data"]["checks"].as_array().or(checks["checks"].as_array()).cloned();
     let journal = checks.iter().flatten().find(|check| check["name"] == "journal").unwrap();
     assert_eq!((&journal["outcome"], &journal["text"]), (&json!("fail"), &told["reason"]));
+    let health = daemon.health();
+    assert_eq!(health.status, HealthStatus::Degraded);
+    let said = |why: &String| why.contains("checkpoint") && why.contains("nothing is accepted");
+    assert!(health.reasons.iter().any(said), "{health:?}");
+    assert_eq!(daemon.ksi(&["health"]).status.code(), Some(8));
     for _ in 0..5 {
         assert_eq!(accept(999).unwrap_err()["code"], "unavailable");
         assert_eq!(daemon.ask("echo:say", json!({"text": "live"})).unwrap()["text"], "live");
@@ -63,6 +69,7 @@ fn while_nothing_can_be_written_nothing_is_accepted_and_afterwards_all_goes_on_b
         Err(_) => false,
     });
     assert_eq!(status(&daemon)["accepting"], true);
+    wait_until("the health has recovered", || daemon.health().status == HealthStatus::Ok);
     let daemon = daemon.kill().start();
     daemon.ready();
     for name in accepted {

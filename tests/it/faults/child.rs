@@ -3,11 +3,11 @@
 use std::{path::Path, time::Duration};
 
 use ksi_protocol::system::PluginState;
-use ksi_tests::wait_until;
+use ksi_tests::{stdout, wait_until};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{HEARD, Neighbour, comes_back, daemon, deaths, fails_in_a_child, faulty, kill_dead, open};
+use super::{Facts, HEARD, Neighbour, comes_back, daemon, deaths, fails_in_a_child, faulty, kill_dead, open};
 
 #[test]
 fn a_panic_is_refused_with_its_message() {
@@ -42,6 +42,69 @@ fn an_exit_that_looks_well_is_refused() {
 #[test]
 fn a_hang_is_refused() {
     fails_in_a_child("faulty:hang", json!({}), "did not answer for 1000 ms");
+}
+
+#[test]
+fn a_hang_at_an_event_is_found_though_nobody_waits_for_the_plugin() {
+    let daemon = faulty("child");
+    // What it held before was answered, and it is at rest.
+    daemon.ask("faulty:ok", json!({})).expect("it answers");
+    let mut facts = Facts::of(&daemon);
+    daemon.lines().send(&json!({"emit": "test:hang"}));
+    let died = facts.expect("plugin:died");
+    assert!(died["reason"].as_str().expect("a text").contains("did not answer for 1000 ms"), "{died}");
+    comes_back(&daemon);
+}
+
+#[test]
+fn a_hang_of_a_plugin_that_was_given_nothing_is_found_by_whoever_looks_at_the_health() {
+    let daemon = faulty("child");
+    daemon.ask("faulty:hang_later", json!({})).expect("it answers first");
+    wait_until("it is given up", || {
+        let _ = daemon.health();
+        !deaths(&daemon).is_empty()
+    });
+    assert!(deaths(&daemon)[0]["reason"].as_str().expect("a text").contains("did not answer"));
+    comes_back(&daemon);
+}
+
+#[test]
+fn a_death_is_kept_with_its_signal_its_peak_of_memory_and_its_last_words() {
+    let daemon = faulty("child");
+    daemon.ask("faulty:leak", json!({"mb": 100})).expect("it has memory");
+    daemon.ask("faulty:segv", json!({})).expect_err("it dies");
+    comes_back(&daemon);
+    daemon.ask("faulty:exit", json!({})).expect_err("it dies again");
+    comes_back(&daemon);
+    daemon.ask("faulty:panic", json!({})).expect_err("and again");
+    comes_back(&daemon);
+    let deaths = deaths(&daemon);
+    let [segv, exit, panic] = deaths.as_slice() else { panic!("{deaths:?}") };
+    assert_eq!((&segv["signal"], segv.get("code")), (&json!("SIGSEGV"), None));
+    assert_eq!((exit.get("signal"), &exit["code"]), (None, &json!(0)));
+    let peak = |death: &Value| death["peak_bytes"].as_u64().expect("it is known");
+    assert!(peak(segv) >= 100 << 20, "{segv}");
+    assert!(peak(exit) < 100 << 20, "a new process begins anew: {exit}");
+    assert!(deaths.iter().all(|death| death["out_of_memory"] == false), "{deaths:?}");
+    assert_eq!([&segv["generation"], &exit["generation"], &panic["generation"]], [1, 2, 3]);
+    assert!(panic["last_words"].to_string().contains("panicked: as asked"), "{panic}");
+    let text = stdout(&daemon.ksi(&["plugin", "inspect", "faulty"]));
+    for part in ["SIGSEGV", "exit code 0", "of memory", "panicked: as asked"] {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+}
+
+#[test]
+fn only_the_last_deaths_are_kept() {
+    let restart = r#"restart = { backoff_min = "1ms", backoff_max = "1ms", failures_max = 1000 }"#;
+    let daemon = daemon("child", restart);
+    for _ in 0..34 {
+        daemon.ask("faulty:abort", json!({})).expect_err("it dies");
+        comes_back(&daemon);
+    }
+    let deaths = deaths(&daemon);
+    assert_eq!(deaths.len(), 32);
+    assert_eq!((&deaths[0]["generation"], &deaths[31]["generation"]), (&json!(3), &json!(34)));
 }
 
 #[test]
@@ -179,7 +242,7 @@ fn five_crashes_hold_a_plugin_until_the_operator_frees_it() {
     assert_eq!(refusal["retryable"], false, "{refusal}");
     assert!(refusal["hint"].as_str().expect("a text").contains("plugin restart faulty"), "{refusal}");
     let health = daemon.ask("system:health", json!({})).expect("alive");
-    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["status"], "unhealthy");
     let reason = health["reasons"][0].as_str().expect("a reason");
     assert!(reason.contains("faulty") && reason.contains("SIGABRT"), "{reason}");
     assert_eq!(daemon.ask("echo:say", json!({"text": "a"})).expect("others go on")["text"], "a");

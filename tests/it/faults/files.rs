@@ -174,7 +174,7 @@ fn a_plugin_of_the_manifest_that_does_not_start_leaves_the_rest_alone() {
             daemon.plugin("badstart").state == ksi_protocol::system::PluginState::Held
         });
         let health = daemon.ask("system:health", json!({})).expect("alive");
-        assert_eq!(health["status"], "degraded");
+        assert_eq!(health["status"], "unhealthy");
         assert!(health["reasons"][0].as_str().expect("a text").contains("lacks what it needs"), "{health}");
         assert_eq!(daemon.ask("echo:say", json!({"text": "a"})).expect("others go on")["text"], "a");
         assert!(daemon.is_alive());

@@ -6,7 +6,7 @@ use ksi_protocol::system::Placement;
 use ksi_tests::wait_until;
 use serde_json::{Value, json};
 
-use super::{HANG, HEARD, Neighbour, comes_back, daemon, deaths, fails_in_process, faulty, open};
+use super::{Facts, HANG, HEARD, Neighbour, comes_back, daemon, deaths, fails_in_process, faulty, open};
 
 /// After a fault the plugin is back in this process when the operator says so.
 fn reload_brings_it_back(event: &str) {
@@ -39,6 +39,21 @@ fn a_hang_is_refused_and_restarted_in_a_child() {
 #[test]
 fn a_handler_that_blocks_for_longer_than_the_limit_is_refused_and_restarted_in_a_child() {
     fails_in_process("faulty:sleep_blocking", "did not come back from a call for 1000 ms");
+}
+
+#[test]
+fn a_hang_at_an_event_or_in_a_task_of_its_own_is_found_though_nobody_waits() {
+    for hang in ["event", "task"] {
+        let daemon = faulty("in-process");
+        let mut facts = Facts::of(&daemon);
+        match hang {
+            "event" => daemon.lines().send(&json!({"emit": "test:hang"})),
+            _ => drop(daemon.ask("faulty:hang_later", json!({})).expect("it answers first")),
+        }
+        let died = facts.expect("plugin:died");
+        assert!(died["reason"].as_str().expect("a text").contains("did not come back"), "{died}");
+        assert_eq!(comes_back(&daemon).placement, Placement::Child);
+    }
 }
 
 #[test]

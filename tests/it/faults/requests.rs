@@ -50,7 +50,7 @@ fn a_request_during_the_backoff_is_told_when_to_try_again() {
     assert!(refusal["retry_after_ms"].as_u64() > Some(0), "{refusal}");
     assert!(refusal["message"].as_str().expect("a text").contains("SIGABRT"), "{refusal}");
     let health = daemon.ask("system:health", json!({})).expect("alive");
-    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["status"], "unhealthy");
     // The operator need not wait.
     assert_eq!(daemon.ask("plugin:restart", json!({"name": "faulty"})).expect("it starts")["state"], "ready");
     daemon.ask("faulty:ok", json!({})).expect("it answers");

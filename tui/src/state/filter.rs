@@ -113,6 +113,7 @@ mod tests {
             at_ms: 0,
             correlation_id: Some("c-17".into()),
             tenant: None,
+            chain: None,
         };
         Filter::parse(filter).unwrap().shows(&event)
     }

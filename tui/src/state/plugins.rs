@@ -84,12 +84,13 @@ pub(crate) struct Plugins {
 /// none.
 pub(crate) fn severity(plugin: &PluginStatus) -> u8 {
     match plugin.state {
-        PluginState::Held => 0,
+        PluginState::Held | PluginState::Quarantined => 0,
         PluginState::Backoff => 1,
         PluginState::Starting => 2,
         PluginState::Draining => 3,
         PluginState::Stopped if !plugin.wanted => OFF,
         PluginState::Stopped => 4,
+        PluginState::Ready if plugin.degraded.is_some() => 4,
         PluginState::Ready if plugin.last_error.is_some() || plugin.restarts > 0 => 5,
         PluginState::Ready => CALM,
     }

@@ -17,7 +17,10 @@ pub(crate) fn status() -> Status {
     Status {
         health: Health {
             status: HealthStatus::Ok,
+            ready: true,
             reasons: vec![],
+            components: vec![],
+            frozen: None,
             version: "0.1.0".into(),
             pid: 42,
             uptime_ms: 3_600_000,
@@ -56,6 +59,8 @@ pub(crate) fn plugin(name: &str, state: PluginState) -> PluginStatus {
         handled: 12,
         library: format!("/lib/libplugin_{name}.so"),
         last_error: None,
+        degraded: None,
+        quarantined: None,
     }
 }
 
@@ -71,6 +76,7 @@ pub(crate) fn inspection(name: &str) -> PluginInspection {
             at_ms: 1_700_000_000_000,
             reason: "signal 11".into(),
             last_words: vec!["segmentation fault in kernel 7".into()],
+            ..Death::default()
         }],
     }
 }
@@ -86,6 +92,7 @@ pub(crate) fn event(name: &str, seq: u64) -> Event {
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: Some(format!("c-{seq}")),
         tenant: None,
+        chain: None,
     }
 }
 

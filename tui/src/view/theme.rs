@@ -68,14 +68,15 @@ impl Theme {
         match health {
             HealthStatus::Ok => self.good(),
             HealthStatus::Starting | HealthStatus::Stopping => self.warn(),
-            HealthStatus::Degraded => self.bad(),
+            HealthStatus::Degraded | HealthStatus::Unhealthy => self.bad(),
         }
     }
 
     /// The style of a plugin's row.
     pub(super) fn of_plugin(self, plugin: &PluginStatus) -> Style {
         match plugin.state {
-            PluginState::Held | PluginState::Backoff => self.bad(),
+            PluginState::Held | PluginState::Quarantined | PluginState::Backoff => self.bad(),
+            PluginState::Ready if plugin.degraded.is_some() => self.warn(),
             PluginState::Ready => self.plain(),
             PluginState::Stopped if !plugin.wanted => self.dim(),
             PluginState::Stopped | PluginState::Draining | PluginState::Starting => self.warn(),
@@ -83,21 +84,12 @@ impl Theme {
     }
 }
 
-/// A health as it is written on the wire.
-pub(crate) fn health(health: HealthStatus) -> &'static str {
-    match health {
-        HealthStatus::Ok => "ok",
-        HealthStatus::Starting => "starting",
-        HealthStatus::Degraded => "degraded",
-        HealthStatus::Stopping => "stopping",
-    }
-}
-
-/// The sign in the first column: `!` not ready, `~` was restarted, blank calm.
+/// The sign in the first column: `!` not ready or degraded, `~` was restarted,
+/// blank calm.
 pub(super) fn sign(plugin: &PluginStatus) -> &'static str {
     match severity(plugin) {
         CALM | OFF => " ",
-        _ if plugin.state == PluginState::Ready => "~",
+        _ if plugin.state == PluginState::Ready && plugin.degraded.is_none() => "~",
         _ => "!",
     }
 }

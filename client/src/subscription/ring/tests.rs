@@ -28,6 +28,7 @@ fn event(seq: u64, name: &str, data: Bytes) -> Event {
         at_ms: 0,
         correlation_id: None,
         tenant: None,
+        chain: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a generation lives and ends: its heartbeat, its exit, its last words.
 
-use std::{collections::VecDeque, process::ExitStatus, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ksi_protocol::{Frame, system::PluginState};
 use nix::{
@@ -15,15 +15,23 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Keeper, reason_of};
+use super::{
+    Keeper,
+    exit::{Exit, Watch},
+    reason_of,
+};
 use crate::{
     hub::Port,
-    plugin::{actor::Actor, cgroup::Group, guest::Life, link::Link, offspring::Host},
+    plugin::{
+        actor::Actor,
+        cgroup::Group,
+        guest::{Guest, Life, Word},
+        link::Link,
+        offspring::Host,
+    },
     redaction,
 };
 
-/// Lines of a child's standard error that are kept as its last words.
-const WORDS_MAX: usize = 12;
 /// Longest line of a child's standard error that is kept.
 const WORD_BYTES_MAX: u64 = 4096;
 /// Longest time between two heartbeats of a child that is busy.
@@ -42,22 +50,38 @@ pub(super) enum Body {
     Child {
         link: Arc<Link>,
         child: Box<Child>,
+        watch: Watch,
         /// All processes that come of it.
         group: Option<Pid>,
         cgroup: Option<Group>,
         host: Host,
         serving: JoinHandle<()>,
-        words: JoinHandle<Vec<String>>,
+        words: JoinHandle<()>,
     },
 }
 
-/// Whether a busy child still answers pings.
+impl Running {
+    pub(super) fn guest(&self) -> &Guest {
+        match &self.body {
+            Body::Actor(actor) => &actor.guest,
+            Body::Child { link, .. } => &link.guest,
+        }
+    }
+}
+
+/// Whether a child's own loop still answers.
+///
+/// A child is pinged after it was given anything, be it a request or an event
+/// that nobody waits for, and then for as long as it holds something. One that
+/// was given nothing since its last pong is left in peace.
 #[derive(Default)]
 pub(super) struct Heartbeat {
     /// When to look again.
     pub(super) next: Option<Instant>,
     /// Since when a ping is unanswered.
-    pub(super) asked: Option<Instant>,
+    asked: Option<Instant>,
+    /// Whether it was given something after that ping.
+    again: bool,
 }
 
 impl Keeper {
@@ -70,11 +94,12 @@ impl Keeper {
         self.life = mpsc::channel(1).1;
         match running.body {
             Body::Actor(actor) => {
+                self.last_words(actor.guest.words());
                 actor.stop();
                 actor.cut_off_caller();
                 self.stuck = Some(actor).filter(|actor| actor.is_stuck());
             }
-            Body::Child { link, mut child, group, cgroup, host, serving, words } => {
+            Body::Child { link, mut child, group, cgroup, host, serving, words, .. } => {
                 link.kill();
                 kill(&mut child, group, cgroup.as_ref());
                 let _ = child.wait().await;
@@ -83,16 +108,15 @@ impl Keeper {
                 drop(tokio::task::spawn_blocking(move || drop(cgroup)));
                 serving.abort();
                 // Somebody who has left the group may still hold the other end.
-                if let Ok(Ok(words)) = timeout(LAST_WORDS, words).await {
-                    self.last_words(words);
-                }
+                let _ = timeout(LAST_WORDS, words).await;
+                self.last_words(link.guest.words());
             }
         }
     }
 
     /// What a child said before it ended still counts: answers that are in the
     /// socket are delivered before what is left is refused.
-    pub(super) async fn child_exited(&mut self, status: std::io::Result<ExitStatus>) {
+    pub(super) async fn child_exited(&mut self, exit: Exit) {
         if let Some(Running { body: Body::Child { child, group, cgroup, serving, .. }, .. }) =
             &mut self.running
         {
@@ -109,71 +133,81 @@ impl Keeper {
                 Life::Ready | Life::Drained | Life::Pong => {}
             }
         }
-        let crashed = status.as_ref().is_ok_and(|status| is_crash(*status));
-        let how = match status {
-            Ok(status) => describe_exit(status),
-            Err(error) => format!("its exit status is unknown: {error}"),
+        self.death.signal = exit.signal();
+        self.death.code = exit.code();
+        self.death.peak_bytes = exit.peak_bytes;
+        self.death.out_of_memory = exit.is_out_of_memory(self.killed);
+        let how = match self.death.out_of_memory {
+            true => format!("{}: the system was out of memory", exit.describe()),
+            false => exit.describe(),
         };
         let stopped = self.supervisor.state() == PluginState::Draining;
         self.reason = match self.reason.take() {
             Some(said) => Some(format!("{said} ({how})")),
-            None if stopped && !crashed => None,
+            None if stopped && !exit.is_crash() => None,
             None => Some(how),
         };
-        self.lose(if stopped { "it was stopped" } else { "its process ended" }).await;
+        self.lose(if stopped { self.wish() } else { "its process ended" }).await;
     }
 
-    fn last_words(&mut self, words: Vec<String>) {
-        if let (Some(last), Some(reason)) = (words.last(), &mut self.reason)
-            && !reason.contains(last)
+    fn last_words(&mut self, words: Vec<Word>) {
+        let cried = words.iter().rev().find(|word| word.cried);
+        if let (Some(last), Some(reason)) = (cried, &mut self.reason)
+            && !reason.contains(&last.text)
             && self.supervisor.state() != PluginState::Draining
         {
-            *reason = format!("{reason}; it said: {last}");
+            *reason = format!("{reason}; it said: {}", last.text);
         }
-        self.words = words;
+        self.death.last_words = words.into_iter().map(|word| word.text).collect();
     }
 
     pub(super) fn kill_child(&mut self) {
         if let Some(Running { body: Body::Child { child, group, cgroup, .. }, .. }) = &mut self.running {
+            self.killed = true;
             kill(child, *group, cgroup.as_ref());
         }
     }
 
-    /// Begins to watch a child that was idle and has been given work.
+    /// A child that was at rest has been given something.
     pub(super) fn watch(&mut self) {
-        self.heartbeat.next = Some(Instant::now() + self.beat_interval());
+        self.heartbeat.again = true;
+        if self.heartbeat.asked.is_none() && self.heartbeat.next.is_none() {
+            self.heartbeat.next = Some(Instant::now() + self.beat_interval());
+        }
     }
 
     fn beat_interval(&self) -> Duration {
         (self.spec.plugin.restart.hang / 4).min(BEAT_MAX)
     }
 
-    /// Pings a child that is busy; one that does not answer is given up.
+    /// Pings a child; one that does not answer in time is given up.
     pub(super) fn beat(&mut self) {
         self.heartbeat.next = None;
+        let Some(Running { body: Body::Child { link, .. }, .. }) = &self.running else { return };
         let hang = self.spec.plugin.restart.hang;
-        let Some(Running { body: Body::Child { link, .. }, port }) = &self.running else { return };
         let now = Instant::now();
-        if let Some(asked) = self.heartbeat.asked {
-            if now >= asked + hang {
+        match self.heartbeat.asked {
+            Some(asked) if now >= asked + hang => {
                 self.reason = Some(format!("did not answer for {} ms", hang.as_millis()));
-                self.heartbeat.asked = None;
+                self.heartbeat = Heartbeat::default();
                 self.kill_child();
-            } else {
-                self.heartbeat.next = Some(asked + hang);
             }
-            return;
-        }
-        if port.holding() == 0 {
-            link.rest();
-            // What came in between has seen a child that is busy.
-            if port.holding() == 0 {
-                return;
+            Some(asked) => self.heartbeat.next = Some(asked + hang),
+            None => {
+                // What it is given from here on, this ping says nothing of.
+                link.rest();
+                link.send(&Frame::Ping { id: 0 });
+                self.heartbeat = Heartbeat { next: Some(now + hang), asked: Some(now), again: false };
             }
         }
-        link.send(&Frame::Ping { id: 0 });
-        self.heartbeat.asked = Some(now);
-        self.heartbeat.next = Some(now + self.beat_interval());
+    }
+
+    /// It has answered: asked again where it has more to do.
+    pub(super) fn pong(&mut self) {
+        let holds = self.running.as_ref().is_some_and(|running| running.port.holding() > 0);
+        let again = self.heartbeat.again || holds;
+        let next = again.then(|| Instant::now() + self.beat_interval());
+        self.heartbeat = Heartbeat { next, asked: None, again: false };
     }
 }
 
@@ -196,15 +230,15 @@ fn kill(child: &mut Child, group: Option<Pid>, cgroup: Option<&Group>) {
 
 /// What a child shows without saying it.
 pub(super) enum Sign {
-    Exited(std::io::Result<ExitStatus>),
-    /// It was idle, and has been given work.
+    Exited(Exit),
+    /// It was at rest, and has been given something.
     Busy,
 }
 
 pub(super) async fn sign_of_child(running: &mut Option<Running>) -> Sign {
     match running {
-        Some(Running { body: Body::Child { link, child, .. }, .. }) => tokio::select! {
-            status = child.wait() => Sign::Exited(status),
+        Some(Running { body: Body::Child { link, child, watch, .. }, .. }) => tokio::select! {
+            exit = watch.ended(child) => Sign::Exited(exit),
             () = link.busy.notified() => Sign::Busy,
         },
         _ => std::future::pending().await,
@@ -212,48 +246,22 @@ pub(super) async fn sign_of_child(running: &mut Option<Running>) -> Sign {
 }
 
 /// Logs what a child writes to its standard error, and keeps the last of it.
-pub(super) async fn listen(plugin: String, stderr: Option<tokio::process::ChildStderr>) -> Vec<String> {
-    let mut kept = VecDeque::new();
-    let Some(stderr) = stderr else { return Vec::new() };
+pub(super) async fn listen(link: Arc<Link>, stderr: Option<tokio::process::ChildStderr>) {
+    let Some(stderr) = stderr else { return };
     let mut reader = BufReader::new(stderr);
     loop {
         let mut line = Vec::new();
         match (&mut reader).take(WORD_BYTES_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return kept.into(),
+            Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
         let text = redaction::text(String::from_utf8_lossy(&line).trim_end().to_owned());
         if text.is_empty() {
             continue;
         }
-        tracing::info!(plugin, "stderr: {text}");
-        if !tells(&text) {
-            continue;
+        tracing::info!(plugin = link.guest.name, "stderr: {text}");
+        if tells(&text) {
+            link.guest.remember(Word { text, cried: true });
         }
-        if kept.len() == WORDS_MAX {
-            kept.pop_front();
-        }
-        kept.push_back(text);
-    }
-}
-
-/// Whether a child has ended otherwise than of itself or by our own hand.
-fn is_crash(status: ExitStatus) -> bool {
-    use std::os::unix::process::ExitStatusExt;
-    match status.signal() {
-        Some(signal) => ![Signal::SIGKILL, Signal::SIGTERM].iter().any(|ours| *ours as i32 == signal),
-        None => !status.success(),
-    }
-}
-
-fn describe_exit(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it exited with code {code}"),
-        (None, Some(signal)) => {
-            let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown signal", |s| s.as_str());
-            format!("it was killed by {name}")
-        }
-        (None, None) => "it ended".into(),
     }
 }

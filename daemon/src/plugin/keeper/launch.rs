@@ -11,7 +11,7 @@ use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
     frame::{Class, Setup},
     json,
-    system::{Placement, PluginState},
+    system::{Death, Placement, PluginState},
 };
 use ksi_trust::Digest;
 use nix::unistd::Pid;
@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     Keeper,
     body::{Body, Heartbeat, Running, listen},
+    exit::Watch,
     with,
 };
 use crate::{
@@ -36,6 +37,8 @@ use crate::{
 
 impl Keeper {
     pub(super) async fn launch(&mut self) -> Result<(), Refusal> {
+        self.killed = false;
+        self.death = Death::default();
         let (image, digest) = self.means.trust.vouch(Image::open(&self.spec.library)?).await?;
         if image.child_only {
             self.placement = Placement::Child;
@@ -55,7 +58,6 @@ impl Keeper {
         self.life = receiver;
         self.heartbeat = Heartbeat::default();
         self.reason = None;
-        self.words.clear();
         let outer = self.spec.plugin.namespace.clone();
         let alias = outer.map(|outer| Alias { inner: image.name.clone(), outer });
         let guest = Guest::new(&self.spec.plugin.name, alias, life);
@@ -178,21 +180,18 @@ impl Keeper {
             probe: None,
             config,
         }));
-        let name = self.spec.plugin.name.clone();
-        let words = tokio::spawn(listen(name, child.stderr.take()));
+        let watch = Watch::over(&child);
+        let words = tokio::spawn(listen(link.clone(), child.stderr.take()));
         let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
         self.running =
-            Some(Running { port, body: Body::Child { link, child, group, cgroup, host, serving, words } });
+            Some(Running { port, body: Body::Child { link, child, watch, group, cgroup, host, serving, words } });
         Ok(())
     }
 
     /// Gives the plugin its events.
     pub(super) fn open(&mut self) -> Result<(), Refusal> {
         let Some(running) = &self.running else { return Ok(()) };
-        let guest = match &running.body {
-            Body::Actor(actor) => &actor.guest,
-            Body::Child { link, .. } => &link.guest,
-        };
+        let guest = running.guest();
         let kernel = &self.means.hub.kernel;
         let Some(descriptor) = with(&self.board, |board| board.descriptor.clone()) else { return Ok(()) };
         let events: Vec<EventName> =
@@ -263,9 +262,8 @@ impl Keeper {
             };
             names.push((outer.unwrap_or_else(|| inner.clone()), inner.clone()));
         }
-        let policies = &self.means.policies;
-        let declared: Vec<Declared> =
-            names.into_iter().map(|(name, inner)| policies(name, inner.as_str())).collect();
+        let declare = |(name, inner): (EventName, EventName)| (self.means.policies)(name, inner.as_str());
+        let declared: Vec<Declared> = names.into_iter().map(declare).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
 
@@ -296,10 +294,19 @@ impl Keeper {
                 refusal.retryable = false;
                 refusal
             }
+            PluginState::Quarantined => quarantined(name, self.quarantine.as_deref().unwrap_or_default()),
             PluginState::Draining | PluginState::Stopped => {
                 Refusal::new(Code::NoOwner, format!("plugin {name} is not loaded"))
                     .hint(format!("`ksi plugin load {name}` loads it"))
             }
         }
     }
+}
+
+/// What is said to whoever wants a plugin to run that is quarantined.
+pub(in crate::plugin) fn quarantined(name: &str, why: &str) -> Refusal {
+    let mut refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is quarantined: {why}"))
+        .hint(format!("`ksi plugin release {name}` lets it run again"));
+    refusal.retryable = false;
+    refusal
 }

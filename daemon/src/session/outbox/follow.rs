@@ -393,6 +393,7 @@ fn body(face: &Face, fact: Kept) -> Body {
         return Body::Tail(tail);
     }
     Body::Envelope(Arc::new(Envelope {
+        chain: None,
         event,
         data,
         caller: Arc::new(Caller { origin: origin.as_str().into(), principal: Principal::new("", None, 0) }),

@@ -8,11 +8,16 @@ use ksi_protocol::{Bytes, Code, EventName, Frame, fanout, frame};
 use tokio::io::AsyncReadExt;
 
 use super::*;
+use crate::session::account::{Accounts, Share};
+
+fn account() -> Arc<Account> {
+    Accounts::new(Share::default(), 2).of("uid:1")
+}
 
 /// A queue, and the client's end of its socket.
 fn pair() -> (Arc<Outbox>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Arc::new(Outbox::new(ours, Face::Frames, Arc::default())), theirs)
+    (Arc::new(Outbox::new(ours, Face::Frames, account(), Arc::default())), theirs)
 }
 
 fn subscribed() -> Frame {
@@ -200,4 +205,32 @@ async fn a_stream_that_is_given_up_after_its_end_has_come_is_refused() {
     assert!(matches!(&frames[1], Frame::Refusal { id: Some(1), refusal } if refusal.code == Code::Cancelled));
     assert!(outbox.begin(1, None).is_ok(), "the id is free again");
     outbox.give_up(1);
+}
+
+#[tokio::test]
+async fn a_user_over_its_share_loses_the_oldest_events_of_its_own_and_all_is_given_back() {
+    let accounts = Accounts::new(Share { bytes: 1_000_000, ..Share::default() }, 2);
+    let account = accounts.of("uid:1");
+    let pairs: Vec<_> = (0..4)
+        .map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            (Outbox::new(ours, Face::Frames, account.clone(), Arc::default()), theirs)
+        })
+        .collect();
+    let _connections: Vec<_> = (0..5).map(|_| account.connect().unwrap()).collect();
+    let body = body(&"x".repeat(1000));
+    for (outbox, _) in &pairs {
+        account.subscribe().unwrap();
+        outbox.open_sub(7, &subscribed());
+    }
+    for _ in 0..3000 {
+        for (outbox, _) in &pairs {
+            outbox.event(7, Class::Live, "a:b", &body);
+        }
+    }
+    // Each has its fifth of the share; what has nothing waiting pays nothing.
+    assert!(account.is_over(0, 300_000), "nearly all of the share waits");
+    assert!(!account.is_over(0, 150_000));
+    drop(pairs);
+    assert!(!account.is_over(0, 999_999), "all was given back");
 }

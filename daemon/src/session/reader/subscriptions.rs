@@ -96,7 +96,10 @@ impl Session<'_> {
             return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
         }
         self.outbox.is_free(id)?;
-        self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms())?;
+        self.outbox.account.subscribe()?;
+        let subscribed =
+            self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms());
+        subscribed.inspect_err(|_| self.outbox.account.unsubscribe(1))?;
         let data = json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());
         self.outbox.open_sub(id, &Frame::Reply { id, data });

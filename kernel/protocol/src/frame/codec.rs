@@ -138,6 +138,7 @@ impl<P> Frame<P> {
                 parent: r.parent,
                 work: r.work,
                 at_ms: r.at_ms,
+                chain: r.chain,
             }),
             Self::Emit(e) => Frame::Emit(Emit {
                 id: e.id,
@@ -146,6 +147,7 @@ impl<P> Frame<P> {
                 correlation_id: e.correlation_id,
                 parent: e.parent,
                 tenant: e.tenant,
+                chain: e.chain,
             }),
             Self::Subscribe(subscribe) => Frame::Subscribe(subscribe),
             Self::Unsubscribe { id } => Frame::Unsubscribe { id },
@@ -165,6 +167,7 @@ impl<P> Frame<P> {
                 at_ms: e.at_ms,
                 correlation_id: e.correlation_id,
                 tenant: e.tenant,
+                chain: e.chain,
             }),
             Self::Gap(gap) => Frame::Gap(gap),
             Self::Setup(s) => Frame::Setup(Setup {
@@ -184,6 +187,7 @@ impl<P> Frame<P> {
             Self::Drain => Frame::Drain,
             Self::Drained => Frame::Drained,
             Self::Log { level, message } => Frame::Log { level, message },
+            Self::Health { degraded } => Frame::Health { degraded },
             Self::Ping { id } => Frame::Ping { id },
             Self::Pong { id } => Frame::Pong { id },
             Self::Intercept(i) => Frame::Intercept(Intercept {

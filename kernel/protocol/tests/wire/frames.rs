@@ -140,6 +140,7 @@ fn asked() -> impl Strategy<Value = Frame> {
                     parent,
                     work,
                     at_ms,
+                    chain: None,
                 })
             }
         ),
@@ -149,10 +150,12 @@ fn asked() -> impl Strategy<Value = Frame> {
             payloads(),
             texts(),
             option::of(any::<u64>()),
-            option::of("\\PC{0,20}")
+            option::of("\\PC{0,20}"),
+            texts()
         )
-            .prop_map(|(id, event, data, correlation_id, parent, tenant)| {
-                Frame::Emit(Emit { id, event, data, correlation_id, parent, tenant })
+            .prop_map(|(id, event, data, correlation_id, parent, tenant, chain)| {
+                let chain = chain.map(Into::into);
+                Frame::Emit(Emit { id, event, data, correlation_id, parent, tenant, chain })
             }),
         (
             any::<u64>(),
@@ -184,9 +187,9 @@ fn answered() -> impl Strategy<Value = Frame> {
         (option::of(any::<u64>()), refusals()).prop_map(|(id, refusal)| Frame::Refusal { id, refusal }),
         (
             (any::<u64>(), any::<u64>(), names(), payloads()),
-            ("\\PC{0,20}", any::<u64>(), texts(), option::of("\\PC{0,20}"))
+            ("\\PC{0,20}", any::<u64>(), texts(), option::of("\\PC{0,20}"), texts())
         )
-            .prop_map(|((sub, seq, event, data), (origin, at_ms, correlation_id, tenant))| {
+            .prop_map(|((sub, seq, event, data), (origin, at_ms, correlation_id, tenant, chain))| {
                 Frame::Event(Event {
                     tenant,
                     sub,
@@ -196,6 +199,7 @@ fn answered() -> impl Strategy<Value = Frame> {
                     origin: origin.into(),
                     at_ms,
                     correlation_id,
+                    chain: chain.map(Into::into),
                 })
             }),
         (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
@@ -222,6 +226,7 @@ fn linked() -> impl Strategy<Value = Frame> {
             }
         ),
         ("[a-z]{0,5}", "\\PC{0,200}").prop_map(|(level, message)| Frame::Log { level, message }),
+        option::of("\\PC{0,200}").prop_map(|degraded| Frame::Health { degraded }),
         any::<u64>().prop_map(|id| Frame::Ping { id }),
         any::<u64>().prop_map(|id| Frame::Pong { id }),
         ((any::<u64>(), any::<u32>(), stages, names(), payloads(), "\\PC{0,20}"), option::of(callers()))

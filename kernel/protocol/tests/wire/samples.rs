@@ -128,6 +128,7 @@ fn questions() -> Vec<(&'static str, Frame)> {
     };
     let fact = Request { timeout_ms: None, at_ms: Some(1_763_500_000_000), ..kept.clone() };
     let emit = Emit::new(name("my:event"), data(&json!({"n": 1})));
+    let chained = || Some("a:b@plugin:one c:d@plugin:two".into());
     let counted = Emit { id: Some(9), correlation_id: Some("c-1".into()), ..emit.clone() };
     let owned = Emit { parent: Some(11), tenant: Some("acme".into()), ..emit.clone() };
     vec![
@@ -154,10 +155,12 @@ fn questions() -> Vec<(&'static str, Frame)> {
             }),
         ),
         ("request", Frame::Request(request)),
+        ("request-chained", Frame::Request(Request { chain: chained(), ..full.clone() })),
         ("request-full", Frame::Request(full)),
         ("request-kept", Frame::Request(kept)),
         ("request-fact", Frame::Request(fact)),
         ("emit", Frame::Emit(emit)),
+        ("emit-chained", Frame::Emit(Emit { chain: chained(), ..counted.clone() })),
         ("emit-counted", Frame::Emit(counted)),
         ("emit-owned", Frame::Emit(owned)),
         ("subscribe", Frame::Subscribe(Subscribe::new(3, pattern("agent:*"), Class::Live))),
@@ -184,7 +187,9 @@ fn answers() -> Vec<(&'static str, Frame)> {
         at_ms: 1_790_000_000_000,
         correlation_id: None,
         tenant: None,
+        chain: None,
     };
+    let chained = Event { chain: Some("a:b@plugin:one c:d@plugin:two".into()), ..event.clone() };
     vec![
         (
             "welcome",
@@ -207,6 +212,7 @@ fn answers() -> Vec<(&'static str, Frame)> {
             Frame::Refusal { id: None, refusal: Refusal::new(Code::InvalidFrame, "no frame") },
         ),
         ("event", Frame::Event(event.clone())),
+        ("event-chained", Frame::Event(chained)),
         (
             "event-correlated",
             Frame::Event(Event { correlation_id: Some("c-1".into()), tenant: Some("acme".into()), ..event }),
@@ -276,6 +282,8 @@ fn link() -> Vec<(&'static str, Frame)> {
         ("drain", Frame::Drain),
         ("drained", Frame::Drained),
         ("log", Frame::Log { level: "info".into(), message: "model loaded".into() }),
+        ("health", Frame::Health { degraded: None }),
+        ("health-degraded", Frame::Health { degraded: Some("the disk is full".into()) }),
         ("ping", Frame::Ping { id: 6 }),
         ("pong", Frame::Pong { id: 6 }),
         ("intercept", Frame::Intercept(intercept.clone())),

@@ -58,6 +58,11 @@ impl FakeLink {
         outbox.sent.remove(at)
     }
 
+    /// The last message of which this holds; it stays where it is.
+    pub(super) fn last(&self, wanted: impl Fn(&Sent) -> bool) -> Option<Sent> {
+        self.lock().sent.iter().rev().find(|sent| wanted(sent)).cloned()
+    }
+
     /// Whether there is a message of which this holds.
     pub(super) fn has(&self, wanted: impl Fn(&Sent) -> bool) -> bool {
         self.lock().sent.iter().any(wanted)

@@ -76,6 +76,17 @@ impl Ledger {
         step
     }
 
+    /// Ends every pause between attempts: what held them back is over.
+    pub fn hurry(&mut self, now_ms: u64) -> Step {
+        let waits = |entry: &Entry| matches!(entry.state, State::Waiting { .. });
+        let waiting: Vec<Id> =
+            self.live.iter().filter(|(_, entry)| waits(entry)).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.set_due(id, now_ms);
+        }
+        self.tick(now_ms)
+    }
+
     /// When the next tick is needed, milliseconds since 1970; it may have
     /// passed. `None`: never, as things are.
     #[must_use]

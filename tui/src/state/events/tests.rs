@@ -19,6 +19,7 @@ fn event(name: &str, seq: u64, data: Bytes) -> Event {
         at_ms: 1_700_000_000_000 + seq,
         correlation_id: None,
         tenant: None,
+        chain: None,
     }
 }
 

@@ -51,6 +51,8 @@ fn state(lines: &mut Vec<String>, plugin: &PluginStatus) {
         ("in flight", figures::count(plugin.in_flight as u64)),
         ("handled", figures::count(plugin.handled)),
         ("library", plugin.library.clone()),
+        ("quarantined", plugin.quarantined.clone().unwrap_or_else(|| "no".into())),
+        ("degraded", plugin.degraded.clone().unwrap_or_else(|| "no".into())),
         ("last error", plugin.last_error.clone().unwrap_or_else(|| "none".into())),
     ] {
         lines.push(format!("  {label:<11} {value}"));
@@ -89,6 +91,9 @@ fn contract(lines: &mut Vec<String>, inspection: &PluginInspection) {
 
 fn death(lines: &mut Vec<String>, death: &Death) {
     lines.push(format!("  {} {}", figures::moment(death.at_ms), death.reason));
+    let peak = death.peak_bytes.map(|peak| format!(", at most {} of memory", figures::bytes(peak)));
+    let memory = if death.out_of_memory { ", out of memory" } else { "" };
+    lines.push(format!("    generation {}{memory}{}", death.generation, peak.unwrap_or_default()));
     let skipped = death.last_words.len().saturating_sub(LAST_WORDS_MAX);
     lines.extend(death.last_words.iter().skip(skipped).map(|word| format!("    | {word}")));
 }

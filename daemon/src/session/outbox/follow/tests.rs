@@ -5,13 +5,14 @@ use ksi_protocol::{Pattern, frame::Class};
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use super::*;
+use crate::session::account::{Accounts, Share};
 use crate::session::face::Lines;
 
 const SUB: Id = 7;
 
 fn pair(face: Face) -> (Outbox, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let outbox = Outbox::new(ours, face, Arc::default());
+    let outbox = Outbox::new(ours, face, Accounts::new(Share::default(), 2).of("uid:1"), Arc::default());
     outbox.listen_with(Box::new(Tenant("a")));
     (outbox, theirs)
 }

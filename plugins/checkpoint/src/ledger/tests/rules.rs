@@ -231,6 +231,24 @@ fn without_leave_to_repeat_an_unknown_outcome_is_the_end() {
 }
 
 #[test]
+fn once_what_held_all_back_is_over_every_pause_ends() {
+    let mut world = limited(9);
+    let ids: Vec<Id> = (0..3).map(|_| world.accept("a:b", policy())).collect();
+    let frozen = || Refusal::new(Code::Unavailable, "frozen").retry_after_ms(3_600_000);
+    for id in &ids {
+        world.answer(*id, Err(frozen()));
+    }
+    world.pass(1_000);
+    assert!(ids.iter().all(|id| matches!(world.state(*id), State::Waiting { .. })));
+    let step = world.ledger.hurry(world.now);
+    world.carry(step);
+    for id in ids {
+        assert_eq!(world.entry(id).unwrap().attempts, 1, "what was refused did not count");
+        world.done(id);
+    }
+}
+
+#[test]
 fn a_lease_runs_out_unless_its_handler_gives_a_word() {
     let mut world = limited(9);
     let id = world.accept("a:b", policy());

@@ -1,0 +1,339 @@
+//! Accounts: what all connections of one user have open and waiting, charged
+//! to that user, so that many connections are worth no more than one.
+//!
+//! Whoever has used up the user's share is refused `busy` with a time after
+//! which to try again; other users do not notice. While more than one user is
+//! connected, no one's connections are served by all threads at once, and each
+//! of their turns is short, so that another's request finds a thread.
+//!
+//! # Invariants
+//!
+//! - All that a connection is charged for is given back when its queue is gone.
+//! - A user who is alone pays nothing for the others who are not there.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use ksi_protocol::{Code, Refusal};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Milliseconds after which to try again what found no room.
+const RETRY_MS: u64 = 100;
+
+/// Bytes that may wait for a connection however many others its user has.
+const PART_MIN: usize = 64 * 1024;
+
+/// How much one user may have, over all connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Connections at once.
+    pub connections: usize,
+    /// Requests that are not answered yet.
+    pub in_flight: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Bytes of events and answers that wait to be read.
+    pub bytes: usize,
+    /// Requests and emissions a second; a second's worth may come at once.
+    /// `None`: any number.
+    pub per_second: Option<u32>,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            in_flight: 16_384,
+            subscriptions: 65_536,
+            bytes: 64 * 1024 * 1024,
+            per_second: None,
+        }
+    }
+}
+
+/// The accounts of all users who are connected.
+#[derive(Debug)]
+pub struct Accounts {
+    share: Share,
+    /// Connections of one user that are served at once beside others.
+    places: usize,
+    open: Mutex<HashMap<String, Weak<Account>>>,
+    /// Users who are connected.
+    users: Arc<AtomicUsize>,
+}
+
+impl Accounts {
+    /// No user yet, on so many threads.
+    #[must_use]
+    pub fn new(share: Share, threads: usize) -> Self {
+        let places = threads.saturating_sub(1).max(1);
+        Self { share, places, open: Mutex::default(), users: Arc::default() }
+    }
+
+    /// The account of a user, whatever a user is called.
+    #[must_use]
+    pub fn of(&self, user: &str) -> Arc<Account> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = open.get(user).and_then(Weak::upgrade) {
+            return account;
+        }
+        open.retain(|_, account| account.strong_count() > 0);
+        self.users.fetch_add(1, Ordering::Relaxed);
+        let account = Arc::new(Account {
+            user: user.to_owned(),
+            share: self.share,
+            users: self.users.clone(),
+            places: Semaphore::new(self.places),
+            connections: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            subscriptions: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            due_us: AtomicU64::new(0),
+        });
+        open.insert(user.to_owned(), Arc::downgrade(&account));
+        account
+    }
+}
+
+/// The account of one user.
+#[derive(Debug)]
+pub struct Account {
+    user: String,
+    share: Share,
+    users: Arc<AtomicUsize>,
+    places: Semaphore,
+    connections: AtomicUsize,
+    in_flight: AtomicUsize,
+    subscriptions: AtomicUsize,
+    bytes: AtomicUsize,
+    /// When what was sent so far would have been sent at the rate that is
+    /// allowed, microseconds since 1970.
+    due_us: AtomicU64,
+}
+
+impl Account {
+    fn busy(&self, what: &str, most: usize) -> Refusal {
+        let message = format!("`{}` has {most} {what}, and that is the share of one user", self.user);
+        Refusal::new(Code::Busy, message)
+            .retry_after_ms(RETRY_MS)
+            .hint("wait for answers, read what was asked for, or close connections; [limits] sets the share")
+            .details(serde_json::json!({ "blame": "sender", "limit": what, "most": most }))
+    }
+
+    /// Charges for a connection until that is given back.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where the user has too many.
+    pub fn connect(self: &Arc<Self>) -> Result<Connection, Refusal> {
+        let most = self.share.connections;
+        let more = |open: usize| (open < most).then_some(open + 1);
+        match self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(Connection(self.clone())),
+            Err(_) => Err(self.busy("connections open", most)),
+        }
+    }
+
+    /// Whether the user may ask for something, as things are. Two connections
+    /// that ask in the same moment may both be let in.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where too much waits, or too much was sent.
+    pub fn may_ask(&self, now_ms: u64) -> Result<(), Refusal> {
+        let most = self.share.in_flight;
+        if self.in_flight.load(Ordering::Relaxed) >= most {
+            return Err(self.busy("requests in flight", most));
+        }
+        self.may_send(now_ms)
+    }
+
+    /// Whether the user may send one more thing.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where too much was sent of late.
+    pub fn may_send(&self, now_ms: u64) -> Result<(), Refusal> {
+        let Some(rate) = self.share.per_second else { return Ok(()) };
+        let now = now_ms.saturating_mul(1000);
+        let each = 1_000_000 / u64::from(rate.max(1));
+        let next = |due: u64| (due <= now + 1_000_000).then(|| due.max(now) + each);
+        match self.due_us.fetch_update(Ordering::AcqRel, Ordering::Acquire, next) {
+            Ok(_) => Ok(()),
+            Err(due) => {
+                let wait_ms = due.saturating_sub(now + 1_000_000).div_ceil(1000).max(1);
+                let what = "requests and emissions within a second";
+                Err(self.busy(what, rate as usize).retry_after_ms(wait_ms))
+            }
+        }
+    }
+
+    /// Charges for a subscription; whoever ends it gives it back.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where the user has too many.
+    pub fn subscribe(&self) -> Result<(), Refusal> {
+        let most = self.share.subscriptions;
+        let more = |open: usize| (open < most).then_some(open + 1);
+        match self.subscriptions.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.busy("subscriptions", most)),
+        }
+    }
+
+    pub(super) fn unsubscribe(&self, n: usize) {
+        self.subscriptions.fetch_sub(n, Ordering::AcqRel);
+    }
+
+    pub(super) fn asked(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn answered(&self, n: usize) {
+        self.in_flight.fetch_sub(n, Ordering::AcqRel);
+    }
+
+    /// A queue that was charged for `before` bytes has `now`.
+    pub(super) fn recharge(&self, before: usize, now: usize) {
+        if now >= before {
+            self.bytes.fetch_add(now - before, Ordering::AcqRel);
+        } else {
+            self.bytes.fetch_sub(before - now, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a queue that is charged for `charged` bytes and has `waits` has to
+    /// give way: more waits for the user than is his share, and in this queue
+    /// more than its part of that. So those pay who leave the most unread, and
+    /// not their neighbour who reads.
+    pub(super) fn is_over(&self, charged: usize, waits: usize) -> bool {
+        let all = (self.bytes.load(Ordering::Relaxed) + waits).saturating_sub(charged);
+        if all <= self.share.bytes {
+            return false;
+        }
+        let part = self.share.bytes / self.connections.load(Ordering::Relaxed).max(1);
+        waits > part.max(PART_MIN)
+    }
+
+    /// Whether others are connected, too.
+    #[must_use]
+    pub fn has_company(&self) -> bool {
+        self.users.load(Ordering::Relaxed) > 1
+    }
+
+    /// Waits, where others are connected, for one of the places at which this
+    /// user's connections are served at once.
+    pub async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        if !self.has_company() {
+            return None;
+        }
+        // Never closed; were it, nobody would have to wait.
+        self.places.acquire().await.ok()
+    }
+
+    /// A connection is lost with its task, and with its place where it had one:
+    /// others get another.
+    pub(super) fn lose_place(&self) {
+        self.places.add_permits(1);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.users.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that is charged for.
+#[derive(Debug)]
+pub struct Connection(pub Arc<Account>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 100_000;
+
+    fn account(share: Share) -> (Accounts, Arc<Account>) {
+        let accounts = Accounts::new(share, 2);
+        let account = accounts.of("uid:1");
+        (accounts, account)
+    }
+
+    #[test]
+    fn all_connections_of_a_user_have_one_account_and_others_have_theirs() {
+        let (accounts, first) = account(Share { connections: 2, ..Share::default() });
+        let one = first.connect().unwrap();
+        let two = accounts.of("uid:1").connect().unwrap();
+        let refusal = accounts.of("uid:1").connect().unwrap_err();
+        assert_eq!(refusal.code, Code::Busy);
+        assert!(refusal.retry_after_ms.is_some() && refusal.message.contains("uid:1"), "{refusal}");
+        accounts.of("uid:2").connect().unwrap();
+        drop(one);
+        let three = first.connect().unwrap();
+        drop((two, three, first));
+        assert!(accounts.of("uid:1").connect().is_ok());
+    }
+
+    #[test]
+    fn what_waits_is_counted_over_all_and_given_back() {
+        let (_accounts, account) =
+            account(Share { in_flight: 2, bytes: 1_000_000, subscriptions: 1, ..Share::default() });
+        account.asked();
+        account.may_ask(NOW).unwrap();
+        account.asked();
+        assert!(account.may_ask(NOW).unwrap_err().message.contains("2 requests in flight"));
+        account.answered(2);
+        let connections: Vec<_> = (0..4).map(|_| account.connect().unwrap()).collect();
+        account.recharge(0, 1_000_000);
+        assert!(!account.is_over(0, 0), "who has nothing waiting pays nothing");
+        assert!(!account.is_over(250_000, 250_000), "no more than the share waits");
+        assert!(account.is_over(250_000, 250_001), "nor may it");
+        assert!(!account.is_over(65_536, 65_537), "a small queue never does");
+        account.recharge(1_000_000, 0);
+        drop(connections);
+        account.may_ask(NOW).unwrap();
+        account.subscribe().unwrap();
+        assert_eq!(account.subscribe().unwrap_err().code, Code::Busy);
+        account.unsubscribe(1);
+        account.subscribe().unwrap();
+    }
+
+    #[test]
+    fn a_rate_allows_a_seconds_worth_at_once_and_then_one_by_one() {
+        let (_accounts, account) = account(Share { per_second: Some(10), ..Share::default() });
+        let taken = (0..100).filter(|_| account.may_send(NOW).is_ok()).count();
+        assert_eq!(taken, 11);
+        let refusal = account.may_send(NOW).unwrap_err();
+        assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Busy, Some(100)));
+        account.may_send(NOW + 100).unwrap();
+        assert!(account.may_send(NOW + 100).is_err());
+        account.may_ask(NOW + 9000).unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_in_company_does_a_user_wait_for_a_place() {
+        let (accounts, account) = account(Share::default());
+        assert!(account.place().await.is_none());
+        let other = accounts.of("uid:2");
+        let place = account.place().await;
+        assert!(place.is_some());
+        let waiting = tokio::time::timeout(std::time::Duration::from_millis(10), account.place()).await;
+        assert!(waiting.is_err(), "there is one place on two threads");
+        assert!(other.place().await.is_some(), "others have their own");
+        drop((place, other));
+        assert!(account.place().await.is_none());
+    }
+}
