@@ -219,6 +219,7 @@ impl Error {
             | Self::PathTooLong { .. }
             | Self::NotASocket { .. }
             | Self::Connect { .. }
+            | Self::TokenFile { .. }
             | Self::Start(_)
             | Self::Version { .. }
             | Self::Name(_)

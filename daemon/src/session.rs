@@ -140,10 +140,7 @@ impl Sessions {
 
     /// Whether a client may come in, and as whom, where that can be found out. Its
     /// user's account is charged for the connection.
-    fn check(
-        &self,
-        stream: &UnixStream,
-    ) -> std::io::Result<Result<(Arc<Principal>, Connection), Refusal>> {
+    fn check(&self, stream: &UnixStream) -> std::io::Result<Result<(Arc<Principal>, Connection), Refusal>> {
         match self.principal(stream) {
             Ok(principal) => Ok(self.offspring.admit(stream)?.and_then(|()| {
                 let connection = self.accounts.of(&principal.name).connect()?;

@@ -278,11 +278,12 @@ impl System {
         let stopping = *self.stopping.borrow();
         let frozen =
             self.fleet.orders().frozen().map(|Order { reason, since_ms }| Frozen { reason, since_ms });
-        let mut reasons = crate::log::health();
-        reasons.extend(self.trail.trouble());
-        reasons.extend(self.hub.identity.trouble());
-        health::of(&self.fleet.list(), reasons, frozen, stopping, self.hub.uptime())
-    }
+        let parts = [
+            ("log", crate::log::health()),
+            ("trail", self.trail.trouble()),
+            ("tokens", self.hub.identity.trouble()),
+        ];
+        health::of(&self.fleet.list(), parts, frozen, stopping, self.hub.uptime())
     }
 
     fn status(&self) -> Status {

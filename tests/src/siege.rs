@@ -136,7 +136,7 @@ pub fn attack(socket: &Path, connections: usize, stop: &AtomicBool) -> u64 {
 }
 
 fn hello() -> Frame {
-    Frame::Hello(Hello { version: PROTOCOL_VERSION, client: "siege".into(), features: Vec::new() })
+    Frame::Hello(Hello { version: PROTOCOL_VERSION, client: "siege".into(), ..Hello::default() })
 }
 
 /// One connection's worth of malice; how much it sent before it was cut off.

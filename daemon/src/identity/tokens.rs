@@ -38,11 +38,11 @@ const VERSION: u32 = 1;
 /// A token, as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
+pub(super) struct Record {
     /// What is told of it.
-    pub info: TokenInfo,
+    pub(super) info: TokenInfo,
     /// SHA-256 of its text, in hexadecimal digits.
-    pub hash: String,
+    hash: String,
 }
 
 impl Record {
@@ -52,7 +52,7 @@ impl Record {
     /// # Errors
     ///
     /// Where the system has no random numbers.
-    pub fn fresh(info: TokenInfo) -> Result<(Self, Token), Refusal> {
+    pub(super) fn fresh(info: TokenInfo) -> Result<(Self, Token), Refusal> {
         let mut bytes = [0; (ID_DIGITS + SECRET_DIGITS) / 2];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -70,7 +70,7 @@ impl Record {
 
     /// Whether this is the token. Takes as long whatever differs.
     #[must_use]
-    pub fn is(&self, token: &Token) -> bool {
+    pub(super) fn is(&self, token: &Token) -> bool {
         let (ours, theirs) = (self.hash.as_bytes(), hash(token));
         let theirs = theirs.as_bytes();
         let differing = ours.iter().zip(theirs).fold(0, |differing, (a, b)| differing | (a ^ b));
@@ -107,7 +107,7 @@ struct Kept {
 }
 
 /// All tokens.
-pub struct Tokens {
+pub(super) struct Tokens {
     path: PathBuf,
     /// In the order in which they were made, so that whoever gives comes before
     /// what was given; or why they are not believed.
@@ -117,20 +117,20 @@ pub struct Tokens {
 impl Tokens {
     /// Those of a file; none where it is not there.
     #[must_use]
-    pub fn load(path: PathBuf, owner: u32) -> Self {
+    pub(super) fn load(path: PathBuf, owner: u32) -> Self {
         let records = read(&path, owner).map_err(|why| format!("{}: {why}", path.display()));
         Self { path, records }
     }
 
     /// Those that there are.
     #[must_use]
-    pub fn list(&self) -> &[Record] {
+    pub(super) fn list(&self) -> &[Record] {
         self.records.as_deref().unwrap_or_default()
     }
 
     /// Why none is taken.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
+    pub(super) fn trouble(&self) -> Option<&str> {
         self.records.as_ref().err().map(String::as_str)
     }
 
@@ -140,7 +140,7 @@ impl Tokens {
     ///
     /// `unavailable` where the file is not believed or cannot be written, `busy`
     /// where they are too many. Then nothing has changed.
-    pub fn replace(&mut self, records: Vec<Record>) -> Result<(), Refusal> {
+    pub(super) fn replace(&mut self, records: Vec<Record>) -> Result<(), Refusal> {
         if let Err(why) = &self.records {
             return Err(unbelieved(why));
         }
@@ -159,7 +159,7 @@ impl Tokens {
 
 /// What is said while the file is not believed.
 #[must_use]
-pub fn unbelieved(why: &str) -> Refusal {
+pub(super) fn unbelieved(why: &str) -> Refusal {
     Refusal::new(Code::Unavailable, format!("no token is taken: {why}"))
         .hint("repair or remove the file, then `ksi reload`; without it there are no tokens")
 }

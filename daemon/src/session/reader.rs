@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     hub::{Handle, Hub, Port, Turn},
+    system::NAMESPACES,
     wire::{Flushed, ask, check_size, write_when_full},
 };
 

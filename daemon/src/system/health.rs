@@ -4,19 +4,21 @@ use std::time::Duration;
 
 use ksi_protocol::system::{Component, Frozen, Health, HealthStatus, PluginState, PluginStatus};
 
-/// The health of a daemon with these plugins. `trouble` is what the log has to
-/// complain about.
+/// The health of a daemon with these plugins. `parts` are those of its own that
+/// can be in trouble, and what each has to complain about.
 pub(super) fn of(
     plugins: &[PluginStatus],
-    trouble: Option<String>,
+    parts: [(&str, Option<String>); 3],
     frozen: Option<Frozen>,
     stopping: bool,
     uptime: Duration,
 ) -> Health {
     let wanted = || plugins.iter().filter(|plugin| plugin.wanted);
     let mut components: Vec<Component> = wanted().map(component).collect();
-    let status = if trouble.is_some() { HealthStatus::Degraded } else { HealthStatus::Ok };
-    components.push(Component { name: "log".into(), status, reason: trouble.unwrap_or_default() });
+    components.extend(parts.map(|(name, trouble)| {
+        let status = if trouble.is_some() { HealthStatus::Degraded } else { HealthStatus::Ok };
+        Component { name: name.into(), status, reason: trouble.unwrap_or_default() }
+    }));
     if let Some(Frozen { reason, .. }) = &frozen {
         let reason = format!("KSI is frozen: {reason}");
         components.push(Component { name: "freeze".into(), status: HealthStatus::Degraded, reason });
@@ -64,6 +66,10 @@ mod tests {
     use super::*;
     use ksi_protocol::system::Placement;
 
+    fn parts(log: Option<String>) -> [(&'static str, Option<String>); 3] {
+        [("log", log), ("trail", None), ("tokens", None)]
+    }
+
     fn plugin(name: &str, state: PluginState) -> PluginStatus {
         PluginStatus {
             name: name.into(),
@@ -72,6 +78,7 @@ mod tests {
             state,
             wanted: true,
             placement: Placement::Child,
+            sandbox_lacks: Vec::new(),
             sandbox: String::new(),
             pid: None,
             generation: 1,
@@ -88,7 +95,7 @@ mod tests {
     }
 
     fn health(plugins: &[PluginStatus]) -> Health {
-        of(plugins, None, None, false, Duration::ZERO)
+        of(plugins, parts(None), None, false, Duration::ZERO)
     }
 
     #[test]
@@ -111,7 +118,7 @@ mod tests {
         assert_eq!((whole.plugins_ready, whole.plugins_total), (2, 4));
         let names: Vec<_> = whole.components.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d", "log"]);
-        assert_eq!(of(&plugins, None, None, true, Duration::ZERO).status, H::Stopping);
+        assert_eq!(of(&plugins, parts(None), None, true, Duration::ZERO).status, H::Stopping);
     }
 
     #[test]
@@ -132,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_log_that_cannot_be_written_degrades() {
-        let whole = of(&[], Some("the log cannot be written".into()), None, false, Duration::ZERO);
+        let whole = of(&[], parts(Some("the log cannot be written".into())), None, false, Duration::ZERO);
         assert_eq!((whole.status, whole.ready), (HealthStatus::Degraded, true));
         assert_eq!(whole.reasons, ["the log cannot be written"]);
     }

@@ -517,7 +517,7 @@ fn what_plugins_send_on_account_of_plugins_makes_a_chain_and_clients_have_none()
 fn a_chain_that_goes_in_a_circle_or_too_far_is_refused_and_names_its_steps() {
     let kernel: crate::Kernel<()> = crate::Kernel::with(crate::Chains { steps_max: 8, repeats_max: 2 });
     let quota = crate::Quota::default();
-    let port = kernel.attach("plugin:a", crate::Role::Plugin, (), quota, crate::Grant::All);
+    let port = kernel.attach(crate::Role::Plugin, (), quota, ksi_identity::Authority::full("plugin:a"));
     let mut effects = crate::Effects::new();
     let mut emit = |chain: &str| {
         let event = ksi_protocol::EventName::parse("a:ping").unwrap();

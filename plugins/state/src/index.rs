@@ -186,7 +186,7 @@ mod tests {
             index.put(&Place::new(None, "n2", "key", key).unwrap(), Some(entry(1, 0)));
         }
         let names = |prefix: &str, after: Option<&str>| {
-            let prefix = Place::prefix("n", prefix).unwrap();
+            let prefix = Place::prefix(None, "n", prefix).unwrap();
             let after = after.map(place);
             let range = index.range(&prefix, after.as_ref());
             range.map(|(place, _)| place.name().to_owned()).collect::<Vec<_>>()

@@ -23,6 +23,7 @@ const VERBS: [&str; 32] = [
     "wait",
     "cancel",
     "audit",
+    "token",
     "discover",
     "describe",
     "key",

@@ -112,7 +112,7 @@ fn work_is_seen_and_touched_by_its_tenant_alone() {
     let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
     let (mut a, mut b) = (lines_as(&daemon, &a), lines_as(&daemon, &b));
     // The same idempotency key under two tenants is two requests.
-    let mut keep = |lines: &mut ksi_tests::Lines, text: &str| {
+    let keep = |lines: &mut ksi_tests::Lines, text: &str| {
         lines.send(&json!({"event": "echo:keep", "data": {"text": text}, "idempotency_key": "once"}));
         let line = lines.receive();
         line["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("{line}")).to_owned()

@@ -183,8 +183,10 @@ impl Keeper {
         let watch = Watch::over(&child);
         let words = tokio::spawn(listen(link.clone(), child.stderr.take()));
         let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
-        self.running =
-            Some(Running { port, body: Body::Child { link, child, watch, group, cgroup, host, serving, words } });
+        self.running = Some(Running {
+            port,
+            body: Body::Child { link, child, watch, group, cgroup, host, serving, words },
+        });
         Ok(())
     }
 

@@ -97,8 +97,7 @@ impl Session<'_> {
         }
         self.outbox.is_free(id)?;
         self.outbox.account.subscribe()?;
-        let subscribed =
-            self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms());
+        let subscribed = self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms());
         subscribed.inspect_err(|_| self.outbox.account.unsubscribe(1))?;
         let data = json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());

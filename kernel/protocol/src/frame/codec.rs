@@ -120,6 +120,7 @@ fn check_shape(body: &[u8]) -> Result<(), Error> {
 
 impl<P> Frame<P> {
     /// The same frame with its payload held differently.
+    #[expect(clippy::too_many_lines, reason = "it names every field of every frame")]
     pub fn map<Q>(self, f: &impl Fn(P) -> Q) -> Frame<Q> {
         match self {
             Self::Hello(hello) => Frame::Hello(hello),

@@ -9,7 +9,11 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use bytes::BytesMut;
-use ksi_protocol::{Bytes, Code, Frame, Refusal, frame::Gap, json};
+use ksi_protocol::{
+    Bytes, Code, Frame, Refusal,
+    frame::{Gap, Welcome},
+    json,
+};
 use serde_json::{Value, json};
 
 use crate::samples;
@@ -105,6 +109,13 @@ fn lines() -> Vec<String> {
     let bare = json::Heading { id: None, ..heading };
     let data = ksi_protocol::encode(&json!({"text": "hi"})).unwrap();
     let refusal = Refusal::new(Code::Busy, "too many requests").retry_after_ms(250);
+    let welcome = Welcome {
+        version: 1,
+        server: "ksid 0.1.0".into(),
+        features: vec![],
+        session: "session:2".into(),
+        boot: "6f1c".into(),
+    };
     let gap = Gap { sub: 3, missed: 2, from_seq: 5, to_seq: 6 };
     vec![
         heading.reply(&data),
@@ -117,6 +128,7 @@ fn lines() -> Vec<String> {
         json::gap_line(&json!(3), &gap),
         json::refusal_line(Some(&id), &refusal),
         json::refusal_line(None, &refusal),
+        json::welcome_line(Some(&id), &welcome),
         bare.reply(&[0xc1]),
     ]
 }
