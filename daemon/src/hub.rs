@@ -13,6 +13,7 @@
 //! - A socket is written before a plugin runs, so that a plugin that hangs
 //!   holds up nobody but whoever called it.
 //! - Nothing in a turn waits.
+// tidy: long because a turn and the queues that it fills are one machine.
 
 mod asks;
 

@@ -95,23 +95,8 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
     let offspring = adopt_orphans()?;
-    let means = Means {
-        hub: hub.clone(),
-        spawner: spawner(offspring.clone(), runtime)?,
-        cgroups: Cgroups::prepare(),
-        orders: orders(&paths, &hub)?,
-        watchdog: Watchdog::start().context("cannot start a thread")?,
-        changed: Arc::new(Notify::new()),
-        policies: policies(hub.clone(), current.clone()),
-        trust: Trust::new(current.clone(), &paths),
-        secrets: Secrets::new(&paths, &config),
-    };
-    let trail = Arc::new(Trail::default());
-    // Without a plugin that keeps the trail there is none.
-    let kept = config.plugins.values().any(|plugin| plugin.enabled && plugin.keeps_work);
-    if kept {
-        hub.kernel.show(trail.clone());
-    }
+    let means = means(&hub, spawner(offspring.clone(), runtime)?, &paths, &current)?;
+    let trail = trail(&hub, &config);
     let fleet = Arc::new(Fleet::new(means, places(&paths)?, current.clone()));
     let sessions = Sessions::new(hub.clone(), session_limits(&config), offspring);
     let (stopping_sender, stopping) = watch::channel(false);
@@ -164,6 +149,32 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         task.abort();
     }
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
+}
+
+/// What all keepers of plugins share.
+fn means(hub: &Arc<Hub>, spawner: Spawner, paths: &Paths, current: &Current) -> anyhow::Result<Means> {
+    let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Means {
+        hub: hub.clone(),
+        spawner,
+        cgroups: Cgroups::prepare(),
+        orders: orders(paths, hub)?,
+        watchdog: Watchdog::start().context("cannot start a thread")?,
+        changed: Arc::new(Notify::new()),
+        policies: policies(hub.clone(), current.clone()),
+        trust: Trust::new(current.clone(), paths),
+        secrets: Secrets::new(paths, &config),
+    })
+}
+
+/// Where decisions are written down; without a plugin that keeps them there is
+/// none to show them to.
+fn trail(hub: &Hub, config: &Config) -> Arc<Trail> {
+    let trail = Arc::new(Trail::default());
+    if config.plugins.values().any(|plugin| plugin.enabled && plugin.keeps_work) {
+        hub.kernel.show(trail.clone());
+    }
+    trail
 }
 
 /// All that would keep the daemon from starting with this configuration, as far

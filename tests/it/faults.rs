@@ -43,6 +43,7 @@ fn config(placement: &str, more: &str) -> String {
         placement = "{placement}"
         may_call = ["faulty:*", "plugin:list"]
         emits = ["faulty:*"]
+        listens = ["test:*"]
         {more}
         "#,
         library.display()

@@ -237,8 +237,13 @@ fn a_reload_takes_the_file_as_it_is_now() {
 #[test]
 fn a_listener_hears_events_in_order_with_their_origin() {
     for placement in PLACEMENTS {
-        let daemon = daemon();
-        daemon.load("fixture_listener", placement).expect("it starts");
+        let config = format!(
+            "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
+             [plugins.listener]\nlibrary = \"{}\"\nplacement = \"{placement}\"\nlistens = [\"test:*\"]\n",
+            library("fixture_listener").display()
+        );
+        let daemon = Home::with_config(&config).start();
+        daemon.ready();
         let mut lines = daemon.lines();
         for n in 0..100 {
             lines.send(&json!({"emit": "test:counted", "data": {"n": n}}));

@@ -46,7 +46,11 @@ pub(super) async fn send(at: &Invocation, send: args::Send) -> Result<()> {
     {
         Ok(info) => info,
         // Whoever tells needs nobody's declaration.
-        Err(failure) if failure.exit == Exit::NotFound && emits(&send) => undeclared(event),
+        Err(failure) if failure.exit == Exit::NotFound && emits(&send) => undeclared(event, EventKind::Fact),
+        // A token may be good for one event and not for reading about it.
+        Err(failure) if failure.exit == Exit::Denied && !send.help => {
+            undeclared(event, if emits(&send) { EventKind::Fact } else { EventKind::Request })
+        }
         Err(failure) => return Err(failure),
     };
     let fields = Fields::of(info.request.as_ref());
@@ -68,12 +72,13 @@ fn emits(send: &args::Send) -> bool {
     send.options.emit || send.fields.iter().any(|word| word == "--emit")
 }
 
-fn undeclared(event: &str) -> EventInfo {
+/// What is taken for granted of an event of which nothing can be read.
+fn undeclared(event: &str, kind: EventKind) -> EventInfo {
     EventInfo {
         event: event.to_owned(),
         owner: String::new(),
-        kind: EventKind::Fact,
-        about: "An event that nobody declares; any field goes.".to_owned(),
+        kind,
+        about: "An event of which nothing is known; any field goes.".to_owned(),
         available: true,
         delivery: "live".to_owned(),
         permission: String::new(),

@@ -1,3 +1,5 @@
+//! Principals out of the configuration and out of tokens, and what the owner keeps.
+
 use super::*;
 use crate::config::Sources;
 

@@ -1,4 +1,5 @@
 //! All plugins together: starts and stops them, and answers what there is.
+// tidy: long because every command to a plugin goes through here.
 
 mod confinement;
 

@@ -281,6 +281,7 @@ impl Guest {
             }
             Frame::Health { degraded } => return self.complain(turn, degraded),
             Frame::Log { level, message } => {
+                let message = redaction::text(message);
                 if matches!(level.as_str(), "error" | "warn" | "info") {
                     self.remember(Word { text: format!("{level}: {message}"), cried: false });
                 }

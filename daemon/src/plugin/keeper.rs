@@ -3,6 +3,7 @@
 //! One task for each plugin. It launches generations, gives them their events
 //! once they are ready, refuses what they held when they die, and answers the
 //! operator's commands when the plugin has settled.
+// tidy: long because one task carries out the whole life of a plugin.
 
 mod body;
 mod exit;

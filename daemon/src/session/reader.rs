@@ -1,4 +1,5 @@
 //! The reading side of one session.
+// tidy: long because both faces, and what each verb of them does.
 
 mod subscriptions;
 

@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(whole.reasons, ["plugin c is degraded: no disk", "plugin d is held: SIGSEGV"]);
         assert_eq!((whole.plugins_ready, whole.plugins_total), (2, 4));
         let names: Vec<_> = whole.components.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(names, ["a", "b", "c", "d", "log"]);
+        assert_eq!(names, ["a", "b", "c", "d", "log", "trail", "tokens"]);
         assert_eq!(of(&plugins, parts(None), None, true, Duration::ZERO).status, H::Stopping);
     }
 

@@ -24,6 +24,10 @@ use crate::library::{Library, take};
 
 /// What a plugin says to its host.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are frames, and a box for each would cost more"
+)]
 pub enum Output {
     /// A frame for the daemon.
     Frame(Frame),

@@ -9,6 +9,7 @@
 //! On a socket a frame is preceded by its length, u32 big-endian. Sessions and
 //! plugin links speak the same frames; those marked *link* are refused from a
 //! session.
+// tidy: long because all frames of the wire stand here.
 
 mod codec;
 

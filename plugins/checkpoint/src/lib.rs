@@ -134,6 +134,9 @@ impl Plugin for Checkpoint {
         on.request("space:apply", Self::space_apply);
         on.request("space:scan", Self::space_scan);
         on.calls("system:restart");
+        // What was found at the start is asked for before the daemon knows that it was kept here, and then
+        // has to be told that nobody is there yet, not that it may not be asked.
+        on.calls("*");
         on.emits::<Opened>("checkpoint:opened");
         on.emits::<Stopped>("checkpoint:stopped");
     }

@@ -69,7 +69,7 @@ fn a_list_has_one_line_for_each_item() {
     daemon.ready();
     for (verb, items, first) in [
         ("plugin list", "plugins", "checkpoint"),
-        ("discover", "events", "checkpoint:ack"),
+        ("discover", "events", "audit:append"),
         ("model list", "models", "llama/ksi-tiny"),
     ] {
         let count = json(verb, &look(&daemon, verb, "json"))[items].as_array().map_or(0, Vec::len);

@@ -10,7 +10,7 @@ fn pair(placement: &str, more: &str) -> Daemon {
         let library = library("fixture_faulty");
         format!(
             "[plugins.{name}]\nlibrary = \"{}\"\nplacement = \"{placement}\"\n{namespace}\
-             emits = [\"test:*\"]\nmay_call = [\"faulty:*\", \"other:*\"]\n",
+             emits = [\"test:*\"]\nlistens = [\"test:*\"]\nmay_call = [\"faulty:*\", \"other:*\"]\n",
             library.display()
         )
     };

@@ -8,7 +8,7 @@ const PLACEMENTS: [&str; 2] = ["child", "in-process"];
 
 fn home(placement: &str) -> Home {
     let library = library("fixture_faulty");
-    let faulty = format!("[plugins.faulty]\nlibrary = \"{}\"\n", library.display());
+    let faulty = format!("[plugins.faulty]\nlibrary = \"{}\"\nlistens = [\"test:*\"]\n", library.display());
     // Known before the plugin has run, as the events of every plugin of the manifest are.
     let event = "[events.\"faulty:ok\"]\npermission = \"faulty.use\"\n";
     Home::with_config(&format!("{WITHOUT_MODEL}{faulty}placement = \"{placement}\"\n{event}"))

@@ -2,9 +2,9 @@
 
 use ksi_protocol::{Bytes, Code, Frame, PROTOCOL_VERSION};
 use ksi_tests::{
-    Daemon,
+    Daemon, Home,
     frames::{Frames, emit, encoded, payload, plain, request, value},
-    wait_until,
+    library, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -211,8 +211,13 @@ fn nobody_chooses_their_origin_or_their_parent() {
 
 #[test]
 fn what_one_connection_says_to_one_plugin_arrives_in_order() {
-    let daemon = ready();
-    daemon.load("fixture_listener", "child").unwrap();
+    let config = format!(
+        "[plugins.llama]\nenabled = false\n\
+         [plugins.listener]\nlibrary = \"{}\"\nplacement = \"child\"\nlistens = [\"test:*\"]\n",
+        library("fixture_listener").display()
+    );
+    let daemon = Home::with_config(&config).start();
+    daemon.ready();
     let mut frames = daemon.frames();
     for n in 0..500 {
         frames.send(&emit(None, "test:counted", &json!({ "n": n })));

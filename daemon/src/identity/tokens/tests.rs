@@ -1,3 +1,5 @@
+//! Tokens: made, narrowed, kept, taken back, and a file that is not what it should be.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use nix::unistd::geteuid;

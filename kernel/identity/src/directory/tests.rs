@@ -1,3 +1,5 @@
+//! Who holds what, after every kind of change.
+
 use proptest::prelude::*;
 
 use super::*;
