@@ -142,7 +142,7 @@ impl Identity {
     ///
     /// `invalid_payload` for a name or capability that is none, `denied` where it
     /// would give more than whoever asks holds; `busy` and `unavailable` as
-    /// [`Tokens::replace`].
+    /// the file of tokens says.
     pub fn create(&self, asker: &Principal, ask: CreateToken, now_ms: u64) -> Result<CreatedToken, Refusal> {
         let CreateToken { name, can, tenant, expires_in_ms } = ask;
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
@@ -218,7 +218,7 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// `not_found`; otherwise as [`Tokens::replace`].
+    /// `not_found`; otherwise as the file of tokens says.
     pub fn revoke(&self, asker: &Principal, id: &str, now_ms: u64) -> Result<RevokedTokens, Refusal> {
         if !self.list(asker, now_ms)?.iter().any(|info| info.id == id) {
             return Err(Refusal::not_found("token", id).hint("`ksi token list` shows yours"));

@@ -9,7 +9,7 @@
 //! # Invariants
 //!
 //! - No more events come than there is credit: what the client allows or, where
-//!   it says nothing, [`WINDOW`] more than were written to it. So a client that
+//!   it says nothing, `WINDOW` more than were written to it. So a client that
 //!   does not read costs no more than its credit, and nothing is dropped.
 //! - What the client may not hear of is passed over when it comes, so what is
 //!   taken from it is gone with the next fact.
