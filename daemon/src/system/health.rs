@@ -51,6 +51,11 @@ fn component(plugin: &PluginStatus) -> Component {
             Some(why) => (HealthStatus::Degraded, Some(format!("plugin {name} is degraded: {why}"))),
             None => (HealthStatus::Ok, None),
         },
+        // After a death it counts as down until it is ready: its health does not
+        // flicker with each attempt.
+        PluginState::Starting if let Some(why) = &plugin.last_error => {
+            (HealthStatus::Unhealthy, Some(format!("plugin {name} is starting again: {why}")))
+        }
         PluginState::Stopped | PluginState::Starting => (HealthStatus::Starting, None),
         PluginState::Backoff | PluginState::Held | PluginState::Quarantined => {
             let why = plugin.quarantined.as_ref().or(plugin.last_error.as_ref());
@@ -119,6 +124,14 @@ mod tests {
         let names: Vec<_> = whole.components.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d", "log", "trail", "tokens"]);
         assert_eq!(of(&plugins, parts(None), None, true, Duration::ZERO).status, H::Stopping);
+    }
+
+    #[test]
+    fn a_plugin_that_starts_again_after_a_death_stays_unhealthy_until_it_is_ready() {
+        let again = PluginStatus { last_error: Some("SIGSEGV".into()), ..plugin("a", PluginState::Starting) };
+        let whole = health(&[again]);
+        assert_eq!((whole.status, whole.ready), (HealthStatus::Unhealthy, true));
+        assert_eq!(whole.reasons, ["plugin a is starting again: SIGSEGV"]);
     }
 
     #[test]
