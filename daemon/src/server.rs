@@ -18,7 +18,6 @@ use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement};
 use nix::unistd::geteuid;
 use serde_json::json;
 use tokio::{
-    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
 };
@@ -86,7 +85,6 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let listener = instance.listen()?;
     // Held over a restart, so that clients can connect at any time.
     let socket = listener.try_clone().context("cannot hold the socket")?;
-    let listener = UnixListener::from_std(listener).context("cannot watch the socket")?;
     let config = Arc::new(config);
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
@@ -119,7 +117,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let answering = tokio::spawn(apart(system.clone().run(system_requests)));
     fleet.start().await;
     let no_more = CancellationToken::new();
-    let accepting = tokio::spawn(sessions.clone().accept(listener, no_more.clone()));
+    sessions.clone().accept(listener, no_more.clone()).context("cannot let clients in")?;
     hub.tell("system:started", &json!({ "boot": hub.boot }));
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
     let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
@@ -145,7 +143,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
             fleet.stop(Duration::ZERO).await;
         }
     }
-    for task in [deadlines, answering, accepting, watching, auditing] {
+    for task in [deadlines, answering, watching, auditing] {
         task.abort();
     }
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }

@@ -11,12 +11,15 @@
 //! * What finds no room is counted, denials and permissions apart, and the
 //!   counts are written down as a record of their own, in their place.
 //! * A quarter of the room is for denials alone.
+//! * Nobody fills the trail with denials: those that repeat are counted.
 //!
 //! # Failure
 //!
 //! While the trail cannot be written, decisions wait here, and the daemon's
 //! health says so; events go on. What waits when the process dies is lost: a
 //! tenth of a second's worth while all is well.
+
+mod repeats;
 
 use std::{
     collections::VecDeque,
@@ -27,7 +30,7 @@ use std::{
 use ksi_identity::Witness;
 use ksi_protocol::{
     Bytes, EventName,
-    audit::{Append, Decision, Lost, Record},
+    audit::{Append, Decision, Lost, Record, Repeated},
 };
 use ksi_trust::Digest;
 use tokio::{
@@ -35,6 +38,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::repeats::Repeats;
 use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
@@ -46,6 +50,8 @@ const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 4 << 20;
 /// Time for which decisions gather before they are written.
 const GATHER: Duration = Duration::from_millis(100);
+/// Time after which it is looked what was denied again meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
 /// First and longest pause after the trail could not be written.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -115,6 +121,7 @@ pub struct Trail {
 struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    repeats: Repeats,
     /// A batch is being written.
     writing: bool,
     /// Why that does not work, where it has not for long.
@@ -124,6 +131,7 @@ struct Queue {
 #[derive(Debug)]
 enum Waiting {
     Note(Note),
+    Repeated(Repeated),
     /// Those that found no room, between what was before and after.
     Lost(Lost),
 }
@@ -136,6 +144,12 @@ impl Queue {
         };
         let fits = self.bytes + note.data.len() <= bytes || self.waiting.is_empty();
         self.waiting.len() < notes && fits
+    }
+
+    /// Has those told that were counted; all of them with `None`.
+    fn end_repeats(&mut self, now_ms: Option<u64>) {
+        let counted = self.repeats.end(now_ms);
+        self.waiting.extend(counted.into_iter().map(Waiting::Repeated));
     }
 
     fn push(&mut self, note: Note) {
@@ -159,6 +173,9 @@ impl Queue {
 /// Names are copied and the payload is referred to; all else happens later.
 impl Witness for Trail {
     fn decided(&self, decision: &ksi_identity::Decision<'_>) {
+        if !decision.allowed && !self.lock().repeats.admit(decision) {
+            return;
+        }
         let caller = decision.caller;
         let principal = &caller.principal;
         self.note(Note {
@@ -204,10 +221,7 @@ impl Trail {
     pub async fn run(self: Arc<Self>, hub: Arc<Hub>) {
         let event = EventName::parse("audit:append").expect("it is a name");
         loop {
-            if self.lock().waiting.is_empty() {
-                self.filled.notified().await;
-                let _ = timeout(GATHER, self.hurry.notified()).await;
-            }
+            self.gather(&hub).await;
             let Some(records) = self.take() else { continue };
             let batch = tokio::task::spawn_blocking(move || encode(records));
             // It hashes and encodes, and does not panic.
@@ -219,6 +233,29 @@ impl Trail {
                 drop(queue);
                 self.empty.notify_waiters();
             }
+        }
+    }
+
+    /// Until something waits, and a moment more for what comes with it.
+    async fn gather(&self, hub: &Hub) {
+        let (is_empty, repeat) = {
+            let mut queue = self.lock();
+            queue.end_repeats(Some(hub.now_ms()));
+            (queue.waiting.is_empty(), !queue.repeats.is_empty())
+        };
+        if !is_empty {
+            return;
+        }
+        let filled = self.filled.notified();
+        let is_filled = match repeat {
+            true => timeout(LOOK, filled).await.is_ok(),
+            false => {
+                filled.await;
+                true
+            }
+        };
+        if is_filled {
+            let _ = timeout(GATHER, self.hurry.notified()).await;
         }
     }
 
@@ -269,11 +306,13 @@ impl Trail {
             loop {
                 let empty = self.empty.notified();
                 {
-                    let queue = self.lock();
+                    let mut queue = self.lock();
+                    queue.end_repeats(None);
                     if queue.waiting.is_empty() && !queue.writing {
                         return;
                     }
                 }
+                self.filled.notify_one();
                 self.hurry.notify_one();
                 empty.await;
             }
@@ -288,6 +327,7 @@ impl Trail {
 fn encode(waiting: Vec<Waiting>) -> Bytes {
     let record = |one| match one {
         Waiting::Note(note) => Record::Decision(note.into()),
+        Waiting::Repeated(repeated) => Record::Repeated(repeated),
         Waiting::Lost(lost) => Record::Lost(lost),
     };
     let append = Append { records: waiting.into_iter().map(record).collect() };
@@ -318,7 +358,7 @@ mod tests {
         let queue = trail.lock();
         let count = |one: &Waiting| match one {
             Waiting::Lost(lost) => Some((lost.allowed, lost.denied)),
-            Waiting::Note(_) => None,
+            Waiting::Note(_) | Waiting::Repeated(_) => None,
         };
         queue.waiting.iter().filter_map(count).collect()
     }

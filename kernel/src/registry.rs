@@ -175,12 +175,30 @@ impl<H> Events<H> {
         let mut near: Vec<_> = self
             .entries
             .keys()
+            .filter(|known| may_be_alike(name.as_bytes(), known.as_str().as_bytes()))
             .map(|known| (strsim::normalized_damerau_levenshtein(name, known.as_str()), known.as_str()))
             .filter(|&(likeness, _)| likeness >= LIKENESS_MIN)
             .collect();
         near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
         near.into_iter().take(NEAREST_MAX).map(|(_, name)| name).collect()
     }
+}
+
+/// Whether names have so many letters in common, in any order, that they can be
+/// alike: a cheap look before the exact one, since whoever asks for what is not
+/// there may do so without end.
+fn may_be_alike(a: &[u8], b: &[u8]) -> bool {
+    let mut letters = [0_u8; 256];
+    for &letter in a {
+        letters[usize::from(letter)] = letters[usize::from(letter)].saturating_add(1);
+    }
+    let common = b.iter().filter(|&&letter| {
+        let left = &mut letters[usize::from(letter)];
+        let is_common = *left > 0;
+        *left = left.saturating_sub(1);
+        is_common
+    });
+    common.count() as f64 >= LIKENESS_MIN * a.len().max(b.len()) as f64
 }
 
 /// All events.

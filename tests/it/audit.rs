@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ksi_protocol::Code;
 use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout, wait_until};
 use serde_json::{Value, json};
 
@@ -83,6 +84,27 @@ fn what_is_denied_is_written_down_whatever_the_manifest_says() {
     }
     let denied = daemon.ask("audit:query", json!({"allowed": false})).unwrap();
     assert_eq!(denied["records"].as_array().unwrap().len(), 2, "{denied}");
+}
+
+#[test]
+fn whoever_is_denied_the_same_without_end_does_not_fill_the_trail() {
+    let mut daemon = ready();
+    let mut eve = daemon.frames();
+    for id in 0..500 {
+        assert_eq!(eve.ask(id, "space:get", &json!({})).unwrap_err().code, Code::Denied);
+    }
+    daemon.ask("system:shutdown", json!({})).unwrap();
+    assert!(daemon.ended().success());
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    let records = decisions(&daemon, "space:get");
+    let counted: u64 = records.iter().map(|record| record["denied"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(counted, 500, "each of them counts");
+    // Ten of them within ten seconds, and one record for all others of that time.
+    assert!(records.len() <= 44, "{} records", records.len());
+    let (code, words) = ksi(&daemon, &["audit", "query", "--denied"]);
+    assert!(code == 0 && words.contains("times more"), "{words}");
+    assert_eq!(daemon.ask("audit:verify", json!({})).unwrap()["ok"], true);
 }
 
 #[test]

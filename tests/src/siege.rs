@@ -39,21 +39,23 @@ const FAULTS: [&str; 8] = ["abort", "segv", "panic", "panic_later", "hang", "flo
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
     /// How long each request took.
-    pub waits: Vec<Duration>,
+    pub answered: Vec<Duration>,
+    /// How long each event took to be heard.
+    pub told: Vec<Duration>,
+    /// How long it took to connect and have work accepted, each time.
+    pub kept: Vec<Duration>,
     /// Requests that were refused or not answered, events that did not come, and
     /// work that was accepted and not done.
     pub lost: u64,
 }
 
-impl Seen {
-    /// The time within which so many of a hundred requests were answered.
-    #[must_use]
-    pub fn percentile(&self, percent: usize) -> Duration {
-        let mut waits = self.waits.clone();
-        waits.sort_unstable();
-        let at = (waits.len() * percent / 100).min(waits.len().saturating_sub(1));
-        waits.get(at).copied().unwrap_or_default()
-    }
+/// The time that so many of a hundred do not exceed.
+#[must_use]
+pub fn percentile(times: &[Duration], percent: usize) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = (times.len() * percent / 100).min(times.len().saturating_sub(1));
+    times.get(at).copied().unwrap_or_default()
 }
 
 fn connect(socket: &Path) -> Option<Frames> {
@@ -81,13 +83,17 @@ pub fn workload(socket: &Path, time: Duration) -> Seen {
         let since = Instant::now();
         let text = format!("still here {n}");
         let answer = asker.ask(n, "echo:say", &json!({ "text": text }));
-        seen.waits.push(since.elapsed());
+        seen.answered.push(since.elapsed());
         seen.lost += u64::from(answer.ok() != Some(json!({ "text": text })));
+        let since = Instant::now();
         asker.send(&emit(None, "siege:told", &json!({ "n": n })));
         // Every one comes, in order, and none twice.
         seen.lost += u64::from(!matches!(listener.receive(), Frame::Event(event) if event.seq == n));
+        seen.told.push(since.elapsed());
         if n % KEPT_EVERY == 0 {
+            let since = Instant::now();
             kept.push(keep(socket, n));
+            seen.kept.push(since.elapsed());
         }
         thread::park_timeout(PAUSE);
     }

@@ -99,9 +99,12 @@ fn listed(records: &[Entry]) -> Result<Report> {
         "+SHA-256",
         "+CORRELATION",
     ]);
+    let dash = || "-".to_owned();
+    let short = |[seq, time, principal, event, permission, decision]: [String; 6]| {
+        [seq, time, principal, event, permission, decision, dash(), dash(), dash(), dash(), dash()]
+    };
     for entry in records {
         let time = ksi_protocol::json::timestamp(entry.record.at_ms());
-        let dash = || "-".to_owned();
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(dash);
         match &entry.record {
             Record::Decision(decision) => table.row([
@@ -117,38 +120,22 @@ fn listed(records: &[Entry]) -> Result<Report> {
                 decision.sha256.chars().take(16).collect(),
                 or_dash(&decision.correlation_id),
             ]),
+            Record::Repeated(repeated) => table.row(short([
+                entry.seq.to_string(),
+                time,
+                repeated.principal.clone(),
+                repeated.event.clone(),
+                repeated.permission.clone(),
+                format!("DENIED {} times more", repeated.denied),
+            ])),
             Record::Lost(lost) => {
                 let what =
                     format!("{} allowed and {} denied were not written down", lost.allowed, lost.denied);
-                table.row([
-                    entry.seq.to_string(),
-                    time,
-                    dash(),
-                    what,
-                    dash(),
-                    "LOST".into(),
-                    dash(),
-                    dash(),
-                    dash(),
-                    dash(),
-                    dash(),
-                ]);
+                table.row(short([entry.seq.to_string(), time, dash(), what, dash(), "LOST".into()]));
             }
             Record::Retired(retired) => {
                 let what = format!("records before {} were let go", retired.before_seq);
-                table.row([
-                    entry.seq.to_string(),
-                    time,
-                    dash(),
-                    what,
-                    dash(),
-                    "retired".into(),
-                    dash(),
-                    dash(),
-                    dash(),
-                    dash(),
-                    dash(),
-                ]);
+                table.row(short([entry.seq.to_string(), time, dash(), what, dash(), "retired".into()]));
             }
         }
     }

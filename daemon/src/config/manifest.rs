@@ -122,6 +122,11 @@ fn share(mut section: Section<'_>) -> Share {
         subscriptions: section.get("subscriptions_max", unset.subscriptions, whole(1..=1_000_000)),
         bytes: section.get("queued_bytes_max", unset.bytes, whole(65_536..=1 << 40)),
         per_second: section.get_optional("per_second_max", unset.per_second, whole(1..=1_000_000)),
+        connects_per_second: section.get(
+            "connects_per_second_max",
+            unset.connects_per_second,
+            whole(1..=1_000_000),
+        ),
     };
     section.finish();
     share

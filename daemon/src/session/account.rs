@@ -15,12 +15,14 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
 use ksi_protocol::{Code, Refusal};
 use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::rate::Rate;
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
@@ -42,6 +44,9 @@ pub struct Share {
     /// Requests and emissions a second; a second's worth may come at once.
     /// `None`: any number.
     pub per_second: Option<u32>,
+    /// New connections a second, where others are connected, too; a second's
+    /// worth may come at once. All users wait in one line to be let in.
+    pub connects_per_second: u32,
 }
 
 impl Default for Share {
@@ -52,6 +57,7 @@ impl Default for Share {
             subscriptions: 65_536,
             bytes: 64 * 1024 * 1024,
             per_second: None,
+            connects_per_second: 200,
         }
     }
 }
@@ -68,10 +74,10 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// No user yet, on so many threads.
+    /// No user yet, on so many processors.
     #[must_use]
-    pub fn new(share: Share, threads: usize) -> Self {
-        let places = threads.saturating_sub(1).max(1);
+    pub fn new(share: Share, processors: usize) -> Self {
+        let places = processors.saturating_sub(1).max(1);
         Self { share, places, open: Mutex::default(), users: Arc::default() }
     }
 
@@ -93,7 +99,8 @@ impl Accounts {
             in_flight: AtomicUsize::new(0),
             subscriptions: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            due_us: AtomicU64::new(0),
+            sent: Rate::default(),
+            connected: Rate::default(),
         });
         open.insert(user.to_owned(), Arc::downgrade(&account));
         account
@@ -111,9 +118,8 @@ pub struct Account {
     in_flight: AtomicUsize,
     subscriptions: AtomicUsize,
     bytes: AtomicUsize,
-    /// When what was sent so far would have been sent at the rate that is
-    /// allowed, microseconds since 1970.
-    due_us: AtomicU64,
+    sent: Rate,
+    connected: Rate,
 }
 
 impl Account {
@@ -129,8 +135,15 @@ impl Account {
     ///
     /// # Errors
     ///
-    /// `busy` where the user has too many.
-    pub fn connect(self: &Arc<Self>) -> Result<Connection, Refusal> {
+    /// `busy` where the user has too many, or opens them too fast while others
+    /// are connected.
+    pub fn connect(self: &Arc<Self>, now_ms: u64) -> Result<Connection, Refusal> {
+        if self.has_company() {
+            let rate = self.share.connects_per_second;
+            self.connected.take(rate, now_ms).map_err(|wait_ms| {
+                self.busy("connections opened within a second", rate as usize).retry_after_ms(wait_ms)
+            })?;
+        }
         let most = self.share.connections;
         let more = |open: usize| (open < most).then_some(open + 1);
         match self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
@@ -160,17 +173,9 @@ impl Account {
     /// `busy` where too much was sent of late.
     pub fn may_send(&self, now_ms: u64) -> Result<(), Refusal> {
         let Some(rate) = self.share.per_second else { return Ok(()) };
-        let now = now_ms.saturating_mul(1000);
-        let each = 1_000_000 / u64::from(rate.max(1));
-        let next = |due: u64| (due <= now + 1_000_000).then(|| due.max(now) + each);
-        match self.due_us.fetch_update(Ordering::AcqRel, Ordering::Acquire, next) {
-            Ok(_) => Ok(()),
-            Err(due) => {
-                let wait_ms = due.saturating_sub(now + 1_000_000).div_ceil(1000).max(1);
-                let what = "requests and emissions within a second";
-                Err(self.busy(what, rate as usize).retry_after_ms(wait_ms))
-            }
-        }
+        self.sent.take(rate, now_ms).map_err(|wait_ms| {
+            self.busy("requests and emissions within a second", rate as usize).retry_after_ms(wait_ms)
+        })
     }
 
     /// Charges for a subscription; whoever ends it gives it back.
@@ -275,16 +280,16 @@ mod tests {
     #[test]
     fn all_connections_of_a_user_have_one_account_and_others_have_theirs() {
         let (accounts, first) = account(Share { connections: 2, ..Share::default() });
-        let one = first.connect().unwrap();
-        let two = accounts.of("uid:1").connect().unwrap();
-        let refusal = accounts.of("uid:1").connect().unwrap_err();
+        let one = first.connect(NOW).unwrap();
+        let two = accounts.of("uid:1").connect(NOW).unwrap();
+        let refusal = accounts.of("uid:1").connect(NOW).unwrap_err();
         assert_eq!(refusal.code, Code::Busy);
         assert!(refusal.retry_after_ms.is_some() && refusal.message.contains("uid:1"), "{refusal}");
-        accounts.of("uid:2").connect().unwrap();
+        accounts.of("uid:2").connect(NOW).unwrap();
         drop(one);
-        let three = first.connect().unwrap();
+        let three = first.connect(NOW).unwrap();
         drop((two, three, first));
-        assert!(accounts.of("uid:1").connect().is_ok());
+        assert!(accounts.of("uid:1").connect(NOW).is_ok());
     }
 
     #[test]
@@ -296,7 +301,7 @@ mod tests {
         account.asked();
         assert!(account.may_ask(NOW).unwrap_err().message.contains("2 requests in flight"));
         account.answered(2);
-        let connections: Vec<_> = (0..4).map(|_| account.connect().unwrap()).collect();
+        let connections: Vec<_> = (0..4).map(|_| account.connect(NOW).unwrap()).collect();
         account.recharge(0, 1_000_000);
         assert!(!account.is_over(0, 0), "who has nothing waiting pays nothing");
         assert!(!account.is_over(250_000, 250_000), "no more than the share waits");
@@ -321,6 +326,19 @@ mod tests {
         account.may_send(NOW + 100).unwrap();
         assert!(account.may_send(NOW + 100).is_err());
         account.may_ask(NOW + 9000).unwrap();
+    }
+
+    #[test]
+    fn only_in_company_does_it_count_how_fast_a_user_connects() {
+        let (accounts, account) = account(Share { connects_per_second: 10, ..Share::default() });
+        let connects = |now_ms| (0..100).filter(|_| account.connect(now_ms).is_ok()).count();
+        assert_eq!(connects(NOW), 100);
+        let other = accounts.of("uid:2");
+        assert_eq!(connects(NOW), 11);
+        let refusal = account.connect(NOW).unwrap_err();
+        assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Busy, Some(100)));
+        other.connect(NOW).expect("each user has a rate of its own");
+        assert_eq!(connects(NOW + 500), 5);
     }
 
     #[tokio::test]

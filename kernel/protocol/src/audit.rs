@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum Record {
     /// Somebody was let do something, or not.
     Decision(Decision),
+    /// The same was denied again, so often that it was counted.
+    Repeated(Repeated),
     /// Decisions that found no room to be written down, by their exact number.
     Lost(Lost),
     /// The oldest records were let go by the rules of retention.
@@ -54,6 +56,28 @@ pub struct Decision {
     pub size: u64,
 }
 
+/// The same was denied again: the first denials of an event to a principal are
+/// written down one by one, those that follow soon are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Repeated {
+    /// When the first of these was denied, milliseconds since 1970 ...
+    pub at_ms: u64,
+    /// ... and the last.
+    pub until_ms: u64,
+    /// In whose name.
+    pub principal: String,
+    /// The tenant of that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// What was asked or told.
+    pub event: String,
+    /// What it takes.
+    pub permission: String,
+    /// How often, besides those that are written down.
+    pub denied: u64,
+}
+
 /// Decisions that found no room to be written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -82,6 +106,7 @@ impl Record {
     pub fn at_ms(&self) -> u64 {
         match self {
             Self::Decision(decision) => decision.at_ms,
+            Self::Repeated(repeated) => repeated.at_ms,
             Self::Lost(lost) => lost.at_ms,
             Self::Retired(retired) => retired.at_ms,
         }

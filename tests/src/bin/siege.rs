@@ -1,17 +1,19 @@
 //! Besieges a running daemon, and says whether a normal workload beside that lost
-//! anything or waited more than twice as long as in quiet: what `scripts/soak`
-//! runs.
+//! anything, and how long it waited: in quiet, besieged, and meanwhile at another
+//! daemon on the same machine that nobody attacks. The last tells what the attack
+//! costs through the processors that all of them share; the rest of it is the
+//! daemon's. What `scripts/soak` runs.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use ksi_tests::siege::{Seen, attack, torment, workload};
-use serde_json::json;
+use ksi_tests::siege::{Seen, attack, percentile, torment, workload};
+use serde_json::{Value, json};
 
 /// Connections of the attack.
 const CONNECTIONS: usize = 256;
@@ -31,15 +33,29 @@ fn main() -> ExitCode {
             println!("{sent}");
             0.into()
         }
-        [socket, seconds, more @ ..] if more.len() <= 1 => {
+        [socket, control, seconds, more @ ..] if more.len() <= 1 => {
             let Ok(seconds) = seconds.parse() else { return 2.into() };
-            siege(&PathBuf::from(socket), seconds, more.first().and_then(|uid| uid.parse().ok()))
+            let uid = more.first().and_then(|uid| uid.parse().ok());
+            siege(&PathBuf::from(socket), &PathBuf::from(control), seconds, uid)
         }
         _ => {
-            eprintln!("usage: siege SOCKET SECONDS [UID]    the attack comes as user UID");
+            eprintln!("usage: siege SOCKET CONTROL SECONDS [UID]    the attack comes as user UID");
             2.into()
         }
     }
+}
+
+/// What a workload saw, in numbers; times are microseconds, of which 50 and 99 of
+/// a hundred are no longer than that, and all.
+fn figures(seen: &Seen) -> Value {
+    let of = |times: &[Duration]| {
+        let us = |percent| u64::try_from(percentile(times, percent).as_micros()).unwrap_or(u64::MAX);
+        json!({ "p50": us(50), "p99": us(99), "max": us(100) })
+    };
+    json!({
+        "asked": seen.answered.len(), "lost": seen.lost,
+        "answered_us": of(&seen.answered), "told_us": of(&seen.told), "kept_us": of(&seen.kept),
+    })
 }
 
 fn after(time: Duration, stop: &AtomicBool) {
@@ -51,7 +67,7 @@ fn after(time: Duration, stop: &AtomicBool) {
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
-fn siege(socket: &PathBuf, seconds: u64, uid: Option<u32>) -> ExitCode {
+fn siege(socket: &Path, control: &Path, seconds: u64, uid: Option<u32>) -> ExitCode {
     let quiet = workload(socket, Duration::from_secs((seconds / 6).clamp(2, 20)));
     let mut command = match std::env::current_exe() {
         Ok(program) => Command::new(program),
@@ -69,24 +85,26 @@ fn siege(socket: &PathBuf, seconds: u64, uid: Option<u32>) -> ExitCode {
         return 1.into();
     };
     let stop = AtomicBool::new(false);
-    let (times, beside) = thread::scope(|scope| {
+    // Ends a little before the attack, so that all of it is beside that.
+    let time = Duration::from_secs(seconds.saturating_sub(1).max(1));
+    let (times, besieged, spared) = thread::scope(|scope| {
         let tormenting = scope.spawn(|| torment(socket, &stop));
-        // Ends a little before the attack, so that all of it is beside that.
-        let beside = workload(socket, Duration::from_secs(seconds.saturating_sub(1).max(1)));
+        let spared = scope.spawn(|| workload(control, time));
+        let besieged = workload(socket, time);
         stop.store(true, Ordering::Relaxed);
-        (tormenting.join().unwrap_or_default(), beside)
+        (tormenting.join().unwrap_or_default(), besieged, spared.join().unwrap_or_default())
     });
     let _ = attackers.wait();
-    let p99 = |seen: &Seen| seen.percentile(99);
-    let ratio = p99(&beside).as_secs_f64() / p99(&quiet).as_secs_f64();
-    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let ratio = |to: &Seen| {
+        let p99 = |seen: &Seen| percentile(&seen.answered, 99).as_secs_f64();
+        (p99(&besieged) / p99(to) * 100.0).round() / 100.0
+    };
+    let lost = quiet.lost + besieged.lost + spared.lost;
     let figures = json!({
-        "seconds": seconds, "connections": CONNECTIONS, "faults": times,
-        "asked": beside.waits.len(), "lost": quiet.lost + beside.lost,
-        "quiet_p50_us": us(quiet.percentile(50)), "quiet_p99_us": us(p99(&quiet)),
-        "p50_us": us(beside.percentile(50)), "p99_us": us(p99(&beside)),
-        "max_us": us(beside.percentile(100)), "p99_ratio": (ratio * 100.0).round() / 100.0,
+        "seconds": seconds, "connections": CONNECTIONS, "faults": times, "lost": lost,
+        "quiet": figures(&quiet), "besieged": figures(&besieged), "spared": figures(&spared),
+        "p99_to_quiet": ratio(&quiet), "p99_to_spared": ratio(&spared),
     });
     println!("{figures}");
-    u8::from(beside.lost + quiet.lost > 0).into()
+    u8::from(lost > 0).into()
 }

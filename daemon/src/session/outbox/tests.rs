@@ -217,7 +217,7 @@ async fn a_user_over_its_share_loses_the_oldest_events_of_its_own_and_all_is_giv
             (Outbox::new(ours, Face::Frames, account.clone(), Arc::default()), theirs)
         })
         .collect();
-    let _connections: Vec<_> = (0..5).map(|_| account.connect().unwrap()).collect();
+    let _connections: Vec<_> = (0..5).map(|_| account.connect(0).unwrap()).collect();
     let body = body(&"x".repeat(1000));
     for (outbox, _) in &pairs {
         account.subscribe().unwrap();

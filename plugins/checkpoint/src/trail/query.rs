@@ -77,12 +77,14 @@ fn fits(query: &Query, pattern: Option<&Pattern>, record: &Record) -> bool {
     if query.since_ms.is_some_and(|since| record.at_ms() < since) {
         return false;
     }
+    let is_of = |principal: &str, event: &str, allowed: bool| {
+        query.principal.as_deref().is_none_or(|asked| asked == principal)
+            && pattern.is_none_or(|pattern| pattern.matches(event))
+            && query.allowed.is_none_or(|asked| asked == allowed)
+    };
     match record {
-        Record::Decision(decision) => {
-            query.principal.as_ref().is_none_or(|principal| *principal == decision.principal)
-                && pattern.is_none_or(|pattern| pattern.matches(&decision.event))
-                && query.allowed.is_none_or(|allowed| allowed == decision.allowed)
-        }
+        Record::Decision(one) => is_of(&one.principal, &one.event, one.allowed),
+        Record::Repeated(many) => is_of(&many.principal, &many.event, false),
         // What is lost or let go is of interest to whoever asks for everything.
         Record::Lost(_) | Record::Retired(_) => {
             query.principal.is_none() && pattern.is_none() && query.allowed.is_none()

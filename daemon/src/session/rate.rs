@@ -1,0 +1,53 @@
+//! Rates: what happens at most so often a second.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ksi_protocol::Refusal;
+
+/// Refusals that the log tells of in a second.
+const COMPLAINTS_PER_SECOND: u32 = 1;
+
+/// How fast something happens.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    /// When all that happened so far would have happened at the rate that is
+    /// allowed, microseconds since 1970.
+    due_us: AtomicU64,
+}
+
+impl Rate {
+    /// Counts once more. A second's worth may come at once; where that is too
+    /// fast, in how many milliseconds it is not.
+    pub(super) fn take(&self, per_second: u32, now_ms: u64) -> Result<(), u64> {
+        let second_from_now = now_ms.saturating_mul(1000) + 1_000_000;
+        let each = 1_000_000 / u64::from(per_second.max(1));
+        let next = |due: u64| (due <= second_from_now).then(|| due.max(second_from_now - 1_000_000) + each);
+        match self.due_us.fetch_update(Ordering::AcqRel, Ordering::Acquire, next) {
+            Ok(_) => Ok(()),
+            Err(due) => Err(due.saturating_sub(second_from_now).div_ceil(1000).max(1)),
+        }
+    }
+}
+
+/// Tells the log of connections that are refused: a few of them, and the number
+/// of the others, since whoever is refused may come again without end, and what
+/// is new in a log takes the place of what is old.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    rate: Rate,
+    untold: AtomicU64,
+}
+
+impl Complaints {
+    /// Says why, unless too much was said of late.
+    pub(super) fn say(&self, why: &Refusal, now_ms: u64) {
+        if self.rate.take(COMPLAINTS_PER_SECOND, now_ms).is_err() {
+            self.untold.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        match self.untold.swap(0, Ordering::Relaxed) {
+            0 => tracing::warn!("connection refused: {why}"),
+            more => tracing::warn!(more, "connection refused, and more before: {why}"),
+        }
+    }
+}
