@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use ksi_provider::{Delta, StopReason, TokenLogprob, TokenLogprobs, ToolCallDelta, Usage, failure::Failure};
-use ksi_provider_http::{End, Events, Output, problem::Problem};
+use ksi_provider_http::{
+    End, Output,
+    problem::{Problem, invalid},
+};
 use ksi_sdk::prelude::{Deserialize, Refusal};
 use serde_json::Value;
 
@@ -111,30 +114,6 @@ struct CompletionDetails {
     reasoning_tokens: Option<u64>,
 }
 
-/// Why a stream cannot be read on.
-#[derive(Debug)]
-pub(crate) enum Flaw {
-    /// It is no answer.
-    Invalid(String),
-    /// The server said no in the middle of it.
-    Told(Refusal),
-}
-
-impl Flaw {
-    pub(crate) fn refusal(self, events: &Events) -> Refusal {
-        match self {
-            Self::Invalid(why) => events.invalid(why),
-            Self::Told(refusal) => refusal,
-        }
-    }
-}
-
-impl From<Refusal> for Flaw {
-    fn from(refusal: Refusal) -> Self {
-        Self::Told(refusal)
-    }
-}
-
 /// What is known of the answer so far, besides its pieces.
 #[derive(Debug)]
 pub(crate) struct Reading {
@@ -157,12 +136,13 @@ impl Reading {
     }
 
     /// Reads an event: the pieces in it, in their order.
-    pub(crate) fn read(&mut self, data: &str, output: &mut Output) -> Result<Vec<Delta>, Flaw> {
-        let unread =
-            |error: serde_json::Error| Flaw::Invalid(format!("an event of it cannot be read: {error}"));
+    pub(crate) fn read(&mut self, data: &str, output: &mut Output) -> Result<Vec<Delta>, Refusal> {
+        let unread = |error: serde_json::Error| {
+            invalid(crate::NAME, format!("an event of it cannot be read: {error}"))
+        };
         let value: Value = serde_json::from_str(data).map_err(unread)?;
         if let Some(problem) = Problem::read(&value) {
-            return Err(problem.refusal(crate::NAME, Failure::Overloaded).into());
+            return Err(problem.refusal(crate::NAME, Failure::Overloaded));
         }
         let chunk: Chunk = serde_json::from_value(value).map_err(unread)?;
         self.id = self.id.take().or(chunk.id);
@@ -175,7 +155,7 @@ impl Reading {
         let mut deltas = Vec::with_capacity(chunk.choices.len());
         for choice in chunk.choices {
             if choice.index >= self.choices {
-                return Err(Flaw::Invalid(format!("answer {} was not asked for", choice.index)));
+                return Err(invalid(crate::NAME, format!("answer {} was not asked for", choice.index)));
             }
             if choice.declines() {
                 self.declined.insert(choice.index);
@@ -200,7 +180,7 @@ impl ChunkChoice {
         self.delta.as_ref().is_some_and(|delta| delta.refusal.is_some())
     }
 
-    fn stop(&self) -> Result<Option<StopReason>, Flaw> {
+    fn stop(&self) -> Result<Option<StopReason>, Refusal> {
         let Some(reason) = self.finish_reason.as_deref().filter(|reason| !reason.is_empty()) else {
             return Ok(None);
         };
@@ -210,7 +190,7 @@ impl ChunkChoice {
             "length" | "max_tokens" => Ok(Some(StopReason::Length)),
             "tool_calls" | "function_call" => Ok(Some(StopReason::ToolCalls)),
             "content_filter" => Ok(Some(StopReason::ContentFilter)),
-            other => Err(Flaw::Invalid(format!("it ends for the reason `{}`", other.escape_debug()))),
+            other => Err(invalid(crate::NAME, format!("it ends for the reason `{}`", other.escape_debug()))),
         }
     }
 

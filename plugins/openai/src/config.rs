@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ksi_provider::Capability;
-use ksi_provider_http::{Limits, Server, Timeouts, server::unusable};
+use ksi_provider_http::{Limits, Server, Timeouts, known::Known, server::unusable};
 use ksi_sdk::{
     Secret,
     prelude::{Deserialize, Refusal},
@@ -70,16 +70,6 @@ pub enum Setting {
     TopK,
     MinP,
     RepetitionPenalty,
-}
-
-/// What the operator knows of a model.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Known {
-    /// Tokens of input and answer together.
-    pub context_length: Option<u64>,
-    /// What it can do; chat, tools and schemas if left out.
-    pub capabilities: Option<Vec<Capability>>,
 }
 
 impl Default for Config {

@@ -14,8 +14,8 @@ pub mod config;
 pub mod request;
 pub mod answer;
 
-use ksi_provider::{Delta, Generate, Generated, ListModels, Model, Models, failure::Failure};
-use ksi_provider_http::{Attempt, Client, Output, Worker};
+use ksi_provider::{Delta, Generate, Generated, ListModels, Models};
+use ksi_provider_http::{Attempt, Client, Output, Worker, known, problem::invalid};
 use ksi_sdk::prelude::{Chunks, Ctx, Deserialize, Plugin, Rc, Refusal, Register};
 use serde_json::Value;
 
@@ -66,29 +66,14 @@ impl OpenAi {
     async fn models(self: Rc<Self>, _ctx: Ctx, _ask: ListModels) -> Result<Models, Refusal> {
         let client = self.client.clone();
         let listed = self.worker.run(async move { client.get("/models").await }).await?;
-        let listed: Listed = serde_json::from_value(listed).map_err(|error| {
-            Failure::InvalidAnswer
-                .refusal(format!("provider `{NAME}` lists its models in another way: {error}"))
-        })?;
-        let mut models: Vec<Model> = listed.data.into_iter().map(|model| self.model(model)).collect();
-        models.sort_by(|a, b| a.name.cmp(&b.name));
-        let first = models.iter().position(|model| Some(&model.name) == self.config.default_model.as_ref());
-        if let Some(first) = first {
-            models[..=first].rotate_right(1);
-        }
-        Ok(Models { models })
-    }
-
-    /// A model, with what the server and the configuration know of it.
-    fn model(&self, listed: ListedModel) -> Model {
-        let known = self.config.models.get(&listed.id).cloned().unwrap_or_default();
-        let meta = listed.meta.and_then(|meta| meta.n_ctx_train);
-        Model {
-            context_length: known.context_length.or(listed.max_model_len).or(listed.context_length).or(meta),
-            capabilities: known.capabilities.unwrap_or_else(|| config::CAPABILITIES.to_vec()),
-            name: listed.id,
-            toy: false,
-        }
+        let listed: Listed = serde_json::from_value(listed)
+            .map_err(|error| invalid(NAME, format!("its list of models cannot be read: {error}")))?;
+        let models = listed.data.into_iter().map(|model| {
+            let meta = model.meta.and_then(|meta| meta.n_ctx_train);
+            (model.id, model.max_model_len.or(model.context_length).or(meta))
+        });
+        let Config { models: known, default_model, .. } = &self.config;
+        Ok(known::list(models, known, &config::CAPABILITIES, default_model.as_deref()))
     }
 }
 
@@ -131,7 +116,7 @@ impl Attempt for Exchange {
             if event.data == answer::DONE {
                 break;
             }
-            for delta in reading.read(&event.data, output).map_err(|flaw| flaw.refusal(&events))? {
+            for delta in reading.read(&event.data, output)? {
                 output.send(delta).await?;
             }
         }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::{
-    problem::Problem,
+    problem::{Problem, invalid},
     retry_after,
     server::{Limits, Server, Timeouts, grant_hint, unusable},
     sse::{Decoder, Event, Flaw},
@@ -105,7 +105,7 @@ impl Client {
         }
         let body = self.asking.body(&mut response, self.asking.limits.answer_bytes, true).await?;
         let answer: Value = serde_json::from_slice(&body)
-            .map_err(|error| self.asking.invalid(format!("its JSON cannot be read: {error}")))?;
+            .map_err(|error| invalid(self.asking.plugin, format!("its JSON cannot be read: {error}")))?;
         match Problem::read(&answer) {
             Some(problem) => Err(problem.refusal(self.asking.plugin, Failure::InvalidAnswer)),
             None => Ok(answer),
@@ -155,7 +155,7 @@ impl Events {
         loop {
             let event = self.decoder.take().map_err(|flaw| match flaw {
                 Flaw::TooLong(bytes) => self.asking.too_large("line_bytes", bytes),
-                Flaw::NotText => self.asking.invalid(flaw),
+                Flaw::NotText => invalid(self.asking.plugin, flaw),
             })?;
             if event.is_some() {
                 return Ok(event);
@@ -168,12 +168,6 @@ impl Events {
             }
             self.decoder.push(&bytes);
         }
-    }
-
-    /// The refusal of an answer that cannot be understood.
-    #[must_use]
-    pub fn invalid(&self, why: impl std::fmt::Display) -> Refusal {
-        self.asking.invalid(why)
     }
 
     /// The refusal of an answer that ended before it was whole.
@@ -251,7 +245,7 @@ impl Asking {
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = kind.map_or("no type".to_owned(), |kind| format!("`{}`", kind.escape_debug()));
-        self.invalid(format!("it is of {kind}, and not what was asked for"))
+        invalid(self.plugin, format!("it is of {kind}, and not what was asked for"))
     }
 
     fn redirected(&self, response: &Response, status: StatusCode) -> Refusal {
@@ -297,12 +291,6 @@ impl Asking {
 
     fn cut(&self, why: impl std::fmt::Display) -> Refusal {
         Failure::Cut.refusal(format!("the answer of provider `{}` was cut off: {why}", self.plugin))
-    }
-
-    fn invalid(&self, why: impl std::fmt::Display) -> Refusal {
-        Failure::InvalidAnswer
-            .refusal(format!("provider `{}` answered what cannot be understood: {why}", self.plugin))
-            .hint(format!("is `base_url` under [plugins.{}.config] right?", self.plugin))
     }
 
     fn too_large(&self, limit: &str, bytes: usize) -> Refusal {

@@ -17,6 +17,7 @@ pub mod server;
 pub mod client;
 pub mod sse;
 pub mod problem;
+pub mod known;
 pub mod output;
 pub mod worker;
 mod retry_after;

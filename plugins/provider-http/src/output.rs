@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use ksi_provider::{
     Alternative, Delta, Generated, StopReason, Timings, TokenLogprobs, ToolCall, ToolCallDelta, Usage,
-    failure::{Failure, after_text},
+    failure::after_text,
     request::{CHOICES_MAX, TOOL_CALLS_MAX},
 };
 use ksi_sdk::{
     Chunks,
     prelude::{Code, Refusal},
 };
+
+use crate::problem::invalid;
 
 /// Pause before a piece is offered again that found no room.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -97,6 +99,12 @@ impl Output {
     pub fn stop(&mut self, choice: u32, reason: StopReason) -> Result<(), Refusal> {
         self.choice(choice)?.stop_reason = Some(reason);
         Ok(())
+    }
+
+    /// Whether nothing was passed on yet.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.first.is_none()
     }
 
     /// Whether it is known of so many answers why they end.
@@ -240,8 +248,4 @@ impl Choice {
         let stop_reason = if waits { StopReason::ToolCalls } else { stop_reason };
         Ok(Alternative { text, tool_calls, stop_reason, logprobs })
     }
-}
-
-fn invalid(plugin: &str, why: impl std::fmt::Display) -> Refusal {
-    Failure::InvalidAnswer.refusal(format!("provider `{plugin}` answered what cannot be understood: {why}"))
 }

@@ -86,6 +86,15 @@ impl Problem {
     }
 }
 
+/// The refusal of an answer that cannot be understood.
+#[must_use]
+pub fn invalid(plugin: &str, why: impl std::fmt::Display) -> Refusal {
+    let failure = Failure::InvalidAnswer;
+    failure
+        .refusal(format!("provider `{plugin}` answered what cannot be understood: {why}"))
+        .hint(hint(plugin, failure))
+}
+
 /// What to do about a failure.
 fn hint(plugin: &str, failure: Failure) -> String {
     match failure {
