@@ -7,6 +7,8 @@ use ksi_sdk::trust::Key;
 
 /// Most conversations that one model may serve at once.
 pub const SLOTS_MAX: u32 = 64;
+/// Most requests that may wait for one model.
+const QUEUE_MAX: u32 = 4096;
 /// Context for each conversation where nothing else is said, in tokens. Large
 /// enough for a long chat, small enough for a laptop.
 pub const CONTEXT_DEFAULT: u32 = 4096;
@@ -37,6 +39,8 @@ pub struct Config {
     /// Conversations that one model serves at once; rounded up to a power of
     /// two.
     pub slots: u32,
+    /// Requests that may wait for a slot of a model; more are refused `busy`.
+    pub queue: u32,
     /// Models in memory at once; the one unused for longest makes room.
     pub max_loaded: u32,
     /// Tokens to generate where the request does not say.
@@ -60,6 +64,7 @@ impl Default for Config {
             threads: None,
             context: None,
             slots: 4,
+            queue: 64,
             max_loaded: 2,
             max_tokens_default: 256,
             gpu_layers: None,
@@ -81,6 +86,7 @@ impl Config {
         let limit = INPUT_BYTES_MAX as u64;
         for (key, value, min, max) in [
             ("slots", u64::from(self.slots), 1, u64::from(SLOTS_MAX)),
+            ("queue", u64::from(self.queue), 0, u64::from(QUEUE_MAX)),
             ("max_loaded", u64::from(self.max_loaded), 1, 16),
             ("max_tokens_default", u64::from(self.max_tokens_default), 1, 1 << 20),
             ("context", u64::from(self.context.unwrap_or(CONTEXT_DEFAULT)), u64::from(CONTEXT_MIN), 1 << 24),

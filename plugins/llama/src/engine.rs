@@ -10,7 +10,7 @@
 //!
 //! - A job that was accepted is answered exactly once: with its text, with a
 //!   refusal, or, should the engine's thread die, by its channel closing.
-//! - At most `slots + WAITING_MAX` jobs exist; each holds a [`Ticket`].
+//! - At most `slots + queue` jobs exist; each holds a [`Ticket`].
 //! - A model with a ticket out is never unloaded.
 //!
 //! # Failure
@@ -21,8 +21,12 @@
 
 pub mod backend;
 mod context;
+pub mod figures;
 mod log;
 pub mod model;
+mod pace;
+mod prefix;
+mod queue;
 pub mod sampler;
 mod scheduler;
 mod slot;
@@ -38,14 +42,15 @@ use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::payload::{Delta, StopReason};
+use figures::Figures;
 use model::Model;
 use sampler::Settings;
 
-/// Jobs that wait for a slot, beyond those that have one. More than this is
-/// minutes of waiting on any machine, so the asker should know at once.
-pub const WAITING_MAX: usize = 64;
-/// When to ask again after `busy`: about the length of a short answer.
+/// When to ask again after `busy` while nothing is known of how long answers
+/// take: about the length of a short one.
 pub const RETRY_AFTER_MS: u64 = 500;
+/// The same where that is known, at least and at most.
+const RETRY_AFTER_BOUNDS_MS: (u64, u64) = (50, 30_000);
 
 /// How a model is set up to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,15 @@ pub struct Setup {
     pub slots: u32,
     /// Processor threads, at least 1 and at most the number of cores.
     pub threads: u32,
+    /// Jobs that may wait for a slot, beyond those that have one.
+    pub queue: u32,
+}
+
+impl Setup {
+    /// Jobs that may exist at once.
+    fn places(&self) -> usize {
+        self.slots as usize + self.queue as usize
+    }
 }
 
 /// One generation to be done.
@@ -68,6 +82,10 @@ pub struct Job {
     pub settings: Settings,
     /// Strings before which the text ends.
     pub stops: Vec<String>,
+    /// Higher goes first among those that wait.
+    pub priority: i8,
+    /// When the answer is of no use any more.
+    pub deadline: Option<Instant>,
     /// Set once nobody waits for the answer.
     pub cancel: CancelToken,
     /// Where the pieces of the answer go.
@@ -78,6 +96,13 @@ pub struct Job {
     pub received: Instant,
     /// The place that the job takes up; free when the job is gone.
     pub ticket: Ticket,
+}
+
+impl Job {
+    /// Whether its time is over.
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
 }
 
 /// What came of a job.
@@ -92,6 +117,8 @@ pub struct Outcome {
     pub stop_reason: StopReason,
     /// Tokens of the input.
     pub prompt_tokens: usize,
+    /// Those of them that were in memory from an earlier job.
+    pub cached_tokens: usize,
     /// Tokens of the answer, without the one that ended the turn.
     pub completion_tokens: usize,
     /// From the arrival to the start in a slot.
@@ -142,6 +169,7 @@ pub struct Engine {
     jobs: SyncSender<Box<Job>>,
     /// Tickets that exist.
     tickets: AtomicUsize,
+    figures: Arc<Figures>,
     stop: Arc<AtomicBool>,
     /// Joined on drop, so that no thread outlives what it works on.
     thread: Option<JoinHandle<()>>,
@@ -155,11 +183,12 @@ impl Engine {
     /// `unavailable` with llama.cpp's own words where the context cannot be
     /// made, which is nearly always a lack of memory.
     pub fn start(model: Arc<Model>, setup: Setup) -> Result<Arc<Self>, Refusal> {
-        let (jobs, inbox) = sync_channel(setup.slots as usize + WAITING_MAX);
+        let (jobs, inbox) = sync_channel(setup.places());
         let (ready, started) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
+        let figures = Arc::new(Figures::default());
         let thread = {
-            let (model, stop) = (model.clone(), stop.clone());
+            let (model, stop, figures) = (model.clone(), stop.clone(), figures.clone());
             std::thread::Builder::new()
                 .name("engine".to_owned())
                 .spawn(move || {
@@ -168,7 +197,7 @@ impl Engine {
                         Ok(context) => {
                             let told = ready.send(Ok(()));
                             if told.is_ok() {
-                                scheduler::Scheduler::new(context, inbox, stop).run();
+                                scheduler::Scheduler::new(context, inbox, stop, figures).run();
                             }
                         }
                         Err(refusal) => drop(ready.send(Err(refusal))),
@@ -179,7 +208,8 @@ impl Engine {
                 })?
         };
         started.recv().map_err(|_| stopped())??;
-        Ok(Arc::new(Self { model, setup, jobs, tickets: AtomicUsize::new(0), stop, thread: Some(thread) }))
+        let tickets = AtomicUsize::new(0);
+        Ok(Arc::new(Self { model, setup, jobs, tickets, figures, stop, thread: Some(thread) }))
     }
 
     /// The model.
@@ -192,6 +222,12 @@ impl Engine {
     #[must_use]
     pub fn setup(&self) -> Setup {
         self.setup
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Whether its thread still runs. One that has died must be replaced.
@@ -212,20 +248,30 @@ impl Engine {
     ///
     /// `busy` where all slots and all places to wait are taken.
     pub fn ticket(self: &Arc<Self>) -> Result<Ticket, Refusal> {
-        let places = self.setup.slots as usize + WAITING_MAX;
+        let places = self.setup.places();
         let taken = self
             .tickets
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < places).then_some(taken + 1));
         match taken {
             Ok(_) => Ok(Ticket { engine: self.clone() }),
             Err(taken) => {
-                let waiting = taken - self.setup.slots as usize;
+                let waiting = taken.saturating_sub(self.setup.slots as usize);
                 Err(Refusal::new(Code::Busy, format!("{waiting} requests wait for this model already"))
-                    .hint("ask again later, or raise `slots` of the llama plugin")
+                    .hint("ask again later, or raise `slots` or `queue` of the llama plugin")
                     .details(json!({ "slots": self.setup.slots, "waiting": waiting }))
-                    .retry_after_ms(RETRY_AFTER_MS))
+                    .retry_after_ms(self.retry_after_ms()))
             }
         }
+    }
+
+    /// When a place is likely to be free: once the next of the slots is.
+    fn retry_after_ms(&self) -> u64 {
+        let slot_time = self.figures.slot_time() / self.setup.slots.max(1);
+        if slot_time.is_zero() {
+            return RETRY_AFTER_MS;
+        }
+        let (least, most) = RETRY_AFTER_BOUNDS_MS;
+        u64::try_from(slot_time.as_millis()).unwrap_or(most).clamp(least, most)
     }
 }
 

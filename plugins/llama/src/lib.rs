@@ -134,6 +134,8 @@ impl Llama {
         let input = ask.take_input(self.config.input_bytes_max)?;
         let name = self.resolve(ask.model.take());
         let max_tokens = self.max_tokens(ask.max_tokens)?;
+        let priority = ask.take_priority()?;
+        let deadline = deadline(received, ask.timeout_ms, ctx.deadline());
         let (ticket, load_time) = match self.shelf.ticket(&name)? {
             Some(ticket) => (ticket, None),
             None => {
@@ -160,6 +162,8 @@ impl Llama {
             max_tokens,
             settings,
             stops,
+            priority,
+            deadline,
             cancel,
             out,
             answer,
@@ -235,6 +239,14 @@ impl Llama {
     }
 }
 
+/// When an answer is of no use any more: after the asker's own time or the
+/// daemon's, whichever is over first.
+fn deadline(received: Instant, asked_ms: Option<u64>, left: Option<Duration>) -> Option<Instant> {
+    let asked = asked_ms.map(Duration::from_millis);
+    let time = asked.into_iter().chain(left).min()?;
+    received.checked_add(time)
+}
+
 fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
     let path: PathBuf = entry.path;
     let (header, error) = match entry.header {
@@ -306,14 +318,19 @@ fn generated(
         stop_reason: outcome.stop_reason,
         toy,
         seed,
-        usage: Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
+        usage: Usage {
+            prompt_tokens,
+            cached_tokens: outcome.cached_tokens as u64,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        },
         timings: Timings {
             load_ms: load_time.map(milliseconds),
             queued_ms: milliseconds(outcome.queued),
             prompt_ms: milliseconds(outcome.prompt_time),
             generate_ms: milliseconds(outcome.generate_time),
             first_token_ms: milliseconds(outcome.first_token),
-            prompt_per_second: per_second(outcome.prompt_tokens, outcome.prompt_time),
+            prompt_per_second: per_second(outcome.prompt_tokens - outcome.cached_tokens, outcome.prompt_time),
             // The first token belongs to the prompt's time.
             generate_per_second: per_second(
                 outcome.completion_tokens.saturating_sub(1),

@@ -187,6 +187,13 @@ pub struct Generate {
     /// End before any of these strings, at most 16 of 256 bytes.
     #[serde(default)]
     pub stop: Option<Vec<String>>,
+    /// Higher goes first among those that wait, -10 to 10. Default 0.
+    #[serde(default)]
+    pub priority: Option<i8>,
+    /// Time from the arrival of the request to the end of the answer, waiting
+    /// included. Then it is refused with `timeout`.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
 }
 
 /// A piece of the answer.
@@ -232,6 +239,8 @@ pub struct Generated {
 pub struct Usage {
     /// Tokens of the input.
     pub prompt_tokens: u64,
+    /// Those of them that did not have to be read again.
+    pub cached_tokens: u64,
     /// Tokens of the answer, without the one that ended the turn.
     pub completion_tokens: u64,
     /// Both together.
@@ -338,6 +347,22 @@ impl Generate {
         };
         check_bytes(input.bytes(), bytes_max)?;
         Ok(input)
+    }
+
+    /// The priority, 0 where none is given.
+    ///
+    /// # Errors
+    ///
+    /// Refuses one out of range.
+    pub fn take_priority(&mut self) -> Result<i8, Refusal> {
+        match self.priority.take().unwrap_or(0) {
+            priority @ -10..=10 => Ok(priority),
+            priority => Err(invalid(
+                "priority",
+                &format!("`priority` is {priority}; accepted is -10 to 10"),
+                "leave it out for 0",
+            )),
+        }
     }
 
     /// Takes the stop strings out of the request.

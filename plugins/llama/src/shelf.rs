@@ -283,7 +283,7 @@ impl Shelf {
         if slots < wanted {
             notes.push(format!("{slots} of {wanted} slots: there is no memory for more"));
         }
-        Ok(Setup { context, slots, threads })
+        Ok(Setup { context, slots, threads, queue: self.config.queue })
     }
 }
 

@@ -187,6 +187,7 @@ fn invalid_requests_are_refused_before_anything_is_loaded() {
         (json!({"prompt": "x", "stop": [""]}), Code::InvalidPayload, "stop string"),
         (json!({"prompt": "x", "stop": ["a".repeat(300)]}), Code::InvalidPayload, "stop string"),
         (json!({"prompt": "x", "stop": vec!["a"; 17]}), Code::InvalidPayload, "17"),
+        (json!({"prompt": "x", "priority": 11}), Code::InvalidPayload, "priority"),
         (json!({"prompt": "x", "temprature": 1.0}), Code::InvalidPayload, "temprature"),
         (json!({"messages": [{"role": "robot", "content": "x"}]}), Code::InvalidPayload, "robot"),
         (json!({"messages": vec![message[0].clone(); 1025]}), Code::TooLarge, "1025"),

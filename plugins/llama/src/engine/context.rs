@@ -18,6 +18,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 use llama_cpp_2::model::LlamaModel;
@@ -41,7 +42,7 @@ static MAKING: Mutex<()> = Mutex::new(());
 /// [`Context::forget_after`] has been called for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Somebody in the batch was cancelled.
+    /// Somebody in the batch was cancelled, or has no time left.
     Aborted,
     /// llama.cpp returned this code.
     Failed(i32),
@@ -54,7 +55,7 @@ struct Watch {
     /// Whether `cancels` is worth a look: a batch of single tokens is over
     /// sooner than it is worth.
     armed: AtomicBool,
-    cancels: Mutex<Vec<CancelToken>>,
+    cancels: Mutex<(Vec<CancelToken>, Option<Instant>)>,
 }
 
 unsafe extern "C" fn is_over(data: *mut c_void) -> bool {
@@ -64,8 +65,11 @@ unsafe extern "C" fn is_over(data: *mut c_void) -> bool {
     if watch.stop.load(Ordering::Relaxed) {
         return true;
     }
-    watch.armed.load(Ordering::Relaxed)
-        && watch.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter().any(CancelToken::is_cancelled)
+    if !watch.armed.load(Ordering::Relaxed) {
+        return false;
+    }
+    let (cancels, until) = &*watch.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+    cancels.iter().any(CancelToken::is_cancelled) || until.is_some_and(|until| Instant::now() >= until)
 }
 
 /// A batch to be decoded: tokens with their places.
@@ -141,7 +145,7 @@ impl Context {
     ///
     /// `unavailable` with llama.cpp's words.
     pub(super) fn new(model: Arc<Model>, setup: Setup, stop: Arc<AtomicBool>) -> Result<Self, Refusal> {
-        let watch = Box::new(Watch { stop, armed: AtomicBool::new(false), cancels: Mutex::new(Vec::new()) });
+        let watch = Box::new(Watch { stop, armed: AtomicBool::new(false), cancels: Mutex::default() });
         // SAFETY: returns a plain struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
         // Every sequence has its own part of the memory, so none can take
@@ -200,19 +204,25 @@ impl Context {
         }
     }
 
-    /// Decodes a batch. Ends early when one of `cancels` is set.
+    /// Decodes a batch. Ends early when one of `cancels` is set, or at `until`;
+    /// neither counts where `cancels` is empty.
     ///
     /// # Errors
     ///
     /// See [`Fault`].
-    pub(super) fn decode(&mut self, batch: &mut Batch, cancels: Vec<CancelToken>) -> Result<(), Fault> {
+    pub(super) fn decode(
+        &mut self,
+        batch: &mut Batch,
+        cancels: Vec<CancelToken>,
+        until: Option<Instant>,
+    ) -> Result<(), Fault> {
         self.scored.clear();
         let count = batch.tokens.len();
         if count == 0 || count > self.batch_max {
             return Err(Fault::Failed(-1));
         }
         self.watch.armed.store(!cancels.is_empty(), Ordering::Relaxed);
-        *self.watch.cancels.lock().unwrap_or_else(PoisonError::into_inner) = cancels;
+        *self.watch.cancels.lock().unwrap_or_else(PoisonError::into_inner) = (cancels, until);
         let mut counts = vec![1_i32; count];
         let mut sequences: Vec<*mut sys::llama_seq_id> =
             batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
@@ -259,15 +269,55 @@ impl Context {
     /// Forgets a sequence from a position on; whether that was possible. Some
     /// models can only forget a whole sequence.
     pub(super) fn forget_after(&mut self, sequence: i32, position: usize) -> bool {
-        let in_range = (0..i32::try_from(self.setup.slots).unwrap_or(1)).contains(&sequence);
         let Ok(position) = i32::try_from(position) else { return false };
         // SAFETY: the context is alive, and the number of the sequence is one
         // that it has.
-        in_range
+        self.has(sequence)
             && unsafe {
                 let memory = sys::llama_get_memory(self.pointer.as_ptr());
                 !memory.is_null() && sys::llama_memory_seq_rm(memory, sequence, position, -1)
             }
+    }
+
+    /// Whether [`Context::copy`] is possible: not where the memory of a model
+    /// is one state that only goes forward.
+    pub(super) fn can_copy(&self) -> bool {
+        let model = raw(self.model.inner());
+        // SAFETY: the model is kept loaded.
+        self.setup.slots > 1
+            && unsafe { !sys::llama_model_is_recurrent(model) && !sys::llama_model_is_hybrid(model) }
+    }
+
+    /// Replaces the memory of one sequence by that of another; whether that was
+    /// possible. The copy is made with the next batch.
+    pub(super) fn copy(&mut self, from: i32, to: i32) -> bool {
+        let possible = self.can_copy() && from != to && self.has(from) && self.has(to);
+        // SAFETY: the context is alive, the sequences are two that it has, and
+        // the whole of the memory is copied, which is all that llama.cpp can do.
+        possible
+            && unsafe {
+                let memory = sys::llama_get_memory(self.pointer.as_ptr());
+                if !memory.is_null() {
+                    sys::llama_memory_seq_cp(memory, from, to, -1, -1);
+                }
+                !memory.is_null()
+            }
+    }
+
+    /// Whether the memory of a sequence reaches back to its start. Models that
+    /// attend to a window only may have dropped it.
+    pub(super) fn begins_at_zero(&self, sequence: i32) -> bool {
+        // SAFETY: the context is alive, and the number of the sequence is one
+        // that it has.
+        self.has(sequence)
+            && unsafe {
+                let memory = sys::llama_get_memory(self.pointer.as_ptr());
+                !memory.is_null() && sys::llama_memory_seq_pos_min(memory, sequence) == 0
+            }
+    }
+
+    fn has(&self, sequence: i32) -> bool {
+        (0..i32::try_from(self.setup.slots).unwrap_or(1)).contains(&sequence)
     }
 }
 

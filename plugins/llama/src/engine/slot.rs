@@ -6,6 +6,7 @@ use std::time::Instant;
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
+use super::figures::Figures;
 use super::model::Model;
 use super::sampler::{NotANumber, Sampler};
 use super::{Job, Outcome};
@@ -19,6 +20,8 @@ pub(super) struct Running {
     /// The prompt, then what was generated.
     tokens: Vec<LlamaToken>,
     prompt_length: usize,
+    /// Tokens of the prompt that did not have to be read.
+    reused: usize,
     /// Tokens that are in the memory of the sequence.
     pub(super) decoded: usize,
     /// Tokens of this slot in the batch under way.
@@ -45,13 +48,15 @@ pub(super) enum Next {
 }
 
 impl Running {
-    pub(super) fn new(mut job: Job, vocabulary: i32) -> Self {
+    /// `reused` tokens of the prompt are in the memory of the sequence already.
+    pub(super) fn new(mut job: Job, vocabulary: i32, reused: usize) -> Self {
         let tokens = std::mem::take(&mut job.prompt);
         Self {
             sampler: Sampler::new(&job.settings, vocabulary, &tokens),
             prompt_length: tokens.len(),
             tokens,
-            decoded: 0,
+            reused,
+            decoded: reused,
             in_batch: 0,
             output: None,
             characters: Characters::default(),
@@ -74,6 +79,16 @@ impl Running {
         self.gone || self.job.cancel.is_cancelled()
     }
 
+    /// The prompt, then what was generated.
+    pub(super) fn tokens(&self) -> &[LlamaToken] {
+        &self.tokens
+    }
+
+    /// Tokens that were generated so far.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_length
+    }
+
     /// Tokens that are still to be decoded: one while generating, more while
     /// the prompt is read.
     pub(super) fn pending(&self) -> &[LlamaToken] {
@@ -94,10 +109,9 @@ impl Running {
         let text = self.characters.push(&model.piece(token));
         let passed = self.stops.push(&text);
         self.send(&passed.text);
-        let generated = self.tokens.len() - self.prompt_length;
         if passed.stopped {
             Next::Finish(StopReason::StopString)
-        } else if generated >= self.job.max_tokens as usize || self.tokens.len() >= context {
+        } else if self.generated() >= self.job.max_tokens as usize || self.tokens.len() >= context {
             Next::Finish(StopReason::Length)
         } else {
             Next::Continue
@@ -120,7 +134,7 @@ impl Running {
 
     /// Ends the generation and answers. The ticket is given back first, so
     /// that whoever has the answer finds the model idle.
-    pub(super) fn finish(mut self, mut reason: StopReason) {
+    pub(super) fn finish(mut self, mut reason: StopReason, figures: &Figures) {
         if reason != StopReason::StopString {
             let rest = self.characters.finish();
             let passed = self.stops.push(&rest);
@@ -139,12 +153,14 @@ impl Running {
             unsent: self.unsent,
             stop_reason: reason,
             prompt_tokens: self.prompt_length,
+            cached_tokens: self.reused,
             completion_tokens: self.tokens.len() - self.prompt_length,
             queued: self.started.saturating_duration_since(self.job.received),
             prompt_time: first.saturating_duration_since(self.started),
             first_token: first.saturating_duration_since(self.job.received),
             generate_time: ended.saturating_duration_since(first),
         };
+        figures.count(&outcome);
         reply(self.job, Ok(outcome));
     }
 
