@@ -23,6 +23,7 @@ pub mod backend;
 mod context;
 pub mod figures;
 mod log;
+mod logprobs;
 pub mod model;
 mod pace;
 mod prefix;
@@ -38,10 +39,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
+use ksi_provider::{Delta, StopReason, TokenLogprobs};
 use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
-use crate::payload::{Delta, StopReason};
+use crate::constraint::Constraint;
 use figures::Figures;
 use model::Model;
 use sampler::Settings;
@@ -82,6 +84,12 @@ pub struct Job {
     pub settings: Settings,
     /// Strings before which the text ends.
     pub stops: Vec<String>,
+    /// What the text must fit.
+    pub constraint: Option<Constraint>,
+    /// How many alternatives are to be told for each token.
+    pub logprobs: Option<u32>,
+    /// Which of several answers to one request it is.
+    pub choice: u32,
     /// Higher goes first among those that wait.
     pub priority: i8,
     /// When the answer is of no use any more.
@@ -110,9 +118,11 @@ impl Job {
 pub struct Outcome {
     /// The whole text.
     pub text: String,
-    /// The end of the text, where the host's queue was too full for it. It is
-    /// to be sent before the answer.
-    pub unsent: String,
+    /// How likely its tokens were, where that was asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// The end of the answer, where the host's queue was too full for it. It is
+    /// to be sent before the answer, unless it is empty.
+    pub unsent: Delta,
     /// Why it ended.
     pub stop_reason: StopReason,
     /// Tokens of the input.
@@ -141,6 +151,15 @@ impl Ticket {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// One more for the same engine.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::ticket`].
+    pub fn another(&self) -> Result<Self, Refusal> {
+        self.engine.ticket()
     }
 
     /// Hands a job over, with this ticket in it.

@@ -239,7 +239,6 @@ fn a_conversation_of_many_turns_and_roles_is_answered() {
             {"role": "system", "content": "You are kind."},
             {"role": "user", "content": "My name is Ada."},
             {"role": "assistant", "content": "Hello, Ada!"},
-            {"role": "tool", "content": "42"},
             {"role": "user", "content": ""},
         ], "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 1}),
     )

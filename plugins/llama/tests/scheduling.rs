@@ -119,24 +119,29 @@ fn a_thousand_that_wait_are_served_by_priority_and_then_in_turn() {
     for number in 0..1000_i32 {
         let priority = number * 7 % 21 - 10;
         let ask = json!({"prompt": "a", "max_tokens": 4, "temperature": 0.0, "priority": priority});
-        let opened = Instant::now();
-        waiting.push((opened, priority, host.open("llama:generate", ask)));
+        let before = Instant::now();
+        let call = host.open("llama:generate", ask);
+        waiting.push((before, Instant::now(), -priority, call));
     }
     end(&host, &first).unwrap();
-    let arrived = waiting.last().unwrap().0;
-    let mut started = Vec::new();
-    for (number, (opened, priority, call)) in waiting.iter().enumerate() {
+    let all_there = waiting.last().unwrap().1;
+    // When each began, at the earliest and at the latest.
+    let mut began = Vec::new();
+    for (turn, (before, after, rank, call)) in waiting.iter().enumerate() {
         let queued = end(&host, call).unwrap()["timings"]["queued_ms"].as_f64().unwrap();
-        let at = *opened + Duration::from_secs_f64(queued / 1000.0);
+        let queued = Duration::from_secs_f64(queued / 1000.0);
         // Those that the slot took before all were there had no rival.
-        if at > arrived {
-            started.push((at, *priority, number));
+        if *before + queued > all_there {
+            began.push(((*rank, turn), *before + queued, *after + queued));
         }
     }
-    assert!(started.len() > 300, "{} waited", started.len());
-    started.sort();
-    let served: Vec<_> = started.iter().map(|(_, priority, number)| (-priority, *number)).collect();
-    assert!(served.is_sorted(), "{served:?}");
+    assert!(began.len() > 300, "{} waited", began.len());
+    began.sort();
+    let mut latest = all_there;
+    for (turn, earliest, at_most) in began {
+        assert!(at_most >= latest, "{turn:?} began before its turn");
+        latest = latest.max(earliest);
+    }
 }
 
 #[test]

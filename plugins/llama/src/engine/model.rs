@@ -1,7 +1,7 @@
 //! A loaded model: its weights, its vocabulary and its chat template.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::model::LlamaModel;
@@ -9,6 +9,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
 use super::{backend, context, log};
+use crate::constraint::{Grammars, Vocabulary};
 use crate::gguf::Header;
 use crate::models::is_toy;
 use crate::payload::Input;
@@ -31,6 +32,8 @@ pub struct Model {
     controls: Vec<String>,
     vocabulary: i32,
     toy: bool,
+    /// Made when first needed, which takes a while.
+    grammars: OnceLock<Result<Grammars, Refusal>>,
 }
 
 impl Model {
@@ -90,7 +93,7 @@ impl Model {
         };
         let controls = vocab.tokens().filter(|token| vocab.is_control(*token)).map(text).collect();
         let template = Template::new(header.chat_template.as_deref(), text(vocab.bos()), text(vocab.eos()));
-        Self { inner, template, controls, vocabulary, toy: is_toy(header) }
+        Self { inner, template, controls, vocabulary, toy: is_toy(header), grammars: OnceLock::new() }
     }
 
     pub(super) fn inner(&self) -> &LlamaModel {
@@ -129,6 +132,22 @@ impl Model {
         } else {
             Vec::new()
         }
+    }
+
+    /// Compiles constraints of answers. The first call takes long.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where the vocabulary cannot be used for that.
+    pub fn grammars(&self) -> Result<&Grammars, Refusal> {
+        let vocab = self.inner.vocab();
+        let grammars = self.grammars.get_or_init(|| {
+            let pieces = vocab.tokens().map(|token| vocab.token_to_piece(token, false, None)).collect();
+            let ends = vocab.tokens().filter(|token| vocab.is_eog(*token));
+            let ends = ends.filter_map(|token| u32::try_from(token.0).ok()).collect();
+            Grammars::new(&Vocabulary { pieces, ends })
+        });
+        grammars.as_ref().map_err(Clone::clone)
     }
 
     /// Whether reading this input needs no thread with a larger stack.

@@ -286,6 +286,9 @@ impl Scheduler {
                 Next::Broken => {
                     self.refuse(index, "the model gives no usable scores; its file may be damaged")
                 }
+                Next::Stuck => {
+                    self.refuse(index, "the schema became too complex to enforce; use a simpler one")
+                }
             }
         }
     }

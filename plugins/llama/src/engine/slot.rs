@@ -3,14 +3,15 @@
 
 use std::time::Instant;
 
+use ksi_provider::{Delta, StopReason, TokenLogprobs};
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
 use super::figures::Figures;
 use super::model::Model;
 use super::sampler::{NotANumber, Sampler};
-use super::{Job, Outcome};
-use crate::payload::{Delta, StopReason};
+use super::{Job, Outcome, logprobs};
+use crate::constraint::{Constraint, Stuck};
 use crate::text::{Characters, Stops};
 
 /// A generation that has a slot.
@@ -31,8 +32,11 @@ pub(super) struct Running {
     characters: Characters,
     stops: Stops,
     text: String,
-    /// Text that the host did not take yet because its queue was full.
-    unsent: String,
+    /// The bytes of all tokens, kept where a constraint may have to end them.
+    bytes: Vec<u8>,
+    logprobs: Vec<TokenLogprobs>,
+    /// What the host did not take yet because its queue was full.
+    unsent: Delta,
     gone: bool,
     started: Instant,
     first: Option<Instant>,
@@ -45,6 +49,8 @@ pub(super) enum Next {
     Finish(StopReason),
     /// The weights are damaged.
     Broken,
+    /// What the text must fit has become too complex to go on with.
+    Stuck,
 }
 
 impl Running {
@@ -62,7 +68,9 @@ impl Running {
             characters: Characters::default(),
             stops: Stops::new(&job.stops),
             text: String::new(),
-            unsent: String::new(),
+            bytes: Vec::new(),
+            logprobs: Vec::new(),
+            unsent: Delta { choice: job.choice, ..Delta::default() },
             gone: false,
             started: Instant::now(),
             first: None,
@@ -97,7 +105,12 @@ impl Running {
 
     /// Chooses the next token by these scores.
     pub(super) fn step(&mut self, scores: &[f32], model: &Model, context: usize) -> Next {
-        let token = match self.sampler.choose(scores) {
+        let allowed = match self.job.constraint.as_mut().map(Constraint::allowed) {
+            Some(Err(Stuck)) => return Next::Stuck,
+            Some(Ok(allowed)) => Some(allowed),
+            None => None,
+        };
+        let token = match self.sampler.choose(scores, allowed.as_ref()) {
             Ok(token) => token,
             Err(NotANumber) => return Next::Broken,
         };
@@ -105,12 +118,29 @@ impl Running {
         if model.is_end(token) {
             return Next::Finish(StopReason::Stop);
         }
+        if let Some(count) = self.job.logprobs {
+            let text = |token| String::from_utf8_lossy(&model.piece(token)).into_owned();
+            let likely = logprobs::of(scores, token, count, text);
+            self.unsent.logprobs.push(likely.clone());
+            self.logprobs.push(likely);
+        }
         self.tokens.push(token);
-        let text = self.characters.push(&model.piece(token));
+        let piece = model.piece(token);
+        let mut done = false;
+        if let Some(constraint) = &mut self.job.constraint {
+            if constraint.accept(token) == Err(Stuck) {
+                return Next::Stuck;
+            }
+            self.bytes.extend_from_slice(&piece);
+            done = constraint.is_done();
+        }
+        let text = self.characters.push(&piece);
         let passed = self.stops.push(&text);
         self.send(&passed.text);
         if passed.stopped {
             Next::Finish(StopReason::StopString)
+        } else if done {
+            Next::Finish(StopReason::Stop)
         } else if self.generated() >= self.job.max_tokens as usize || self.tokens.len() >= context {
             Next::Finish(StopReason::Length)
         } else {
@@ -120,36 +150,50 @@ impl Running {
 
     fn send(&mut self, text: &str) {
         self.text.push_str(text);
-        self.unsent.push_str(text);
-        if self.unsent.is_empty() || self.gone {
+        self.unsent.text.push_str(text);
+        if self.unsent.text.is_empty() || self.gone {
             return;
         }
-        match self.job.out.send(&Delta { text: self.unsent.clone() }) {
-            Ok(()) => self.unsent.clear(),
+        match self.job.out.send(&self.unsent) {
+            Ok(()) => {
+                self.unsent.text.clear();
+                self.unsent.logprobs.clear();
+            }
             // The asker reads too slowly: the next piece takes this one along.
             Err(refusal) if refusal.code == Code::Busy => {}
             Err(_) => self.gone = true,
         }
     }
 
+    /// Sends what was held back. An answer that must fit something and was cut
+    /// is ended so that it does.
+    fn send_rest(&mut self, reason: StopReason) -> StopReason {
+        let constraint = self.job.constraint.take().filter(|_| reason == StopReason::Length);
+        let rest = match constraint.and_then(|constraint| constraint.ending(&self.bytes)) {
+            Some(ending) => ending,
+            None => self.characters.finish(),
+        };
+        let passed = self.stops.push(&rest);
+        self.send(&passed.text);
+        if passed.stopped {
+            return StopReason::StopString;
+        }
+        let held = self.stops.finish();
+        self.send(&held);
+        reason
+    }
+
     /// Ends the generation and answers. The ticket is given back first, so
     /// that whoever has the answer finds the model idle.
     pub(super) fn finish(mut self, mut reason: StopReason, figures: &Figures) {
         if reason != StopReason::StopString {
-            let rest = self.characters.finish();
-            let passed = self.stops.push(&rest);
-            self.send(&passed.text);
-            if passed.stopped {
-                reason = StopReason::StopString;
-            } else {
-                let held = self.stops.finish();
-                self.send(&held);
-            }
+            reason = self.send_rest(reason);
         }
         let ended = Instant::now();
         let first = self.first.unwrap_or(ended);
         let outcome = Outcome {
             text: self.text,
+            logprobs: self.logprobs,
             unsent: self.unsent,
             stop_reason: reason,
             prompt_tokens: self.prompt_length,
