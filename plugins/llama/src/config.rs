@@ -30,6 +30,9 @@ pub struct Config {
     pub models_dir: Option<PathBuf>,
     /// The model for requests that name none.
     pub default_model: String,
+    /// The model for embeddings of requests that name none; the first that can,
+    /// if left out.
+    pub embedding_model: Option<String>,
     /// Processor threads of one model, never more than there are cores. If
     /// left out: all cores, but one for a model of less than 64 MiB.
     pub threads: Option<u32>,
@@ -61,6 +64,7 @@ impl Default for Config {
         Self {
             models_dir: None,
             default_model: crate::models::BUILTIN_NAME.to_owned(),
+            embedding_model: None,
             threads: None,
             context: None,
             slots: 4,

@@ -21,6 +21,7 @@
 
 pub mod backend;
 mod context;
+pub mod embedder;
 pub mod figures;
 mod log;
 mod logprobs;
@@ -39,14 +40,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
+use ksi_provider::request::invalid;
 use ksi_provider::{Delta, StopReason, TokenLogprobs};
 use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::constraint::Constraint;
+use context::Context;
+use embedder::{Embedder, Texts};
 use figures::Figures;
 use model::Model;
 use sampler::Settings;
+use scheduler::Scheduler;
 
 /// When to ask again after `busy` while nothing is known of how long answers
 /// take: about the length of a short one.
@@ -99,17 +104,30 @@ pub struct Job {
     /// Where the pieces of the answer go.
     pub out: Chunks<Delta>,
     /// Where the whole answer goes.
-    pub answer: oneshot::Sender<Result<Outcome, Refusal>>,
+    pub asker: Asker<Outcome>,
     /// When the request came in, for its timings.
     pub received: Instant,
-    /// The place that the job takes up; free when the job is gone.
-    pub ticket: Ticket,
 }
 
 impl Job {
     /// Whether its time is over.
     fn is_late(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+}
+
+/// Who waits for an answer, and the place that it takes up.
+pub struct Asker<T> {
+    answer: oneshot::Sender<Result<T, Refusal>>,
+    ticket: Ticket,
+}
+
+impl<T> Asker<T> {
+    /// Answers. The ticket is given back first, so that whoever has the answer
+    /// finds the model idle. Nobody may be there any more; then nobody is told.
+    fn tell(self, answer: Result<T, Refusal>) {
+        drop(self.ticket);
+        let _ = self.answer.send(answer);
     }
 }
 
@@ -162,16 +180,40 @@ impl Ticket {
         self.engine.ticket()
     }
 
-    /// Hands a job over, with this ticket in it.
+    /// Hands a generation over, with this ticket in it.
     ///
     /// # Errors
     ///
-    /// `unavailable` where the engine's thread has died.
-    pub fn submit(self, job: impl FnOnce(Self) -> Job) -> Result<(), Refusal> {
-        let jobs = self.engine.jobs.clone();
+    /// `unavailable` where the engine's thread has died, `invalid_payload` where
+    /// the model makes no text.
+    pub fn generate(
+        self,
+        answer: oneshot::Sender<Result<Outcome, Refusal>>,
+        job: impl FnOnce(Asker<Outcome>) -> Job,
+    ) -> Result<(), Refusal> {
+        let Jobs::Text(jobs) = self.engine.jobs.clone() else {
+            let hint = "ask `llama:embed` of it, or use a model for chat or text";
+            return Err(invalid("model", "the model makes vectors and no text", hint));
+        };
         // There is room for every ticket that can exist, so this never blocks
         // and only fails where nobody receives any more.
-        jobs.try_send(Box::new(job(self))).map_err(|_| stopped())
+        jobs.try_send(Box::new(job(Asker { answer, ticket: self }))).map_err(|_| stopped())
+    }
+
+    /// Hands texts over that are to become vectors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ticket::generate`], for a model that makes text.
+    pub fn embed(
+        self,
+        answer: oneshot::Sender<Result<Vec<Vec<f32>>, Refusal>>,
+        job: impl FnOnce(Asker<Vec<Vec<f32>>>) -> Texts,
+    ) -> Result<(), Refusal> {
+        let Jobs::Vectors(jobs) = self.engine.jobs.clone() else {
+            return Err(invalid("model", "the model makes text and no vectors", "use one for embeddings"));
+        };
+        jobs.try_send(job(Asker { answer, ticket: self })).map_err(|_| stopped())
     }
 }
 
@@ -181,11 +223,18 @@ impl Drop for Ticket {
     }
 }
 
+/// The way to an engine's thread.
+#[derive(Clone)]
+enum Jobs {
+    Text(SyncSender<Box<Job>>),
+    Vectors(SyncSender<Texts>),
+}
+
 /// A loaded model with the thread that runs it.
 pub struct Engine {
     model: Arc<Model>,
     setup: Setup,
-    jobs: SyncSender<Box<Job>>,
+    jobs: Jobs,
     /// Tickets that exist.
     tickets: AtomicUsize,
     figures: Arc<Figures>,
@@ -202,21 +251,29 @@ impl Engine {
     /// `unavailable` with llama.cpp's own words where the context cannot be
     /// made, which is nearly always a lack of memory.
     pub fn start(model: Arc<Model>, setup: Setup) -> Result<Arc<Self>, Refusal> {
-        let (jobs, inbox) = sync_channel(setup.places());
         let (ready, started) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let figures = Arc::new(Figures::default());
+        let (jobs, work): (Jobs, Box<dyn FnOnce(Context) + Send>) = if model.pooling().is_some() {
+            let (jobs, inbox) = sync_channel(setup.places());
+            let stop = stop.clone();
+            (Jobs::Vectors(jobs), Box::new(move |context| Embedder::new(context, inbox, stop).run()))
+        } else {
+            let (jobs, inbox) = sync_channel(setup.places());
+            let (stop, figures) = (stop.clone(), figures.clone());
+            let work = move |context| Scheduler::new(context, inbox, stop, figures).run();
+            (Jobs::Text(jobs), Box::new(work))
+        };
         let thread = {
-            let (model, stop, figures) = (model.clone(), stop.clone(), figures.clone());
+            let (model, stop) = (model.clone(), stop.clone());
             std::thread::Builder::new()
                 .name("engine".to_owned())
                 .spawn(move || {
                     // The context is made, used and freed on this one thread.
-                    match context::Context::new(model, setup, stop.clone()) {
+                    match Context::new(model, setup, stop) {
                         Ok(context) => {
-                            let told = ready.send(Ok(()));
-                            if told.is_ok() {
-                                scheduler::Scheduler::new(context, inbox, stop, figures).run();
+                            if ready.send(Ok(())).is_ok() {
+                                work(context);
                             }
                         }
                         Err(refusal) => drop(ready.send(Err(refusal))),
@@ -299,7 +356,7 @@ impl Drop for Engine {
         self.stop.store(true, Ordering::Release);
         // Closing the channel ends a thread that waits for a job.
         let (closed, _) = sync_channel(0);
-        self.jobs = closed;
+        self.jobs = Jobs::Text(closed);
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

@@ -86,7 +86,7 @@ async fn answers(
     let mut waiting = Vec::new();
     for (choice, ticket) in (0..).zip(tickets) {
         let (answer, answered) = oneshot::channel();
-        ticket.submit(|ticket| Job {
+        ticket.generate(answer, |asker| Job {
             prompt: shared.prompt.clone(),
             max_tokens: shared.max_tokens,
             settings: shared.settings.with_seed_after(choice),
@@ -98,9 +98,8 @@ async fn answers(
             deadline: shared.deadline,
             cancel: ctx.cancel_token(),
             out: out.clone(),
-            answer,
+            asker,
             received: shared.received,
-            ticket,
         })?;
         waiting.push(answered);
     }

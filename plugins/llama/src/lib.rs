@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod constraint;
+mod embed;
 pub mod engine;
 mod generate;
 pub mod gguf;
@@ -33,6 +34,7 @@ use ksi_provider::{Capability, ListModels};
 use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register};
 
 use config::Config;
+use gguf::{Header, Pooling};
 use models::{BUILTIN_NAME, Entry, Library};
 use payload::{Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload, Unloaded};
 use shelf::{Loaded, Shelf};
@@ -65,6 +67,7 @@ impl Plugin for Llama {
         on.request("llama:unload", Self::unload);
         on.stream("llama:generate", Self::generate);
         on.request("llama:tokenize", Self::tokenize);
+        on.request("llama:embed", Self::embed);
     }
 }
 
@@ -169,6 +172,14 @@ impl Llama {
     }
 }
 
+fn capabilities(header: Option<&Header>) -> Vec<Capability> {
+    match header.map(|header| header.pooling) {
+        None | Some(Some(Pooling::Unsupported)) => Vec::new(),
+        Some(Some(_)) => vec![Capability::Embeddings],
+        Some(None) => vec![Capability::Chat, Capability::JsonSchema],
+    }
+}
+
 fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
     let path: PathBuf = entry.path;
     let (header, error) = match entry.header {
@@ -181,7 +192,7 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         builtin: entry.builtin,
         toy: entry.builtin || header.as_ref().is_some_and(models::is_toy),
         loaded,
-        capabilities: header.iter().flat_map(|_| [Capability::Chat, Capability::JsonSchema]).collect(),
+        capabilities: capabilities(header.as_ref()),
         architecture: header.as_ref().map(|header| header.architecture.clone()),
         parameters: header.as_ref().map(|header| header.parameters),
         quantization: header.as_ref().map(|header| header.quantization.clone()),

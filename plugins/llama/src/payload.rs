@@ -122,6 +122,52 @@ pub struct Tokenized {
     pub count: u64,
 }
 
+/// Turn texts into vectors: texts that mean the same have vectors that point the
+/// same way.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Embed {
+    /// Name of the model; if left out, `embedding_model` of the configuration,
+    /// or else the first that can.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// The texts, 1 to 2048.
+    #[schemars(length(min = 1, max = 2048))]
+    pub texts: Vec<String>,
+    /// Whether vectors get the length 1, so that their product is the cosine.
+    /// Default true.
+    #[serde(default = "yes")]
+    pub normalize: bool,
+    /// Whether a text that is too long for the model is cut; if not, it is
+    /// refused. Default false.
+    #[serde(default)]
+    pub truncate: bool,
+    /// Time from the arrival of the request to the end of the answer.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The vectors of texts.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Embedded {
+    /// The model that made them. Vectors of different models cannot be compared.
+    pub model: String,
+    /// A vector for each text, in their order.
+    pub embeddings: Vec<Vec<f32>>,
+    /// Numbers in each vector.
+    pub dimensions: u64,
+    /// How a vector was made of those of the tokens: `mean`, `cls` or `last`.
+    pub pooling: String,
+    /// Whether each has the length 1.
+    pub normalized: bool,
+    /// Tokens of all texts.
+    pub prompt_tokens: u64,
+}
+
 /// What a generation starts from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {

@@ -155,9 +155,22 @@ impl Context {
         params.n_seq_max = setup.slots;
         params.n_batch = BATCH_TOKENS_MAX;
         params.n_ubatch = BATCH_TOKENS_MAX;
-        // One token of each sequence needs scores; room for more would be
-        // hundreds of megabytes with a large vocabulary.
-        params.n_outputs_max = setup.slots;
+        if model.pooling().is_some() {
+            // A text is read in one piece, and each of its tokens counts.
+            let batch = setup.context.next_multiple_of(CONTEXT_STEP).max(BATCH_TOKENS_MAX);
+            params.n_batch = batch;
+            params.n_ubatch = batch;
+            params.embeddings = true;
+            params.pooling_type = match model.pooling() {
+                Some("cls") => sys::LLAMA_POOLING_TYPE_CLS,
+                Some("last") => sys::LLAMA_POOLING_TYPE_LAST,
+                _ => sys::LLAMA_POOLING_TYPE_MEAN,
+            };
+        } else {
+            // One token of each sequence needs scores; room for more would be
+            // hundreds of megabytes with a large vocabulary.
+            params.n_outputs_max = setup.slots;
+        }
         params.n_threads = i32::try_from(setup.threads).unwrap_or(1);
         params.n_threads_batch = params.n_threads;
         params.abort_callback = Some(is_over);
@@ -266,6 +279,25 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts(scores, length) })
     }
 
+    /// The vector of the text that was this sequence in the last batch.
+    pub(super) fn vector(&self, sequence: usize) -> Option<Vec<f32>> {
+        let sequence = i32::try_from(sequence).ok().filter(|sequence| self.has(*sequence))?;
+        self.model.pooling()?;
+        // SAFETY: the context is alive and pools, so this is null or a vector.
+        let vector = unsafe { sys::llama_get_embeddings_seq(self.pointer.as_ptr(), sequence) };
+        // SAFETY: it has as many numbers as the model says, and is copied before
+        // the next batch, which needs `&mut self`.
+        (!vector.is_null())
+            .then(|| unsafe { std::slice::from_raw_parts(vector, self.model.dimensions()) }.to_vec())
+    }
+
+    /// Forgets all sequences.
+    pub(super) fn forget_all(&mut self) {
+        for sequence in 0..i32::try_from(self.setup.slots).unwrap_or(1) {
+            self.forget_after(sequence, 0);
+        }
+    }
+
     /// Forgets a sequence from a position on; whether that was possible. Some
     /// models can only forget a whole sequence.
     pub(super) fn forget_after(&mut self, sequence: i32, position: usize) -> bool {
@@ -337,6 +369,19 @@ pub(super) fn can_generate(model: &LlamaModel) -> bool {
             && !sys::llama_model_has_encoder(model)
             && !sys::llama_model_is_diffusion(model)
     }
+}
+
+/// Whether a model makes vectors of texts.
+pub(super) fn can_embed(model: &LlamaModel) -> bool {
+    let model = raw(model);
+    // SAFETY: the model is borrowed, so it is alive.
+    unsafe { !sys::llama_model_has_encoder(model) && !sys::llama_model_is_recurrent(model) }
+}
+
+/// Numbers in a vector that a model makes.
+pub(super) fn dimensions(model: &LlamaModel) -> usize {
+    // SAFETY: the model is borrowed, so it is alive.
+    usize::try_from(unsafe { sys::llama_model_n_embd_out(raw(model)) }).unwrap_or(0)
 }
 
 /// The pointer inside a model of the safe crate.

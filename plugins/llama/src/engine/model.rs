@@ -10,7 +10,7 @@ use llama_cpp_2::token::LlamaToken;
 
 use super::{backend, context, log};
 use crate::constraint::{Grammars, Vocabulary};
-use crate::gguf::Header;
+use crate::gguf::{Header, Pooling};
 use crate::models::is_toy;
 use crate::payload::Input;
 use crate::template::{Part, Template};
@@ -32,6 +32,8 @@ pub struct Model {
     controls: Vec<String>,
     vocabulary: i32,
     toy: bool,
+    pooling: Option<Pooling>,
+    dimensions: usize,
     /// Made when first needed, which takes a while.
     grammars: OnceLock<Result<Grammars, Refusal>>,
 }
@@ -73,9 +75,16 @@ impl Model {
             refusal.retryable = false;
             refusal
         })?;
-        if !context::can_generate(&inner) {
-            let message = format!("a model of the kind `{}` does not generate text", header.architecture);
-            let mut refusal = Refusal::new(Code::Unavailable, message).hint("use a model for chat or text");
+        let able = match header.pooling {
+            Some(Pooling::Unsupported) => false,
+            Some(_) => context::can_embed(&inner),
+            None => context::can_generate(&inner),
+        };
+        if !able {
+            let message =
+                format!("a model of the kind `{}` makes neither text nor vectors", header.architecture);
+            let mut refusal =
+                Refusal::new(Code::Unavailable, message).hint("use a model for chat, text or embeddings");
             refusal.retryable = false;
             return Err(refusal);
         }
@@ -93,7 +102,16 @@ impl Model {
         };
         let controls = vocab.tokens().filter(|token| vocab.is_control(*token)).map(text).collect();
         let template = Template::new(header.chat_template.as_deref(), text(vocab.bos()), text(vocab.eos()));
-        Self { inner, template, controls, vocabulary, toy: is_toy(header), grammars: OnceLock::new() }
+        Self {
+            dimensions: context::dimensions(&inner),
+            pooling: header.pooling,
+            toy: is_toy(header),
+            grammars: OnceLock::new(),
+            inner,
+            template,
+            controls,
+            vocabulary,
+        }
     }
 
     pub(super) fn inner(&self) -> &LlamaModel {
@@ -110,6 +128,28 @@ impl Model {
     #[must_use]
     pub fn is_toy(&self) -> bool {
         self.toy
+    }
+
+    /// How it makes the vector of a text; `None` where it makes text.
+    #[must_use]
+    pub fn pooling(&self) -> Option<&'static str> {
+        self.pooling.map(Pooling::as_str)
+    }
+
+    /// Numbers in a vector that it makes.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The tokens of a text of which a vector is to be made, none of them a
+    /// control token but those that the vocabulary adds.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where no thread with enough stack can be made.
+    pub fn tokens_to_embed(&self, text: &str) -> Result<Vec<LlamaToken>, Refusal> {
+        self.tokenize(&[Part::Plain(text.to_owned())], true)
     }
 
     /// Where the chat template is from.

@@ -27,7 +27,7 @@ use super::figures::Figures;
 use super::pace::{self, Pace};
 use super::prefix::{self, Plan, View};
 use super::queue::Queue;
-use super::slot::{Next, Running, reply};
+use super::slot::{Next, Running};
 use super::{Job, stopped};
 
 /// A place for one conversation.
@@ -110,7 +110,7 @@ impl Scheduler {
 
     fn refuse_all(&mut self) {
         for job in self.waiting.take_all(|_| true) {
-            reply(*job, Err(stopped()));
+            job.asker.tell(Err(stopped()));
         }
         for running in self.slots.iter_mut().filter_map(|slot| slot.running.take()) {
             running.refuse(stopped());
@@ -124,7 +124,7 @@ impl Scheduler {
         for job in self.waiting.take_all(|job| job.cancel.is_cancelled() || job.is_late(now)) {
             let waited = now.saturating_duration_since(job.received);
             let message = format!("no slot was free within {} ms", waited.as_millis());
-            reply(*job, Err(late(&message)));
+            job.asker.tell(Err(late(&message)));
             given_up += 1;
         }
         for index in 0..self.slots.len() {
@@ -165,7 +165,7 @@ impl Scheduler {
             let fits = (1..context).contains(&job.prompt.len())
                 && job.prompt.iter().all(|token| (0..vocabulary).contains(&token.0));
             if !fits {
-                reply(*job, Err(Refusal::new(Code::Internal, "the prompt does not fit the model")));
+                job.asker.tell(Err(Refusal::new(Code::Internal, "the prompt does not fit the model")));
                 continue;
             }
             let reused = self.remember(&plan);

@@ -183,8 +183,7 @@ impl Running {
         reason
     }
 
-    /// Ends the generation and answers. The ticket is given back first, so
-    /// that whoever has the answer finds the model idle.
+    /// Ends the generation and answers.
     pub(super) fn finish(mut self, mut reason: StopReason, figures: &Figures) {
         if reason != StopReason::StopString {
             reason = self.send_rest(reason);
@@ -205,18 +204,11 @@ impl Running {
             generate_time: ended.saturating_duration_since(first),
         };
         figures.count(&outcome);
-        reply(self.job, Ok(outcome));
+        self.job.asker.tell(Ok(outcome));
     }
 
     /// Ends the generation with a refusal.
     pub(super) fn refuse(self, refusal: Refusal) {
-        reply(self.job, Err(refusal));
+        self.job.asker.tell(Err(refusal));
     }
-}
-
-/// Answers a job. Nobody may be there any more; then nobody is told.
-pub(super) fn reply(job: Job, answer: Result<Outcome, Refusal>) {
-    let Job { ticket, answer: asker, .. } = job;
-    drop(ticket);
-    let _ = asker.send(answer);
 }
