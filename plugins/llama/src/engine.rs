@@ -46,6 +46,8 @@ use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::constraint::Constraint;
+use crate::tuning::Tuning;
+pub(crate) use context::BATCH_TOKENS_MAX;
 use context::Context;
 use embedder::{Embedder, Texts};
 use figures::Figures;
@@ -60,7 +62,7 @@ pub const RETRY_AFTER_MS: u64 = 500;
 const RETRY_AFTER_BOUNDS_MS: (u64, u64) = (50, 30_000);
 
 /// How a model is set up to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Setup {
     /// Tokens of context for each conversation.
     pub context: u32,
@@ -70,6 +72,8 @@ pub struct Setup {
     pub threads: u32,
     /// Jobs that may wait for a slot, beyond those that have one.
     pub queue: u32,
+    /// The rest, as far as it is given.
+    pub tuning: Tuning,
 }
 
 impl Setup {
@@ -265,7 +269,7 @@ impl Engine {
             (Jobs::Text(jobs), Box::new(work))
         };
         let thread = {
-            let (model, stop) = (model.clone(), stop.clone());
+            let (model, setup, stop) = (model.clone(), setup.clone(), stop.clone());
             std::thread::Builder::new()
                 .name("engine".to_owned())
                 .spawn(move || {
@@ -296,8 +300,8 @@ impl Engine {
 
     /// How it runs.
     #[must_use]
-    pub fn setup(&self) -> Setup {
-        self.setup
+    pub fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// What it has done so far.

@@ -14,6 +14,7 @@
 //! Every refusal names what was wrong, with the numbers in its details. A
 //! broken model file is listed with its error and does not disturb the others.
 
+pub mod budget;
 pub mod config;
 pub mod constraint;
 mod embed;
@@ -25,6 +26,7 @@ pub mod payload;
 pub mod shelf;
 pub mod template;
 pub mod text;
+pub mod tuning;
 pub mod vetting;
 
 use std::path::PathBuf;

@@ -77,6 +77,8 @@ pub struct LoadReport {
     pub threads: u32,
     /// Layers asked to be on a graphics card.
     pub gpu_layers: u32,
+    /// Memory that it takes, estimated before it was loaded.
+    pub memory_bytes: u64,
     /// Where the chat template is from: `model`, or `chatml (fallback)` and why.
     pub template: String,
     /// Whether the model is a toy.

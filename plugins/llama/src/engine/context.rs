@@ -27,10 +27,11 @@ use llama_cpp_sys_2 as sys;
 
 use super::model::Model;
 use super::{Setup, log};
+use crate::tuning::{CacheType, FlashAttention, RopeScaling, Tuning};
 
 /// Most tokens that are decoded at once. Long enough to keep the processor
 /// busy, short enough that others get their next token in between.
-const BATCH_TOKENS_MAX: u32 = 512;
+pub(crate) const BATCH_TOKENS_MAX: u32 = 512;
 /// llama.cpp rounds the context of a sequence up to this many tokens.
 const CONTEXT_STEP: u32 = 256;
 
@@ -153,8 +154,7 @@ impl Context {
         params.kv_unified = false;
         params.n_ctx = setup.slots * setup.context.next_multiple_of(CONTEXT_STEP);
         params.n_seq_max = setup.slots;
-        params.n_batch = BATCH_TOKENS_MAX;
-        params.n_ubatch = BATCH_TOKENS_MAX;
+        tune(&mut params, &setup.tuning);
         if model.pooling().is_some() {
             // A text is read in one piece, and each of its tokens counts.
             let batch = setup.context.next_multiple_of(CONTEXT_STEP).max(BATCH_TOKENS_MAX);
@@ -172,7 +172,8 @@ impl Context {
             params.n_outputs_max = setup.slots;
         }
         params.n_threads = i32::try_from(setup.threads).unwrap_or(1);
-        params.n_threads_batch = params.n_threads;
+        params.n_threads_batch =
+            i32::try_from(setup.tuning.threads_batch.unwrap_or(setup.threads)).unwrap_or(1);
         params.abort_callback = Some(is_over);
         params.abort_callback_data = std::ptr::from_ref(watch.as_ref()).cast_mut().cast();
         params.no_perf = true;
@@ -199,8 +200,8 @@ impl Context {
         &self.model
     }
 
-    pub(super) fn setup(&self) -> Setup {
-        self.setup
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// An empty batch with the limits of this context.
@@ -358,6 +359,37 @@ impl Drop for Context {
         // SAFETY: made by `new`, freed only here; model and watch outlive it.
         unsafe { sys::llama_free(self.pointer.as_ptr()) };
     }
+}
+
+/// Puts settings into llama.cpp's form; what is not given stays as it is.
+fn tune(params: &mut sys::llama_context_params, tuning: &Tuning) {
+    let cache = |kind: CacheType| match kind {
+        CacheType::F32 => sys::GGML_TYPE_F32,
+        CacheType::F16 => sys::GGML_TYPE_F16,
+        CacheType::Bf16 => sys::GGML_TYPE_BF16,
+        CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        CacheType::Q5_1 => sys::GGML_TYPE_Q5_1,
+        CacheType::Q5_0 => sys::GGML_TYPE_Q5_0,
+        CacheType::Q4_1 => sys::GGML_TYPE_Q4_1,
+        CacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
+    };
+    params.n_batch = tuning.batch_size.unwrap_or(BATCH_TOKENS_MAX);
+    params.n_ubatch = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX).min(params.n_batch);
+    params.type_k = tuning.cache_type_k.map_or(params.type_k, cache);
+    params.type_v = tuning.cache_type_v.map_or(params.type_v, cache);
+    params.flash_attn_type = match tuning.flash_attn {
+        None | Some(FlashAttention::Auto) => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        Some(FlashAttention::On) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        Some(FlashAttention::Off) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    };
+    params.rope_scaling_type = match tuning.rope_scaling {
+        None => params.rope_scaling_type,
+        Some(RopeScaling::None) => sys::LLAMA_ROPE_SCALING_TYPE_NONE,
+        Some(RopeScaling::Linear) => sys::LLAMA_ROPE_SCALING_TYPE_LINEAR,
+        Some(RopeScaling::Yarn) => sys::LLAMA_ROPE_SCALING_TYPE_YARN,
+    };
+    params.rope_freq_base = tuning.rope_freq_base.unwrap_or(params.rope_freq_base);
+    params.rope_freq_scale = tuning.rope_freq_scale.unwrap_or(params.rope_freq_scale);
 }
 
 /// Whether a model generates text, and not only embeddings or translations.

@@ -9,11 +9,13 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
 use super::{backend, context, log};
+use crate::config::gpu_layer_count;
 use crate::constraint::{Grammars, Vocabulary};
 use crate::gguf::{Header, Pooling};
 use crate::models::is_toy;
 use crate::payload::Input;
 use crate::template::{Part, Template};
+use crate::tuning::Tuning;
 
 /// Stack that llama.cpp's tokenizer may need per byte of input: some
 /// vocabularies go through a recursive regular expression, measured at 325
@@ -49,14 +51,17 @@ impl Model {
     pub fn load(
         path: &Path,
         header: &Header,
-        gpu_layers: u32,
+        tuning: &Tuning,
         mut progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Arc<Self>, Refusal> {
         let backend = backend::get()?;
         let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let seen = cancelled.clone();
-        let params =
-            LlamaModelParams::default().with_n_gpu_layers(gpu_layers).with_progress_callback(move |part| {
+        let params = LlamaModelParams::default()
+            .with_n_gpu_layers(gpu_layer_count(tuning.gpu_layers))
+            .with_use_mmap(tuning.mmap.unwrap_or(true))
+            .with_use_mlock(tuning.mlock.unwrap_or(false))
+            .with_progress_callback(move |part| {
                 let goes_on = progress(part);
                 if !goes_on {
                     seen.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -8,9 +8,9 @@ fn context(slots: u32) -> (tempfile::TempDir, Context, Arc<AtomicBool>) {
     let dir = tempfile::tempdir().unwrap();
     let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
     let (entry, header) = library.find("ksi-tiny").unwrap();
-    let model = Model::load(&entry.path, &header, 0, |_| true).unwrap();
+    let model = Model::load(&entry.path, &header, &Tuning::default(), |_| true).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let setup = Setup { context: 1024, slots, threads: 1, queue: 4 };
+    let setup = Setup { context: 1024, slots, threads: 1, ..Setup::default() };
     let context = Context::new(model, setup, stop.clone()).unwrap();
     (dir, context, stop)
 }
@@ -105,7 +105,7 @@ fn contexts_are_made_at_the_same_time_without_harm() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let setup = Setup { context: 64, slots: 2, threads: 1, queue: 4 };
+                let setup = Setup { context: 64, slots: 2, threads: 1, ..Setup::default() };
                 let mut context = Context::new(model.clone(), setup, Arc::default()).unwrap();
                 let mut batch = prompt(&context, 16);
                 context.decode(&mut batch, Vec::new(), None).unwrap();
