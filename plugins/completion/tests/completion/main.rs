@@ -14,10 +14,12 @@ use ksi_sdk::{
 use plugin_completion::Completion;
 use serde_json::{Value, json};
 
+mod budgets;
 mod endings;
 mod queueing;
 mod requests;
 mod retries;
+mod routing;
 
 type Host = FakeHost<Completion>;
 
