@@ -36,6 +36,11 @@ pub(crate) struct Config {
     pub(crate) queue_bytes_max: usize,
     /// Time from acceptance to result where a request does not say.
     pub(crate) timeout_ms: u64,
+    /// Time for the word of plugins on a prompt, and again on its answer.
+    pub(crate) hooks_timeout_ms: u64,
+    /// Tokens that a model is given to read of a remembered conversation where
+    /// nobody knows how many it can.
+    pub(crate) context_tokens: u64,
     /// Settings of providers, by name.
     pub(crate) providers: BTreeMap<String, ProviderConfig>,
     /// What may be used, by name.
@@ -130,6 +135,8 @@ impl Default for Config {
             queue_max: 1024,
             queue_bytes_max: 64 * 1024 * 1024,
             timeout_ms: 600_000,
+            hooks_timeout_ms: 5000,
+            context_tokens: 8192,
             providers: BTreeMap::new(),
             budgets: BTreeMap::new(),
             retry: RetryConfig::default(),
@@ -208,6 +215,9 @@ impl Config {
         }
         if !(1..=TIMEOUT_MS_MAX).contains(&self.timeout_ms) {
             return wrong("timeout_ms", format!("must be from 1 to {TIMEOUT_MS_MAX}"));
+        }
+        if !(1..=600_000).contains(&self.hooks_timeout_ms) {
+            return wrong("hooks_timeout_ms", "must be from 1 to 600000".into());
         }
         if self.retry.attempts > 10 || self.retry.base_ms > 60_000 {
             return wrong("retry", "allows at most 10 attempts and a base of 60000 ms".into());

@@ -31,6 +31,9 @@ use ksi_sdk::{
 mod books;
 mod clock;
 mod config;
+mod context;
+mod history;
+mod hooks;
 mod kept;
 mod ledger;
 mod order;
@@ -39,18 +42,21 @@ mod provider;
 pub mod queue;
 pub mod results;
 pub mod route;
+mod schema;
 mod signal;
 mod work;
 
 use books::{Books, Who};
 use clock::Clock;
 use config::Config;
+use history::History;
 use ledger::{Ended, Entry, Ledger, Phase};
 use order::{Order, integer};
 use payload::{
-    AsyncRequest, BreakerInfo, By, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Get,
-    GetAnswer, ProviderInfo, ProvidersRequest, Request, Route, RouteRequest, Started, State, Status,
-    StatusRequest, UsageAnswer, UsageRequest,
+    AsyncRequest, BreakerInfo, By, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Forget,
+    Forgotten, Get, GetAnswer, HistoryAnswer, HistoryRequest, PostLlmResult, PreLlmPrompt, ProviderInfo,
+    ProvidersRequest, Request, Route, RouteRequest, Started, State, Status, StatusRequest, UsageAnswer,
+    UsageRequest,
 };
 use provider::Providers;
 use route::{Router, View, breaker, catalogue::Catalogue};
@@ -105,11 +111,18 @@ impl Plugin for Completion {
         on.request("completion:providers", Self::providers);
         on.request("completion:route", Self::route);
         on.request("completion:usage", Self::usage);
+        on.request("completion:history", Self::history);
+        on.request("completion:forget", Self::forget);
+        // What others make of them on their way is what counts.
+        on.request(hooks::PRE, async |_: Rc<Self>, _, prompt: PreLlmPrompt| Ok(prompt));
+        on.request(hooks::POST, async |_: Rc<Self>, _, result: PostLlmResult| Ok(result));
         // What nobody can answer is refused before it is accepted as work. Where
         // this plugin is away, it is refused when it is carried out.
-        for event in ["*:generate", "*:models", "work:get", "work:wait", "work:cancel"] {
+        for event in ["*:generate", "*:models", "llama:tokenize", "work:get", "work:wait", "work:cancel"] {
             on.calls(event);
         }
+        on.calls(hooks::PRE);
+        on.calls(hooks::POST);
         on.intercept("completion:async", Stage::Before, 0, true, Self::check);
         on.emits::<Started>("completion:started");
         on.emits::<Delta>("completion:delta");
@@ -306,6 +319,17 @@ impl Completion {
         let (rows, total) = books::report::added_up(&seen, &ask.by.unwrap_or(vec![By::Day, By::Model]));
         let who = who(&ctx, None, None);
         Ok(UsageAnswer { rows, total, budgets: self.books.standing(&self.ctx, &who).await? })
+    }
+
+    async fn history(self: Rc<Self>, ctx: Ctx, ask: HistoryRequest) -> Result<HistoryAnswer, Refusal> {
+        let name = order::name("conversation_id", Some(&ask.conversation_id))?.unwrap_or_default();
+        let History { messages, .. } = History::read(&self.ctx, ctx.tenant(), &name, "").await?;
+        Ok(HistoryAnswer { messages })
+    }
+
+    async fn forget(self: Rc<Self>, ctx: Ctx, ask: Forget) -> Result<Forgotten, Refusal> {
+        let name = order::name("conversation_id", Some(&ask.conversation_id))?.unwrap_or_default();
+        Ok(Forgotten { messages: history::forget(&self.ctx, ctx.tenant(), &name).await? })
     }
 
     /// Asks the providers that an order may go to for their models, where that was

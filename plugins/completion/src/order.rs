@@ -6,7 +6,11 @@
 use ksi_provider::{Generate, Message, ResponseFormat, Role};
 use ksi_sdk::prelude::{Ctx, Duration, Refusal, json};
 
-use crate::{config::Config, payload::Request, provider::Providers};
+use crate::{
+    config::Config,
+    payload::{Memory, Request},
+    provider::Providers,
+};
 
 mod choice;
 
@@ -16,6 +20,8 @@ pub(crate) use choice::{Choice, Chosen, tier};
 pub(crate) const TIMEOUT_MS_MAX: u64 = 86_400_000;
 /// Longest name of a conversation or an agent: they are keys of tables.
 const NAME_BYTES_MAX: usize = 128;
+/// Most memories of a request.
+const MEMORIES_MAX: usize = 64;
 /// Longest name that a provider is told a conversation by.
 const SCOPED_BYTES_MAX: usize = 256;
 
@@ -28,6 +34,13 @@ pub(crate) struct Order {
     pub(crate) settings: Generate,
     pub(crate) conversation: Option<String>,
     pub(crate) agent: Option<String>,
+    /// Whether the conversation is remembered.
+    pub(crate) remember: bool,
+    pub(crate) memories: Vec<Memory>,
+    /// Most tokens to read.
+    pub(crate) context_tokens: Option<u64>,
+    /// How many are read, where somebody has counted.
+    pub(crate) prompt_tokens: Option<u64>,
     pub(crate) priority: i8,
     pub(crate) timeout: Duration,
     /// Whether another attempt may begin after text was sent.
@@ -44,6 +57,8 @@ pub(crate) struct Needs {
     /// About how many tokens are read, and how many at most made where the order
     /// says.
     pub(crate) prompt_tokens: u64,
+    /// How many are read at least.
+    pub(crate) least_tokens: u64,
     pub(crate) max_tokens: Option<u64>,
 }
 
@@ -61,7 +76,12 @@ impl Order {
         let timeout = integer("timeout_ms", request.timeout_ms, 1, TIMEOUT_MS_MAX)?;
         let conversation = name("conversation_id", request.conversation_id.as_deref())?;
         let agent = name("agent", request.agent.as_deref())?;
-        let (restart, local_only) = (request.restart, request.local_only);
+        let (restart, local_only, remember) = (request.restart, request.local_only, request.remember);
+        if remember && conversation.is_none() {
+            return Err(invalid("conversation_id", "is missing: `remember` needs one"));
+        }
+        let memories = memories(&request.memories)?;
+        let context_tokens = integer("context_tokens", request.context_tokens, 1, 100_000_000)?;
         let settings = settings(&request)?;
         let messages = messages(request)?;
         let whole = Generate { messages: Some(messages), ..settings };
@@ -74,6 +94,10 @@ impl Order {
             settings: Generate { messages: None, ..whole },
             conversation,
             agent,
+            remember,
+            memories,
+            context_tokens,
+            prompt_tokens: None,
             priority,
             timeout: Duration::from_millis(timeout.unwrap_or(config.timeout_ms)),
             restart,
@@ -85,7 +109,8 @@ impl Order {
     pub(crate) fn bytes(&self) -> usize {
         let texts = self.messages.iter().map(|message| message.bytes() + 64).sum::<usize>();
         let stops = self.settings.stop.iter().map(String::len).sum::<usize>();
-        512 + texts + stops + self.schema_bytes()
+        let memories = self.memories.iter().map(|memory| memory.text.len() + 64).sum::<usize>();
+        512 + texts + stops + memories + self.schema_bytes()
     }
 
     fn schema_bytes(&self) -> usize {
@@ -101,10 +126,15 @@ impl Order {
 
     pub(crate) fn needs(&self) -> Needs {
         let texts = self.messages.iter().map(|message| estimated_tokens(message.bytes())).sum::<u64>();
+        let memories = self.memories.iter().map(|memory| estimated_tokens(memory.text.len())).sum::<u64>();
+        let bytes = self.messages.iter().map(Message::bytes).sum::<usize>() as u64;
+        let counted = self.prompt_tokens;
         Needs {
             tools: !self.settings.tools.is_empty(),
             json_schema: matches!(self.settings.response_format, Some(ResponseFormat::JsonSchema(_))),
-            prompt_tokens: texts + estimated_tokens(self.schema_bytes()),
+            prompt_tokens: counted.unwrap_or(texts + memories) + estimated_tokens(self.schema_bytes()),
+            // No tokenizer does much better than this with what people write.
+            least_tokens: counted.unwrap_or(bytes / 8),
             max_tokens: self.settings.max_tokens.map(u64::from),
         }
     }
@@ -151,7 +181,7 @@ pub(crate) fn integer<T: TryFrom<i64>>(
     }
 }
 
-fn name(path: &str, name: Option<&str>) -> Result<Option<String>, Refusal> {
+pub(crate) fn name(path: &str, name: Option<&str>) -> Result<Option<String>, Refusal> {
     match name {
         Some(name) if !(1..=NAME_BYTES_MAX).contains(&name.len()) => {
             Err(invalid(path, &format!("must have 1 to {NAME_BYTES_MAX} bytes")))
@@ -177,6 +207,17 @@ fn settings(request: &Request) -> Result<Generate, Refusal> {
         stop: request.stop.clone().unwrap_or_default(),
         ..Generate::default()
     })
+}
+
+fn memories(memories: &[Memory]) -> Result<Vec<Memory>, Refusal> {
+    if memories.len() > MEMORIES_MAX {
+        let why = format!("has {} texts, of {MEMORIES_MAX} allowed", memories.len());
+        return Err(invalid("memories", &why));
+    }
+    for (index, memory) in memories.iter().enumerate() {
+        name(&format!("memories[{index}].name"), Some(&memory.name))?;
+    }
+    Ok(memories.to_vec())
 }
 
 fn messages(request: Request) -> Result<Vec<Message>, Refusal> {

@@ -8,9 +8,13 @@ use ksi_provider::{Message, ResponseFormat, Timings, Tool, ToolCall, ToolCallDel
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};
 use serde_json::{Map, Value};
 
+mod conversation;
+mod hook;
 mod route;
 mod usage;
 
+pub use conversation::{ContextReport, Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
+pub use hook::{PostLlmResult, PreLlmPrompt};
 pub use route::{Candidate, Route, RouteRequest, Stage};
 pub use usage::{Budget, By, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
 
@@ -45,6 +49,16 @@ pub struct Request {
     /// Only asks models that keep everything on this machine.
     #[serde(default)]
     pub local_only: bool,
+    /// Goes on with the conversation as it is remembered, and remembers this request and its answer.
+    #[serde(default)]
+    pub remember: bool,
+    /// What else the model shall know, by name; a part of the system text.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub memories: Vec<Memory>,
+    /// Most tokens that the model is given to read. What is left out then is told in the result.
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub context_tokens: Option<i64>,
     /// Which agent asks; budgets may be per agent.
     #[schemars(length(min = 1, max = 128))]
     pub agent: Option<String>,
@@ -186,6 +200,12 @@ pub struct Completed {
     pub ignored: Vec<String>,
     /// The conversation, where the request named one.
     pub conversation_id: Option<String>,
+    /// What the model was given to read, where that was put together for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<ContextReport>,
+    /// Whether the conversation was remembered, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remembered: Option<bool>,
 }
 
 /// A request has reached its provider. Told once more where it has to be begun

@@ -3,9 +3,9 @@
 //! Every candidate passes four stages: *capability* (can it do what the request
 //! needs), *policy* (may it be asked), *health* (its circuit breaker lets
 //! requests through), *score* (about how long it would take). What is left is
-//! ranked by tier, then by score. A candidate that has to be waited for, or whose
-//! plugin was not there when last looked, goes behind the others, and is still
-//! asked where there is no other.
+//! ranked by tier, then by score. A candidate that has to be waited for, whose
+//! context may be too small, or whose plugin was not there when last looked, goes
+//! behind the others, and is still asked where there is no other.
 //!
 //! It asks nobody and reads no clock: a pure state machine, the time is an
 //! argument in milliseconds since the start.
@@ -189,6 +189,10 @@ impl Router {
             ranked.reasons.push(format!("the limit of {} lets it begin in {wait_ms} ms", provider.name));
         }
         if let Some(why) = view.catalogue.absent(target.lane, now_ms) {
+            ranked.last_resort = true;
+            ranked.reasons.push(why);
+        }
+        if let Some(why) = view.catalogue.is_tight(target, provider, needs) {
             ranked.last_resort = true;
             ranked.reasons.push(why);
         }

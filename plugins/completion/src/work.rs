@@ -25,6 +25,7 @@ use crate::{
     payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
 };
 
+mod prepare;
 mod run;
 
 use run::Run;
@@ -140,7 +141,7 @@ impl Work {
     async fn perform(&self) -> Result<Completed, Refusal> {
         let entry = &self.place.entry;
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
-        Run::new(self).to_the_end().await
+        Run::begin(self).await?.to_the_end().await
     }
 
     /// Lets what was used be written down, beside whatever else goes on.

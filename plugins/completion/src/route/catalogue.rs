@@ -108,7 +108,16 @@ impl Catalogue {
             return Some("it cannot answer by a JSON schema".into());
         }
         let context = self.context_length(target, provider)?;
+        let least = needs.least_tokens;
+        (least > context)
+            .then(|| format!("at least {least} tokens are to be read, and its context has {context}"))
+    }
+
+    /// Where question and answer hardly fit into its context.
+    pub(crate) fn is_tight(&self, target: &Target, provider: &Provider, needs: &Needs) -> Option<String> {
+        let context = self.context_length(target, provider)?;
         let tokens = needs.tokens();
-        (tokens > context).then(|| format!("about {tokens} tokens are needed, and its context has {context}"))
+        (tokens > context)
+            .then(|| format!("about {tokens} tokens may be needed, and its context has {context}"))
     }
 }

@@ -137,9 +137,11 @@ fn what_a_model_is_known_to_lack_leaves_it_out() {
     assert_eq!(ask("openai/plain", schema.clone()), Some(Stage::Capability));
     assert_eq!(ask("openai/unknown", tools), None, "what is not known is not held against it");
     assert_eq!(ask("openai/unknown", schema), None);
-    assert_eq!(ask("openai/small", json!({"max_tokens": 200})), Some(Stage::Capability));
-    assert_eq!(ask("openai/small", json!({"max_tokens": 90})), None);
-    assert_eq!(ask("openai/small", json!({"prompt": "x".repeat(500)})), Some(Stage::Capability));
+    assert_eq!(ask("openai/small", json!({"prompt": "x".repeat(1000)})), Some(Stage::Capability));
+    assert_eq!(ask("openai/small", json!({"max_tokens": 200})), None, "it may be content with less");
+    let larger =
+        json!({"prompt": "x", "model": "openai/small", "fallbacks": ["mock/echo"], "max_tokens": 200});
+    assert_eq!(world.eligible(larger), ["mock/echo", "openai/small"]);
 }
 
 #[test]

@@ -10,18 +10,22 @@
 
 use std::cell::{Cell, RefCell};
 
-use ksi_provider::{Generated, Usage};
+use ksi_provider::{Generated, Message, Role, Usage};
 use ksi_sdk::prelude::{Code, Duration, Refusal};
 
-use super::Work;
+use super::{
+    Work,
+    prepare::{Prepared, about, prepare},
+};
 use crate::{
     Completion,
     books::{Amounts, Reserved, Taken, cost},
     ledger::Phase,
-    order::{Chosen, estimated_tokens},
+    order::{Chosen, Order, estimated_tokens},
     payload::{Completed, ModelName, Restarted, Tried},
     provider::{Attempt, DEFAULT, Piece, Stream, Target, is_absent},
     route::{self, Ranked, Ticket, View},
+    schema,
 };
 
 /// Longest text of an answer: it must fit a frame together with the rest.
@@ -30,6 +34,7 @@ const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A request that has its turn.
 pub(super) struct Run<'a> {
     work: &'a Work,
+    prepared: Prepared,
     tried: RefCell<Vec<Tried>>,
     /// Models that will not be tried again, and why.
     spent: RefCell<Vec<(Target, String)>>,
@@ -50,14 +55,27 @@ enum Next {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(work: &'a Work) -> Self {
-        Self {
+    /// Prepares a request whose turn it is.
+    pub(super) async fn begin(work: &'a Work) -> Result<Self, Refusal> {
+        work.started().await;
+        let plugin = &work.place.plugin;
+        let ranked = plugin.rank(&work.ctx, &work.order);
+        let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
+            return Err(work.with_id(route::nobody(&ranked, &plugin.providers), &[]));
+        };
+        let prepared = prepare(work, &best.target).await.map_err(|refusal| work.with_id(refusal, &[]))?;
+        Ok(Self {
             work,
+            prepared,
             tried: RefCell::default(),
             spent: RefCell::default(),
             last: RefCell::default(),
             said: Cell::new(0),
-        }
+        })
+    }
+
+    fn order(&self) -> &Order {
+        &self.prepared.order
     }
 
     fn plugin(&self) -> &Completion {
@@ -66,7 +84,6 @@ impl<'a> Run<'a> {
 
     pub(super) async fn to_the_end(&self) -> Result<Completed, Refusal> {
         let entry = &self.work.place.entry;
-        self.work.started().await;
         loop {
             let ranked = self.rank();
             let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
@@ -94,7 +111,7 @@ impl<'a> Run<'a> {
                 }
             };
             match self.attempt(&best.target, reserved).await {
-                Ok(answer) => return Ok(self.completed(&best.target, answer)),
+                Ok(answer) => return self.completed(&best.target, answer).await,
                 Err(refusal) => match self.next(&best.target, &refusal, &ranked) {
                     Next::End => return Err(self.work.with_id(refusal, &self.tried.borrow())),
                     Next::Again(pause) => {
@@ -125,7 +142,7 @@ impl<'a> Run<'a> {
             tenant: self.work.ctx.tenant(),
             spent: &self.spent.borrow(),
         };
-        plugin.router.borrow().rank(&self.work.order, &view, plugin.now_ms())
+        plugin.router.borrow().rank(self.order(), &view, plugin.now_ms())
     }
 
     /// Waits until the limits of the provider let the request begin.
@@ -146,12 +163,12 @@ impl<'a> Run<'a> {
 
     fn left(&self) -> Duration {
         let age_ms = self.plugin().now_ms().saturating_sub(self.work.place.entry.accepted_ms);
-        self.work.order.timeout.saturating_sub(Duration::from_millis(age_ms))
+        self.order().timeout.saturating_sub(Duration::from_millis(age_ms))
     }
 
     /// Reserves in the budgets that apply what the next attempt is expected to take.
     async fn reserve(&self, target: &Target) -> Result<Reserved<'_>, Refusal> {
-        let (plugin, order) = (self.plugin(), &self.work.order);
+        let (plugin, order) = (self.plugin(), self.order());
         let needs = order.needs();
         let (made, price) = (needs.max_tokens.unwrap_or(0), plugin.providers.of(target).model(&target.model));
         let expected = Amounts {
@@ -173,7 +190,7 @@ impl<'a> Run<'a> {
     /// What an attempt has taken so far, where its provider does not say.
     fn guess(&self, target: &Target, said: usize) -> Taken {
         let price = self.plugin().providers.of(target).model(&target.model);
-        let prompt_tokens = self.work.order.needs().prompt_tokens;
+        let prompt_tokens = self.order().needs().prompt_tokens;
         let completion_tokens = estimated_tokens(said);
         let nanos = cost(prompt_tokens, price.prompt_price) + cost(completion_tokens, price.completion_price);
         Taken { prompt_tokens, completion_tokens, nanos, answered: false, asked: true }
@@ -193,7 +210,7 @@ impl<'a> Run<'a> {
     async fn attempt(&self, target: &Target, mut reserved: Reserved<'_>) -> Result<Generated, Refusal> {
         let plugin = self.plugin();
         let began_ms = plugin.now_ms();
-        let needs = self.work.order.needs();
+        let needs = self.order().needs();
         let begun = plugin.router.borrow_mut().begin(target, needs.tokens(), began_ms);
         // The ranking has just said that it is let through.
         let ticket =
@@ -204,8 +221,12 @@ impl<'a> Run<'a> {
         let first_ms = Cell::new(None);
         // As long as nothing else is known: it was asked, and read the request.
         reserved.taken = self.guess(target, 0);
-        let asked =
-            self.ask(target, &first_ms).await.map_err(|refusal| plugin.providers.of(target).blame(refusal));
+        let asked = self.ask(target, &first_ms).await;
+        let usage = asked.as_ref().ok().map(|answer| answer.usage);
+        let asked = asked.and_then(|answer| {
+            schema::check(self.order().settings.response_format.as_ref(), &answer).map(|()| answer)
+        });
+        let asked = asked.map_err(|refusal| plugin.providers.of(target).blame(refusal));
         let now_ms = plugin.now_ms();
         self.tried.borrow_mut().push(Tried {
             number,
@@ -224,9 +245,11 @@ impl<'a> Run<'a> {
                 counted.answered(first_ms, answer.usage.total_tokens, now_ms);
             }
             Err(refusal) => {
-                reserved.taken = match self.said.get() {
-                    0 => Taken { asked: !is_absent(refusal), ..Taken::default() },
-                    said => self.guess(target, said),
+                reserved.taken = match (usage, self.said.get()) {
+                    // It answered, and not what was asked for.
+                    (Some(usage), _) => Taken { answered: false, ..self.took(target, &usage) },
+                    (None, 0) => Taken { asked: !is_absent(refusal), ..Taken::default() },
+                    (None, said) => self.guess(target, said),
                 };
                 if is_absent(refusal) {
                     plugin.catalogue.missed(target.lane, &refusal.message, now_ms);
@@ -255,7 +278,7 @@ impl<'a> Run<'a> {
         let plugin = self.plugin();
         let number = self.times(&plugin.providers.name(target)).saturating_add(1);
         let attempt = Attempt { target, number, left: self.left() };
-        let mut stream = Stream::open(&self.work.ctx, &plugin.providers, &self.work.order, attempt)?;
+        let mut stream = Stream::open(&self.work.ctx, &plugin.providers, self.order(), attempt)?;
         loop {
             match stream.next().await? {
                 Piece::Delta(delta) => {
@@ -284,7 +307,7 @@ impl<'a> Run<'a> {
     }
 
     fn next(&self, target: &Target, refusal: &Refusal, ranked: &[Ranked]) -> Next {
-        let order = &self.work.order;
+        let order = self.order();
         let retry = &self.plugin().config.retry;
         let said = self.said.get() > 0;
         if (said && !order.restart) || is_of_the_request(refusal) {
@@ -304,18 +327,24 @@ impl<'a> Run<'a> {
         if others { Next::Other } else { Next::End }
     }
 
-    fn completed(&self, target: &Target, answer: Generated) -> Completed {
-        let order = &self.work.order;
+    async fn completed(&self, target: &Target, answer: Generated) -> Result<Completed, Refusal> {
         let entry = &self.work.place.entry;
         let tried = self.tried.take();
         let asked = self.plugin().providers.name(target);
         let why = self.why(&asked, &answer.model, &tried);
-        let answered = ModelName { provider: asked.provider, model: answer.model };
-        Completed {
+        let answered = ModelName { provider: asked.provider, model: answer.model.clone() };
+        let edited = about(self.work).after(answered.clone(), self.order(), answer).await;
+        let answer = edited.map_err(|refusal| self.work.with_id(refusal, &tried))?;
+        let said = Message {
+            tool_calls: answer.tool_calls.clone(),
+            ..Message::new(Role::Assistant, answer.text.clone())
+        };
+        let remembered = self.prepared.remember(self.work, said).await;
+        Ok(Completed {
             request_id: entry.id.clone(),
             text: answer.text,
             tool_calls: answer.tool_calls,
-            requested: order.choice.requested.clone(),
+            requested: self.order().choice.requested.clone(),
             answered,
             why,
             toy: answer.toy,
@@ -327,13 +356,15 @@ impl<'a> Run<'a> {
             attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
             tried,
             ignored: answer.ignored,
-            conversation_id: order.conversation.clone(),
-        }
+            conversation_id: self.order().conversation.clone(),
+            context: self.prepared.report.clone(),
+            remembered,
+        })
     }
 
     /// Why the model called `answered` answered.
     fn why(&self, asked: &ModelName, answered: &str, tried: &[Tried]) -> String {
-        let choice = &self.work.order.choice;
+        let choice = &self.order().choice;
         let plain = match choice.chosen {
             _ if choice.is_alias() => format!("`{}` stands for it", choice.requested.model),
             Chosen::ByDefault => "default model".into(),

@@ -43,7 +43,7 @@ fn usage_is_kept_over_restarts_and_added_up_as_asked() {
     complete(&host);
     let call = ask(&host, json!({"prompt": "x", "model": "mock/fail:unavailable", "agent": "bee"}));
     refusal(&host, &call);
-    let host = host.restart(priced(json!({}))).unwrap();
+    let host = unhooked(host.restart(priced(json!({}))).unwrap());
     complete(&host);
     let by_model = usage(&host, json!(["model"]));
     assert_eq!(by_model["rows"][0]["model"], "mock/fail:unavailable");
@@ -141,11 +141,11 @@ fn durable_work_that_is_handed_over_again_is_counted_once() {
     };
     for _ in 0..5 {
         // Each of these dies in the middle of the first attempt.
-        let host = Host::start_on(&space, budgets()).unwrap();
+        let host = unhooked(Host::start_on(&space, budgets()).unwrap());
         work(&host);
         host.expect("openai:generate");
     }
-    let host = Host::start_on(&space, budgets()).unwrap();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     let call = work(&host);
     host.end(&host.expect("openai:generate"), answered());
     assert!(matches!(host.next(&call), Answer::Reply(_)));
@@ -159,14 +159,14 @@ fn durable_work_that_is_handed_over_again_is_counted_once() {
 fn what_a_crash_leaves_of_a_live_request_counts_as_it_was_reserved() {
     let budgets = || priced(json!({"few": {"tokens": 1000}}));
     let space = FakeSpace::new();
-    let host = Host::start_on(&space, budgets()).unwrap();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL, "max_tokens": 500}));
     host.expect("openai:generate");
-    let host = Host::start_on(&space, budgets()).unwrap();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     let answer = usage(&host, json!(["model"]));
     assert_eq!(answer["budgets"][0]["used"]["tokens"], 604);
     assert_eq!(answer["total"]["calls"], 1);
-    let host = Host::start_on(&space, budgets()).unwrap();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     assert_eq!(usage(&host, json!(["model"]))["budgets"][0]["used"]["tokens"], 604, "and only once");
 }
 

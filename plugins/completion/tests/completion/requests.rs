@@ -254,7 +254,7 @@ fn nothing_of_a_prompt_or_an_answer_is_logged() {
 #[test]
 fn the_descriptor_has_help_for_every_event() {
     let descriptor = Host::descriptor();
-    assert_eq!((descriptor.requests.len(), descriptor.emits.len()), (8, 5));
+    assert_eq!((descriptor.requests.len(), descriptor.emits.len()), (12, 5));
     for spec in &descriptor.requests {
         assert!(!spec.about.is_empty(), "{} has no help", spec.event.as_str());
     }
