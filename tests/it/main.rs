@@ -19,6 +19,7 @@ mod identity;
 mod interception;
 mod completions;
 mod model;
+mod providers;
 mod cli;
 mod monitor;
 mod readme;
