@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub(crate) use nouns::{
-    Audit, AuditQuery, Checkpoint, Completion, Config, CreateToken, Key, KeyKind, Model, ModelName, Named, Plugin,
-    Secret, SignPlugins, Token, Work, WorkName, WorkPart,
+    Audit, AuditQuery, Checkpoint, Completion, Config, CreateToken, Key, KeyKind, Model, ModelName, Named,
+    Plugin, Secret, SignPlugins, Token, Work, WorkName, WorkPart,
 };
 
 /// Talk to ksid, the event daemon for AI agents.

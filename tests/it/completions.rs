@@ -31,7 +31,10 @@ fn what_hooks_make_of_a_prompt_in_their_order_is_what_the_model_receives() {
         let end = echoed(&daemon, "a secret").expect("an answer");
         assert_eq!(end["text"], "A ***, please", "{placement}");
         let refusal = echoed(&daemon, "something forbidden").expect_err("it is forbidden");
-        assert_eq!((&refusal["code"], &refusal["message"]), (&json!("denied"), &json!("this prompt is forbidden")));
+        assert_eq!(
+            (&refusal["code"], &refusal["message"]),
+            (&json!("denied"), &json!("this prompt is forbidden"))
+        );
         assert_eq!(daemon.ask("completion:status", json!({})).unwrap()["running"], 0);
     }
 }
@@ -58,7 +61,7 @@ fn usage_budgets_and_conversations_outlive_a_crash() {
     let home = Home::with_config(&format!(
         "{NO_MODEL}[plugins.completion.config.budgets.few]\ncalls = 3\nper = \"principal\"\n"
     ));
-    let mut daemon = home.start();
+    let daemon = home.start();
     daemon.ready();
     let say = |daemon: &Daemon, prompt: &str| {
         let ask = json!({"prompt": prompt, "model": "mock/echo", "conversation_id": "c", "remember": true});
@@ -67,8 +70,7 @@ fn usage_budgets_and_conversations_outlive_a_crash() {
     assert_eq!(say(&daemon, "one").expect("an answer")["remembered"], true);
     say(&daemon, "two").expect("an answer");
     assert_eq!(daemon.ask("completion:usage", json!({"by": ["model"]})).unwrap()["total"]["calls"], 2);
-    daemon.kill();
-    let daemon = home.start();
+    let daemon = daemon.kill().start();
     daemon.ready();
     let end = say(&daemon, "three").expect("an answer");
     assert_eq!(end["context"]["history_messages"], 4);
@@ -76,7 +78,8 @@ fn usage_budgets_and_conversations_outlive_a_crash() {
     assert_eq!((&refusal["code"], &refusal["details"]["used"]["calls"]), (&json!("denied"), &json!(3)));
     let table = stdout(&daemon.ksi(&["completion", "usage"]));
     assert!(table.contains("mock/echo") && table.contains("total"), "{table}");
-    let usage: Value = serde_json::from_str(&stdout(&daemon.ksi(&["completion", "usage", "-o", "json"]))).unwrap();
+    let usage: Value =
+        serde_json::from_str(&stdout(&daemon.ksi(&["completion", "usage", "-o", "json"]))).unwrap();
     assert_eq!(usage["total"]["calls"], 3);
 }
 
@@ -91,17 +94,20 @@ fn a_plugin_that_is_not_enabled_is_listed_with_what_to_do_and_a_fallback_answers
     let end = daemon
         .ask("completion:request", json!({"prompt": "hi", "model": "llama/x", "fallbacks": ["mock/echo"]}))
         .expect("the fallback answers");
-    assert_eq!((&end["text"], &end["why"]), (&json!("hi"), &json!("fallback: llama/x refused (unavailable)")));
-    let route = stdout(&daemon.ksi(&["completion", "route", "hi", "-m", "llama/x", "--fallback", "mock/echo"]));
+    assert_eq!(
+        (&end["text"], &end["why"]),
+        (&json!("hi"), &json!("fallback: llama/x refused (unavailable)"))
+    );
+    let route =
+        stdout(&daemon.ksi(&["completion", "route", "hi", "-m", "llama/x", "--fallback", "mock/echo"]));
     assert!(route.contains("mock/echo") && route.contains("chosen"), "{route}");
 }
 
 #[test]
 fn a_schema_of_ask_prints_the_json_or_says_that_it_does_not_fit() {
-    let home = Home::with_config(NO_MODEL);
-    let daemon = home.start();
+    let daemon = Home::with_config(NO_MODEL).start();
     daemon.ready();
-    let file = home.paths().state_dir.join("schema.json");
+    let file = daemon.home.paths().state_dir.join("schema.json");
     std::fs::write(&file, r#"{"type":"object","required":["n"]}"#).unwrap();
     let file = file.display().to_string();
     let output = daemon.ksi(&["ask", "-m", "mock/fixed:{\"n\": 1}", "--schema", &file, "a number"]);

@@ -115,7 +115,8 @@ fn standing(budget: &Budget) -> String {
     let parts: Vec<_> = limits
         .map(|(what, limit)| format!("{} of {limit} {what}", budget.used.get(what).unwrap_or(&Value::Null)))
         .collect();
-    let resets = budget.resets_in_ms.map_or_else(String::new, |ms| format!("; starts over in {}", millis(ms)));
+    let resets =
+        budget.resets_in_ms.map_or_else(String::new, |ms| format!("; starts over in {}", millis(ms)));
     format!("budget {}: {}{resets}", budget.name, parts.join(", "))
 }
 
@@ -126,7 +127,8 @@ async fn providers(at: &Invocation) -> Result<()> {
     let mut names = Vec::new();
     for provider in list(&answer, "providers") {
         let models = provider["models"].as_array().map_or_else(|| "-".into(), |all| all.len().to_string());
-        let open = list(provider, "breakers").map(|one| format!("{} {}", text(one, "model"), text(one, "state")));
+        let open =
+            list(provider, "breakers").map(|one| format!("{} {}", text(one, "model"), text(one, "state")));
         let open: Vec<_> = open.collect();
         let state = match provider["unavailable"].as_str() {
             Some(why) => why.to_owned(),
@@ -187,7 +189,8 @@ mod tests {
     #[test]
     fn usage_is_a_table_with_its_total_and_the_same_as_json() {
         let row = |more: Value| {
-            let mut row = json!({"calls": 2, "answered": 1, "prompt_tokens": 30, "completion_tokens": 4, "money": 0.5});
+            let mut row =
+                json!({"calls": 2, "answered": 1, "prompt_tokens": 30, "completion_tokens": 4, "money": 0.5});
             row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             row
         };
