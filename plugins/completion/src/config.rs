@@ -5,10 +5,17 @@ use std::collections::BTreeMap;
 use ksi_sdk::prelude::{Code, Deserialize, Duration, Refusal};
 
 use crate::{
-    order::TIMEOUT_MS_MAX,
-    provider::{Model, Provider},
+    order::{TIMEOUT_MS_MAX, tier},
+    provider::Providers,
     queue, results,
+    route::breaker,
 };
+
+mod budget;
+mod provider;
+
+pub(crate) use budget::{BudgetConfig, Per};
+pub(crate) use provider::{ModelConfig, ProviderConfig};
 
 /// The `config` table of the plugin.
 #[derive(Debug, Clone, Deserialize)]
@@ -16,24 +23,82 @@ use crate::{
 pub(crate) struct Config {
     /// The model of a request that names none.
     pub(crate) default_model: String,
+    /// Names that stand for a model, or for several that are equals: the best at
+    /// the time answers.
+    pub(crate) aliases: BTreeMap<String, OneOrMore>,
+    /// Models that answer, one after the other, where that of a request cannot and
+    /// it names no fallbacks itself.
+    pub(crate) fallbacks: Vec<String>,
+    pub(crate) policy: PolicyConfig,
     /// Requests that may wait for one provider; more are refused `busy`.
     pub(crate) queue_max: usize,
     /// Bytes that all requests may hold together; more are refused `busy`.
     pub(crate) queue_bytes_max: usize,
     /// Time from acceptance to result where a request does not say.
     pub(crate) timeout_ms: u64,
+    /// Time for the word of plugins on a prompt, and again on its answer.
+    pub(crate) hooks_timeout_ms: u64,
+    /// Tokens that a model is given to read of a remembered conversation where
+    /// nobody knows how many it can.
+    pub(crate) context_tokens: u64,
     /// Settings of providers, by name.
     pub(crate) providers: BTreeMap<String, ProviderConfig>,
+    /// What may be used, by name.
+    pub(crate) budgets: BTreeMap<String, BudgetConfig>,
     pub(crate) retry: RetryConfig,
+    pub(crate) breaker: BreakerConfig,
     pub(crate) results: ResultsConfig,
 }
 
-/// Settings of one provider.
+/// A text or a list of them.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ProviderConfig {
-    /// Requests that it may work on at once.
-    pub(crate) concurrency: usize,
+#[serde(untagged)]
+pub(crate) enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &String> {
+        match self {
+            Self::One(one) => std::slice::from_ref(one).iter(),
+            Self::More(more) => more.iter(),
+        }
+    }
+}
+
+/// Which models may be asked at all. A pattern is a model, or ends in `*`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PolicyConfig {
+    /// Only these; empty: any.
+    pub(crate) allow: Vec<String>,
+    /// None of these.
+    pub(crate) deny: Vec<String>,
+    /// The same for requests of one tenant, in addition.
+    pub(crate) tenants: BTreeMap<String, TenantPolicy>,
+}
+
+/// Which models a tenant may ask.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TenantPolicy {
+    pub(crate) allow: Vec<String>,
+    pub(crate) deny: Vec<String>,
+}
+
+/// When a model that fails is left alone, see [`breaker`].
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BreakerConfig {
+    /// Failures in a row.
+    pub(crate) failures: u32,
+    /// Time within which they must lie.
+    pub(crate) window_s: u64,
+    /// How long it is left alone at first; that doubles ...
+    pub(crate) open_ms: u64,
+    /// ... up to this.
+    pub(crate) open_max_ms: u64,
 }
 
 /// What happens when a provider refuses in a way that may pass.
@@ -47,6 +112,8 @@ pub(crate) struct RetryConfig {
     /// Whether waits are spread between half and all of their length, so that
     /// requests refused together do not come back together.
     pub(crate) jitter: bool,
+    /// Longest wait for a model as long as there is another one to ask.
+    pub(crate) patience_ms: u64,
 }
 
 /// How results are kept for `completion:get`.
@@ -62,11 +129,18 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             default_model: "llama/default".into(),
+            aliases: BTreeMap::new(),
+            fallbacks: Vec::new(),
+            policy: PolicyConfig::default(),
             queue_max: 1024,
             queue_bytes_max: 64 * 1024 * 1024,
             timeout_ms: 600_000,
+            hooks_timeout_ms: 5000,
+            context_tokens: 8192,
             providers: BTreeMap::new(),
+            budgets: BTreeMap::new(),
             retry: RetryConfig::default(),
+            breaker: BreakerConfig::default(),
             results: ResultsConfig::default(),
         }
     }
@@ -74,7 +148,13 @@ impl Default for Config {
 
 impl Default for RetryConfig {
     fn default() -> Self {
-        Self { attempts: 2, base_ms: 200, jitter: true }
+        Self { attempts: 2, base_ms: 200, jitter: true, patience_ms: 2000 }
+    }
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self { failures: 5, window_s: 60, open_ms: 5000, open_max_ms: 300_000 }
     }
 }
 
@@ -86,19 +166,43 @@ impl Default for ResultsConfig {
 
 impl Config {
     /// Refuses values that make no sense, naming the key.
-    pub(crate) fn check(&self) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, providers: &Providers) -> Result<(), Refusal> {
         let wrong = |key: &str, why: String| {
             Err(Refusal::new(Code::InvalidPayload, format!("configuration `{key}` {why}"))
                 .hint("`ksi config show` prints the configuration with its sources"))
         };
-        if let Err(refusal) = Model::parse(&self.default_model) {
+        for (name, provider) in &self.providers {
+            if let Some((key, why)) = provider.fault() {
+                return wrong(&format!("providers.{name}.{key}"), why.into());
+            }
+            let letters =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+            if name.is_empty() || !name.bytes().all(letters) {
+                return wrong(
+                    &format!("providers.{name}"),
+                    "is no name: lower-case letters, digits, - and _".into(),
+                );
+            }
+        }
+        for (name, models) in &self.aliases {
+            let key = format!("aliases.{name}");
+            if name.contains('/') || name.is_empty() || models.all().next().is_none() {
+                return wrong(&key, "must be a name without `/` for at least one model".into());
+            }
+            if let Some(refusal) = models.all().find_map(|model| providers.target(model, &key).err()) {
+                return wrong(&key, format!("has what is no model: {}", refusal.message));
+            }
+        }
+        if let Err(refusal) = tier(&self.default_model, "default_model", self, providers) {
             return wrong("default_model", format!("is no model: {}", refusal.message));
         }
-        if let Some(name) = self.providers.keys().find(|name| Provider::named(name).is_none()) {
-            return wrong(&format!("providers.{name}"), format!("is none of {}", Provider::names()));
+        for fallback in &self.fallbacks {
+            if let Err(refusal) = tier(fallback, "fallbacks", self, providers) {
+                return wrong("fallbacks", format!("has what is no model: {}", refusal.message));
+            }
         }
-        if let Some((name, _)) = self.providers.iter().find(|(_, provider)| provider.concurrency == 0) {
-            return wrong(&format!("providers.{name}.concurrency"), "must be at least 1".into());
+        if let Some((name, why)) = self.budgets.iter().find_map(|(name, one)| Some((name, one.fault()?))) {
+            return wrong(&format!("budgets.{name}"), why.into());
         }
         let counts = [
             ("queue_max", self.queue_max, 16_384),
@@ -112,19 +216,25 @@ impl Config {
         if !(1..=TIMEOUT_MS_MAX).contains(&self.timeout_ms) {
             return wrong("timeout_ms", format!("must be from 1 to {TIMEOUT_MS_MAX}"));
         }
+        if !(1..=600_000).contains(&self.hooks_timeout_ms) {
+            return wrong("hooks_timeout_ms", "must be from 1 to 600000".into());
+        }
         if self.retry.attempts > 10 || self.retry.base_ms > 60_000 {
             return wrong("retry", "allows at most 10 attempts and a base of 60000 ms".into());
+        }
+        let BreakerConfig { failures, open_ms, open_max_ms, .. } = self.breaker;
+        if failures == 0 || open_ms == 0 || open_max_ms < open_ms {
+            return wrong(
+                "breaker",
+                "needs at least 1 failure and 1 ms, and open_max_ms no less than open_ms".into(),
+            );
         }
         Ok(())
     }
 
-    /// How many requests each provider may work on at once, in the order of
-    /// [`Provider::ALL`].
-    pub(crate) fn limits(&self) -> Vec<usize> {
-        let limit = |provider: Provider| {
-            self.providers.get(provider.name()).map_or(provider.default_concurrency(), |p| p.concurrency)
-        };
-        Provider::ALL.map(limit).to_vec()
+    pub(crate) fn breaker_rules(&self) -> breaker::Rules {
+        let BreakerConfig { failures, window_s, open_ms, open_max_ms } = self.breaker;
+        breaker::Rules { failures, window_ms: window_s.saturating_mul(1000), open_ms, open_max_ms }
     }
 
     pub(crate) fn queue_bounds(&self) -> queue::Bounds {

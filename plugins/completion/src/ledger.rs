@@ -17,9 +17,9 @@ use ksi_sdk::{
 
 use crate::{
     config::Config,
-    order::Order,
+    order::{Order, scoped},
     payload::{Completed, Load, Open, State, Status},
-    provider::Provider,
+    provider::{Provider, Providers, Target},
     queue::{Error, Job, Scheduler, Ticket},
     results::Results,
     signal::Signal,
@@ -69,14 +69,16 @@ impl Ended {
 pub(crate) struct Entry {
     pub(crate) id: String,
     ticket: Ticket,
-    provider: Provider,
-    model: String,
+    /// Whose turn it waits for or has.
+    pub(crate) lane: Cell<usize>,
+    model: RefCell<String>,
     conversation: Option<String>,
     /// Whose it is; others do not see it.
     pub(crate) tenant: Option<String>,
     priority: i8,
     pub(crate) accepted_ms: u64,
-    pub(crate) started_ms: Cell<u64>,
+    /// When its turn first came.
+    pub(crate) started_ms: Cell<Option<u64>>,
     pub(crate) phase: Cell<Phase>,
     /// Why its task shall stop.
     pub(crate) stop: RefCell<Option<Refusal>>,
@@ -93,16 +95,19 @@ pub(crate) struct Ledger {
     results: Results<(Option<String>, Ended)>,
     /// How long a request of each provider takes, a moving mean.
     mean_ms: Vec<u64>,
+    names: Vec<String>,
 }
 
 impl Ledger {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, providers: &Providers) -> Self {
+        let limits: Vec<_> = providers.all().iter().map(|provider| provider.concurrency).collect();
         Self {
-            scheduler: Scheduler::new(config.queue_bounds(), &config.limits()),
+            scheduler: Scheduler::new(config.queue_bounds(), &limits),
             open: BTreeMap::new(),
             tickets: HashMap::new(),
             results: Results::new(config.result_bounds()),
-            mean_ms: vec![FIRST_GUESS_MS; Provider::ALL.len()],
+            mean_ms: vec![FIRST_GUESS_MS; limits.len()],
+            names: providers.all().iter().map(|provider: &Provider| provider.name.clone()).collect(),
         }
     }
 
@@ -112,26 +117,26 @@ impl Ledger {
         id: String,
         tenant: Option<&str>,
         order: &Order,
+        target: &Target,
         now_ms: u64,
     ) -> Result<Rc<Entry>, Refusal> {
-        let provider = order.model.provider();
         let job = Job {
-            lane: provider.lane(),
+            lane: target.lane,
             conversation: order.conversation.as_deref().map(|name| scoped(tenant, name)),
             priority: order.priority,
             bytes: order.bytes(),
         };
-        let ticket = self.scheduler.push(job).map_err(|error| self.refusal(provider, error))?;
+        let ticket = self.scheduler.push(job).map_err(|error| self.refusal(target.lane, error))?;
         let entry = Rc::new(Entry {
             id: id.clone(),
             ticket,
-            provider,
-            model: order.model.to_string(),
+            lane: Cell::new(target.lane),
+            model: RefCell::new(self.name(target)),
             conversation: order.conversation.clone(),
             tenant: tenant.map(str::to_owned),
             priority: order.priority,
             accepted_ms: now_ms,
-            started_ms: Cell::new(now_ms),
+            started_ms: Cell::new(None),
             phase: Cell::new(Phase::Queued),
             stop: RefCell::new(None),
             changed: Signal::default(),
@@ -142,15 +147,30 @@ impl Ledger {
         Ok(entry)
     }
 
-    fn refusal(&self, provider: Provider, error: Error) -> Refusal {
-        let name = provider.name();
+    fn name(&self, target: &Target) -> String {
+        format!("{}/{}", self.names[target.lane], target.model)
+    }
+
+    /// Lets a request that runs go on with another model, where it has to wait for
+    /// its turn again if that is another provider's.
+    pub(crate) fn go_on_with(&mut self, entry: &Entry, target: &Target, now_ms: u64) {
+        *entry.model.borrow_mut() = self.name(target);
+        if entry.lane.replace(target.lane) != target.lane {
+            entry.phase.set(Phase::Queued);
+            self.scheduler.transfer(entry.ticket, target.lane);
+            self.start(now_ms);
+        }
+    }
+
+    fn refusal(&self, lane: usize, error: Error) -> Refusal {
+        let name = &self.names[lane];
         match error {
             Error::TooLarge { bytes, max } => {
                 Refusal::new(Code::TooLarge, error.to_string()).details(json!({ "bytes": bytes, "max": max }))
             }
             Error::Requests(_) | Error::Bytes { .. } => {
-                let limit = self.scheduler.limit(provider.lane()).max(1) as u64;
-                let wait = self.mean_ms[provider.lane()] / limit;
+                let limit = self.scheduler.limit(lane).max(1) as u64;
+                let wait = self.mean_ms[lane] / limit;
                 Refusal::new(Code::Busy, format!("provider `{name}`: {error}"))
                     .hint("try again later, or ask another provider")
                     .retry_after_ms(wait.clamp(*RETRY_MS.start(), *RETRY_MS.end()))
@@ -163,7 +183,7 @@ impl Ledger {
         while let Some(ticket) = self.scheduler.start() {
             let entry = &self.open[&ticket];
             entry.phase.set(Phase::Running);
-            entry.started_ms.set(now_ms);
+            entry.started_ms.update(|at| at.or(Some(now_ms)));
             entry.changed.notify();
         }
     }
@@ -176,8 +196,8 @@ impl Ledger {
         }
         self.tickets.remove(&entry.id);
         if matches!(ended, Ended::Done(_)) {
-            let mean = &mut self.mean_ms[entry.provider.lane()];
-            *mean = (*mean * 7 + now_ms.saturating_sub(entry.started_ms.get())) / 8;
+            let mean = &mut self.mean_ms[entry.lane.get()];
+            *mean = (*mean * 7 + now_ms.saturating_sub(entry.started_ms.get().unwrap_or(now_ms))) / 8;
         }
         let bytes = ended.bytes();
         self.results.add(entry.id.clone(), (entry.tenant.clone(), ended), bytes, now_ms);
@@ -210,31 +230,47 @@ impl Ledger {
         self.scheduler.position(entry.ticket)
     }
 
-    /// Load of one provider.
-    pub(crate) fn load(&self, provider: Provider) -> Load {
-        let lane = provider.lane();
-        Load {
-            name: provider.name().into(),
+    /// Load of every provider, of all requests.
+    pub(crate) fn loads(&self) -> Vec<Load> {
+        let load = |(lane, name): (usize, &String)| Load {
+            name: name.clone(),
             concurrency: self.scheduler.limit(lane),
             running: self.scheduler.running(lane),
             queued: self.scheduler.queued(lane),
+        };
+        self.names.iter().enumerate().map(load).collect()
+    }
+
+    /// Load of every provider, of the requests that whoever asks may see.
+    pub(crate) fn visible_loads(&self, ctx: &Ctx) -> Vec<Load> {
+        let mut loads = self.loads();
+        if !ctx.sees_every_tenant() {
+            for (lane, load) in loads.iter_mut().enumerate() {
+                let of = |phase| {
+                    let here = |entry: &&Rc<Entry>| entry.lane.get() == lane && entry.phase.get() == phase;
+                    self.seen(ctx).filter(here).count()
+                };
+                (load.running, load.queued) = (of(Phase::Running), of(Phase::Queued));
+            }
         }
+        loads
+    }
+
+    fn seen(&self, ctx: &Ctx) -> impl Iterator<Item = &Rc<Entry>> {
+        self.open.values().filter(|entry| ctx.sees(entry.tenant.as_deref()))
     }
 
     /// Everything that is open and that whoever asks may see, or the one request
-    /// asked for; how many there are in all.
+    /// asked for.
     pub(crate) fn status(&self, ctx: &Ctx, only: Option<&Rc<Entry>>, now_ms: u64) -> Status {
-        let providers = Provider::ALL.map(|provider| self.load(provider)).to_vec();
+        let providers = self.visible_loads(ctx);
         let view = |entry: &Rc<Entry>| self.view(entry, now_ms);
         Status {
             queued: providers.iter().map(|load| load.queued).sum(),
             running: providers.iter().map(|load| load.running).sum(),
             requests: match only {
                 Some(entry) => vec![view(entry)],
-                None => {
-                    let seen = self.open.values().filter(|entry| ctx.sees(entry.tenant.as_deref()));
-                    seen.map(view).collect()
-                }
+                None => self.seen(ctx).map(view).collect(),
             },
             providers,
         }
@@ -245,20 +281,11 @@ impl Ledger {
             request_id: entry.id.clone(),
             state: entry.state(),
             conversation_id: entry.conversation.clone(),
-            model: entry.model.clone(),
+            model: entry.model.borrow().clone(),
             position: self.position(entry),
             priority: entry.priority,
             age_ms: now_ms.saturating_sub(entry.accepted_ms),
         }
-    }
-}
-
-/// The name of a tenant's conversation among those of all. A tenant is preceded by
-/// its length, so no two are one.
-fn scoped(tenant: Option<&str>, name: &str) -> String {
-    match tenant {
-        Some(tenant) => format!("{}:{tenant}{name}", tenant.len()),
-        None => format!("-:{name}"),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The completion plugin: requests to models, whoever serves them.
 //!
 //! It queues requests (one serial queue for each conversation, a limit for
-//! each provider), asks the provider, passes the text on as it comes, retries
-//! what may pass, and keeps results for a while. Models are named
-//! `provider/model`: `llama/NAME` is a model on this machine, `mock/SCRIPT` a
-//! scripted one for tests (see `provider/mock.rs`). Every answer names the
-//! model that was asked for and the one that answered.
+//! each provider), routes each to a model that can answer it (see `route`), passes
+//! the text on as it comes, retries what may pass, falls back where that was
+//! allowed, and keeps results for a while. Models are named `provider/model`;
+//! a provider is a plugin that keeps the contract of `ksi-provider`, or
+//! `mock/SCRIPT`, a scripted one for tests (see `provider/mock.rs`). Every answer
+//! names the model that was asked for, the one that answered, and why.
 //!
 //! A state machine: it owns no thread, socket or file, and runs inside the
 //! daemon. Prompts and texts never reach a log.
@@ -18,21 +19,21 @@
 //! accepted. A graceful stop finishes what it can in its time; what is left then
 //! is refused by the daemon, and durable work is handed over again.
 
-use std::{
-    cell::RefCell,
-    pin::pin,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::BTreeSet, pin::pin, rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
-use futures_util::future::select;
+use futures_util::future::{join_all, select};
 use ksi_sdk::{
     Chunks, Ctx, Intercepted, Plugin, Register,
     prelude::{Bytes, Code, Refusal, Stage},
 };
 
+mod books;
+mod clock;
 mod config;
+mod context;
+mod history;
+mod hooks;
 mod kept;
 mod ledger;
 mod order;
@@ -40,17 +41,25 @@ pub mod payload;
 mod provider;
 pub mod queue;
 pub mod results;
+pub mod route;
+mod schema;
 mod signal;
 mod work;
 
+use books::{Books, Who};
+use clock::Clock;
 use config::Config;
+use history::History;
 use ledger::{Ended, Entry, Ledger, Phase};
 use order::{Order, integer};
 use payload::{
-    AsyncRequest, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Get, GetAnswer,
-    ProviderInfo, Providers, ProvidersRequest, Request, Started, State, Status, StatusRequest,
+    AsyncRequest, BreakerInfo, By, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Forget,
+    Forgotten, Get, GetAnswer, HistoryAnswer, HistoryRequest, PostLlmResult, PreLlmPrompt, ProviderInfo,
+    ProvidersRequest, Request, Route, RouteRequest, Started, State, Status, StatusRequest, UsageAnswer,
+    UsageRequest,
 };
-use provider::{Provider, llama, mock};
+use provider::Providers;
+use route::{Router, View, breaker, catalogue::Catalogue};
 use signal::Signal;
 use work::{Place, Sink, Work};
 
@@ -59,11 +68,17 @@ const LIVE: &str = "cmp-";
 
 /// The plugin.
 pub struct Completion {
+    /// Its own context: what it does with it belongs to nobody's request.
+    ctx: Ctx,
     config: Config,
+    books: Books,
+    providers: Providers,
+    catalogue: Catalogue,
+    router: RefCell<Router>,
     ledger: RefCell<Ledger>,
     /// Says that a request ended.
     closed: Signal,
-    started: Instant,
+    clock: Clock,
 }
 
 impl Plugin for Completion {
@@ -72,12 +87,18 @@ impl Plugin for Completion {
 
     fn start(ctx: &Ctx) -> Result<Self, Refusal> {
         let config: Config = ctx.config()?;
-        config.check()?;
+        let providers = Providers::new(&config.providers);
+        config.check(&providers)?;
         Ok(Self {
-            ledger: RefCell::new(Ledger::new(&config)),
+            ctx: ctx.clone(),
+            books: Books::new(&config.budgets),
+            catalogue: Catalogue::new(&providers),
+            router: RefCell::new(Router::new(&config, &providers)),
+            ledger: RefCell::new(Ledger::new(&config, &providers)),
+            providers,
             config,
             closed: Signal::default(),
-            started: Instant::now(),
+            clock: Clock::new(ctx),
         })
     }
 
@@ -88,11 +109,20 @@ impl Plugin for Completion {
         on.request("completion:status", Self::status);
         on.request("completion:get", Self::get);
         on.request("completion:providers", Self::providers);
+        on.request("completion:route", Self::route);
+        on.request("completion:usage", Self::usage);
+        on.request("completion:history", Self::history);
+        on.request("completion:forget", Self::forget);
+        // What others make of them on their way is what counts.
+        on.request(hooks::PRE, async |_: Rc<Self>, _, prompt: PreLlmPrompt| Ok(prompt));
+        on.request(hooks::POST, async |_: Rc<Self>, _, result: PostLlmResult| Ok(result));
         // What nobody can answer is refused before it is accepted as work. Where
         // this plugin is away, it is refused when it is carried out.
-        for event in ["llama:generate", "llama:models", "work:get", "work:wait", "work:cancel"] {
+        for event in ["*:generate", "*:models", "llama:tokenize", "work:get", "work:wait", "work:cancel"] {
             on.calls(event);
         }
+        on.calls(hooks::PRE);
+        on.calls(hooks::POST);
         on.intercept("completion:async", Stage::Before, 0, true, Self::check);
         on.emits::<Started>("completion:started");
         on.emits::<Delta>("completion:delta");
@@ -101,9 +131,19 @@ impl Plugin for Completion {
         on.emits::<Cancelled>("completion:cancelled");
     }
 
-    /// The requests are over by now; what is left is to tell how they ended.
-    async fn drain(self: Rc<Self>, _ctx: Ctx) {
+    /// A budget that cannot be read allows nothing, so it is waited for.
+    async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+        match self.books.has_budgets() {
+            true => self.books.recover(&ctx).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The requests are over by now; what is left is to tell how they ended, and to
+    /// write down what they used.
+    async fn drain(self: Rc<Self>, ctx: Ctx) {
         self.closed.until(|| self.ledger.borrow().is_idle()).await;
+        self.books.flush(&ctx).await;
     }
 }
 
@@ -115,7 +155,7 @@ impl Completion {
         out: Chunks<Chunk>,
     ) -> Result<Completed, Refusal> {
         let id = format!("{LIVE}{}", ctx.unique_id());
-        let (order, entry) = self.admit(&ctx, id, request)?;
+        let (order, entry) = self.admit(&ctx, id, request).await?;
         let place = Place::new(self, entry);
         match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
             Ended::Done(completed) => Ok(*completed),
@@ -135,7 +175,7 @@ impl Completion {
         // The keeper of work hands a request over under the name that its asker
         // knows; without a keeper it has no name yet.
         let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
-        let (order, entry) = self.admit(&ctx, id, request)?;
+        let (order, entry) = self.admit(&ctx, id, request).await?;
         let place = Place::new(self, entry.clone());
         let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
         let (tell, ended) = oneshot::channel();
@@ -154,7 +194,7 @@ impl Completion {
 
     async fn check(self: Rc<Self>, _ctx: Ctx, asked: Intercepted) -> Result<Option<Bytes>, Refusal> {
         let AsyncRequest(request) = asked.decode()?;
-        Order::new(request, &self.config).map(|_| None)
+        Order::new(request, &self.config, &self.providers).map(|_| None)
     }
 
     async fn cancel(self: Rc<Self>, ctx: Ctx, ask: Cancel) -> Result<CancelAnswer, Refusal> {
@@ -219,41 +259,143 @@ impl Completion {
         Ok(GetAnswer { request_id, state, result, refusal })
     }
 
-    async fn providers(self: Rc<Self>, ctx: Ctx, _ask: ProvidersRequest) -> Result<Providers, Refusal> {
-        let mut providers = Vec::new();
-        for provider in Provider::ALL {
-            let models = match provider {
-                Provider::Llama => llama::models(&ctx).await,
-                Provider::Mock => Ok(mock::SCRIPTS.map(str::to_owned).to_vec()),
-            };
-            let load = self.ledger.borrow().load(provider);
-            providers.push(ProviderInfo {
-                name: load.name,
-                about: provider.about().into(),
-                unavailable: models.as_ref().err().map(|refusal| refusal.message.clone()),
-                models: models.ok(),
-                concurrency: load.concurrency,
-                running: load.running,
-                queued: load.queued,
-            });
-        }
-        Ok(Providers { providers })
+    async fn providers(
+        self: Rc<Self>,
+        ctx: Ctx,
+        _ask: ProvidersRequest,
+    ) -> Result<payload::Providers, Refusal> {
+        let asked = self.providers.all().iter().enumerate().map(|(lane, provider)| {
+            let now_ms = self.now_ms();
+            self.catalogue.ask(&ctx, provider, lane, now_ms)
+        });
+        let asked = join_all(asked).await;
+        let loads = self.ledger.borrow().visible_loads(&ctx);
+        let now_ms = self.now_ms();
+        let described = self.providers.all().iter().zip(asked).zip(loads).enumerate();
+        let providers = described.map(|(lane, ((provider, models), load))| ProviderInfo {
+            name: load.name,
+            about: provider.about.clone(),
+            unavailable: models.as_ref().err().map(|refusal| refusal.message.clone()),
+            hint: models.as_ref().err().map(|refusal| refusal.hint.clone()).filter(|hint| !hint.is_empty()),
+            local: provider.local,
+            breakers: self.router.borrow().sick(lane, now_ms).into_iter().map(breaker_info(now_ms)).collect(),
+            models: models.ok().map(|models| {
+                let mut names: Vec<_> = models.into_iter().map(|model| model.name).collect();
+                let more = provider.configured_models().filter(|name| !names.contains(name));
+                let more: Vec<_> = more.cloned().collect();
+                names.extend(more);
+                names
+            }),
+            concurrency: load.concurrency,
+            running: load.running,
+            queued: load.queued,
+        });
+        Ok(payload::Providers { providers: providers.collect() })
     }
 
-    /// Checks a request and takes it in.
-    fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
-        let order = Order::new(request, &self.config)?;
+    /// Everything that a request would go through before it is queued, without
+    /// being queued.
+    async fn route(self: Rc<Self>, ctx: Ctx, ask: RouteRequest) -> Result<Route, Refusal> {
+        if !ask.dry_run {
+            return Err(order::invalid("dry_run", "must be true: this only shows")
+                .hint("ask `completion:request` for an answer"));
+        }
+        let order = Order::new(ask.read()?, &self.config, &self.providers)?;
+        self.learn(&ctx, &order).await;
+        let ranked = self.rank(&ctx, &order);
+        let best = ranked.first().filter(|best| best.is_eligible());
+        Ok(Route {
+            chosen: best.map(|best| self.providers.name(&best.target).to_string()),
+            prompt_tokens: order.needs().prompt_tokens,
+            candidates: ranked.iter().map(|one| one.candidate(&self.providers)).collect(),
+        })
+    }
+
+    async fn usage(self: Rc<Self>, ctx: Ctx, ask: UsageRequest) -> Result<UsageAnswer, Refusal> {
+        let days = integer("days", ask.days, 1, 366)?.unwrap_or(30);
+        self.books.flush(&self.ctx).await;
+        let rows = books::keeping::rows(&self.ctx, days).await?;
+        let seen: Vec<_> = rows.into_iter().filter(|row| ctx.sees(row.tenant.as_deref())).collect();
+        let (rows, total) = books::report::added_up(&seen, &ask.by.unwrap_or(vec![By::Day, By::Model]));
+        let who = who(&ctx, None, None);
+        Ok(UsageAnswer { rows, total, budgets: self.books.standing(&self.ctx, &who).await? })
+    }
+
+    async fn history(self: Rc<Self>, ctx: Ctx, ask: HistoryRequest) -> Result<HistoryAnswer, Refusal> {
+        let name = order::name("conversation_id", Some(&ask.conversation_id))?.unwrap_or_default();
+        let History { messages, .. } = History::read(&self.ctx, ctx.tenant(), &name, "").await?;
+        Ok(HistoryAnswer { messages })
+    }
+
+    async fn forget(self: Rc<Self>, ctx: Ctx, ask: Forget) -> Result<Forgotten, Refusal> {
+        let name = order::name("conversation_id", Some(&ask.conversation_id))?.unwrap_or_default();
+        Ok(Forgotten { messages: history::forget(&self.ctx, ctx.tenant(), &name).await? })
+    }
+
+    /// Asks the providers that an order may go to for their models, where that was
+    /// long ago. One that does not answer is ranked behind the others.
+    async fn learn(&self, ctx: &Ctx, order: &Order) {
+        let now_ms = self.now_ms();
+        let lanes: BTreeSet<_> = order.choice.tiers.iter().flatten().map(|target| target.lane).collect();
+        let old = lanes.into_iter().filter(|lane| self.catalogue.is_old(*lane, now_ms));
+        join_all(old.map(|lane| self.catalogue.ask(ctx, &self.providers.all()[lane], lane, now_ms))).await;
+    }
+
+    fn rank(&self, ctx: &Ctx, order: &Order) -> Vec<route::Ranked> {
+        let view = View {
+            config: &self.config,
+            providers: &self.providers,
+            catalogue: &self.catalogue,
+            loads: &self.ledger.borrow().loads(),
+            tenant: ctx.tenant(),
+            spent: &[],
+        };
+        self.router.borrow().rank(order, &view, self.now_ms())
+    }
+
+    /// Checks a request and takes it in, in the queue of the model that is best for
+    /// it now. Only one that needs to know what models can do waits for that.
+    async fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
+        let order = Order::new(request, &self.config, &self.providers)?;
+        let needs = order.needs();
+        if needs.tools || needs.json_schema {
+            self.learn(ctx, &order).await;
+        }
         if self.ledger.borrow().open(&id).is_some() {
             let message = format!("the request {} is under way already", id.escape_debug());
             return Err(Refusal::new(Code::Conflict, message));
         }
-        let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, self.now_ms())?;
+        let ranked = self.rank(ctx, &order);
+        let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
+            return Err(route::nobody(&ranked, &self.providers));
+        };
+        let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, &best.target, self.now_ms())?;
         Ok((order, entry))
     }
 
     /// Milliseconds since the start.
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.clock.now_ms()
+    }
+}
+
+/// In whose name something is asked.
+fn who(ctx: &Ctx, agent: Option<&str>, conversation: Option<&str>) -> Who {
+    Who {
+        tenant: ctx.tenant().map(str::to_owned),
+        principal: ctx.principal().to_owned(),
+        agent: agent.map(str::to_owned),
+        conversation: conversation.map(str::to_owned),
+    }
+}
+
+fn breaker_info(now_ms: u64) -> impl Fn((String, breaker::State)) -> BreakerInfo {
+    move |(model, state)| {
+        let (state, retry_after_ms) = match state {
+            breaker::State::Open { until_ms } => ("open", Some(until_ms.saturating_sub(now_ms))),
+            breaker::State::HalfOpen { .. } | breaker::State::Closed => ("half_open", None),
+        };
+        BreakerInfo { model, state: state.into(), retry_after_ms }
     }
 }
 

@@ -3,88 +3,161 @@
 //! What does not fit is refused here, before anything is queued, with the path
 //! of the field. Nothing is adjusted silently.
 
-use ksi_sdk::prelude::{Duration, Refusal, Serialize, json};
+use ksi_provider::{Generate, Message, ResponseFormat, Role};
+use ksi_sdk::prelude::{Ctx, Duration, Refusal, json};
 
 use crate::{
     config::Config,
-    payload::{Message, Request},
-    provider::{Chosen, Model},
+    payload::{Memory, Request},
+    provider::Providers,
 };
+
+mod choice;
+
+pub(crate) use choice::{Choice, Chosen, tier};
 
 /// Longest time that a request may ask for: a day.
 pub(crate) const TIMEOUT_MS_MAX: u64 = 86_400_000;
-/// Longest name of a conversation: they are keys of a table.
-const CONVERSATION_BYTES_MAX: usize = 128;
-/// Most stop texts, and the longest of them: every piece of the answer is
-/// compared with each.
-const STOPS_MAX: usize = 16;
-const STOP_BYTES_MAX: usize = 256;
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+/// Longest name of a conversation or an agent: they are keys of tables.
+const NAME_BYTES_MAX: usize = 128;
+/// Most memories of a request.
+const MEMORIES_MAX: usize = 64;
+/// Longest name that a provider is told a conversation by.
+const SCOPED_BYTES_MAX: usize = 256;
 
 /// A checked request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Order {
-    pub(crate) model: Model,
-    /// Whether the request named the model.
-    pub(crate) chosen: Chosen,
+    pub(crate) choice: Choice,
     pub(crate) messages: Vec<Message>,
-    pub(crate) sampling: Sampling,
+    /// How the answer is to be; without model and messages.
+    pub(crate) settings: Generate,
     pub(crate) conversation: Option<String>,
+    pub(crate) agent: Option<String>,
+    /// Whether the conversation is remembered.
+    pub(crate) remember: bool,
+    pub(crate) memories: Vec<Memory>,
+    /// Most tokens to read.
+    pub(crate) context_tokens: Option<u64>,
+    /// How many are read, where somebody has counted.
+    pub(crate) prompt_tokens: Option<u64>,
     pub(crate) priority: i8,
     pub(crate) timeout: Duration,
+    /// Whether another attempt may begin after text was sent.
+    pub(crate) restart: bool,
+    /// Whether nothing may leave this machine.
+    pub(crate) local_only: bool,
 }
 
-/// How tokens are chosen; the provider's defaults hold for what is absent.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Sampling {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) temperature: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) top_p: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) top_k: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) min_p: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) repetition_penalty: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u32>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) stop: Vec<String>,
+/// What a model must be able to do for an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub(crate) tools: bool,
+    pub(crate) json_schema: bool,
+    /// About how many tokens are read, and how many at most made where the order
+    /// says.
+    pub(crate) prompt_tokens: u64,
+    /// How many are read at least.
+    pub(crate) least_tokens: u64,
+    pub(crate) max_tokens: Option<u64>,
+}
+
+impl Needs {
+    pub(crate) fn tokens(&self) -> u64 {
+        self.prompt_tokens + self.max_tokens.unwrap_or(0)
+    }
 }
 
 impl Order {
     /// Checks a request.
-    pub(crate) fn new(request: Request, config: &Config) -> Result<Self, Refusal> {
-        let chosen = if request.model.is_some() { Chosen::ByName } else { Chosen::ByDefault };
-        let model = Model::parse(request.model.as_deref().unwrap_or(&config.default_model))?;
-        let sampling = sampling(&request)?;
+    pub(crate) fn new(request: Request, config: &Config, providers: &Providers) -> Result<Self, Refusal> {
+        let choice = Choice::new(&request, config, providers)?;
         let priority = integer("priority", request.priority, -10, 10)?.unwrap_or(0);
         let timeout = integer("timeout_ms", request.timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        let conversation = request.conversation_id.clone();
-        if let Some(name) = &conversation
-            && !(1..=CONVERSATION_BYTES_MAX).contains(&name.len())
-        {
-            let why = format!("must have 1 to {CONVERSATION_BYTES_MAX} bytes");
-            return Err(invalid("conversation_id", &why));
+        let conversation = name("conversation_id", request.conversation_id.as_deref())?;
+        let agent = name("agent", request.agent.as_deref())?;
+        let (restart, local_only, remember) = (request.restart, request.local_only, request.remember);
+        if remember && conversation.is_none() {
+            return Err(invalid("conversation_id", "is missing: `remember` needs one"));
         }
+        let memories = memories(&request.memories)?;
+        let context_tokens = integer("context_tokens", request.context_tokens, 1, 100_000_000)?;
+        let settings = settings(&request)?;
+        let messages = messages(request)?;
+        let whole = Generate { messages: Some(messages), ..settings };
+        whole.check()?;
+        let Generate { messages, .. } = &whole;
+        let messages = messages.clone().unwrap_or_default();
         Ok(Self {
-            model,
-            chosen,
-            messages: messages(request)?,
-            sampling,
+            choice,
+            messages,
+            settings: Generate { messages: None, ..whole },
             conversation,
+            agent,
+            remember,
+            memories,
+            context_tokens,
+            prompt_tokens: None,
             priority,
             timeout: Duration::from_millis(timeout.unwrap_or(config.timeout_ms)),
+            restart,
+            local_only,
         })
     }
 
     /// About how much memory the order holds.
     pub(crate) fn bytes(&self) -> usize {
-        let texts = self.messages.iter().map(|message| message.content.len() + 64).sum::<usize>();
-        512 + texts + self.sampling.stop.iter().map(String::len).sum::<usize>()
+        let texts = self.messages.iter().map(|message| message.bytes() + 64).sum::<usize>();
+        let stops = self.settings.stop.iter().map(String::len).sum::<usize>();
+        let memories = self.memories.iter().map(|memory| memory.text.len() + 64).sum::<usize>();
+        512 + texts + stops + memories + self.schema_bytes()
+    }
+
+    fn schema_bytes(&self) -> usize {
+        let tools = self.settings.tools.iter();
+        let tools: usize =
+            tools.map(|tool| tool.description.len() + json!(tool.parameters).to_string().len() + 64).sum();
+        let schema = match &self.settings.response_format {
+            Some(ResponseFormat::JsonSchema(schema)) => json!(schema.schema).to_string().len(),
+            _ => 0,
+        };
+        tools + schema
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        let texts = self.messages.iter().map(|message| estimated_tokens(message.bytes())).sum::<u64>();
+        let memories = self.memories.iter().map(|memory| estimated_tokens(memory.text.len())).sum::<u64>();
+        let bytes = self.messages.iter().map(Message::bytes).sum::<usize>() as u64;
+        let counted = self.prompt_tokens;
+        Needs {
+            tools: !self.settings.tools.is_empty(),
+            json_schema: matches!(self.settings.response_format, Some(ResponseFormat::JsonSchema(_))),
+            prompt_tokens: counted.unwrap_or(texts + memories) + estimated_tokens(self.schema_bytes()),
+            // No tokenizer does much better than this with what people write.
+            least_tokens: counted.unwrap_or(bytes / 8),
+            max_tokens: self.settings.max_tokens.map(u64::from),
+        }
+    }
+
+    /// The name by which providers know the conversation: no other tenant's has it.
+    pub(crate) fn scoped_conversation(&self, ctx: &Ctx) -> Option<String> {
+        let name = scoped(ctx.tenant(), self.conversation.as_deref()?);
+        (name.len() <= SCOPED_BYTES_MAX).then_some(name)
+    }
+}
+
+/// About how many tokens a text of a message has: four bytes each, as English
+/// has with most models, and four more tokens for the frame of the message.
+pub(crate) fn estimated_tokens(bytes: usize) -> u64 {
+    if bytes == 0 { 0 } else { bytes.div_ceil(4) as u64 + 4 }
+}
+
+/// The name of a tenant's conversation among those of all. A tenant is preceded by
+/// its length, so no two are one.
+pub(crate) fn scoped(tenant: Option<&str>, name: &str) -> String {
+    match tenant {
+        Some(tenant) => format!("{}:{tenant}{name}", tenant.len()),
+        None => format!("-:{name}"),
     }
 }
 
@@ -108,58 +181,59 @@ pub(crate) fn integer<T: TryFrom<i64>>(
     }
 }
 
-fn number(path: &str, value: Option<f64>, min: f64, max: f64) -> Result<Option<f64>, Refusal> {
-    match value {
-        Some(value) if !(min..=max).contains(&value) => {
-            Err(invalid(path, &format!("must be from {min} to {max}, and is {value}")))
+pub(crate) fn name(path: &str, name: Option<&str>) -> Result<Option<String>, Refusal> {
+    match name {
+        Some(name) if !(1..=NAME_BYTES_MAX).contains(&name.len()) => {
+            Err(invalid(path, &format!("must have 1 to {NAME_BYTES_MAX} bytes")))
         }
-        _ => Ok(value),
+        name => Ok(name.map(str::to_owned)),
     }
 }
 
-fn sampling(request: &Request) -> Result<Sampling, Refusal> {
-    let stop = request.stop.clone().unwrap_or_default();
-    if stop.len() > STOPS_MAX {
-        return Err(invalid("stop", &format!("has {} texts, of {STOPS_MAX} allowed", stop.len())));
-    }
-    for (index, text) in stop.iter().enumerate() {
-        if !(1..=STOP_BYTES_MAX).contains(&text.len()) {
-            return Err(invalid(
-                &format!("stop[{index}]"),
-                &format!("must have 1 to {STOP_BYTES_MAX} bytes"),
-            ));
-        }
-    }
-    Ok(Sampling {
+/// How the answer is to be. Ranges are those of the contract of providers, which
+/// [`Generate::check`] knows.
+fn settings(request: &Request) -> Result<Generate, Refusal> {
+    Ok(Generate {
+        tools: request.tools.clone(),
+        tool_choice: request.tool_choice.clone(),
+        response_format: request.response_format.clone(),
         max_tokens: integer("max_tokens", request.max_tokens, 1, 1_048_576)?,
-        temperature: number("temperature", request.temperature, 0.0, 5.0)?,
-        top_p: number("top_p", request.top_p, 0.0, 1.0)?,
+        temperature: request.temperature,
+        top_p: request.top_p,
         top_k: integer("top_k", request.top_k, 0, 1_000_000)?,
-        min_p: number("min_p", request.min_p, 0.0, 1.0)?,
-        repetition_penalty: number("repetition_penalty", request.repetition_penalty, 0.1, 10.0)?,
+        min_p: request.min_p,
+        repetition_penalty: request.repetition_penalty,
         seed: integer("seed", request.seed, 0, u32::MAX)?,
-        stop,
+        stop: request.stop.clone().unwrap_or_default(),
+        ..Generate::default()
     })
 }
 
+fn memories(memories: &[Memory]) -> Result<Vec<Memory>, Refusal> {
+    if memories.len() > MEMORIES_MAX {
+        let why = format!("has {} texts, of {MEMORIES_MAX} allowed", memories.len());
+        return Err(invalid("memories", &why));
+    }
+    for (index, memory) in memories.iter().enumerate() {
+        name(&format!("memories[{index}].name"), Some(&memory.name))?;
+    }
+    Ok(memories.to_vec())
+}
+
 fn messages(request: Request) -> Result<Vec<Message>, Refusal> {
-    let user = |content| Message { role: "user".into(), content };
     let mut messages = match (request.prompt, request.messages) {
         (Some(_), Some(_)) => return Err(invalid("messages", "and `prompt` exclude each other: give one")),
         (None, None) => return Err(invalid("prompt", "is missing, and so is `messages`: give one")),
         (Some(prompt), None) if prompt.trim().is_empty() => return Err(invalid("prompt", "is empty")),
-        (Some(prompt), None) => vec![user(prompt)],
+        (Some(prompt), None) => vec![Message::new(Role::User, prompt)],
         (None, Some(messages)) => messages,
     };
     if messages.is_empty() {
         return Err(invalid("messages", "is empty"));
     }
-    for (index, Message { role, content }) in messages.iter().enumerate() {
-        if !ROLES.contains(&role.as_str()) {
-            let why = format!("is `{}`, and must be one of {}", role.escape_debug(), ROLES.join(", "));
-            return Err(invalid(&format!("messages[{index}].role"), &why));
-        }
-        if content.trim().is_empty() {
+    for (index, message) in messages.iter().enumerate() {
+        let may_be_empty = message.role == Role::Tool || !message.tool_calls.is_empty();
+        if message.content.trim().is_empty() && !may_be_empty {
             return Err(invalid(&format!("messages[{index}].content"), "is empty"));
         }
     }
@@ -167,92 +241,16 @@ fn messages(request: Request) -> Result<Vec<Message>, Refusal> {
         if system.trim().is_empty() {
             return Err(invalid("system", "is empty"));
         }
-        if messages.iter().any(|message| message.role == "system") {
+        if messages.iter().any(|message| message.role == Role::System) {
             return Err(invalid("system", "is given twice: here and in `messages`"));
         }
-        messages.insert(0, Message { role: "system".into(), content: system });
+        messages.insert(0, Message::new(Role::System, system));
     }
-    if !messages.iter().any(|message| message.role == "user") {
+    if !messages.iter().any(|message| message.role == Role::User) {
         return Err(invalid("messages", "has no message of the role `user`"));
     }
     Ok(messages)
 }
 
 #[cfg(test)]
-mod tests {
-    use ksi_sdk::prelude::Code;
-    use serde_json::Value;
-
-    use super::*;
-
-    fn order(request: Value) -> Result<Order, Refusal> {
-        Order::new(serde_json::from_value(request).unwrap(), &Config::default())
-    }
-
-    #[test]
-    fn every_wrong_field_is_refused_with_its_path() {
-        for (request, path) in [
-            (json!({}), "prompt"),
-            (json!({"prompt": " \n"}), "prompt"),
-            (json!({"prompt": "x", "messages": []}), "messages"),
-            (json!({"messages": []}), "messages"),
-            (json!({"messages": [{"role": "user", "content": ""}]}), "messages[0].content"),
-            (
-                json!({"messages": [{"role": "user", "content": "x"}, {"role": "boss", "content": "y"}]}),
-                "messages[1].role",
-            ),
-            (json!({"messages": [{"role": "assistant", "content": "x"}]}), "messages"),
-            (json!({"prompt": "x", "system": ""}), "system"),
-            (
-                json!({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}],
-                       "system": "z"}),
-                "system",
-            ),
-            (json!({"prompt": "x", "max_tokens": 0}), "max_tokens"),
-            (json!({"prompt": "x", "max_tokens": -1}), "max_tokens"),
-            (json!({"prompt": "x", "temperature": -0.1}), "temperature"),
-            (json!({"prompt": "x", "top_p": 1.1}), "top_p"),
-            (json!({"prompt": "x", "top_k": -1}), "top_k"),
-            (json!({"prompt": "x", "min_p": 2}), "min_p"),
-            (json!({"prompt": "x", "repetition_penalty": 0}), "repetition_penalty"),
-            (json!({"prompt": "x", "seed": 4_294_967_296_u64}), "seed"),
-            (json!({"prompt": "x", "stop": ["a", ""]}), "stop[1]"),
-            (json!({"prompt": "x", "stop": vec!["a"; 17]}), "stop"),
-            (json!({"prompt": "x", "priority": 11}), "priority"),
-            (json!({"prompt": "x", "timeout_ms": 0}), "timeout_ms"),
-            (json!({"prompt": "x", "conversation_id": ""}), "conversation_id"),
-            (json!({"prompt": "x", "conversation_id": "c".repeat(129)}), "conversation_id"),
-            (json!({"prompt": "x", "model": "tiny"}), "model"),
-            (json!({"prompt": "x", "model": "mock/slow:fast"}), "model"),
-        ] {
-            let refusal = order(request.clone()).unwrap_err();
-            assert_eq!(refusal.code, Code::InvalidPayload, "{request}: {refusal}");
-            assert_eq!(refusal.details.unwrap()["path"], path, "{request}");
-        }
-        let mut request = Request { prompt: Some("x".into()), ..Request::default() };
-        request.temperature = Some(f64::NAN);
-        assert!(Order::new(request, &Config::default()).is_err(), "not a number is in no range");
-    }
-
-    #[test]
-    fn a_prompt_is_a_message_of_the_user_and_the_system_text_goes_first() {
-        let order = order(json!({"prompt": "hi", "system": "be kind"})).unwrap();
-        let roles: Vec<_> = order.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
-        assert_eq!(roles, [("system", "be kind"), ("user", "hi")]);
-        assert_eq!((order.priority, order.timeout), (0, Duration::from_secs(600)));
-    }
-
-    #[test]
-    fn settings_are_taken_as_they_are() {
-        let order = order(json!({"prompt": "x", "max_tokens": 5, "temperature": 0, "top_p": 0.5, "top_k": 0,
-            "min_p": 0.1, "repetition_penalty": 1.1, "seed": 4_294_967_295_u32, "stop": ["."],
-            "priority": -10, "timeout_ms": 10}))
-        .unwrap();
-        assert_eq!(
-            json!(order.sampling),
-            json!({"max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "top_k": 0, "min_p": 0.1,
-                "repetition_penalty": 1.1, "seed": 4_294_967_295_u32, "stop": ["."]})
-        );
-        assert_eq!((order.priority, order.timeout), (-10, Duration::from_millis(10)));
-    }
-}
+mod tests;

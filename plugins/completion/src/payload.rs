@@ -4,8 +4,19 @@
 //! here and checked in `order`, so that a value out of range is
 //! refused with the path of its field.
 
+use ksi_provider::{Message, ResponseFormat, Timings, Tool, ToolCall, ToolCallDelta, ToolChoice, Usage};
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};
 use serde_json::{Map, Value};
+
+mod conversation;
+mod hook;
+mod route;
+mod usage;
+
+pub use conversation::{ContextReport, Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
+pub use hook::{PostLlmResult, PreLlmPrompt};
+pub use route::{Candidate, Route, RouteRequest, Stage};
+pub use usage::{Budget, By, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
 
 /// Ask a model. The text comes in chunks while it is made; the end repeats all
 /// of it with what it cost. A client that goes away cancels the request.
@@ -20,6 +31,37 @@ pub struct Request {
     pub system: Option<String>,
     /// `provider/model`, for example `llama/ksi-tiny` or `mock/echo`; without it the configured default.
     pub model: Option<String>,
+    /// Models that answer, one after the other, where that one cannot; without them
+    /// the configured ones, and with an empty list none. The result says who answered and why.
+    #[schemars(length(max = 8))]
+    pub fallbacks: Option<Vec<String>>,
+    /// Tools that the model may call.
+    #[serde(default)]
+    pub tools: Vec<Tool>,
+    /// Whether it calls them; default `auto`.
+    pub tool_choice: Option<ToolChoice>,
+    /// What the text of the answer is to be: `text`, `json`, or `{"json_schema": {"schema": {…}}}`.
+    pub response_format: Option<ResponseFormat>,
+    /// Lets another attempt begin after text was sent. The text then starts over, and a chunk with
+    /// `restarted` says so. Without it such a request fails.
+    #[serde(default)]
+    pub restart: bool,
+    /// Only asks models that keep everything on this machine.
+    #[serde(default)]
+    pub local_only: bool,
+    /// Goes on with the conversation as it is remembered, and remembers this request and its answer.
+    #[serde(default)]
+    pub remember: bool,
+    /// What else the model shall know, by name; a part of the system text.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub memories: Vec<Memory>,
+    /// Most tokens that the model is given to read. What is left out then is told in the result.
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub context_tokens: Option<i64>,
+    /// Which agent asks; budgets may be per agent.
+    #[schemars(length(min = 1, max = 128))]
+    pub agent: Option<String>,
     /// Requests of one conversation are answered one after the other.
     #[schemars(length(min = 1, max = 128))]
     pub conversation_id: Option<String>,
@@ -64,22 +106,29 @@ pub struct Request {
 #[serde(transparent)]
 pub struct AsyncRequest(pub Request);
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    /// Who said it.
-    #[schemars(extend("enum" = ["system", "user", "assistant", "tool"]))]
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
-
 /// The next piece of the text.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
     /// The piece; all pieces in order are the text.
     pub text: String,
+    /// Pieces of tool calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// Said instead of text: all pieces before are void, another attempt begins. Only where the
+    /// request allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted: Option<Restarted>,
+}
+
+/// Another attempt begins after text was sent.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Restarted {
+    /// Its number.
+    pub attempt: u32,
+    /// Who is asked now.
+    pub model: ModelName,
+    /// What ended the attempt before.
+    pub because: String,
 }
 
 /// A provider and one of its models.
@@ -91,38 +140,24 @@ pub struct ModelName {
     pub model: String,
 }
 
-/// Tokens of a request; a mock counts words instead.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Usage {
-    /// Tokens that were read.
-    pub prompt_tokens: u64,
-    /// Tokens that were made.
-    pub completion_tokens: u64,
-    /// Both.
-    pub total_tokens: u64,
-}
-
-/// Where the time went, as the provider measured it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Timings {
-    /// Milliseconds to load the model, where it had to be loaded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub load_ms: Option<f64>,
-    /// Milliseconds that the provider let it wait, where it has a queue of its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queued_ms: Option<f64>,
-    /// Milliseconds to read the prompt.
-    pub prompt_ms: f64,
-    /// Milliseconds to make the text.
-    pub generate_ms: f64,
-    /// Milliseconds until the first piece of text.
-    pub first_token_ms: f64,
-    /// Prompt tokens read in a second.
-    pub prompt_per_second: f64,
-    /// Tokens made in a second.
-    pub generate_per_second: f64,
+/// One attempt at a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tried {
+    /// Its number; the first is 1.
+    pub number: u32,
+    /// Who was asked.
+    pub model: ModelName,
+    /// `answered`, or the code of the refusal.
+    pub outcome: String,
+    /// What the refusal said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Milliseconds from the acceptance of the request to the start of the attempt.
+    pub started_ms: u64,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// Whether some of its text was sent.
+    pub text_sent: bool,
 }
 
 /// A request that was answered in full.
@@ -132,15 +167,19 @@ pub struct Completed {
     pub request_id: String,
     /// The whole text.
     pub text: String,
-    /// Which model was asked for.
+    /// The tools that the model wishes called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which model was asked for; of an alias, `alias` and its name.
     pub requested: ModelName,
     /// Which model answered.
     pub answered: ModelName,
-    /// Why that one: `as requested`, `default model`, or a sentence.
+    /// Why that one: `as requested`, `default model`, or a sentence; after a failure, what failed.
     pub why: String,
     /// Whether the answer comes from something too small to be of use: a toy model or a mock.
     pub toy: bool,
-    /// Why the text ends: `stop` (the model was done), `length` or `stop_string`.
+    /// Why the text ends: `stop` (the model was done), `length`, `stop_string`, `tool_calls` or
+    /// `content_filter`.
     pub stop_reason: String,
     /// The seed that was used, where the provider tells: with it the answer can be had again.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,10 +190,22 @@ pub struct Completed {
     pub timings: Timings,
     /// Milliseconds that the request waited for its turn.
     pub queued_ms: u64,
-    /// How many times the provider was asked.
+    /// How many times a provider was asked.
     pub attempts: u32,
+    /// Each of these attempts, the one that was answered last.
+    #[serde(default)]
+    pub tried: Vec<Tried>,
+    /// Settings of the request that had no effect, since the provider does not have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
     /// The conversation, where the request named one.
     pub conversation_id: Option<String>,
+    /// What the model was given to read, where that was put together for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<ContextReport>,
+    /// Whether the conversation was remembered, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remembered: Option<bool>,
 }
 
 /// A request has reached its provider. Told once more where it has to be begun
@@ -172,6 +223,9 @@ pub struct Delta {
     pub request_id: String,
     /// The piece.
     pub text: String,
+    /// Pieces of tool calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
 }
 
 /// A request has failed.
@@ -258,13 +312,13 @@ pub struct Load {
     pub name: String,
     /// Requests that it may work on at once.
     pub concurrency: usize,
-    /// Requests that it works on.
+    /// Requests that it works on, of those that whoever asks may see.
     pub running: usize,
-    /// Requests that wait for it.
+    /// Requests that wait for it, of those that whoever asks may see.
     pub queued: usize,
 }
 
-/// The requests that wait or run.
+/// The requests that wait or run, of those that whoever asks may see.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// How many wait.
@@ -324,12 +378,32 @@ pub struct ProviderInfo {
     /// Why it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable: Option<String>,
+    /// What to do about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Whether nothing leaves this machine.
+    pub local: bool,
+    /// Models that failed again and again and are left alone, or tried with one request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub breakers: Vec<BreakerInfo>,
     /// Requests that it may work on at once.
     pub concurrency: usize,
-    /// Requests that it works on.
+    /// Requests that it works on, of those that whoever asks may see.
     pub running: usize,
-    /// Requests that wait for it.
+    /// Requests that wait for it, of those that whoever asks may see.
     pub queued: usize,
+}
+
+/// A circuit breaker that is not closed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct BreakerInfo {
+    /// The model.
+    pub model: String,
+    /// `open` or `half_open`.
+    pub state: String,
+    /// Milliseconds until it is tried with one request, where it is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 /// The providers of models.

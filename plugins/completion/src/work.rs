@@ -1,5 +1,5 @@
-//! The life of one accepted request: it waits for its turn, asks its provider,
-//! passes the text on, tries again where that may help, and ends.
+//! The life of one accepted request: it waits for its turn, is carried out by
+//! [`run`], passes the text on, and ends.
 //!
 //! # Invariants
 //!
@@ -7,12 +7,11 @@
 //!   happens to its task: [`Place`] sees to it when it is dropped.
 //! - The provider is stopped before the place is free, so that its limit
 //!   holds.
-//! - Once a piece of text was passed on, the request is never tried again:
-//!   nobody sees the beginning of an answer twice.
 
-use std::{cell::Cell, pin::pin, rc::Rc, time::Duration};
+use std::{pin::pin, rc::Rc, time::Duration};
 
 use futures_util::future::{Either, select};
+use ksi_provider::Delta as Provided;
 use ksi_sdk::{
     Chunks,
     prelude::{Code, Ctx, Refusal, Serialize, json},
@@ -23,15 +22,17 @@ use crate::{
     Completion,
     ledger::{Ended, Entry, Phase},
     order::Order,
-    payload::{Cancelled, Chunk, Completed, Delta, Failed, Started},
-    provider::{Answer, Attempt, Piece, Stream, blame},
+    payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
 };
+
+mod prepare;
+mod run;
+
+use run::Run;
 
 /// Time that a fact may wait for room in the daemon.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Longest text of an answer: it must fit a frame together with the rest.
-const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Wait before something is sent again that the daemon had no room for.
 const FULL_WAIT: Duration = Duration::from_millis(50);
 
@@ -91,7 +92,7 @@ impl Work {
             // `stopped` is looked at first: a request that was told to be
             // cancelled must not end as done.
             match select(stopped, performed).await {
-                Either::Left((why, _)) => Err(self.with_id(why, None)),
+                Either::Left((why, _)) => Err(self.with_id(why, &[])),
                 Either::Right((result, _)) => result,
             }
         };
@@ -108,6 +109,8 @@ impl Work {
     pub(crate) async fn carry_and_tell(self) -> Ended {
         let (ctx, request_id) = (&self.ctx, self.place.entry.id.clone());
         let ended = self.outcome().await;
+        let plugin = &self.place.plugin;
+        plugin.books.flush(&plugin.ctx).await;
         match &ended {
             Ended::Done(completed) => tell(ctx, "completion:result", completed).await,
             Ended::Failed(refusal) => {
@@ -138,108 +141,67 @@ impl Work {
     async fn perform(&self) -> Result<Completed, Refusal> {
         let entry = &self.place.entry;
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
+        Run::begin(self).await?.to_the_end().await
+    }
+
+    /// Lets what was used be written down, beside whatever else goes on.
+    fn write_books(&self) {
+        let plugin = self.place.plugin.clone();
+        plugin.clone().ctx.spawn(async move { plugin.books.flush(&plugin.ctx).await });
+    }
+
+    async fn started(&self) {
         if matches!(self.sink, Sink::Facts) {
-            tell(&self.ctx, "completion:started", &Started { request_id: entry.id.clone() }).await;
-        }
-        let mut number = 1;
-        loop {
-            let said = Cell::new(0);
-            let refusal = match self.attempt(number, &said).await {
-                Ok(answer) => return Ok(self.completed(answer, number)),
-                Err(refusal) => blame(self.order.model.provider(), refusal),
-            };
-            let retry = &self.place.plugin.config.retry;
-            if !refusal.retryable || said.get() > 0 || number > retry.attempts {
-                return Err(self.with_id(refusal, Some(number)));
-            }
-            self.ctx.debug(&format!("{}: attempt {number} refused: {}", entry.id, refusal.code));
-            self.ctx.sleep(retry.wait(number, &refusal, spread(&entry.id, number))).await;
-            number += 1;
+            let request_id = self.place.entry.id.clone();
+            tell(&self.ctx, "completion:started", &Started { request_id }).await;
         }
     }
 
-    /// Asks the provider once; `said` counts the bytes that were passed on.
-    async fn attempt(&self, number: u32, said: &Cell<usize>) -> Result<Answer, Refusal> {
-        let age_ms = self.place.plugin.now_ms().saturating_sub(self.place.entry.accepted_ms);
-        let left = self.order.timeout.saturating_sub(Duration::from_millis(age_ms));
-        let mut stream = Stream::open(&self.ctx, &self.order, Attempt { number, left })?;
-        loop {
-            match stream.next().await? {
-                Piece::Text(text) => {
-                    said.set(said.get() + text.len());
-                    if said.get() > TEXT_BYTES_MAX {
-                        return Err(too_long());
-                    }
-                    self.pass_on(text).await?;
-                }
-                Piece::Last(answer) if answer.text.len() > TEXT_BYTES_MAX => return Err(too_long()),
-                Piece::Last(answer) => return Ok(*answer),
-            }
-        }
-    }
-
-    async fn pass_on(&self, text: String) -> Result<(), Refusal> {
+    async fn pass_on(&self, delta: Provided) -> Result<(), Refusal> {
+        let Provided { text, tool_calls, .. } = delta;
         match &self.sink {
             Sink::Chunks(chunks) => {
-                let chunk = Chunk { text };
+                let chunk = Chunk { text, tool_calls, restarted: None };
+                chunks.ready().await;
                 patiently(&self.ctx, || chunks.send(&chunk)).await
             }
             Sink::Facts => {
                 let request_id = self.place.entry.id.clone();
-                tell(&self.ctx, "completion:delta", &Delta { request_id, text }).await;
+                tell(&self.ctx, "completion:delta", &Delta { request_id, text, tool_calls }).await;
                 Ok(())
             }
         }
     }
 
-    fn completed(&self, answer: Answer, attempts: u32) -> Completed {
-        let Order { model, chosen, conversation, .. } = &self.order;
-        let entry = &self.place.entry;
-        let Answer { model: answered, text, stop_reason, toy, seed, usage, timings } = answer;
-        let requested = model.name();
-        Completed {
-            request_id: entry.id.clone(),
-            text,
-            why: model.why(*chosen, &answered),
-            answered: crate::payload::ModelName { provider: requested.provider.clone(), model: answered },
-            requested,
-            toy,
-            stop_reason,
-            seed,
-            usage,
-            timings,
-            queued_ms: entry.started_ms.get() - entry.accepted_ms,
-            attempts,
-            conversation_id: conversation.clone(),
+    /// Says that all text before is void. Facts say so by telling the start again.
+    async fn restarted(&self, restarted: Restarted) -> Result<(), Refusal> {
+        match &self.sink {
+            Sink::Chunks(chunks) => {
+                let restarted = Some(restarted);
+                let chunk = Chunk { text: String::new(), tool_calls: Vec::new(), restarted };
+                patiently(&self.ctx, || chunks.send(&chunk)).await
+            }
+            Sink::Facts => {
+                self.started().await;
+                Ok(())
+            }
         }
     }
 
-    /// Adds to a refusal which request it ended, and after how many attempts.
-    fn with_id(&self, mut refusal: Refusal, attempts: Option<u32>) -> Refusal {
+    /// Adds to a refusal which request it ended, and after which attempts.
+    fn with_id(&self, mut refusal: Refusal, tried: &[Tried]) -> Refusal {
         let mut details = match refusal.details.take() {
             Some(Value::Object(details)) => details,
             None => serde_json::Map::new(),
             Some(other) => serde_json::Map::from_iter([("provider".to_owned(), other)]),
         };
         details.insert("request_id".into(), json!(self.place.entry.id));
-        if let Some(attempts) = attempts {
-            details.insert("attempts".into(), json!(attempts));
+        if !tried.is_empty() {
+            details.insert("attempts".into(), json!(tried.len()));
+            details.insert("tried".into(), json!(tried));
         }
         refusal.details(Value::Object(details))
     }
-}
-
-fn too_long() -> Refusal {
-    Refusal::new(Code::TooLarge, format!("the answer is longer than {TEXT_BYTES_MAX} bytes"))
-        .hint("`max_tokens` limits it")
-}
-
-/// A number that differs between requests and attempts, to spread waits.
-fn spread(id: &str, attempt: u32) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (id, attempt).hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Tells a fact. Where that is not possible the work still goes on: its

@@ -19,21 +19,30 @@ use std::{fmt, future::pending, str::FromStr};
 
 use ksi_sdk::prelude::{Code, Ctx, Duration, Refusal, json};
 
-use super::{Answer, Attempt, Piece};
+use ksi_provider::{Delta, Generated, Message, Model, Role, StopReason, Timings, Usage};
+
+use super::{Attempt, Piece};
 use crate::{
     order::{Order, invalid},
-    payload::{Timings, Usage},
     signal::yield_now,
 };
 
 /// The scripts, as they are listed to users.
-pub(crate) const SCRIPTS: [&str; 8] =
+const SCRIPTS: [&str; 8] =
     ["echo", "fixed:TEXT", "slow:MS", "long:N", "fail:CODE", "fail-then-ok:N", "break:N", "hang"];
 
 /// Longest wait between two words, and most words: a mock runs inside the
 /// daemon.
 const SLOW_MS_MAX: u64 = 60_000;
 const WORDS_MAX: u32 = 1_000_000;
+
+/// The scripts as models. None is known to be unable to do anything, since a
+/// script may say what a test wishes.
+pub(super) fn models() -> Vec<Model> {
+    let model =
+        |name: &str| Model { name: name.into(), context_length: None, capabilities: Vec::new(), toy: true };
+    SCRIPTS.map(model).to_vec()
+}
 
 /// What a mock does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +59,7 @@ pub(crate) enum Script {
 
 impl Script {
     /// Reads the part of the model's name after `mock/`.
-    pub(super) fn parse(text: &str) -> Result<Self, Refusal> {
+    pub(super) fn parse(text: &str, path: &str) -> Result<Self, Refusal> {
         let (name, parameter) = match text.split_once(':') {
             Some((name, parameter)) => (name, Some(parameter)),
             None => (text, None),
@@ -59,9 +68,9 @@ impl Script {
         let Some(script) = known else {
             return Err(Refusal::not_found("mock script", &name.escape_debug().to_string())
                 .hint(format!("scripts: {}", SCRIPTS.join(", ")))
-                .details(json!({ "path": "model", "known": SCRIPTS })));
+                .details(json!({ "path": path, "known": SCRIPTS })));
         };
-        let wrong = || invalid("model", &format!("does not fit the script mock/{script}"));
+        let wrong = || invalid(path, &format!("does not fit the script mock/{script}"));
         match (name, parameter) {
             ("echo", None) => Ok(Self::Echo),
             ("hang", None) => Ok(Self::Hang),
@@ -120,8 +129,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn open(ctx: &Ctx, script: &Script, order: &Order, attempt: Attempt) -> Self {
-        let spoken = order.messages.iter().rev().find(|message| message.role == "user");
+    pub(super) fn open(ctx: &Ctx, script: &Script, order: &Order, attempt: Attempt<'_>) -> Self {
+        let spoken = order.messages.iter().rev().find(|message| message.role == Role::User);
         let echo = || words(spoken.map_or("", |message| &message.content));
         let none = || -> Box<dyn Iterator<Item = String>> { Box::new(std::iter::empty()) };
         let refusal = |code| Ending::Refusal(Refusal::new(code, "the script says so"));
@@ -139,13 +148,13 @@ impl Stream {
             Script::Hang => (none(), Ending::Silence),
         };
         let wait = if let Script::Slow(ms) = script { Duration::from_millis(*ms) } else { Duration::ZERO };
-        let count = |message: &crate::payload::Message| message.content.split_whitespace().count() as u64;
+        let count = |message: &Message| message.content.split_whitespace().count() as u64;
         Self {
             ctx: ctx.clone(),
             words,
             wait,
             ending: Some(ending),
-            left: order.sampling.max_tokens.unwrap_or(u32::MAX),
+            left: order.settings.max_tokens.unwrap_or(u32::MAX),
             said: 0,
             text: String::new(),
             model: script.to_string(),
@@ -166,30 +175,36 @@ impl Stream {
                 self.left -= 1;
                 self.said += 1;
                 self.text.push_str(&word);
-                Ok(Piece::Text(word))
+                Ok(Piece::Delta(Delta::text(word)))
             }
-            (Some(_), _) => Ok(self.answer("length")),
-            (None, Some(Ending::Answer)) => Ok(self.answer("stop")),
+            (Some(_), _) => Ok(self.answer(StopReason::Length)),
+            (None, Some(Ending::Answer)) => Ok(self.answer(StopReason::Stop)),
             (None, Some(Ending::Refusal(refusal))) => Err(refusal),
             (None, Some(Ending::Silence)) => pending().await,
             (None, None) => Err(Refusal::new(Code::Internal, "the mock was asked after its end")),
         }
     }
 
-    fn answer(&mut self, stop_reason: &str) -> Piece {
+    fn answer(&mut self, stop_reason: StopReason) -> Piece {
         let (prompt_tokens, completion_tokens) = (self.prompt_words, self.said);
-        Piece::Last(Box::new(Answer {
+        Piece::Last(Box::new(Generated {
             model: std::mem::take(&mut self.model),
             text: std::mem::take(&mut self.text),
-            stop_reason: stop_reason.into(),
+            tool_calls: Vec::new(),
+            stop_reason,
+            alternatives: Vec::new(),
+            logprobs: Vec::new(),
             toy: true,
             seed: None,
             usage: Usage {
                 prompt_tokens,
                 completion_tokens,
                 total_tokens: prompt_tokens + completion_tokens,
+                ..Usage::default()
             },
             timings: Timings::default(),
+            ignored: Vec::new(),
+            response_id: None,
         }))
     }
 }
@@ -214,17 +229,17 @@ mod tests {
         for text in
             ["echo", "fixed:a:b", "slow:0", "long:3", "fail:busy", "fail-then-ok:2", "break:1", "hang"]
         {
-            assert_eq!(Script::parse(text).unwrap().to_string(), text);
+            assert_eq!(Script::parse(text, "model").unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn what_is_no_script_is_refused() {
-        assert_eq!(Script::parse("gpt").unwrap_err().code, Code::NotFound);
+        assert_eq!(Script::parse("gpt", "model").unwrap_err().code, Code::NotFound);
         for text in
             ["echo:1", "fixed", "fixed:", "slow", "slow:-1", "slow:60001", "long:1000001", "fail:no", "hang:"]
         {
-            assert_eq!(Script::parse(text).unwrap_err().code, Code::InvalidPayload, "{text}");
+            assert_eq!(Script::parse(text, "model").unwrap_err().code, Code::InvalidPayload, "{text}");
         }
     }
 

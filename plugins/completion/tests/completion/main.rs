@@ -14,15 +14,28 @@ use ksi_sdk::{
 use plugin_completion::Completion;
 use serde_json::{Value, json};
 
+mod budgets;
+mod chaos;
+mod conversations;
 mod endings;
+mod hooks;
 mod queueing;
 mod requests;
 mod retries;
+mod routing;
 
 type Host = FakeHost<Completion>;
 
 fn host(config: Value) -> Host {
-    Host::start(config).unwrap()
+    unhooked(Host::start(config).unwrap())
+}
+
+/// The hooks as they are where nobody has a word: what was asked comes back.
+fn unhooked(host: Host) -> Host {
+    for hook in ["completion:pre_llm_prompt", "completion:post_llm_result"] {
+        host.script(hook, |asked| Ok(asked.data.clone()));
+    }
+    host
 }
 
 fn default_host() -> Host {

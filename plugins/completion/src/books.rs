@@ -1,0 +1,330 @@
+//! The books: what was used, by whom, and what may still be used.
+//!
+//! Every attempt at a model is counted: in a row of usage (day, tenant,
+//! principal, agent, model), and in the account of each budget that applies to
+//! it. Where budgets apply, an attempt *reserves* what it is expected to take
+//! before it begins, and *settles* with what it took; so requests that run
+//! together cannot spend the same money twice.
+//!
+//! # Invariants
+//!
+//! - An attempt, named by its request and number, is settled once. A reservation
+//!   is on the disk before its attempt begins, so a crash loses none. Durable
+//!   work that is handed over again takes the reservation of the same attempt
+//!   over, and is counted once; whatever else a crash leaves behind counts with
+//!   what was reserved.
+//! - What is read from a budget is never less than what was settled.
+//!
+//! # Failure
+//!
+//! While the state cannot be written, requests under a budget are refused;
+//! others go on, and their usage is written later. An answer may be longer than
+//! its reservation where a request sets no `max_tokens`: that counts, and the
+//! next request is refused.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+};
+
+use ksi_sdk::prelude::{Ctx, Deserialize, Refusal, Serialize};
+
+use crate::{config::BudgetConfig, order::scoped, payload::Budget};
+
+pub(crate) mod account;
+pub(crate) mod keeping;
+pub(crate) mod report;
+
+pub(crate) use account::Amounts;
+use account::{Account, Rule};
+
+/// Most accounts held in memory that nothing is reserved in: their names come
+/// from clients.
+const ACCOUNTS_MAX: usize = 4096;
+/// Most settlements that wait to be written.
+const PENDING_MAX: usize = 100_000;
+
+/// Whose attempt it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Who {
+    pub(crate) tenant: Option<String>,
+    pub(crate) principal: String,
+    pub(crate) agent: Option<String>,
+    pub(crate) conversation: Option<String>,
+}
+
+/// Names an account: its budget, and whose it is.
+pub(crate) type AccountName = (String, String);
+
+/// Names an attempt: its request and its number.
+pub(crate) type AttemptName = (String, u32);
+
+/// What is on the disk of an attempt that has begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Reservation {
+    pub(crate) who: Who,
+    /// `provider/model`.
+    pub(crate) model: String,
+    accounts: Vec<AccountName>,
+    expected: Amounts,
+    at_ms: u64,
+}
+
+/// What an attempt took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Taken {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) completion_tokens: u64,
+    pub(crate) nanos: u64,
+    pub(crate) answered: bool,
+    /// Whether anybody was asked at all.
+    pub(crate) asked: bool,
+}
+
+/// An attempt that has ended and is not written down yet.
+struct Settlement {
+    attempt: AttemptName,
+    reservation: Reservation,
+    taken: Taken,
+    at_ms: u64,
+}
+
+/// The books.
+pub(crate) struct Books {
+    rules: Vec<Rule>,
+    accounts: RefCell<HashMap<AccountName, Account>>,
+    /// Reservations that a crash left behind, of work that may be handed over again.
+    orphans: RefCell<BTreeMap<AttemptName, Reservation>>,
+    pending: RefCell<Vec<Settlement>>,
+    keeping: keeping::Keeping,
+    warned: Cell<bool>,
+}
+
+impl Books {
+    pub(crate) fn new(budgets: &BTreeMap<String, BudgetConfig>) -> Self {
+        Self {
+            rules: budgets.iter().map(|(name, config)| Rule::new(name, config)).collect(),
+            accounts: RefCell::default(),
+            orphans: RefCell::default(),
+            pending: RefCell::default(),
+            keeping: keeping::Keeping::default(),
+            warned: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn has_budgets(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
+    /// The budgets that apply to somebody, each with the name of the account.
+    pub(crate) fn accounts_of(&self, who: &Who) -> Vec<(&Rule, AccountName)> {
+        let applying = self.rules.iter().filter_map(|rule| {
+            let scope = rule.scope(who)?;
+            Some((rule, (rule.name.clone(), scope)))
+        });
+        applying.collect()
+    }
+
+    /// Reserves what an attempt is expected to take, in every budget that applies.
+    ///
+    /// # Errors
+    ///
+    /// `busy` or, where a budget never starts over, `denied`: what is used, and
+    /// when it starts over. `unavailable` where the state cannot be had.
+    pub(crate) async fn reserve<'a>(
+        &'a self,
+        ctx: &Ctx,
+        attempt: AttemptName,
+        who: &Who,
+        model: &str,
+        expected: Amounts,
+    ) -> Result<Reserved<'a>, Refusal> {
+        let applying = self.accounts_of(who);
+        let names: Vec<_> = applying.iter().map(|(_, name)| name.clone()).collect();
+        self.load(ctx, &names).await?;
+        let reservation = self.hold_for(&attempt, &applying, who, model, expected, ctx.now_ms())?;
+        let reserved =
+            Reserved { books: self, ctx: ctx.clone(), attempt, reservation, taken: Taken::default() };
+        if !reserved.reservation.accounts.is_empty() {
+            let begun = self.keeping.begin(ctx, &reserved.attempt, &reserved.reservation).await;
+            begun.map_err(|refusal| {
+                let message = format!("a budget applies, and it cannot be written down: {}", refusal.message);
+                Refusal { message, ..refusal }
+            })?;
+        }
+        Ok(reserved)
+    }
+
+    /// Holds what is expected, in memory, where every budget has room for it.
+    fn hold_for(
+        &self,
+        attempt: &AttemptName,
+        applying: &[(&Rule, AccountName)],
+        who: &Who,
+        model: &str,
+        expected: Amounts,
+        now_ms: u64,
+    ) -> Result<Reservation, Refusal> {
+        // What was reserved before a crash is this very attempt.
+        let before = self.orphans.borrow_mut().remove(attempt);
+        let mut accounts = self.accounts.borrow_mut();
+        if let Some(before) = &before {
+            release(&mut accounts, before);
+        }
+        for (rule, name) in applying {
+            let account = accounts.entry(name.clone()).or_default();
+            account.turn(rule, now_ms);
+            if let Err(exceeded) = account.admits(rule, &expected) {
+                if let Some(before) = before {
+                    // It stays what it was: begun, with an outcome that nobody knows.
+                    hold(&mut accounts, &before);
+                    self.orphans.borrow_mut().insert(attempt.clone(), before);
+                }
+                return Err(exceeded.refusal(rule, now_ms));
+            }
+        }
+        let names = applying.iter().map(|(_, name)| name.clone()).collect();
+        let (who, model) = (who.clone(), model.into());
+        let reservation = Reservation { who, model, accounts: names, expected, at_ms: now_ms };
+        hold(&mut accounts, &reservation);
+        Ok(reservation)
+    }
+
+    /// Reads accounts that are not in memory.
+    async fn load(&self, ctx: &Ctx, names: &[AccountName]) -> Result<(), Refusal> {
+        for name in names {
+            if self.accounts.borrow().contains_key(name) {
+                continue;
+            }
+            let kept = keeping::account(ctx, name).await.map_err(|refusal| {
+                let message = format!("a budget applies, and it cannot be read: {}", refusal.message);
+                Refusal { message, ..refusal }
+            })?;
+            let mut accounts = self.accounts.borrow_mut();
+            if accounts.len() >= ACCOUNTS_MAX && self.pending.borrow().is_empty() {
+                accounts.retain(|name, account| account.is_held() || names.contains(name));
+            }
+            accounts.entry(name.clone()).or_insert(kept);
+        }
+        Ok(())
+    }
+
+    /// Counts what an attempt took; [`Books::flush`] writes it down.
+    fn settle(&self, attempt: AttemptName, reservation: Reservation, taken: Taken, now_ms: u64) {
+        let mut accounts = self.accounts.borrow_mut();
+        release(&mut accounts, &reservation);
+        let amounts = Amounts {
+            calls: u64::from(taken.asked),
+            tokens: taken.prompt_tokens + taken.completion_tokens,
+            nanos: taken.nanos,
+        };
+        for name in &reservation.accounts {
+            if let (Some(account), Some(rule)) = (accounts.get_mut(name), self.rule(&name.0)) {
+                account.turn(rule, now_ms);
+                account.add(&amounts);
+            }
+        }
+        let mut pending = self.pending.borrow_mut();
+        if pending.len() < PENDING_MAX {
+            pending.push(Settlement { attempt, reservation, taken, at_ms: now_ms });
+        }
+    }
+
+    fn rule(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.name == name)
+    }
+
+    /// Reads what a crash left behind. What cannot be handed over again, or has not
+    /// been for a day, counts with what it had reserved.
+    ///
+    /// # Errors
+    ///
+    /// Where the state cannot be read.
+    pub(crate) async fn recover(&self, ctx: &Ctx) -> Result<(), Refusal> {
+        const DAY_MS: u64 = 86_400_000;
+        for (attempt, reservation) in keeping::begun(ctx).await? {
+            self.load(ctx, &reservation.accounts).await?;
+            hold(&mut self.accounts.borrow_mut(), &reservation);
+            let now_ms = ctx.now_ms();
+            if attempt.0.starts_with(crate::LIVE) || now_ms.saturating_sub(reservation.at_ms) > DAY_MS {
+                let expected = reservation.expected;
+                let taken = Taken {
+                    prompt_tokens: expected.tokens,
+                    nanos: expected.nanos,
+                    asked: true,
+                    ..Taken::default()
+                };
+                self.settle(attempt, reservation, taken, now_ms);
+            } else {
+                self.orphans.borrow_mut().insert(attempt, reservation);
+            }
+        }
+        self.flush(ctx).await;
+        Ok(())
+    }
+
+    /// Where somebody's budgets stand.
+    ///
+    /// # Errors
+    ///
+    /// Where the state cannot be read.
+    pub(crate) async fn standing(&self, ctx: &Ctx, who: &Who) -> Result<Vec<Budget>, Refusal> {
+        let applying = self.accounts_of(who);
+        let names: Vec<_> = applying.iter().map(|(_, name)| name.clone()).collect();
+        self.load(ctx, &names).await?;
+        let mut accounts = self.accounts.borrow_mut();
+        let now_ms = ctx.now_ms();
+        let standing = applying.into_iter().map(|(rule, name)| {
+            let account = accounts.entry(name).or_default();
+            account.turn(rule, now_ms);
+            account.standing(rule, now_ms)
+        });
+        Ok(standing.collect())
+    }
+}
+
+/// An attempt that has begun. Dropped, it is settled with what it has taken by
+/// then.
+pub(crate) struct Reserved<'a> {
+    books: &'a Books,
+    ctx: Ctx,
+    attempt: AttemptName,
+    reservation: Reservation,
+    pub(crate) taken: Taken,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let now_ms = self.ctx.now_ms();
+        self.books.settle(self.attempt.clone(), self.reservation.clone(), self.taken, now_ms);
+    }
+}
+
+fn hold(accounts: &mut HashMap<AccountName, Account>, reservation: &Reservation) {
+    for name in &reservation.accounts {
+        accounts.entry(name.clone()).or_default().reserve(&reservation.expected);
+    }
+}
+
+fn release(accounts: &mut HashMap<AccountName, Account>, reservation: &Reservation) {
+    for name in &reservation.accounts {
+        if let Some(account) = accounts.get_mut(name) {
+            account.release(&reservation.expected);
+        }
+    }
+}
+
+/// Money for so many tokens, in billionths.
+pub(crate) fn cost(tokens: u64, price: Option<f64>) -> u64 {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "prices are checked to be from 0 to a million, and tokens of one request are few"
+    )]
+    let nanos = (tokens as f64 * price.unwrap_or(0.0) * 1000.0).ceil() as u64;
+    nanos
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! The books on the disk.
+//!
+//! | key | value |
+//! |---|---|
+//! | `budget/[budget, scope]` | an [`Account`] |
+//! | `begun/[request, attempt]` | a [`Reservation`], until it is settled |
+//! | `usage/DAY/[tenant, principal, agent, model]` | a [`Row`] of usage; days since 1970 |
+//! | `written` | how often was written: says whether a write whose answer was lost was made |
+
+use std::{cell::Cell, collections::BTreeMap};
+
+use ksi_sdk::prelude::{Bytes, Code, Ctx, Deserialize, Refusal, Serialize};
+use serde::de::DeserializeOwned;
+
+use super::{Account, AccountName, AttemptName, Books, Reservation, Settlement, Taken, account::money};
+use crate::payload::Used;
+
+const DAY_MS: u64 = 86_400_000;
+/// Settlements that are written together.
+const BATCH: usize = 256;
+
+/// What was used of a model by somebody on one day.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) day: u64,
+    pub(crate) tenant: Option<String>,
+    pub(crate) principal: String,
+    pub(crate) agent: Option<String>,
+    pub(crate) model: String,
+    counts: Counts,
+}
+
+impl Row {
+    pub(crate) fn used(&self) -> Used {
+        let Counts { calls, answered, prompt_tokens, completion_tokens, nanos } = self.counts;
+        Used { calls, answered, prompt_tokens, completion_tokens, money: money(nanos) }
+    }
+}
+
+/// Counts of a row.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Counts {
+    calls: u64,
+    answered: u64,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    nanos: u64,
+}
+
+impl Counts {
+    fn add(&mut self, more: Self) {
+        self.calls += more.calls;
+        self.answered += more.answered;
+        self.prompt_tokens += more.prompt_tokens;
+        self.completion_tokens += more.completion_tokens;
+        self.nanos += more.nanos;
+    }
+}
+
+impl From<&Taken> for Counts {
+    fn from(taken: &Taken) -> Self {
+        Self {
+            calls: 1,
+            answered: u64::from(taken.answered),
+            prompt_tokens: taken.prompt_tokens,
+            completion_tokens: taken.completion_tokens,
+            nanos: taken.nanos,
+        }
+    }
+}
+
+/// Writes one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    writing: Cell<bool>,
+}
+
+fn key(kind: &str, name: &impl Serialize) -> String {
+    // A list of texts and numbers can always be written.
+    format!("{kind}/{}", serde_json::to_string(name).unwrap_or_default())
+}
+
+fn day_key(day: u64) -> String {
+    format!("usage/{day:08}/")
+}
+
+fn row_key(day: u64, reservation: &Reservation) -> String {
+    let who = &reservation.who;
+    let name = (&who.tenant, &who.principal, &who.agent, &reservation.model);
+    format!("{}{}", day_key(day), serde_json::to_string(&name).unwrap_or_default())
+}
+
+/// An account as it was written last; an empty one where it never was.
+pub(super) async fn account(ctx: &Ctx, name: &AccountName) -> Result<Account, Refusal> {
+    Ok(ctx.state().get(key("budget", name)).await?.map_or_else(Account::default, |kept| kept.value))
+}
+
+impl Keeping {
+    /// Writes down that an attempt begins.
+    pub(super) async fn begin(
+        &self,
+        ctx: &Ctx,
+        attempt: &AttemptName,
+        reservation: &Reservation,
+    ) -> Result<(), Refusal> {
+        ctx.state().put(key("begun", attempt), reservation).await.map(drop)
+    }
+}
+
+/// All attempts that have begun and are not settled.
+pub(super) async fn begun(ctx: &Ctx) -> Result<Vec<(AttemptName, Reservation)>, Refusal> {
+    let found = scan::<Reservation>(ctx, "begun/").await?;
+    let named = found.into_iter().filter_map(|(key, reservation)| {
+        let name = std::str::from_utf8(&key).ok()?.strip_prefix("begun/")?.to_owned();
+        Some((serde_json::from_str(&name).ok()?, reservation))
+    });
+    Ok(named.collect())
+}
+
+/// Rows of the last days, oldest first.
+pub(crate) async fn rows(ctx: &Ctx, days: u64) -> Result<Vec<Row>, Refusal> {
+    let today = ctx.now_ms() / DAY_MS;
+    let mut rows = Vec::new();
+    for day in today.saturating_sub(days.saturating_sub(1))..=today {
+        rows.extend(scan::<Row>(ctx, &day_key(day)).await?.into_iter().map(|(_, row)| row));
+    }
+    Ok(rows)
+}
+
+async fn scan<T: DeserializeOwned>(ctx: &Ctx, prefix: &str) -> Result<Vec<(Bytes, T)>, Refusal> {
+    let mut found = Vec::new();
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = ctx.state().scan::<T>(prefix, after.as_deref(), 1000).await?;
+        found.extend(page.entries.into_iter().map(|entry| (entry.key, entry.value)));
+        match found.last() {
+            Some((key, _)) if page.more => after = Some(key.clone()),
+            _ => return Ok(found),
+        }
+    }
+}
+
+impl Books {
+    /// Writes down all that is settled. Where that is not possible now, it is left
+    /// for the next time.
+    pub(crate) async fn flush(&self, ctx: &Ctx) {
+        struct Writing<'a>(&'a Cell<bool>);
+        impl Drop for Writing<'_> {
+            fn drop(&mut self) {
+                self.0.set(false);
+            }
+        }
+        if self.keeping.writing.replace(true) {
+            return;
+        }
+        let _writing = Writing(&self.keeping.writing);
+        while !self.pending.borrow().is_empty() {
+            let count = self.pending.borrow().len().min(BATCH);
+            match self.write(ctx, count).await {
+                Ok(()) => {
+                    self.pending.borrow_mut().drain(..count);
+                    self.warned.set(false);
+                }
+                Err(refusal) => {
+                    if !self.warned.replace(true) {
+                        ctx.warn(&format!("usage cannot be written down now: {}", refusal.message));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes the first settlements. Nobody else writes these keys, so what is read
+    /// is still there when it is written.
+    async fn write(&self, ctx: &Ctx, count: usize) -> Result<(), Refusal> {
+        let state = ctx.state();
+        let written = state.get::<u64>("written").await?.unwrap_or_default();
+        let (mut rows, mut accounts, mut begun) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        for settlement in self.pending.borrow().iter().take(count) {
+            let Settlement { attempt, reservation, taken, at_ms } = settlement;
+            let day = at_ms / DAY_MS;
+            if taken.asked {
+                let row = rows.entry(row_key(day, reservation)).or_insert_with(|| Row {
+                    day,
+                    tenant: reservation.who.tenant.clone(),
+                    principal: reservation.who.principal.clone(),
+                    agent: reservation.who.agent.clone(),
+                    model: reservation.model.clone(),
+                    counts: Counts::default(),
+                });
+                row.counts.add(taken.into());
+            }
+            let held = self.accounts.borrow();
+            let named = reservation.accounts.iter();
+            accounts.extend(named.filter_map(|name| Some((name.clone(), held.get(name)?.clone()))));
+            if !reservation.accounts.is_empty() {
+                begun.push(attempt.clone());
+            }
+        }
+        let mut batch =
+            state.batch().check_version("written", written.version).put("written", &(written.value + 1));
+        for (key, mut row) in rows {
+            if let Some(before) = state.get::<Row>(&key).await? {
+                row.counts.add(before.value.counts);
+            }
+            batch = batch.put(key, &row);
+        }
+        for (name, account) in accounts {
+            batch = batch.put(key("budget", &name), &account);
+        }
+        for attempt in begun {
+            batch = batch.delete(key("begun", &attempt));
+        }
+        match batch.commit().await {
+            Ok(_) => Ok(()),
+            // The answer may have been lost after the write was made.
+            Err(refusal) => match state.get::<u64>("written").await? {
+                Some(now) if now.value == written.value + 1 => Ok(()),
+                _ if refusal.code == Code::Conflict => {
+                    Err(Refusal::new(Code::Conflict, "somebody else writes the books"))
+                }
+                _ => Err(refusal),
+            },
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Usage and budgets: what is counted, what is refused, and what a crash leaves.
+
+use std::time::Duration;
+
+use ksi_sdk::{prelude::Refusal, testing::FakeSpace};
+
+use super::*;
+
+const MODEL: &str = "openai/gpt";
+
+fn priced(budgets: Value) -> Value {
+    json!({"budgets": budgets, "retry": {"attempts": 0}, "providers": {"openai": {"models": {
+        "gpt": {"prompt_price": 1.0, "completion_price": 10.0}
+    }}}})
+}
+
+/// Answers with 100 tokens read and 50 made: 0.0006 at the prices above.
+fn answered() -> Value {
+    let mut end = generated("hello");
+    end["usage"] = json!({"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150});
+    end
+}
+
+fn usage(host: &Host, by: Value) -> Value {
+    host.request("completion:usage", json!({ "by": by })).unwrap()
+}
+
+fn row(list: &Value) -> (u64, u64, u64, f64) {
+    let number = |key: &str| list[key].as_u64().unwrap();
+    (number("calls"), number("answered"), number("prompt_tokens"), list["money"].as_f64().unwrap())
+}
+
+fn complete(host: &Host) -> Value {
+    let call = ask(host, json!({"prompt": "x", "model": MODEL}));
+    host.end(&host.expect("openai:generate"), answered());
+    end(host, &call)
+}
+
+#[test]
+fn usage_is_kept_over_restarts_and_added_up_as_asked() {
+    let host = host(priced(json!({})));
+    complete(&host);
+    complete(&host);
+    let call = ask(&host, json!({"prompt": "x", "model": "mock/fail:unavailable", "agent": "bee"}));
+    refusal(&host, &call);
+    let host = unhooked(host.restart(priced(json!({}))).unwrap());
+    complete(&host);
+    let by_model = usage(&host, json!(["model"]));
+    assert_eq!(by_model["rows"][0]["model"], "mock/fail:unavailable");
+    assert_eq!(row(&by_model["rows"][0]), (1, 0, 0, 0.0));
+    assert_eq!(by_model["rows"][1]["model"], MODEL);
+    assert_eq!(row(&by_model["rows"][1]), (3, 3, 300, 0.0018));
+    assert_eq!(row(&by_model["total"]), (4, 3, 300, 0.0018));
+    let by_agent = usage(&host, json!(["agent"]));
+    let agents: Vec<_> = by_agent["rows"].as_array().unwrap().iter().map(|row| &row["agent"]).collect();
+    assert_eq!(agents, [&Value::Null, &json!("bee")]);
+    assert!(by_agent["rows"][0]["model"].is_null(), "only what was asked for is told");
+    let by_day = usage(&host, Value::Null);
+    assert_eq!(by_day["rows"][0]["day"].as_str().unwrap().len(), 10);
+}
+
+#[test]
+fn what_nobody_was_asked_for_costs_nothing() {
+    let host = host(priced(json!({"few": {"calls": 1}})));
+    let call = ask(&host, json!({"prompt": "x", "model": MODEL}));
+    host.refuse(&host.expect("openai:generate"), Refusal::new(Code::NoOwner, "nobody"));
+    refusal(&host, &call);
+    complete(&host);
+    assert_eq!(row(&usage(&host, json!(["model"]))["total"]).0, 1);
+}
+
+#[test]
+fn requests_that_run_together_cannot_spend_the_same_budget() {
+    let host = host(priced(json!({"few": {"calls": 3, "window_s": 3600}})));
+    let calls: Vec<_> = (0..10).map(|_| ask(&host, json!({"prompt": "x", "model": MODEL}))).collect();
+    let mut asked = Vec::new();
+    while host.has_asked() {
+        asked.push(host.expect("openai:generate"));
+    }
+    assert_eq!(asked.len(), 3);
+    for one in &asked {
+        host.end(one, answered());
+    }
+    let ends: Vec<_> = calls
+        .iter()
+        .map(|call| {
+            loop {
+                match host.next(call) {
+                    Answer::Chunk(_) => {}
+                    other => break other,
+                }
+            }
+        })
+        .collect();
+    let done = ends.iter().filter(|end| matches!(end, Answer::End(_))).count();
+    assert_eq!(done, 3);
+    let Some(Answer::Refusal(refused)) = ends.iter().find(|end| matches!(end, Answer::Refusal(_))) else {
+        panic!("none is refused")
+    };
+    assert_eq!(refused.code, Code::Busy);
+    let details = refused.details.as_ref().unwrap();
+    assert_eq!((&details["budget"], &details["limits"]["calls"]), (&json!("few"), &json!(3)));
+    assert!(details["resets_in_ms"].as_u64().unwrap() <= 3_600_000);
+    let standing = usage(&host, json!(["model"]))["budgets"][0].clone();
+    assert_eq!((&standing["used"]["calls"], &standing["reserved"]["calls"]), (&json!(3), &json!(0)));
+    host.advance(Duration::from_secs(3600));
+    complete(&host);
+}
+
+#[test]
+fn a_cancelled_attempt_is_settled_with_what_it_read() {
+    let host = host(priced(json!({"few": {"tokens": 1000}})));
+    let call = ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL, "max_tokens": 500}));
+    host.chunk(&host.expect("openai:generate"), json!({"text": "hello"}));
+    let budget = |host: &Host| usage(host, json!(["model"]))["budgets"][0].clone();
+    assert_eq!(budget(&host)["reserved"]["tokens"], 604);
+    host.cancel(&call);
+    let after = budget(&host);
+    assert_eq!((&after["reserved"]["tokens"], &after["used"]["tokens"]), (&json!(0), &json!(104)));
+}
+
+#[test]
+fn where_the_money_is_spent_a_fallback_that_costs_nothing_answers() {
+    let host = host(priced(json!({"money": {"money": 0.0006, "per": "principal"}})));
+    complete(&host);
+    let refused = host.request("completion:request", json!({"prompt": "x", "model": MODEL})).unwrap_err();
+    assert_eq!((refused.code, refused.retryable), (Code::Denied, false));
+    assert!(!host.has_asked());
+    let ask = json!({"prompt": "hi", "model": MODEL, "fallbacks": ["mock/echo"]});
+    let end = host.request("completion:request", ask).unwrap();
+    assert_eq!((&end["text"], &end["attempts"]), (&json!("hi"), &json!(1)));
+}
+
+#[test]
+fn durable_work_that_is_handed_over_again_is_counted_once() {
+    let budgets = || priced(json!({"few": {"calls": 2}}));
+    let space = FakeSpace::new();
+    let work = |host: &Host| {
+        let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
+        host.open_as("completion:async", json!({"prompt": "x", "model": MODEL}), &meta)
+    };
+    for _ in 0..5 {
+        // Each of these dies in the middle of the first attempt.
+        let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+        work(&host);
+        host.expect("openai:generate");
+    }
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    let call = work(&host);
+    host.end(&host.expect("openai:generate"), answered());
+    assert!(matches!(host.next(&call), Answer::Reply(_)));
+    let answer = usage(&host, json!(["model"]));
+    assert_eq!(answer["budgets"][0]["used"]["calls"], 1);
+    assert_eq!(row(&answer["total"]), (1, 1, 100, 0.0006));
+    assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_live_request_counts_as_it_was_reserved() {
+    let budgets = || priced(json!({"few": {"tokens": 1000}}));
+    let space = FakeSpace::new();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL, "max_tokens": 500}));
+    host.expect("openai:generate");
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    let answer = usage(&host, json!(["model"]));
+    assert_eq!(answer["budgets"][0]["used"]["tokens"], 604);
+    assert_eq!(answer["total"]["calls"], 1);
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    assert_eq!(usage(&host, json!(["model"]))["budgets"][0]["used"]["tokens"], 604, "and only once");
+}
+
+#[test]
+fn a_budget_that_cannot_be_read_allows_nothing_and_without_one_requests_go_on() {
+    let away = || Some(Refusal::new(Code::Unavailable, "the state is away"));
+    let limited = host(priced(json!({"few": {"calls": 5}})));
+    limited.space().refuse(away());
+    let refused = limited.request("completion:request", json!({"prompt": "x", "model": "mock/echo"}));
+    assert_eq!(refused.unwrap_err().code, Code::Unavailable);
+    limited.space().refuse(None);
+    limited.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+
+    let free = host(json!({}));
+    free.space().refuse(away());
+    free.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+    free.space().refuse(None);
+    assert_eq!(usage(&free, json!(["model"]))["total"]["calls"], 1, "it is written later");
+}
