@@ -1,7 +1,12 @@
 //! Operating plugins: list, inspect, load, unload, reload and restart; one
 //! library under two names; listeners; and what a child is deprived of.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use ksi_protocol::system::{Placement, PluginState};
 use ksi_tests::{Daemon, Home, library, wait_until};
@@ -310,4 +315,30 @@ fn commands_at_the_same_time_leave_a_plugin_in_one_state() {
     daemon.ask("plugin:load", json!({"library": "echo"})).expect("it starts");
     assert_eq!(say(&daemon, "echo:say").expect("it answers")["text"], "hello");
     assert_eq!(daemon.plugin("echo").placement, Placement::InProcess);
+}
+
+#[test]
+fn whoever_asks_during_a_restart_is_told_to_come_again() {
+    let daemon = daemon();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut frames = daemon.frames();
+            let mut refusals = Vec::new();
+            for id in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                refusals.extend(frames.ask(id, "echo:say", &json!({"text": "a"})).err());
+            }
+            refusals
+        });
+        for _ in 0..20 {
+            named(&daemon, "plugin:restart", "echo").unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        for refusal in asking.join().unwrap() {
+            assert!(refusal.retryable, "{refusal:?}");
+        }
+    });
 }

@@ -124,6 +124,12 @@ impl Supervisor {
         self.state
     }
 
+    /// Whether it drains to be started again.
+    #[must_use]
+    pub fn is_restarting(&self) -> bool {
+        self.state == State::Draining && self.next == Next::Started
+    }
+
     /// Since when it is ready.
     #[must_use]
     pub fn ready_at_ms(&self) -> Option<u64> {
@@ -282,6 +288,20 @@ mod tests {
                 .collect();
             assert_eq!(format!("{}: {}", state.as_str(), cells.join(" ")), row.trim());
         }
+    }
+
+    #[test]
+    fn one_that_drains_is_restarting_unless_somebody_wants_otherwise() {
+        let mut supervisor = in_state(State::Ready);
+        assert!(!supervisor.is_restarting());
+        let mut after = |input| {
+            supervisor.step(input, 0, 1.0);
+            supervisor.is_restarting()
+        };
+        assert!(after(Input::Restart));
+        assert!(!after(Input::Stop));
+        assert!(after(Input::Start));
+        assert!(!after(Input::Died), "it is starting");
     }
 
     #[test]

@@ -281,6 +281,8 @@ impl Keeper {
         let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         match self.supervisor.state() {
             PluginState::Starting | PluginState::Ready => self.starting(),
+            // Whoever asks between two generations shall come again.
+            PluginState::Draining if self.supervisor.is_restarting() => self.starting(),
             PluginState::Backoff => {
                 Refusal::new(Code::Unavailable, format!("plugin {name} is being restarted{why}"))
                     .retry_after_ms(500)
