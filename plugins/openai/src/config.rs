@@ -1,6 +1,6 @@
 //! The plugin's configuration.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use ksi_provider::Capability;
 use ksi_provider_http::{Limits, Server, Timeouts, known::Known, server::unusable};
@@ -40,6 +40,8 @@ pub struct Config {
     pub proxy: Option<String>,
     /// Whether the key may go over plain HTTP to another machine.
     pub allow_http: bool,
+    /// A file of certificates (PEM) that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// The two names of the limit of tokens.
@@ -85,6 +87,7 @@ impl Default for Config {
             limits: Limits::default(),
             proxy: None,
             allow_http: false,
+            ca_file: None,
         }
     }
 }
@@ -116,6 +119,7 @@ impl Config {
             limits: self.limits,
             proxy: self.proxy.clone(),
             allow_http: self.allow_http,
+            ca_file: self.ca_file.clone(),
         })
     }
 

@@ -460,3 +460,17 @@ fn a_slow_asker_holds_up_the_server_and_not_the_plugin() {
     assert_eq!((text(host.next(&call)), text(host.next(&call))), ("b".into(), "c".into()));
     assert!(matches!(host.next(&call), Answer::End(_)));
 }
+
+#[test]
+fn a_proxy_is_asked_in_place_of_the_server() {
+    let proxy = FakeServer::answering(events(&[&piece("x"), &stop("stop"), DONE]));
+    let config = json!({ "base_url": "http://models.invalid/v1", "proxy": proxy.url() });
+    let host = FakeHost::<OpenAi>::start(config).unwrap();
+    assert_eq!(follow(&host, hello()).0, "x");
+    let asked = proxy.asked();
+    assert!(
+        asked.head.starts_with("POST http://models.invalid/v1/chat/completions HTTP/1.1\r\n"),
+        "{}",
+        asked.head
+    );
+}

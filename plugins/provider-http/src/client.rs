@@ -7,12 +7,12 @@
 //!
 //! No redirect is followed: the key must not reach a host that nobody named.
 
-use std::{error::Error, io, time::SystemTime};
+use std::{error::Error, io, path::Path, time::SystemTime};
 
 use ksi_provider::failure::{Failure, with_status};
 use ksi_sdk::prelude::{Code, Duration, Refusal};
 use reqwest::{
-    Proxy, RequestBuilder, Response, StatusCode, Url,
+    Certificate, Proxy, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION},
 };
 use serde_json::Value;
@@ -85,6 +85,9 @@ impl Client {
         if url.scheme() == "http" && server.proxy.is_none() {
             // A machine without certificates can still ask itself.
             http = http.tls_certs_only([]);
+        }
+        if let Some(file) = &server.ca_file {
+            http = http.tls_certs_merge(certificates(server, file)?);
         }
         let hint = "install your system's CA certificates (the package is mostly called `ca-certificates`)";
         let http =
@@ -279,6 +282,14 @@ impl Asking {
             let hint = grant_hint(self.plugin, self.port);
             return Refusal { code: Code::Denied, retryable: false, ..refusal }.hint(hint);
         }
+        if is_untrusted(error) {
+            let hint = format!(
+                "is this the right server? One with a certificate of its own is trusted by `ca_file` under \
+                 [plugins.{}.config]",
+                self.plugin
+            );
+            return Refusal { retryable: false, ..refusal }.hint(hint);
+        }
         refusal
             .hint(format!("is `base_url` under [plugins.{}.config] right, and the network up?", self.plugin))
     }
@@ -304,6 +315,17 @@ impl Asking {
 /// Where connections are made to.
 fn reached(server: &Server, url: &Url) -> Url {
     server.proxy.as_deref().and_then(|proxy| Url::parse(proxy).ok()).unwrap_or_else(|| url.clone())
+}
+
+/// The certificates of a file.
+fn certificates(server: &Server, file: &Path) -> Result<Vec<Certificate>, Refusal> {
+    let unreadable = |why: String| {
+        let hint = format!("it must be PEM, and granted: under [plugins.{}], sandbox.read", server.plugin);
+        unusable(server.plugin, "ca_file", format!("cannot be read: {why}"), &hint)
+    };
+    let text = std::fs::read(file).map_err(|error| unreadable(error.to_string()))?;
+    let certificates = Certificate::from_pem_bundle(&text).map_err(|error| unreadable(deepest(&error)))?;
+    if certificates.is_empty() { Err(unreadable("it holds no certificate".into())) } else { Ok(certificates) }
 }
 
 fn headers(server: &Server) -> Result<HeaderMap, Refusal> {
@@ -341,15 +363,30 @@ fn deepest(error: &dyn Error) -> String {
 
 /// Whether the system did not let us.
 fn is_denied(error: &reqwest::Error) -> bool {
-    let mut next: Option<&dyn Error> = Some(error);
+    any_io(error, |error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Whether the server could not prove who it is.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    any_io(error, |error| {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+    })
+}
+
+/// Whether any cause is an error of the system that is wanted. Such errors hold
+/// others that they do not name as their source.
+fn any_io(error: &(dyn Error + 'static), wanted: impl Fn(&io::Error) -> bool) -> bool {
+    let mut next = Some(error);
     while let Some(error) = next {
-        if error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-        {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(&wanted) {
             return true;
         }
-        next = error.source();
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     false
 }

@@ -8,6 +8,7 @@ use std::{
     fmt,
     io::ErrorKind,
     net::{Ipv4Addr, TcpStream, UdpSocket},
+    path::PathBuf,
 };
 
 use ksi_sdk::{
@@ -83,6 +84,8 @@ pub struct Server {
     pub proxy: Option<String>,
     /// Whether a key may go over plain HTTP to another machine.
     pub allow_http: bool,
+    /// A file of certificates (PEM) that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What of the configuration is wrong, as a refusal to start.
@@ -219,6 +222,7 @@ mod tests {
             limits: Limits::default(),
             proxy: None,
             allow_http: false,
+            ca_file: None,
         }
     }
 

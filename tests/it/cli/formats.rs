@@ -68,7 +68,7 @@ fn a_list_has_one_line_for_each_item() {
     let daemon = Home::new().start();
     daemon.ready();
     for (verb, items, first) in [
-        ("plugin list", "plugins", "checkpoint"),
+        ("plugin list", "plugins", "anthropic"),
         ("discover", "events", "audit:append"),
         ("model list", "models", "llama/ksi-tiny"),
     ] {
