@@ -168,6 +168,28 @@ pub(crate) enum Model {
         #[arg(long)]
         link: bool,
     },
+    /// Get a model from a server; a pull that was cut goes on where it was
+    Pull {
+        /// https://HOST/PATH.gguf, or hf:OWNER/REPO/FILE.gguf for Hugging Face
+        source: String,
+        /// Its name in KSI; the file's own by default
+        #[arg(long)]
+        name: Option<String>,
+        /// The digest that it must have
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+    },
+    /// Measure how fast a model reads and writes
+    Bench {
+        #[command(flatten)]
+        model: ModelName,
+        /// Tokens to write in each conversation
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+        tokens: u32,
+        /// Conversations at once; may be given several times
+        #[arg(long, value_name = "N", default_values_t = [1, 4])]
+        at_once: Vec<u32>,
+    },
     /// Load a model into memory before somebody asks for it
     Load {
         #[command(flatten)]

@@ -1,5 +1,7 @@
 //! `model …`: what models there are, in memory and on disk.
 
+mod bench;
+mod pull;
 mod shelf;
 
 use std::{
@@ -79,6 +81,8 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
         }
         Model::Show(name) => show(at, bare(&name)).await,
         Model::Add { path, name, link } => add(at, &path, name.as_deref(), link).await,
+        Model::Pull { source, name, sha256 } => pull(at, &source, name.as_deref(), sha256.as_deref()).await,
+        Model::Bench { model, tokens, at_once } => bench::run(at, bare(&model), tokens, at_once).await,
         Model::Load { model, context } => load(at, bare(&model), context).await,
         Model::Unload(name) => unload(at, bare(&name)).await,
         Model::Sign { models, all, key } => {
@@ -218,12 +222,32 @@ async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Re
     let bar = bar(at, fs::metadata(path).map_or(0, |meta| meta.len())).with_message("copying");
     let added = shelf::add(&dir, path, name, link, |done, _| bar.set_position(done));
     bar.finish_and_clear();
-    let added = added?;
-    let model = format!("llama/{}", added.name);
-    let data = json!({"name": added.name, "model": model, "path": added.path, "linked": link, "size_bytes": added.size});
     let how = if link { "linked" } else { "copied" };
+    arrived(at, added?, how, &path.display().to_string()).await
+}
+
+async fn pull(at: &Invocation, source: &str, name: Option<&str>, sha256: Option<&str>) -> Result<()> {
+    let from = pull::Source::parse(source)?;
+    let sha256 = sha256.map(str::parse).transpose().map_err(|_| {
+        Failure::usage("`--sha256` is no digest").hint("it has 64 characters, each 0 to 9 or a to f")
+    })?;
+    let bar = bar(at, 0).with_message("pulling");
+    let pulled = pull::pull(&at.paths.models_dir(), &from, name, sha256, |done, total| {
+        bar.set_length(total.unwrap_or(done.max(1)));
+        bar.set_position(done);
+    })
+    .await;
+    bar.finish_and_clear();
+    arrived(at, pulled?, "pulled", source).await
+}
+
+/// Tells of a model that is new. A daemon that runs says at once whether it can
+/// use it; if not, the model goes again.
+async fn arrived(at: &Invocation, added: shelf::Entry, how: &str, from: &str) -> Result<()> {
+    let model = format!("llama/{}", added.name);
+    let data = json!({"name": added.name, "model": model, "path": added.path, "linked": added.link,
+        "size_bytes": added.size});
     let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
-    // A daemon that runs says at once whether it can use the file.
     if let Ok(client) = at.connect().await
         && let Ok(models) = models_with(at, &client, &added.name).await
         && let Some(error) =
@@ -231,7 +255,7 @@ async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Re
     {
         shelf::remove(&added)?;
         return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
-            .hint(format!("{} was not added; the file may be cut short or too new", path.display())));
+            .hint(format!("{from} was not added; the file may be cut short or too new")));
     }
     at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
     at.out.note(&format!("Next: ksi ask --model {model} \"hello\""));

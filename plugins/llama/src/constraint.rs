@@ -1,5 +1,5 @@
-//! What an answer may look like: JSON, or JSON by a schema, enforced token by
-//! token.
+//! What an answer may look like: JSON, JSON by a schema, or a text by a
+//! grammar, enforced token by token.
 //!
 //! [`Grammars`] knows the tokens of one model and compiles; a [`Constraint`] is
 //! the state of one answer. The grammar engine is llguidance: safe code with
@@ -9,8 +9,8 @@
 //! # Invariants
 //!
 //! - What was accepted is the start of a text that fits.
-//! - [`Constraint::ending`] turns such a start into a whole text that fits, so
-//!   that an answer that is cut is still JSON.
+//! - [`Constraint::ending`] turns such a start of JSON into a whole that fits,
+//!   so that an answer that is cut is still JSON.
 //!
 //! # Failure
 //!
@@ -28,10 +28,12 @@ use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTr
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
+use crate::gbnf;
+
 /// Largest schema, in bytes of its JSON text.
 const SCHEMA_BYTES_MAX: usize = 256 * 1024;
 /// Longest ending of an answer that was cut, in bytes.
-const ENDING_BYTES_MAX: usize = 64 * 1024;
+const ENDING_BYTES_MAX: usize = 16 * 1024;
 /// What ends things soonest, the best first: a string, an object, an array;
 /// then what goes on to the next part; then the shortest value.
 const ENDING_BYTES: &[u8] = b"\"}],:0";
@@ -105,21 +107,33 @@ impl Grammars {
             return Err(Refusal::new(Code::TooLarge, message).hint("use a smaller schema"));
         }
         let grammar = TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(spaced(schema)));
-        let tokens = compile(&self.tokens, grammar.clone())?;
-        let bytes = compile(&self.bytes, grammar)?;
+        let tokens = compile(&self.tokens, grammar.clone(), "response_format")?;
+        let bytes = Some(compile(&self.bytes, grammar, "response_format")?);
         Ok(Some(Constraint { tokens, bytes }))
+    }
+
+    /// Compiles a grammar in GBNF. A text by it that is cut stays as it is: how
+    /// it could end soonest cannot be known.
+    ///
+    /// # Errors
+    ///
+    /// As [`Grammars::compile`].
+    pub fn compile_grammar(&self, gbnf: &str) -> Result<Constraint, Refusal> {
+        let grammar = TopLevelGrammar::from_lark(gbnf::to_lark(gbnf)?);
+        Ok(Constraint { tokens: compile(&self.tokens, grammar, "grammar")?, bytes: None })
     }
 }
 
-fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher, Refusal> {
+/// Compiles what the field at `path` says.
+fn compile(factory: &ParserFactory, grammar: TopLevelGrammar, path: &str) -> Result<Matcher, Refusal> {
     let matcher = Matcher::new(factory.create_parser(grammar));
     match matcher.get_error() {
         None => Ok(matcher),
         Some(error) => {
             let error = error.lines().next().unwrap_or_default().to_owned();
-            let message = format!("the schema cannot be enforced: {error}");
-            let hint = "leave out what it does not know, or ask without `response_format`";
-            Err(invalid("response_format", message, hint))
+            let message = format!("what `{path}` says cannot be enforced: {error}");
+            let hint = format!("make it simpler, or ask without `{path}`");
+            Err(invalid(path, message, &hint))
         }
     }
 }
@@ -141,12 +155,13 @@ pub struct Stuck;
 /// What one answer may go on with. A clone is that of another answer.
 pub struct Constraint {
     tokens: Matcher,
-    bytes: Matcher,
+    /// The same over single bytes, where an end can be found.
+    bytes: Option<Matcher>,
 }
 
 impl Clone for Constraint {
     fn clone(&self) -> Self {
-        Self { tokens: self.tokens.deep_clone(), bytes: self.bytes.deep_clone() }
+        Self { tokens: self.tokens.deep_clone(), bytes: self.bytes.as_ref().map(Matcher::deep_clone) }
     }
 }
 
@@ -178,11 +193,11 @@ impl Constraint {
     }
 
     /// What turns `text`, the bytes of all accepted tokens, into a whole that
-    /// fits. `None` where none of acceptable length was found: the schema wants
-    /// more than that.
+    /// fits. `None` where none of acceptable length was found, because the schema
+    /// wants more than that, or none is sought.
     #[must_use]
-    pub fn ending(mut self, text: &[u8]) -> Option<String> {
-        let bytes = &mut self.bytes;
+    pub fn ending(self, text: &[u8]) -> Option<String> {
+        let mut bytes = self.bytes?;
         for byte in text {
             bytes.consume_token(u32::from(*byte)).ok()?;
         }

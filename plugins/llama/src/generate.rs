@@ -55,7 +55,7 @@ impl Llama {
         };
         let toy = ticket.engine().model().is_toy();
         let max_tokens = ask.max_tokens.unwrap_or(self.config.max_tokens_default);
-        let (prompt, constraint) = read(&ctx, &ticket, input, ask.response_format.take()).await?;
+        let (prompt, constraint) = read(&ctx, &ticket, input, &mut ask).await?;
         check_length(prompt.len(), ticket.engine().setup().context as usize)?;
         let seed = settings.seed();
         let shared = Shared {
@@ -119,10 +119,6 @@ fn check(ask: &Generate) -> Result<(), Refusal> {
         let message = "local models do not call tools yet";
         return Err(invalid("tools", message, "leave `tools` out, or use another provider"));
     }
-    if ask.grammar.is_some() {
-        let message = "grammars are not known yet";
-        return Err(invalid("grammar", message, "give a JSON schema in `response_format`"));
-    }
     let any_text = matches!(ask.response_format, None | Some(ResponseFormat::Text));
     if !any_text && !ask.stop.is_empty() {
         let message = "a stop string would cut the JSON that `response_format` asks for";
@@ -136,17 +132,18 @@ async fn read(
     ctx: &Ctx,
     ticket: &Ticket,
     input: Input,
-    format: Option<ResponseFormat>,
+    ask: &mut Generate,
 ) -> Result<(Vec<LlamaToken>, Option<Constraint>), Refusal> {
     let model = ticket.engine().model().clone();
-    let format = format.unwrap_or_default();
-    if Model::is_small(&input) && format == ResponseFormat::Text {
+    let (format, grammar) = (ask.response_format.take().unwrap_or_default(), ask.grammar.take());
+    if Model::is_small(&input) && format == ResponseFormat::Text && grammar.is_none() {
         return Ok((model.read(&input)?, None));
     }
     ctx.spawn_blocking(move || {
-        let constraint = match &format {
-            ResponseFormat::Text => None,
-            format => model.grammars()?.compile(format)?,
+        let constraint = match (&format, &grammar) {
+            (_, Some(grammar)) => Some(model.grammars()?.compile_grammar(grammar)?),
+            (ResponseFormat::Text, None) => None,
+            (format, None) => model.grammars()?.compile(format)?,
         };
         Ok((model.read(&input)?, constraint))
     })

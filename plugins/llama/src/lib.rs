@@ -19,10 +19,14 @@ pub mod config;
 pub mod constraint;
 mod embed;
 pub mod engine;
+mod gbnf;
 mod generate;
 pub mod gguf;
+pub mod metrics;
 pub mod models;
 pub mod payload;
+pub mod profile;
+pub mod selftest;
 pub mod shelf;
 pub mod template;
 pub mod text;
@@ -31,6 +35,7 @@ pub mod vetting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ksi_provider::{Capability, ListModels};
 use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register};
@@ -43,6 +48,9 @@ use shelf::{Loaded, Shelf};
 
 /// Name under which requests may ask for the default model.
 const DEFAULT_NAME: &str = "default";
+
+/// How often models are looked at that may have to go, at most and at least.
+const EXPIRY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The plugin.
 pub struct Llama {
@@ -63,6 +71,14 @@ impl Plugin for Llama {
         Ok(Self { shelf: Arc::new(Shelf::new(config.clone(), library)), config })
     }
 
+    async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+        ctx.spawn(self.clone().preload(ctx.clone()));
+        if let Some(seconds) = self.config.ttl_seconds {
+            ctx.spawn(self.expire(ctx.clone(), Duration::from_secs(seconds)));
+        }
+        Ok(())
+    }
+
     fn register(on: &mut Register<Self>) {
         on.request("llama:models", Self::models);
         on.stream("llama:load", Self::load);
@@ -70,6 +86,9 @@ impl Plugin for Llama {
         on.stream("llama:generate", Self::generate);
         on.request("llama:tokenize", Self::tokenize);
         on.request("llama:embed", Self::embed);
+        on.request("llama:profile", Self::profile);
+        on.request("llama:metrics", Self::metrics);
+        on.stream("llama:selftest", Self::selftest);
     }
 }
 
@@ -132,6 +151,29 @@ impl Llama {
         let tokens = ctx.spawn_blocking(move || ticket.engine().model().tokens_of(&text)).await??;
         let count = tokens.len() as u64;
         Ok(Tokenized { tokens: tokens.into_iter().map(|token| token.0).collect(), count })
+    }
+
+    /// Loads what is to be in memory from the start, beside what is asked by
+    /// then.
+    async fn preload(self: Rc<Self>, ctx: Ctx) {
+        for name in &self.config.preload {
+            if let Err(refusal) =
+                self.load_model(&ctx, self.resolve(Some(name.clone())), None, |_| true).await
+            {
+                ctx.warn(&format!("model {name} was not preloaded: {refusal}"));
+            }
+        }
+    }
+
+    /// Lets go of models that nobody has asked for this long.
+    async fn expire(self: Rc<Self>, ctx: Ctx, idle: Duration) {
+        loop {
+            ctx.sleep((idle / 4).clamp(EXPIRY_LOOKS.0, EXPIRY_LOOKS.1)).await;
+            let shelf = self.shelf.clone();
+            for name in ctx.spawn_blocking(move || shelf.expire(idle)).await.unwrap_or_default() {
+                ctx.info(&format!("model {name} was let go: nobody asked it for {} s", idle.as_secs()));
+            }
+        }
     }
 
     /// The name of the model that is meant.

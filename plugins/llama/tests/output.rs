@@ -86,6 +86,26 @@ fn any_json_object_will_do_where_no_schema_is_given() {
 }
 
 #[test]
+fn an_answer_by_a_grammar_fits_it() {
+    let host = host();
+    let ask = |grammar: &str, seed: u32| {
+        ask_with(STORY, json!({"grammar": grammar, "seed": seed, "temperature": 2.0, "max_tokens": 60}))
+    };
+    for seed in 0..10 {
+        let (_, end) = collect(&host, ask("root ::= \"yes\" | \"no\"", seed)).unwrap();
+        assert!(["yes", "no"].contains(&text(&end)), "{end}");
+        assert_eq!(end["stop_reason"], "stop");
+        let lists = "root ::= \"(\" [a-c]{1,2} (\",\" root)? \")\"";
+        let (_, end) = collect(&host, ask(lists, seed)).unwrap();
+        let said = text(&end);
+        assert!(said.starts_with('(') && said.chars().all(|c| "(),abc".contains(c)), "{said}");
+        if end["stop_reason"] == "stop" {
+            assert_eq!(said.matches('(').count(), said.matches(')').count(), "{said}");
+        }
+    }
+}
+
+#[test]
 fn constrained_and_free_answers_side_by_side_say_what_they_say_alone() {
     let host = host();
     let asks = [
@@ -115,6 +135,7 @@ fn what_cannot_be_enforced_is_refused_with_the_field() {
     let cases = [
         (json!({"response_format": {"json_schema": {"schema": {"type": "strin"}}}}), "response_format"),
         (json!({"response_format": "json", "stop": ["}"]}), "stop"),
+        (json!({"grammar": "root ::= nothing"}), "grammar"),
         (json!({"tools": [{"name": "x"}]}), "tools"),
     ];
     for (more, path) in cases {

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// First bytes of a GGUF file.
-const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 
 /// Bytes copied at once, between two looks at the progress bar.
 const COPY_BYTES: usize = 4 * 1024 * 1024;
@@ -61,16 +61,8 @@ pub(super) fn add(
         Some(name) => name.to_owned(),
         None => source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    check_name(&name)?;
+    check_free(dir, &name)?;
     let path = dir.join(format!("{name}.gguf"));
-    if path.symlink_metadata().is_ok() {
-        return Err(Failure::new(
-            Exit::Conflict,
-            "conflict",
-            format!("a model named `{name}` exists already"),
-        )
-        .hint(format!("choose another name: --name NAME, or remove it: ksi model rm {name}")));
-    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -88,9 +80,20 @@ pub(super) fn add(
     Ok(Entry { name, path, link, size })
 }
 
+/// Refuses a name that cannot be one, or is taken.
+pub(super) fn check_free(dir: &Path, name: &str) -> Result<()> {
+    check_name(name)?;
+    if dir.join(format!("{name}.gguf")).symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let message = format!("a model named `{name}` exists already");
+    Err(Failure::new(Exit::Conflict, "conflict", message)
+        .hint(format!("choose another name: --name NAME, or remove it: ksi model rm {name}")))
+}
+
 /// Gives the copy its name. A hard link fails where somebody was faster, while
 /// a rename would replace; but not every file system has hard links.
-fn settle(part: &Path, path: &Path) -> std::io::Result<()> {
+pub(super) fn settle(part: &Path, path: &Path) -> std::io::Result<()> {
     match fs::hard_link(part, path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => fs::rename(part, path),
         done => done,

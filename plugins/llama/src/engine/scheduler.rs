@@ -286,9 +286,10 @@ impl Scheduler {
                 Next::Broken => {
                     self.refuse(index, "the model gives no usable scores; its file may be damaged")
                 }
-                Next::Stuck => {
-                    self.refuse(index, "the schema became too complex to enforce; use a simpler one")
-                }
+                Next::Stuck => self.refuse(
+                    index,
+                    "what the answer must fit became too complex; use a simpler schema or grammar",
+                ),
             }
         }
     }

@@ -1,0 +1,79 @@
+//! `llama:profile`: how a model would run, and who says so.
+
+use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
+
+use crate::Llama;
+use crate::budget::{Estimate, available_bytes};
+use crate::config::{CONTEXT_DEFAULT, gpu_layer_count, slot_count, thread_count};
+use crate::engine::BATCH_TOKENS_MAX;
+use crate::tuning::{CacheType, Preset, Setting};
+
+/// Show how a model would run if it were loaded now: what is set and where,
+/// and the memory that it would take.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskProfile {
+    /// Name of the model; the default model if left out.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// What this preset would do instead of the one that is configured.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+}
+
+/// How a model would run.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Profile {
+    /// The model.
+    pub model: String,
+    /// The preset.
+    pub preset: Preset,
+    /// What is set, and by whom. What is not in it is up to the plugin and to
+    /// llama.cpp.
+    pub settings: Vec<Setting>,
+    /// Tokens of context for each conversation.
+    pub context: u32,
+    /// Conversations at the same time, where there is memory for them.
+    pub slots: u32,
+    /// Processor threads.
+    pub threads: u32,
+    /// Layers asked to be on a graphics card.
+    pub gpu_layers: u32,
+    /// Memory that it would take: an estimate.
+    pub memory_bytes: u64,
+    /// Memory for all models together by `max_memory_mb`, where that is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
+    /// Memory that the machine has free, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_free_bytes: Option<u64>,
+}
+
+impl Llama {
+    pub(crate) async fn profile(self: Rc<Self>, ctx: Ctx, ask: AskProfile) -> Result<Profile, Refusal> {
+        let model = self.resolve(ask.model);
+        let mut config = self.config.clone();
+        config.preset = ask.preset.unwrap_or(config.preset);
+        let (shelf, name) = (self.shelf.clone(), model.clone());
+        let (_, header) = ctx.spawn_blocking(move || shelf.library().find(&name)).await??;
+        let (tuning, settings) = config.tuning_of(&model);
+        let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
+        let context = tuning.context.unwrap_or(CONTEXT_DEFAULT).min(trained);
+        let slots = slot_count(tuning.slots);
+        let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
+        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
+        let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
+        Ok(Profile {
+            model,
+            preset: config.preset,
+            settings,
+            context,
+            slots,
+            threads: thread_count(tuning.threads, header.size_bytes),
+            gpu_layers: gpu_layer_count(tuning.gpu_layers),
+            memory_bytes: Estimate::of(&header, context, step, keys, values).with_slots(slots),
+            memory_max_bytes: config.max_memory_mb.map(|mb| mb.saturating_mul(1024 * 1024)),
+            memory_free_bytes: available_bytes(),
+        })
+    }
+}
