@@ -46,7 +46,9 @@ impl ProviderConfig {
         let namespace = |name: &String| {
             let mut bytes = name.bytes();
             let first = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
-            first && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+            first
+                && bytes
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
         };
         let checks = [
             ("concurrency", self.concurrency.is_none_or(|n| (1..=10_000).contains(&n)), "must be 1 to 10000"),
