@@ -6,7 +6,7 @@ use ksi_provider::Capability;
 use ksi_provider_http::{known::Known, server::unusable};
 use ksi_sdk::{
     Secret,
-    prelude::{Deserialize, Duration, Refusal},
+    prelude::{Deserialize, Refusal},
 };
 
 /// What the command can be asked for here.
@@ -115,15 +115,5 @@ impl Config {
             }
         }
         Ok(())
-    }
-}
-
-impl Timeouts {
-    /// Time for a request that asks for one, or that its asker will not wait for
-    /// beyond one.
-    pub(crate) fn total(&self, asked_ms: Option<u64>, left: Option<Duration>) -> Duration {
-        let most = Duration::from_millis(self.total_ms);
-        let asked = asked_ms.map_or(most, Duration::from_millis);
-        most.min(asked).min(left.unwrap_or(most))
     }
 }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use ksi_provider::{Delta, Generate, Generated, ListModels, Models};
-use ksi_provider_http::{Output, Worker, known};
+use ksi_provider_http::{Output, Worker, known, worker};
 use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register};
 
 use config::Config;
@@ -78,7 +78,7 @@ impl ClaudeCli {
         let resumed = key.as_ref().and_then(|key| self.sessions.borrow_mut().take(key, &prompt));
         let name = ctx.unique_id();
         let run = Run::new(self.command.clone(), &prompt, resumed, name.clone());
-        let total = self.config.timeouts.total(ask.timeout_ms, ctx.deadline());
+        let total = worker::total(self.config.timeouts.total_ms, ask.timeout_ms, ctx.deadline());
         let generated = self.worker.generate(run, Output::new(NAME, out, name), total).await?;
         if let Some(key) = key {
             self.sessions.borrow_mut().remember(key, &prompt, &generated);

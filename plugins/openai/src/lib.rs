@@ -15,7 +15,7 @@ pub mod request;
 pub mod answer;
 
 use ksi_provider::{Delta, Generate, Generated, ListModels, Models};
-use ksi_provider_http::{Attempt, Client, Output, Worker, known, problem::invalid};
+use ksi_provider_http::{Attempt, Client, Output, Worker, known, problem::invalid, worker};
 use ksi_sdk::prelude::{Chunks, Ctx, Deserialize, Plugin, Rc, Refusal, Register};
 use serde_json::Value;
 
@@ -58,7 +58,7 @@ impl OpenAi {
     ) -> Result<Generated, Refusal> {
         ask.check()?;
         let request = request::of(&ask, &self.config)?;
-        let total = self.config.timeouts.total(ask.timeout_ms, ctx.deadline());
+        let total = worker::total(self.config.timeouts.total_ms, ask.timeout_ms, ctx.deadline());
         let exchange = Exchange { client: self.client.clone(), request, seed: ask.seed };
         self.worker.generate(exchange, Output::new(NAME, out, ctx.unique_id()), total).await
     }

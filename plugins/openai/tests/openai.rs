@@ -329,14 +329,14 @@ fn every_wait_has_its_end() {
     let silent = vec![Act::Silence];
     let mute = vec![chunked_stream(), Act::Silence];
     let stuck = vec![chunked_stream(), chunk(piece("x").as_bytes()), Act::Silence];
-    let short = |key: &str| json!({ "timeouts": { "connect_ms": 50, key: 50 } });
-    let total = json!({ "timeouts": { "total_ms": 100 } });
+    let short = |key: &str| json!({ "timeouts": { "connect_ms": 300, key: 200 } });
+    let total = json!({ "timeouts": { "total_ms": 1000 } });
     for (script, config, text, ms) in [
-        (silent.clone(), short("first_byte_ms"), "", "100 ms"),
-        (mute, short("first_byte_ms"), "", "50 ms"),
-        (stuck.clone(), short("between_bytes_ms"), "x", "50 ms"),
-        (stuck, total.clone(), "x", "100 ms"),
-        (silent, total, "", "100 ms"),
+        (silent.clone(), short("first_byte_ms"), "", "500 ms"),
+        (mute, short("first_byte_ms"), "", "200 ms"),
+        (stuck.clone(), short("between_bytes_ms"), "x", "200 ms"),
+        (stuck, total.clone(), "x", "1000 ms"),
+        (silent, total, "", "1000 ms"),
     ] {
         let server = FakeServer::answering(script);
         let host = host(&server, config.clone());

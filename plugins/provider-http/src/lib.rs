@@ -4,7 +4,8 @@
 //! ([`server`]), asking it and reading what it streams ([`client`], [`sse`]),
 //! what its errors mean ([`problem`]), passing the answer on while it comes
 //! ([`output`]), and the thread on which all of that happens ([`worker`]). It
-//! knows no provider's words, and retries nothing.
+//! knows no provider's words, and retries nothing. A provider that is no server
+//! takes the last two alone.
 //!
 //! # Invariants
 //!

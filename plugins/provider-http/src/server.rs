@@ -13,7 +13,7 @@ use std::{
 
 use ksi_sdk::{
     Secret,
-    prelude::{Code, Deserialize, Duration, Refusal, json},
+    prelude::{Code, Deserialize, Refusal, json},
 };
 use reqwest::Url;
 
@@ -24,9 +24,9 @@ const NOWHERE: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 const DNS_PORT: u16 = 53;
 /// Longest time that may be configured: a day.
 const MS_MAX: u64 = 86_400_000;
-/// Largest answer that may be configured: it must fit a frame of the wire, with
-/// what is written around it.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Largest answer that may be configured, with all that is around its text; no
+/// model writes as much.
+const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// How long a server may take. 0 is not "for ever": everything has an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -61,7 +61,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { line_bytes: 1024 * 1024, answer_bytes: 16 * 1024 * 1024 }
+        Self { line_bytes: 1024 * 1024, answer_bytes: 32 * 1024 * 1024 }
     }
 }
 
@@ -197,17 +197,6 @@ fn is_this_machine(url: &Url) -> bool {
     host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-impl Timeouts {
-    /// Time for a request that asks for one, or that its asker will not wait for
-    /// beyond one.
-    #[must_use]
-    pub fn total(&self, asked_ms: Option<u64>, left: Option<Duration>) -> Duration {
-        let most = Duration::from_millis(self.total_ms);
-        let asked = asked_ms.map_or(most, Duration::from_millis);
-        most.min(asked).min(left.unwrap_or(most))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,15 +247,5 @@ mod tests {
         let limits = Limits { line_bytes: 1, ..Limits::default() };
         let refusal = Server { limits, ..server("https://a") }.check().unwrap_err();
         assert_eq!(refusal.details.unwrap()["path"], "limits.line_bytes");
-    }
-
-    #[test]
-    fn the_shortest_time_counts() {
-        let timeouts = Timeouts { total_ms: 1000, ..Timeouts::default() };
-        let seconds = Duration::from_secs;
-        assert_eq!(timeouts.total(None, None), seconds(1));
-        assert_eq!(timeouts.total(Some(5000), Some(seconds(3))), seconds(1));
-        assert_eq!(timeouts.total(Some(200), Some(seconds(3))), Duration::from_millis(200));
-        assert_eq!(timeouts.total(Some(500), Some(Duration::from_millis(100))), Duration::from_millis(100));
     }
 }

@@ -10,6 +10,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -68,6 +69,8 @@ pub struct FakeServer {
     gone: Receiver<()>,
     /// The connection that is being answered.
     current: Arc<Mutex<Option<TcpStream>>>,
+    /// The test has ended, whatever scripts are left.
+    over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -84,19 +87,23 @@ impl FakeServer {
         let (ask, asked) = sync_channel(QUEUE);
         let (go, gone) = sync_channel(QUEUE);
         let current = Arc::new(Mutex::new(None));
-        let shared = current.clone();
+        let over = Arc::new(AtomicBool::new(false));
+        let (shared, ended) = (current.clone(), over.clone());
         let thread = std::thread::Builder::new().name("fake server".into()).spawn(move || {
             for script in scripts {
                 let Ok((stream, _)) = listener.accept() else { return };
                 let copy = stream.try_clone().ok();
                 *shared.lock().unwrap_or_else(PoisonError::into_inner) = copy;
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
                 if serve(stream, script, &ask, &go).is_none() {
                     // The test has ended.
                     return;
                 }
             }
         });
-        Self { port, asked, gone, current, thread: Some(thread.expect("a thread can be started")) }
+        Self { port, asked, gone, current, over, thread: Some(thread.expect("a thread can be started")) }
     }
 
     /// A server whose every answer is one script.
@@ -145,11 +152,12 @@ impl FakeServer {
 
 impl Drop for FakeServer {
     fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
         if let Some(stream) = self.current.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // It may have been closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // One that waits for somebody is let go; nobody reads what it has heard.
+        // Whoever waits for a connection gets one. Nobody reads what was heard.
         drop(std::mem::replace(&mut self.asked, sync_channel(1).1));
         let _ = TcpStream::connect(("127.0.0.1", self.port));
         if let Some(thread) = self.thread.take() {

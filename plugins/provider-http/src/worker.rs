@@ -22,6 +22,15 @@ pub trait Attempt: Send + 'static {
     fn run(self, output: &mut Output) -> impl Future<Output = Result<Generated, Refusal>> + Send;
 }
 
+/// Time for a request: the most that is configured, what it asks for itself, or
+/// what its asker has left, whichever is shortest.
+#[must_use]
+pub fn total(most_ms: u64, asked_ms: Option<u64>, left: Option<Duration>) -> Duration {
+    let most = Duration::from_millis(most_ms);
+    let asked = asked_ms.map_or(most, Duration::from_millis);
+    most.min(asked).min(left.unwrap_or(most))
+}
+
 /// A runtime with one thread.
 pub struct Worker {
     plugin: &'static str,
@@ -99,5 +108,19 @@ impl Drop for Worker {
             // Whoever looks up a name may do so for long.
             runtime.shutdown_background();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_time_counts() {
+        let ms = Duration::from_millis;
+        assert_eq!(total(1000, None, None), ms(1000));
+        assert_eq!(total(1000, Some(5000), Some(ms(3000))), ms(1000));
+        assert_eq!(total(1000, Some(200), Some(ms(3000))), ms(200));
+        assert_eq!(total(1000, Some(500), Some(ms(100))), ms(100));
     }
 }
