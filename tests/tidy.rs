@@ -38,7 +38,7 @@ const EXEMPT: [(&str, &str); 2] =
 const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 
 /// Who may depend on whom inside the workspace, tests aside.
-const EDGES: [(&str, &[&str]); 13] = [
+const EDGES: [(&str, &[&str]); 14] = [
     ("ksi-abi", &[]),
     ("ksi-protocol", &[]),
     ("ksi-identity", &["ksi-protocol"]),
@@ -46,6 +46,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("ksi-kernel", &["ksi-identity", "ksi-protocol"]),
     ("ksi-sdk", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-provider", &["ksi-sdk"]),
+    ("ksi-provider-http", &["ksi-provider", "ksi-sdk"]),
     ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),
     ("ksid", &["ksi-kernel", "ksi-host", "ksi-identity", "ksi-protocol", "ksi-trust"]),
@@ -260,7 +261,7 @@ fn dependencies_inside_the_workspace_point_only_where_they_may() {
     for package in &metadata.packages {
         let name = package.name.as_str();
         let allowed = match name.split_once('-') {
-            Some(("plugin", _)) => Some(&["ksi-provider", "ksi-sdk"][..]),
+            Some(("plugin", _)) => Some(&["ksi-provider", "ksi-provider-http", "ksi-sdk"][..]),
             // A fixture may speak the ABI by hand, and get it wrong.
             Some(("fixture", _)) => Some(&["ksi-abi", "ksi-sdk"][..]),
             _ => allowed.get(name).copied(),

@@ -18,6 +18,7 @@ mod plugins;
 mod identity;
 mod interception;
 mod model;
+mod providers;
 mod cli;
 mod monitor;
 mod readme;

@@ -43,11 +43,14 @@ fn the_list_names_every_plugin_of_the_manifest_with_its_state() {
         })
         .collect();
     let expected = [
+        ("anthropic", "stopped"),
         ("checkpoint", "ready"),
+        ("claude-cli", "stopped"),
         ("completion", "stopped"),
         ("echo", "ready"),
         ("echo_child", "stopped"),
         ("llama", "stopped"),
+        ("openai", "stopped"),
         ("state", "ready"),
     ];
     assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state.to_owned())));
