@@ -1,12 +1,19 @@
 //! The plugin's configuration, and the checks that name the key that is wrong.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ksi_sdk::prelude::{Code, Deserialize, Refusal};
 use ksi_sdk::trust::Key;
 
+use crate::tuning::{self, Preset, Setting, Tuning};
+
 /// Most conversations that one model may serve at once.
 pub const SLOTS_MAX: u32 = 64;
+/// ... where nothing else is said.
+const SLOTS_DEFAULT: u32 = 4;
+/// Most requests that may wait for one model.
+const QUEUE_MAX: u32 = 4096;
 /// Context for each conversation where nothing else is said, in tokens. Large
 /// enough for a long chat, small enough for a laptop.
 pub const CONTEXT_DEFAULT: u32 = 4096;
@@ -21,28 +28,22 @@ const INPUT_BYTES_MAX: usize = 15 * 1024 * 1024;
 
 /// The `config` table of the plugin.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Config {
     /// Where GGUF files are looked for; a folder of the plugin's own if left
     /// out.
     pub models_dir: Option<PathBuf>,
     /// The model for requests that name none.
     pub default_model: String,
-    /// Processor threads of one model, never more than there are cores. If
-    /// left out: all cores, but one for a model of less than 64 MiB.
-    pub threads: Option<u32>,
-    /// Tokens of context for each conversation; what the model was trained
-    /// for, but at most 4096, if left out.
-    pub context: Option<u32>,
-    /// Conversations that one model serves at once; rounded up to a power of
-    /// two.
-    pub slots: u32,
+    /// The model for embeddings of requests that name none; the first that can,
+    /// if left out.
+    pub embedding_model: Option<String>,
+    /// Requests that may wait for a slot of a model; more are refused `busy`.
+    pub queue: u32,
     /// Models in memory at once; the one unused for longest makes room.
     pub max_loaded: u32,
     /// Tokens to generate where the request does not say.
     pub max_tokens_default: u32,
-    /// Layers on a graphics card; all where the build has one, if left out.
-    pub gpu_layers: Option<u32>,
     /// Largest input of a request, in bytes.
     pub input_bytes_max: usize,
     /// Whether only models are loaded that `models.lock` lists. The daemon sets
@@ -50,6 +51,21 @@ pub struct Config {
     pub require_signed: bool,
     /// The public key under `models.lock`. The daemon sets it.
     pub models_key: Option<String>,
+    /// Memory for all models together, in MiB, estimated before they are
+    /// loaded; what the machine has free, if left out.
+    pub max_memory_mb: Option<u64>,
+    /// Seconds after which a model that nobody asks is let go; never, if left
+    /// out.
+    pub ttl_seconds: Option<u64>,
+    /// Models to load when the plugin starts.
+    pub preload: Vec<String>,
+    /// Settings that go together.
+    pub preset: Preset,
+    /// Settings of models whose names fit a pattern.
+    pub models: BTreeMap<String, Tuning>,
+    /// Settings of all models.
+    #[serde(flatten)]
+    pub tuning: Tuning,
 }
 
 impl Default for Config {
@@ -57,15 +73,19 @@ impl Default for Config {
         Self {
             models_dir: None,
             default_model: crate::models::BUILTIN_NAME.to_owned(),
-            threads: None,
-            context: None,
-            slots: 4,
+            embedding_model: None,
+            queue: 64,
             max_loaded: 2,
             max_tokens_default: 256,
-            gpu_layers: None,
             input_bytes_max: 1024 * 1024,
             require_signed: false,
             models_key: None,
+            max_memory_mb: None,
+            ttl_seconds: None,
+            preload: Vec::new(),
+            preset: Preset::default(),
+            models: BTreeMap::new(),
+            tuning: Tuning::default(),
         }
     }
 }
@@ -80,12 +100,11 @@ impl Config {
         let bytes_max = u64::try_from(self.input_bytes_max).unwrap_or(u64::MAX);
         let limit = INPUT_BYTES_MAX as u64;
         for (key, value, min, max) in [
-            ("slots", u64::from(self.slots), 1, u64::from(SLOTS_MAX)),
+            ("queue", u64::from(self.queue), 0, u64::from(QUEUE_MAX)),
             ("max_loaded", u64::from(self.max_loaded), 1, 16),
             ("max_tokens_default", u64::from(self.max_tokens_default), 1, 1 << 20),
-            ("context", u64::from(self.context.unwrap_or(CONTEXT_DEFAULT)), u64::from(CONTEXT_MIN), 1 << 24),
-            // Any number: one beyond the cores is clamped, and the load says so.
-            ("threads", u64::from(self.threads.unwrap_or(1)), 1, u64::from(u32::MAX)),
+            ("max_memory_mb", self.max_memory_mb.unwrap_or(64), 64, 1 << 40),
+            ("ttl_seconds", self.ttl_seconds.unwrap_or(1), 1, 1 << 32),
             ("input_bytes_max", bytes_max, 1, limit),
         ] {
             if !(min..=max).contains(&value) {
@@ -93,6 +112,10 @@ impl Config {
                 return Err(Refusal::new(Code::InvalidPayload, message)
                     .hint("`ksi config show` prints the configuration with its sources"));
             }
+        }
+        self.tuning.check("")?;
+        for (pattern, tuning) in &self.models {
+            tuning.check(&format!("models.{pattern:?}."))?;
         }
         match self.models_key.as_deref().map(str::parse::<Key>) {
             Some(Err(error)) => {
@@ -103,63 +126,90 @@ impl Config {
         }
     }
 
-    /// Threads for a model of this size: never more than there are cores, since
-    /// llama.cpp takes any number and hangs for minutes with a large one.
+    /// How a model of this name runs, and where each setting comes from.
     #[must_use]
-    pub fn thread_count(&self, model_bytes: u64) -> u32 {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let cores = u32::try_from(cores).unwrap_or(1);
-        let default = if model_bytes < ONE_THREAD_BYTES { 1 } else { cores };
-        self.threads.unwrap_or(default).clamp(1, cores)
+    pub fn tuning_of(&self, name: &str) -> (Tuning, Vec<Setting>) {
+        let preset = self.preset.tuning();
+        let fitting = self.models.iter().filter(|(pattern, _)| tuning::fits(pattern, name));
+        let own = fitting.map(|(pattern, tuning)| (format!("models.{pattern:?}"), tuning));
+        let base = [
+            (format!("preset {}", self.preset.as_str()), &preset),
+            ("configuration".to_owned(), &self.tuning),
+        ];
+        tuning::resolve(base.into_iter().chain(own))
     }
+}
 
-    /// Layers to put on a graphics card.
-    #[must_use]
-    pub fn gpu_layer_count(&self) -> u32 {
-        let all = if cfg!(any(feature = "cuda", feature = "vulkan", feature = "metal")) { 999 } else { 0 };
-        self.gpu_layers.unwrap_or(all)
-    }
+/// Threads for a model of this size, of which `asked` are wanted: never more
+/// than there are cores, since llama.cpp takes any number and hangs for minutes
+/// with a large one.
+#[must_use]
+pub fn thread_count(asked: Option<u32>, model_bytes: u64) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = u32::try_from(cores).unwrap_or(1);
+    let default = if model_bytes < ONE_THREAD_BYTES { 1 } else { cores };
+    asked.unwrap_or(default).clamp(1, cores)
+}
 
-    /// Slots for one model. A power of two, because llama.cpp aborts on some
-    /// other numbers of sequences.
-    #[must_use]
-    pub fn slot_count(&self) -> u32 {
-        self.slots.clamp(1, SLOTS_MAX).next_power_of_two()
-    }
+/// Layers to put on a graphics card, of which `asked` are wanted.
+#[must_use]
+pub fn gpu_layer_count(asked: Option<u32>) -> u32 {
+    let all = if cfg!(any(feature = "cuda", feature = "vulkan", feature = "metal")) { 999 } else { 0 };
+    asked.unwrap_or(all)
+}
+
+/// Slots for one model, of which `asked` are wanted. A power of two, because
+/// llama.cpp aborts on some other numbers of sequences.
+#[must_use]
+pub fn slot_count(asked: Option<u32>) -> u32 {
+    asked.unwrap_or(SLOTS_DEFAULT).clamp(1, SLOTS_MAX).next_power_of_two()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tuning::{CacheType, FlashAttention};
+    use serde_json::Value;
 
     #[test]
     fn an_absurd_number_of_threads_is_clamped_to_the_cores() {
         let cores = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
         for threads in [0, 1, 600, 100_000] {
-            let config = Config { threads: Some(threads), ..Config::default() };
-            assert!((1..=cores).contains(&config.thread_count(1 << 40)), "{threads}");
+            assert!((1..=cores).contains(&thread_count(Some(threads), 1 << 40)), "{threads}");
         }
-        assert_eq!(Config::default().thread_count(1 << 30), cores);
-        assert_eq!(Config::default().thread_count(3_000_000), 1);
+        assert_eq!(thread_count(None, 1 << 30), cores);
+        assert_eq!(thread_count(None, 3_000_000), 1);
     }
 
     #[test]
     fn the_number_of_slots_is_a_power_of_two() {
         for (slots, expected) in [(1, 1), (3, 4), (5, 8), (64, 64)] {
-            assert_eq!(Config { slots, ..Config::default() }.slot_count(), expected);
+            assert_eq!(slot_count(Some(slots)), expected);
         }
     }
 
     #[test]
     fn a_bad_value_is_refused_with_its_key() {
         assert_eq!(Config::default().check(), Ok(()));
+        let tuned = |tuning: Tuning| Config { tuning, ..Config::default() };
+        let none = Tuning::default;
+        let quantised =
+            Tuning { cache_type_v: Some(CacheType::Q4_0), flash_attn: Some(FlashAttention::Off), ..none() };
+        let of_one = Config { models: [("phi*".to_owned(), quantised.clone())].into(), ..Config::default() };
         for (config, key) in [
-            (Config { slots: 0, ..Config::default() }, "slots"),
-            (Config { slots: 300, ..Config::default() }, "slots"),
+            (tuned(Tuning { slots: Some(0), ..none() }), "slots"),
+            (tuned(Tuning { slots: Some(300), ..none() }), "slots"),
+            (tuned(Tuning { context: Some(3), ..none() }), "context"),
+            (tuned(Tuning { threads: Some(0), ..none() }), "threads"),
+            (tuned(Tuning { batch_size: Some(0), ..none() }), "batch_size"),
+            (tuned(Tuning { rope_freq_scale: Some(f32::NAN), ..none() }), "rope_freq_scale"),
+            (tuned(Tuning { unknown: [("slot".to_owned(), Value::Null)].into(), ..none() }), "`slot`"),
+            (tuned(quantised), "cache_type_v"),
+            (of_one, "models.\"phi*\".cache_type_v"),
             (Config { max_loaded: 0, ..Config::default() }, "max_loaded"),
             (Config { max_tokens_default: 0, ..Config::default() }, "max_tokens_default"),
-            (Config { context: Some(3), ..Config::default() }, "context"),
-            (Config { threads: Some(0), ..Config::default() }, "threads"),
+            (Config { max_memory_mb: Some(1), ..Config::default() }, "max_memory_mb"),
+            (Config { ttl_seconds: Some(0), ..Config::default() }, "ttl_seconds"),
             (Config { input_bytes_max: usize::MAX, ..Config::default() }, "input_bytes_max"),
             (Config { models_key: Some("RW".into()), ..Config::default() }, "models_key"),
         ] {

@@ -18,6 +18,7 @@
 
 mod cursor;
 mod kinds;
+mod pooling;
 mod tensors;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use cursor::Cursor;
+pub use pooling::Pooling;
 use tensors::Totals;
 
 /// Most tensors of a file; the largest known models have a few thousand.
@@ -124,6 +126,11 @@ pub struct Header {
     pub context_length: u64,
     /// Number of layers.
     pub block_count: u64,
+    /// Numbers that stand for one token.
+    pub embedding_length: u64,
+    /// How the vector of a text is made of those of its tokens; only in models
+    /// that make vectors and no text.
+    pub pooling: Option<Pooling>,
     /// Bytes that one token takes in the memory of a conversation, an upper
     /// estimate.
     pub memory_bytes_per_token: u64,
@@ -183,7 +190,7 @@ fn count(what: &'static str, count: u64, max: u64) -> Result<u64, Error> {
 enum Value {
     Integer(i64),
     Float,
-    Bool,
+    Bool(bool),
     Text(String),
     Integers {
         kind: u32,
@@ -295,6 +302,11 @@ impl Metadata {
             quantization,
             context_length,
             block_count,
+            embedding_length: embedding,
+            pooling: Pooling::of(
+                !matches!(self.entries.get(&of("attention.causal")), Some(Value::Bool(false))),
+                self.integer(&of("pooling_type"))?,
+            ),
             // Keys and values are held as 16-bit numbers. The product stays
             // below 2^9 * 2^16 * 2^21 * 2, far from overflow.
             memory_bytes_per_token: block_count * memory_heads * (key_size + value_size) * 2,
@@ -406,10 +418,10 @@ fn read_value<R: Read>(cursor: &mut Cursor<R>, key: &str, kind: u32) -> Result<V
         }
         kinds::BOOL => {
             // A C++ `bool` that is neither 0 nor 1 is undefined behaviour.
-            if cursor.array::<1>()?[0] > 1 {
-                return Err(Error::WrongType(key.to_owned()));
+            match cursor.array::<1>()? {
+                [byte @ (0 | 1)] => Ok(Value::Bool(byte == 1)),
+                _ => Err(Error::WrongType(key.to_owned())),
             }
-            Ok(Value::Bool)
         }
         _ => match cursor.integer(kind)? {
             Some(value) => Ok(Value::Integer(value)),

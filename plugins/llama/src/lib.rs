@@ -14,37 +14,33 @@
 //! Every refusal names what was wrong, with the numbers in its details. A
 //! broken model file is listed with its error and does not disturb the others.
 
+pub mod budget;
 pub mod config;
+pub mod constraint;
+mod embed;
 pub mod engine;
+mod generate;
 pub mod gguf;
 pub mod models;
 pub mod payload;
 pub mod shelf;
 pub mod template;
 pub mod text;
+pub mod tuning;
 pub mod vetting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures_channel::oneshot;
-use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register, json};
+use ksi_provider::{Capability, ListModels};
+use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register};
 
 use config::Config;
-use engine::model::Model;
-use engine::sampler::Settings;
-use engine::{Job, Outcome};
+use gguf::{Header, Pooling};
 use models::{BUILTIN_NAME, Entry, Library};
-use payload::{
-    Delta, Generate, Generated, ListModels, Load, LoadProgress, LoadReport, ModelEntry, Models, Timings,
-    Tokenize, Tokenized, Unload, Unloaded, Usage,
-};
+use payload::{Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload, Unloaded};
 use shelf::{Loaded, Shelf};
 
-/// Most tokens that the toy model generates: its longest answers have about
-/// 120, and beyond that it only repeats itself.
-const TOY_TOKENS_MAX: u32 = 200;
 /// Name under which requests may ask for the default model.
 const DEFAULT_NAME: &str = "default";
 
@@ -73,6 +69,7 @@ impl Plugin for Llama {
         on.request("llama:unload", Self::unload);
         on.stream("llama:generate", Self::generate);
         on.request("llama:tokenize", Self::tokenize);
+        on.request("llama:embed", Self::embed);
     }
 }
 
@@ -81,7 +78,7 @@ impl Llama {
         let shelf = self.shelf.clone();
         let (entries, loaded) = ctx.spawn_blocking(move || (shelf.library().list(), shelf.loaded())).await?;
         let mut builtin_seen = false;
-        let models = entries
+        let mut models: Vec<ModelEntry> = entries
             .into_iter()
             .map(|entry| {
                 let in_memory = loaded.contains(&entry.name) && !(builtin_seen && entry.name == BUILTIN_NAME);
@@ -89,6 +86,8 @@ impl Llama {
                 model_entry(entry, in_memory)
             })
             .collect();
+        // A stable sort: the others stay as they are.
+        models.sort_by_key(|model| model.name != self.config.default_model);
         Ok(Models { models })
     }
 
@@ -122,57 +121,6 @@ impl Llama {
         ctx.spawn_blocking(move || shelf.unload(&model).map(|unloaded| Unloaded { model, unloaded })).await?
     }
 
-    async fn generate(
-        self: Rc<Self>,
-        ctx: Ctx,
-        mut ask: Generate,
-        out: Chunks<Delta>,
-    ) -> Result<Generated, Refusal> {
-        let received = Instant::now();
-        let settings = Settings::of(&ask)?;
-        let stops = ask.take_stops()?;
-        let input = ask.take_input(self.config.input_bytes_max)?;
-        let name = self.resolve(ask.model.take());
-        let max_tokens = self.max_tokens(ask.max_tokens)?;
-        let (ticket, load_time) = match self.shelf.ticket(&name)? {
-            Some(ticket) => (ticket, None),
-            None => {
-                let loaded = self.load_model(&ctx, name.clone(), None, |_| true).await?;
-                (loaded.ticket, loaded.fresh.then(|| received.elapsed()))
-            }
-        };
-        let model = ticket.engine().model().clone();
-        let context = ticket.engine().setup().context as usize;
-        let toy = model.is_toy();
-        let max_tokens = if toy { max_tokens.min(TOY_TOKENS_MAX) } else { max_tokens };
-        let prompt = if Model::is_small(&input) {
-            model.read(&input)?
-        } else {
-            ctx.spawn_blocking(move || model.read(&input)).await??
-        };
-        check_length(prompt.len(), context)?;
-        let seed = settings.seed();
-        let cancel = ctx.cancel_token();
-        let (answer, answered) = oneshot::channel();
-        let rest = out.clone();
-        ticket.submit(|ticket| Job {
-            prompt,
-            max_tokens,
-            settings,
-            stops,
-            cancel,
-            out,
-            answer,
-            received,
-            ticket,
-        })?;
-        let mut outcome = answered
-            .await
-            .map_err(|_| Refusal::new(Code::Internal, "the engine failed while it generated"))??;
-        send_rest(&ctx, &rest, std::mem::take(&mut outcome.unsent)).await?;
-        Ok(generated(name, toy, seed, load_time, outcome))
-    }
-
     async fn tokenize(self: Rc<Self>, ctx: Ctx, ask: Tokenize) -> Result<Tokenized, Refusal> {
         payload::check_bytes(ask.text.len(), self.config.input_bytes_max)?;
         let name = self.resolve(ask.model);
@@ -192,15 +140,6 @@ impl Llama {
             Some(name) if name != DEFAULT_NAME => name,
             _ => self.config.default_model.clone(),
         }
-    }
-
-    fn max_tokens(&self, asked: Option<u32>) -> Result<u32, Refusal> {
-        let tokens = asked.unwrap_or(self.config.max_tokens_default);
-        if tokens == 0 {
-            let message = "`max_tokens` is 0; at least 1 is accepted";
-            return Err(payload::invalid("max_tokens", message, "leave it out for the default"));
-        }
-        Ok(tokens)
     }
 
     async fn load_model(
@@ -235,6 +174,14 @@ impl Llama {
     }
 }
 
+fn capabilities(header: Option<&Header>) -> Vec<Capability> {
+    match header.map(|header| header.pooling) {
+        None | Some(Some(Pooling::Unsupported)) => Vec::new(),
+        Some(Some(_)) => vec![Capability::Embeddings],
+        Some(None) => vec![Capability::Chat, Capability::JsonSchema],
+    }
+}
+
 fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
     let path: PathBuf = entry.path;
     let (header, error) = match entry.header {
@@ -247,79 +194,13 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         builtin: entry.builtin,
         toy: entry.builtin || header.as_ref().is_some_and(models::is_toy),
         loaded,
+        capabilities: capabilities(header.as_ref()),
         architecture: header.as_ref().map(|header| header.architecture.clone()),
         parameters: header.as_ref().map(|header| header.parameters),
         quantization: header.as_ref().map(|header| header.quantization.clone()),
         context_length: header.as_ref().map(|header| header.context_length),
         size_bytes: entry.size_bytes,
         error,
-    }
-}
-
-/// Refuses a prompt that leaves no room for an answer: it is never cut in
-/// silence.
-fn check_length(tokens: usize, context: usize) -> Result<(), Refusal> {
-    if tokens == 0 {
-        return Err(payload::invalid("prompt", "the input has no tokens", "give some text"));
-    }
-    if tokens < context {
-        return Ok(());
-    }
-    let message =
-        format!("the input has {tokens} tokens; the context of {context} tokens must also hold the answer");
-    Err(Refusal::new(Code::TooLarge, message)
-        .hint("shorten the conversation, or load the model with a larger `context`")
-        .details(json!({ "prompt_tokens": tokens, "context": context })))
-}
-
-/// Sends the last piece of an answer once the host's queue has room for it.
-async fn send_rest(ctx: &Ctx, out: &Chunks<Delta>, text: String) -> Result<(), Refusal> {
-    if text.is_empty() {
-        return Ok(());
-    }
-    let rest = Delta { text };
-    loop {
-        match out.send(&rest) {
-            Err(refusal) if refusal.code == Code::Busy => {
-                ctx.sleep(Duration::from_millis(refusal.retry_after_ms.unwrap_or(50))).await;
-            }
-            sent => return sent,
-        }
-    }
-}
-
-fn generated(
-    model: String,
-    toy: bool,
-    seed: u32,
-    load_time: Option<Duration>,
-    outcome: Outcome,
-) -> Generated {
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-    let per_second = |count: usize, time: Duration| {
-        if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
-    };
-    let (prompt_tokens, completion_tokens) = (outcome.prompt_tokens as u64, outcome.completion_tokens as u64);
-    Generated {
-        model,
-        text: outcome.text,
-        stop_reason: outcome.stop_reason,
-        toy,
-        seed,
-        usage: Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
-        timings: Timings {
-            load_ms: load_time.map(milliseconds),
-            queued_ms: milliseconds(outcome.queued),
-            prompt_ms: milliseconds(outcome.prompt_time),
-            generate_ms: milliseconds(outcome.generate_time),
-            first_token_ms: milliseconds(outcome.first_token),
-            prompt_per_second: per_second(outcome.prompt_tokens, outcome.prompt_time),
-            // The first token belongs to the prompt's time.
-            generate_per_second: per_second(
-                outcome.completion_tokens.saturating_sub(1),
-                outcome.generate_time,
-            ),
-        },
     }
 }
 

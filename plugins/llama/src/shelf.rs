@@ -6,34 +6,68 @@
 //!
 //! # Invariants
 //!
-//! - At most `max_loaded` models are in memory; the idle one that was used
-//!   longest ago makes room, and one in use never does.
+//! - At most `max_loaded` models are in memory, which take at most
+//!   `max_memory_mb` by the estimate; the idle one that was used longest ago
+//!   makes room, and one in use never does.
 //! - Loads happen one after another, so the check of free memory is not
 //!   overtaken by another load.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ksi_sdk::prelude::{CancelToken, Code, Refusal, json};
 
-use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config};
+use crate::budget::{Estimate, available_bytes};
+use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config, gpu_layer_count, slot_count, thread_count};
 use crate::engine::model::{self, Model};
-use crate::engine::{Engine, RETRY_AFTER_MS, Setup, Ticket};
+use crate::engine::{BATCH_TOKENS_MAX, Engine, RETRY_AFTER_MS, Setup, Ticket};
 use crate::gguf::Header;
 use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
+use crate::tuning::{CacheType, RopeScaling, Tuning};
 use crate::vetting::{Source, Vetting};
 
-/// Memory that a context takes besides the conversations, a guess on the safe
-/// side.
-const OVERHEAD_BYTES: u64 = 64 * 1024 * 1024;
+/// Largest context where positions are scaled.
+const CONTEXT_SCALED_MAX: u32 = 1 << 20;
 
 /// A model in memory.
 struct Shelved {
     engine: Arc<Engine>,
     report: LoadReport,
     used: Instant,
+    /// Memory that it takes, an estimate.
+    bytes: u64,
+}
+
+impl Shelved {
+    fn is_idle(&self) -> bool {
+        self.engine.in_use() == 0 || !self.engine.is_alive()
+    }
+}
+
+/// What has come and gone since the start.
+#[derive(Debug, Default)]
+pub struct Moves {
+    /// Models that were loaded.
+    pub loads: AtomicU64,
+    /// Loads that were refused or failed.
+    pub load_failures: AtomicU64,
+    /// Models that made room for others.
+    pub evictions: AtomicU64,
+    /// Models that nobody asked for long.
+    pub expirations: AtomicU64,
+}
+
+/// A model in memory, as it is seen from outside.
+pub struct Resident {
+    /// Its engine.
+    pub engine: Arc<Engine>,
+    /// How it was loaded.
+    pub report: LoadReport,
+    /// Memory that it takes, an estimate.
+    pub bytes: u64,
 }
 
 /// What came of a load.
@@ -56,6 +90,7 @@ pub struct Shelf {
     models: Mutex<HashMap<String, Shelved>>,
     /// Held through a load.
     loading: Mutex<()>,
+    moves: Moves,
 }
 
 impl Shelf {
@@ -63,7 +98,14 @@ impl Shelf {
     #[must_use]
     pub fn new(config: Config, library: Library) -> Self {
         let vetting = Vetting::of(&config);
-        Self { config, library, vetting, models: Mutex::default(), loading: Mutex::default() }
+        Self {
+            config,
+            library,
+            vetting,
+            models: Mutex::default(),
+            loading: Mutex::default(),
+            moves: Moves::default(),
+        }
     }
 
     /// The models that there are.
@@ -80,6 +122,24 @@ impl Shelf {
     #[must_use]
     pub fn loaded(&self) -> Vec<String> {
         self.models().keys().cloned().collect()
+    }
+
+    /// The models in memory, by their names.
+    #[must_use]
+    pub fn residents(&self) -> BTreeMap<String, Resident> {
+        let models = self.models();
+        let resident = |shelved: &Shelved| Resident {
+            engine: shelved.engine.clone(),
+            report: shelved.report.clone(),
+            bytes: shelved.bytes,
+        };
+        models.iter().map(|(name, shelved)| (name.clone(), resident(shelved))).collect()
+    }
+
+    /// What has come and gone.
+    #[must_use]
+    pub fn moves(&self) -> &Moves {
+        &self.moves
     }
 
     /// A ticket for a model that is in memory; `None` where it is not.
@@ -110,6 +170,22 @@ impl Shelf {
         cancel: &CancelToken,
         progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Loaded, Refusal> {
+        let loaded = self.load_or_find(name, context, cancel, progress);
+        match &loaded {
+            Ok(loaded) if loaded.fresh => self.moves.loads.fetch_add(1, Ordering::Relaxed),
+            Ok(_) => 0,
+            Err(_) => self.moves.load_failures.fetch_add(1, Ordering::Relaxed),
+        };
+        loaded
+    }
+
+    fn load_or_find(
+        &self,
+        name: &str,
+        context: Option<u32>,
+        cancel: &CancelToken,
+        progress: impl FnMut(f32) -> bool + 'static,
+    ) -> Result<Loaded, Refusal> {
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if cancel.is_cancelled() {
             return Err(Refusal::new(Code::Cancelled, "loading was cancelled"));
@@ -124,31 +200,32 @@ impl Shelf {
             None => Source::unchecked(entry, header),
         };
         let header = &source.header;
-        let context = self.context_for(name, context, header)?;
-        self.make_room(name)?;
+        let (tuning, _) = self.config.tuning_of(name);
+        let context = context_for(name, context, &tuning, header)?;
         let began = Instant::now();
         let mut notes = Vec::new();
-        let setup = self.fit(name, context, header, available_bytes(), &mut notes)?;
-        let gpu_layers = self.config.gpu_layer_count();
-        let model = Model::load(&source.path, header, gpu_layers, progress)?;
+        let (setup, bytes) = self.fit(name, context, tuning, header, &mut notes)?;
+        let model = Model::load(&source.path, header, &setup.tuning, progress)?;
         let template = model.template_origin().to_owned();
         if template != "model" {
             notes.push(format!("chat template: {template}"));
         }
         let engine = Engine::start(model, setup)?;
+        let setup = engine.setup();
         let report = LoadReport {
             model: name.to_owned(),
             load_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             context: setup.context,
             slots: setup.slots,
             threads: setup.threads,
-            gpu_layers,
+            gpu_layers: gpu_layer_count(setup.tuning.gpu_layers),
+            memory_bytes: bytes,
             template,
             toy: is_toy(header),
             notes,
         };
         let ticket = engine.ticket()?;
-        let shelved = Shelved { engine, report: report.clone(), used: Instant::now() };
+        let shelved = Shelved { engine, report: report.clone(), used: Instant::now(), bytes };
         let replaced = self.models().insert(name.to_owned(), shelved);
         // Outside of the lock: dropping an engine waits for its thread.
         drop(replaced);
@@ -204,86 +281,126 @@ impl Shelf {
         }
     }
 
-    /// Unloads idle models until one more may be loaded.
-    fn make_room(&self, name: &str) -> Result<(), Refusal> {
+    /// Lets go of models that nobody has asked for this long; their names.
+    pub fn expire(&self, idle: Duration) -> Vec<String> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = Vec::new();
+        let mut models = self.models();
+        let old = |shelved: &Shelved| shelved.is_idle() && shelved.used.elapsed() >= idle;
+        for name in models
+            .iter()
+            .filter(|(_, shelved)| old(shelved))
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+        {
+            gone.extend(models.remove_entry(&name));
+        }
+        drop(models);
+        self.moves.expirations.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        // Dropping an engine waits for its thread, so without the lock.
+        gone.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Unloads the idle model that was used longest ago; whether there was one.
+    fn evict(&self) -> bool {
+        let mut models = self.models();
+        let idle = models
+            .iter()
+            .filter(|(_, shelved)| shelved.is_idle())
+            .min_by_key(|(_, shelved)| shelved.used)
+            .map(|(name, _)| name.clone());
+        let gone = idle.and_then(|name| models.remove(&name));
+        drop(models);
+        let evicted = gone.is_some();
+        drop(gone);
+        self.moves.evictions.fetch_add(u64::from(evicted), Ordering::Relaxed);
+        evicted
+    }
+
+    /// Unloads idle models until one more, which takes `bytes`, may be loaded.
+    fn make_room(&self, name: &str, bytes: u64, budget: u64) -> Result<(), Refusal> {
         loop {
-            let mut models = self.models();
-            if models.len() < self.config.max_loaded as usize {
+            let (count, taken) = {
+                let models = self.models();
+                let taken = models.values().fold(bytes, |sum, shelved| sum.saturating_add(shelved.bytes));
+                (models.len(), taken)
+            };
+            if count < self.config.max_loaded as usize && taken <= budget {
                 return Ok(());
             }
-            let idle = models
-                .iter()
-                .filter(|(_, shelved)| shelved.engine.in_use() == 0 || !shelved.engine.is_alive())
-                .min_by_key(|(_, shelved)| shelved.used)
-                .map(|(name, _)| name.clone());
-            let Some(idle) = idle else {
-                let loaded: Vec<&String> = models.keys().collect();
+            if !self.evict() {
+                let loaded = self.loaded();
                 return Err(Refusal::new(
                     Code::Busy,
                     format!("no room for model `{name}`: all {} models in memory are in use", loaded.len()),
                 )
-                .hint("ask again later, or raise `max_loaded` of the llama plugin")
+                .hint("ask again later, or raise `max_loaded` or `max_memory_mb` of the llama plugin")
                 .details(json!({ "loaded": loaded }))
                 .retry_after_ms(RETRY_AFTER_MS));
-            };
-            let gone = models.remove(&idle);
-            drop(models);
-            drop(gone);
-        }
-    }
-
-    /// Tokens of context for each conversation.
-    fn context_for(&self, name: &str, asked: Option<u32>, header: &Header) -> Result<u32, Refusal> {
-        let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
-        match asked {
-            Some(context) if context < CONTEXT_MIN || context > trained => {
-                let message =
-                    format!("a context of {context} tokens; model `{name}` takes {CONTEXT_MIN} to {trained}");
-                Err(Refusal::new(Code::InvalidPayload, message)
-                    .hint("leave `context` out for the default")
-                    .details(json!({ "context": context, "min": CONTEXT_MIN, "max": trained })))
             }
-            Some(context) => Ok(context),
-            None => Ok(self.config.context.unwrap_or(CONTEXT_DEFAULT).min(trained)),
         }
     }
 
-    /// Finds the most slots that fit into the memory that is free.
+    /// Makes room, and finds the most slots that fit; how the model is to run,
+    /// and the memory that it will take.
     fn fit(
         &self,
         name: &str,
         context: u32,
+        tuning: Tuning,
         header: &Header,
-        available: Option<u64>,
         notes: &mut Vec<String>,
-    ) -> Result<Setup, Refusal> {
-        let threads = self.config.thread_count(header.size_bytes);
-        if let Some(asked) = self.config.threads.filter(|asked| *asked > threads) {
+    ) -> Result<(Setup, u64), Refusal> {
+        let threads = thread_count(tuning.threads, header.size_bytes);
+        if let Some(asked) = tuning.threads.filter(|asked| *asked > threads) {
             notes.push(format!("{threads} of {asked} threads: there are no more processors"));
         }
-        let wanted = self.config.slot_count();
-        let fixed = header.size_bytes.saturating_add(OVERHEAD_BYTES);
-        let per_slot = u64::from(context).saturating_mul(header.memory_bytes_per_token);
-        let need = |slots: u32| fixed.saturating_add(per_slot.saturating_mul(u64::from(slots)));
-        let available = available.unwrap_or(u64::MAX);
-        let mut slots = wanted;
-        while slots > 1 && need(slots) > available {
-            slots /= 2;
-        }
-        if need(slots) > available {
-            let message = format!(
-                "model `{name}` needs about {} MB of memory, and {} MB are free",
-                need(slots) / 1_000_000,
-                available / 1_000_000
-            );
-            return Err(Refusal::new(Code::Unavailable, message)
-                .hint("unload another model, use a smaller one, or lower `context` of the llama plugin")
-                .details(json!({ "needed_bytes": need(slots), "available_bytes": available })));
-        }
+        let tuning = Tuning {
+            threads_batch: tuning.threads_batch.map(|asked| thread_count(Some(asked), header.size_bytes)),
+            ..tuning
+        };
+        let wanted = slot_count(tuning.slots);
+        let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
+        let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
+        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
+        let estimate = Estimate::of(header, context, step, keys, values);
+        let budget = self.config.max_memory_mb.map_or(u64::MAX, |mb| mb.saturating_mul(1024 * 1024));
+        let slots = estimate.fit(name, wanted, budget, "are allowed by `max_memory_mb`")?;
+        self.make_room(name, estimate.with_slots(slots), budget)?;
+        let slots = loop {
+            let available = available_bytes().unwrap_or(u64::MAX);
+            match estimate.fit(name, slots, available, "are free") {
+                // Rather another model goes than this one runs slowly.
+                fitted if fitted != Ok(slots) && self.evict() => {}
+                fitted => break fitted?,
+            }
+        };
         if slots < wanted {
             notes.push(format!("{slots} of {wanted} slots: there is no memory for more"));
         }
-        Ok(Setup { context, slots, threads })
+        let bytes = estimate.with_slots(slots);
+        Ok((Setup { context, slots, threads, queue: self.config.queue, tuning }, bytes))
+    }
+}
+
+/// Tokens of context for each conversation.
+fn context_for(name: &str, asked: Option<u32>, tuning: &Tuning, header: &Header) -> Result<u32, Refusal> {
+    let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
+    // Scaled positions reach further than the training.
+    let most = match tuning.rope_scaling {
+        Some(RopeScaling::Linear | RopeScaling::Yarn) => CONTEXT_SCALED_MAX.max(trained),
+        _ => trained,
+    };
+    match asked {
+        Some(context) if context < CONTEXT_MIN || context > most => {
+            let message =
+                format!("a context of {context} tokens; model `{name}` takes {CONTEXT_MIN} to {most}");
+            Err(Refusal::new(Code::InvalidPayload, message)
+                .hint("leave `context` out for the default")
+                .details(json!({ "context": context, "min": CONTEXT_MIN, "max": most })))
+        }
+        Some(context) => Ok(context),
+        None => Ok(tuning.context.map_or(CONTEXT_DEFAULT.min(trained), |context| context.min(most))),
     }
 }
 
@@ -293,69 +410,5 @@ fn in_use(name: &str) -> Refusal {
         .retry_after_ms(RETRY_AFTER_MS)
 }
 
-/// Memory that can be used without swapping; `None` where the system does not
-/// say.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    parse_available(&text)
-}
-
-fn parse_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shelf(config: Config) -> (tempfile::TempDir, Shelf, Header) {
-        let dir = tempfile::tempdir().unwrap();
-        let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
-        let header = library.find("ksi-tiny").unwrap().1;
-        (dir, Shelf::new(config, library), header)
-    }
-
-    #[test]
-    fn free_memory_is_read_as_the_system_writes_it() {
-        let text = "MemTotal: 8 kB\nMemAvailable:    2048 kB\nSwapTotal: 0 kB\n";
-        assert_eq!(parse_available(text), Some(2048 * 1024));
-        assert_eq!(parse_available("MemTotal: 8 kB\n"), None);
-        assert_eq!(parse_available("MemAvailable: many\n"), None);
-    }
-
-    #[test]
-    fn a_model_that_does_not_fit_is_refused_with_both_numbers() {
-        let (_dir, shelf, header) = shelf(Config::default());
-        let header = Header { size_bytes: 40_000_000_000, ..header };
-        let refusal = shelf.fit("big", 1024, &header, Some(8_000_000_000), &mut Vec::new()).unwrap_err();
-        assert_eq!(refusal.code, Code::Unavailable);
-        assert!(refusal.message.contains("40068 MB") && refusal.message.contains("8000 MB"), "{refusal}");
-        assert_eq!(refusal.details.unwrap()["available_bytes"], 8_000_000_000_u64);
-    }
-
-    #[test]
-    fn slots_are_given_up_before_a_model_is_refused() {
-        let (_dir, shelf, header) = shelf(Config { slots: 8, ..Config::default() });
-        let header = Header { size_bytes: 0, memory_bytes_per_token: 1_000_000, ..header };
-        let mut notes = Vec::new();
-        let setup = shelf.fit("m", 1000, &header, Some(2_500_000_000), &mut notes).unwrap();
-        assert_eq!(setup.slots, 2);
-        assert_eq!(notes.len(), 1);
-        let setup = shelf.fit("m", 1000, &header, None, &mut notes).unwrap();
-        assert_eq!(setup.slots, 8);
-    }
-
-    #[test]
-    fn the_context_is_what_was_asked_configured_or_trained() {
-        let (_dir, shelf, header) = shelf(Config { context: Some(512), ..Config::default() });
-        assert_eq!(shelf.context_for("m", None, &header), Ok(512));
-        assert_eq!(shelf.context_for("m", Some(64), &header), Ok(64));
-        let short = Header { context_length: 100, ..header.clone() };
-        assert_eq!(shelf.context_for("m", None, &short), Ok(100));
-        for context in [0, 15, 1025, u32::MAX] {
-            let refusal = shelf.context_for("m", Some(context), &header).unwrap_err();
-            assert!(refusal.message.contains("1024"), "{refusal}");
-        }
-    }
-}
+mod tests;

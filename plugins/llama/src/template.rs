@@ -16,11 +16,11 @@ mod clock;
 
 use std::io::Write;
 
+use ksi_provider::Message;
+use ksi_provider::request::invalid;
 use ksi_sdk::prelude::{Code, Refusal, json};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
-
-use crate::payload::Message;
 
 /// Steps that one rendering may take: a long conversation needs some ten
 /// thousand, an endless loop ends here within a second.
@@ -184,7 +184,7 @@ impl<'a> Hidden<'a> {
         controls.sort_by_key(|control| std::cmp::Reverse(control.len()));
         let unused = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
         let Some(mark) = MARKS.into_iter().find(unused) else {
-            return Err(crate::payload::invalid(
+            return Err(invalid(
                 "messages",
                 "the messages contain noncharacters that are reserved",
                 "remove U+FDD0 to U+FDD6 from the messages",

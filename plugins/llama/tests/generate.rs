@@ -187,6 +187,7 @@ fn invalid_requests_are_refused_before_anything_is_loaded() {
         (json!({"prompt": "x", "stop": [""]}), Code::InvalidPayload, "stop string"),
         (json!({"prompt": "x", "stop": ["a".repeat(300)]}), Code::InvalidPayload, "stop string"),
         (json!({"prompt": "x", "stop": vec!["a"; 17]}), Code::InvalidPayload, "17"),
+        (json!({"prompt": "x", "priority": 11}), Code::InvalidPayload, "priority"),
         (json!({"prompt": "x", "temprature": 1.0}), Code::InvalidPayload, "temprature"),
         (json!({"messages": [{"role": "robot", "content": "x"}]}), Code::InvalidPayload, "robot"),
         (json!({"messages": vec![message[0].clone(); 1025]}), Code::TooLarge, "1025"),
@@ -238,7 +239,6 @@ fn a_conversation_of_many_turns_and_roles_is_answered() {
             {"role": "system", "content": "You are kind."},
             {"role": "user", "content": "My name is Ada."},
             {"role": "assistant", "content": "Hello, Ada!"},
-            {"role": "tool", "content": "42"},
             {"role": "user", "content": ""},
         ], "temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 1}),
     )

@@ -18,6 +18,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 use llama_cpp_2::model::LlamaModel;
@@ -26,10 +27,11 @@ use llama_cpp_sys_2 as sys;
 
 use super::model::Model;
 use super::{Setup, log};
+use crate::tuning::{CacheType, FlashAttention, RopeScaling, Tuning};
 
 /// Most tokens that are decoded at once. Long enough to keep the processor
 /// busy, short enough that others get their next token in between.
-const BATCH_TOKENS_MAX: u32 = 512;
+pub(crate) const BATCH_TOKENS_MAX: u32 = 512;
 /// llama.cpp rounds the context of a sequence up to this many tokens.
 const CONTEXT_STEP: u32 = 256;
 
@@ -41,7 +43,7 @@ static MAKING: Mutex<()> = Mutex::new(());
 /// [`Context::forget_after`] has been called for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Somebody in the batch was cancelled.
+    /// Somebody in the batch was cancelled, or has no time left.
     Aborted,
     /// llama.cpp returned this code.
     Failed(i32),
@@ -54,7 +56,7 @@ struct Watch {
     /// Whether `cancels` is worth a look: a batch of single tokens is over
     /// sooner than it is worth.
     armed: AtomicBool,
-    cancels: Mutex<Vec<CancelToken>>,
+    cancels: Mutex<(Vec<CancelToken>, Option<Instant>)>,
 }
 
 unsafe extern "C" fn is_over(data: *mut c_void) -> bool {
@@ -64,8 +66,11 @@ unsafe extern "C" fn is_over(data: *mut c_void) -> bool {
     if watch.stop.load(Ordering::Relaxed) {
         return true;
     }
-    watch.armed.load(Ordering::Relaxed)
-        && watch.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter().any(CancelToken::is_cancelled)
+    if !watch.armed.load(Ordering::Relaxed) {
+        return false;
+    }
+    let (cancels, until) = &*watch.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+    cancels.iter().any(CancelToken::is_cancelled) || until.is_some_and(|until| Instant::now() >= until)
 }
 
 /// A batch to be decoded: tokens with their places.
@@ -141,7 +146,7 @@ impl Context {
     ///
     /// `unavailable` with llama.cpp's words.
     pub(super) fn new(model: Arc<Model>, setup: Setup, stop: Arc<AtomicBool>) -> Result<Self, Refusal> {
-        let watch = Box::new(Watch { stop, armed: AtomicBool::new(false), cancels: Mutex::new(Vec::new()) });
+        let watch = Box::new(Watch { stop, armed: AtomicBool::new(false), cancels: Mutex::default() });
         // SAFETY: returns a plain struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
         // Every sequence has its own part of the memory, so none can take
@@ -149,13 +154,26 @@ impl Context {
         params.kv_unified = false;
         params.n_ctx = setup.slots * setup.context.next_multiple_of(CONTEXT_STEP);
         params.n_seq_max = setup.slots;
-        params.n_batch = BATCH_TOKENS_MAX;
-        params.n_ubatch = BATCH_TOKENS_MAX;
-        // One token of each sequence needs scores; room for more would be
-        // hundreds of megabytes with a large vocabulary.
-        params.n_outputs_max = setup.slots;
+        tune(&mut params, &setup.tuning);
+        if model.pooling().is_some() {
+            // A text is read in one piece, and each of its tokens counts.
+            let batch = setup.context.next_multiple_of(CONTEXT_STEP).max(BATCH_TOKENS_MAX);
+            params.n_batch = batch;
+            params.n_ubatch = batch;
+            params.embeddings = true;
+            params.pooling_type = match model.pooling() {
+                Some("cls") => sys::LLAMA_POOLING_TYPE_CLS,
+                Some("last") => sys::LLAMA_POOLING_TYPE_LAST,
+                _ => sys::LLAMA_POOLING_TYPE_MEAN,
+            };
+        } else {
+            // One token of each sequence needs scores; room for more would be
+            // hundreds of megabytes with a large vocabulary.
+            params.n_outputs_max = setup.slots;
+        }
         params.n_threads = i32::try_from(setup.threads).unwrap_or(1);
-        params.n_threads_batch = params.n_threads;
+        params.n_threads_batch =
+            i32::try_from(setup.tuning.threads_batch.unwrap_or(setup.threads)).unwrap_or(1);
         params.abort_callback = Some(is_over);
         params.abort_callback_data = std::ptr::from_ref(watch.as_ref()).cast_mut().cast();
         params.no_perf = true;
@@ -182,8 +200,8 @@ impl Context {
         &self.model
     }
 
-    pub(super) fn setup(&self) -> Setup {
-        self.setup
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// An empty batch with the limits of this context.
@@ -200,19 +218,25 @@ impl Context {
         }
     }
 
-    /// Decodes a batch. Ends early when one of `cancels` is set.
+    /// Decodes a batch. Ends early when one of `cancels` is set, or at `until`;
+    /// neither counts where `cancels` is empty.
     ///
     /// # Errors
     ///
     /// See [`Fault`].
-    pub(super) fn decode(&mut self, batch: &mut Batch, cancels: Vec<CancelToken>) -> Result<(), Fault> {
+    pub(super) fn decode(
+        &mut self,
+        batch: &mut Batch,
+        cancels: Vec<CancelToken>,
+        until: Option<Instant>,
+    ) -> Result<(), Fault> {
         self.scored.clear();
         let count = batch.tokens.len();
         if count == 0 || count > self.batch_max {
             return Err(Fault::Failed(-1));
         }
         self.watch.armed.store(!cancels.is_empty(), Ordering::Relaxed);
-        *self.watch.cancels.lock().unwrap_or_else(PoisonError::into_inner) = cancels;
+        *self.watch.cancels.lock().unwrap_or_else(PoisonError::into_inner) = (cancels, until);
         let mut counts = vec![1_i32; count];
         let mut sequences: Vec<*mut sys::llama_seq_id> =
             batch.sequences.iter_mut().map(std::ptr::from_mut).collect();
@@ -256,18 +280,77 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts(scores, length) })
     }
 
+    /// The vector of the text that was this sequence in the last batch.
+    pub(super) fn vector(&self, sequence: usize) -> Option<Vec<f32>> {
+        let sequence = i32::try_from(sequence).ok().filter(|sequence| self.has(*sequence))?;
+        self.model.pooling()?;
+        // SAFETY: the context is alive and pools, so this is null or a vector.
+        let vector = unsafe { sys::llama_get_embeddings_seq(self.pointer.as_ptr(), sequence) };
+        // SAFETY: it has as many numbers as the model says, and is copied before
+        // the next batch, which needs `&mut self`.
+        (!vector.is_null())
+            .then(|| unsafe { std::slice::from_raw_parts(vector, self.model.dimensions()) }.to_vec())
+    }
+
+    /// Forgets all sequences.
+    pub(super) fn forget_all(&mut self) {
+        for sequence in 0..i32::try_from(self.setup.slots).unwrap_or(1) {
+            self.forget_after(sequence, 0);
+        }
+    }
+
     /// Forgets a sequence from a position on; whether that was possible. Some
     /// models can only forget a whole sequence.
     pub(super) fn forget_after(&mut self, sequence: i32, position: usize) -> bool {
-        let in_range = (0..i32::try_from(self.setup.slots).unwrap_or(1)).contains(&sequence);
         let Ok(position) = i32::try_from(position) else { return false };
         // SAFETY: the context is alive, and the number of the sequence is one
         // that it has.
-        in_range
+        self.has(sequence)
             && unsafe {
                 let memory = sys::llama_get_memory(self.pointer.as_ptr());
                 !memory.is_null() && sys::llama_memory_seq_rm(memory, sequence, position, -1)
             }
+    }
+
+    /// Whether [`Context::copy`] is possible: not where the memory of a model
+    /// is one state that only goes forward.
+    pub(super) fn can_copy(&self) -> bool {
+        let model = raw(self.model.inner());
+        // SAFETY: the model is kept loaded.
+        self.setup.slots > 1
+            && unsafe { !sys::llama_model_is_recurrent(model) && !sys::llama_model_is_hybrid(model) }
+    }
+
+    /// Replaces the memory of one sequence by that of another; whether that was
+    /// possible. The copy is made with the next batch.
+    pub(super) fn copy(&mut self, from: i32, to: i32) -> bool {
+        let possible = self.can_copy() && from != to && self.has(from) && self.has(to);
+        // SAFETY: the context is alive, the sequences are two that it has, and
+        // the whole of the memory is copied, which is all that llama.cpp can do.
+        possible
+            && unsafe {
+                let memory = sys::llama_get_memory(self.pointer.as_ptr());
+                if !memory.is_null() {
+                    sys::llama_memory_seq_cp(memory, from, to, -1, -1);
+                }
+                !memory.is_null()
+            }
+    }
+
+    /// Whether the memory of a sequence reaches back to its start. Models that
+    /// attend to a window only may have dropped it.
+    pub(super) fn begins_at_zero(&self, sequence: i32) -> bool {
+        // SAFETY: the context is alive, and the number of the sequence is one
+        // that it has.
+        self.has(sequence)
+            && unsafe {
+                let memory = sys::llama_get_memory(self.pointer.as_ptr());
+                !memory.is_null() && sys::llama_memory_seq_pos_min(memory, sequence) == 0
+            }
+    }
+
+    fn has(&self, sequence: i32) -> bool {
+        (0..i32::try_from(self.setup.slots).unwrap_or(1)).contains(&sequence)
     }
 }
 
@@ -276,6 +359,37 @@ impl Drop for Context {
         // SAFETY: made by `new`, freed only here; model and watch outlive it.
         unsafe { sys::llama_free(self.pointer.as_ptr()) };
     }
+}
+
+/// Puts settings into llama.cpp's form; what is not given stays as it is.
+fn tune(params: &mut sys::llama_context_params, tuning: &Tuning) {
+    let cache = |kind: CacheType| match kind {
+        CacheType::F32 => sys::GGML_TYPE_F32,
+        CacheType::F16 => sys::GGML_TYPE_F16,
+        CacheType::Bf16 => sys::GGML_TYPE_BF16,
+        CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        CacheType::Q5_1 => sys::GGML_TYPE_Q5_1,
+        CacheType::Q5_0 => sys::GGML_TYPE_Q5_0,
+        CacheType::Q4_1 => sys::GGML_TYPE_Q4_1,
+        CacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
+    };
+    params.n_batch = tuning.batch_size.unwrap_or(BATCH_TOKENS_MAX);
+    params.n_ubatch = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX).min(params.n_batch);
+    params.type_k = tuning.cache_type_k.map_or(params.type_k, cache);
+    params.type_v = tuning.cache_type_v.map_or(params.type_v, cache);
+    params.flash_attn_type = match tuning.flash_attn {
+        None | Some(FlashAttention::Auto) => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        Some(FlashAttention::On) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        Some(FlashAttention::Off) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    };
+    params.rope_scaling_type = match tuning.rope_scaling {
+        None => params.rope_scaling_type,
+        Some(RopeScaling::None) => sys::LLAMA_ROPE_SCALING_TYPE_NONE,
+        Some(RopeScaling::Linear) => sys::LLAMA_ROPE_SCALING_TYPE_LINEAR,
+        Some(RopeScaling::Yarn) => sys::LLAMA_ROPE_SCALING_TYPE_YARN,
+    };
+    params.rope_freq_base = tuning.rope_freq_base.unwrap_or(params.rope_freq_base);
+    params.rope_freq_scale = tuning.rope_freq_scale.unwrap_or(params.rope_freq_scale);
 }
 
 /// Whether a model generates text, and not only embeddings or translations.
@@ -287,6 +401,19 @@ pub(super) fn can_generate(model: &LlamaModel) -> bool {
             && !sys::llama_model_has_encoder(model)
             && !sys::llama_model_is_diffusion(model)
     }
+}
+
+/// Whether a model makes vectors of texts.
+pub(super) fn can_embed(model: &LlamaModel) -> bool {
+    let model = raw(model);
+    // SAFETY: the model is borrowed, so it is alive.
+    unsafe { !sys::llama_model_has_encoder(model) && !sys::llama_model_is_recurrent(model) }
+}
+
+/// Numbers in a vector that a model makes.
+pub(super) fn dimensions(model: &LlamaModel) -> usize {
+    // SAFETY: the model is borrowed, so it is alive.
+    usize::try_from(unsafe { sys::llama_model_n_embd_out(raw(model)) }).unwrap_or(0)
 }
 
 /// The pointer inside a model of the safe crate.

@@ -1,7 +1,7 @@
 //! A loaded model: its weights, its vocabulary and its chat template.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::model::LlamaModel;
@@ -9,10 +9,13 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
 use super::{backend, context, log};
-use crate::gguf::Header;
+use crate::config::gpu_layer_count;
+use crate::constraint::{Grammars, Vocabulary};
+use crate::gguf::{Header, Pooling};
 use crate::models::is_toy;
 use crate::payload::Input;
 use crate::template::{Part, Template};
+use crate::tuning::Tuning;
 
 /// Stack that llama.cpp's tokenizer may need per byte of input: some
 /// vocabularies go through a recursive regular expression, measured at 325
@@ -31,6 +34,10 @@ pub struct Model {
     controls: Vec<String>,
     vocabulary: i32,
     toy: bool,
+    pooling: Option<Pooling>,
+    dimensions: usize,
+    /// Made when first needed, which takes a while.
+    grammars: OnceLock<Result<Grammars, Refusal>>,
 }
 
 impl Model {
@@ -44,14 +51,17 @@ impl Model {
     pub fn load(
         path: &Path,
         header: &Header,
-        gpu_layers: u32,
+        tuning: &Tuning,
         mut progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Arc<Self>, Refusal> {
         let backend = backend::get()?;
         let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let seen = cancelled.clone();
-        let params =
-            LlamaModelParams::default().with_n_gpu_layers(gpu_layers).with_progress_callback(move |part| {
+        let params = LlamaModelParams::default()
+            .with_n_gpu_layers(gpu_layer_count(tuning.gpu_layers))
+            .with_use_mmap(tuning.mmap.unwrap_or(true))
+            .with_use_mlock(tuning.mlock.unwrap_or(false))
+            .with_progress_callback(move |part| {
                 let goes_on = progress(part);
                 if !goes_on {
                     seen.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -70,9 +80,16 @@ impl Model {
             refusal.retryable = false;
             refusal
         })?;
-        if !context::can_generate(&inner) {
-            let message = format!("a model of the kind `{}` does not generate text", header.architecture);
-            let mut refusal = Refusal::new(Code::Unavailable, message).hint("use a model for chat or text");
+        let able = match header.pooling {
+            Some(Pooling::Unsupported) => false,
+            Some(_) => context::can_embed(&inner),
+            None => context::can_generate(&inner),
+        };
+        if !able {
+            let message =
+                format!("a model of the kind `{}` makes neither text nor vectors", header.architecture);
+            let mut refusal =
+                Refusal::new(Code::Unavailable, message).hint("use a model for chat, text or embeddings");
             refusal.retryable = false;
             return Err(refusal);
         }
@@ -90,7 +107,16 @@ impl Model {
         };
         let controls = vocab.tokens().filter(|token| vocab.is_control(*token)).map(text).collect();
         let template = Template::new(header.chat_template.as_deref(), text(vocab.bos()), text(vocab.eos()));
-        Self { inner, template, controls, vocabulary, toy: is_toy(header) }
+        Self {
+            dimensions: context::dimensions(&inner),
+            pooling: header.pooling,
+            toy: is_toy(header),
+            grammars: OnceLock::new(),
+            inner,
+            template,
+            controls,
+            vocabulary,
+        }
     }
 
     pub(super) fn inner(&self) -> &LlamaModel {
@@ -107,6 +133,28 @@ impl Model {
     #[must_use]
     pub fn is_toy(&self) -> bool {
         self.toy
+    }
+
+    /// How it makes the vector of a text; `None` where it makes text.
+    #[must_use]
+    pub fn pooling(&self) -> Option<&'static str> {
+        self.pooling.map(Pooling::as_str)
+    }
+
+    /// Numbers in a vector that it makes.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The tokens of a text of which a vector is to be made, none of them a
+    /// control token but those that the vocabulary adds.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where no thread with enough stack can be made.
+    pub fn tokens_to_embed(&self, text: &str) -> Result<Vec<LlamaToken>, Refusal> {
+        self.tokenize(&[Part::Plain(text.to_owned())], true)
     }
 
     /// Where the chat template is from.
@@ -129,6 +177,22 @@ impl Model {
         } else {
             Vec::new()
         }
+    }
+
+    /// Compiles constraints of answers. The first call takes long.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where the vocabulary cannot be used for that.
+    pub fn grammars(&self) -> Result<&Grammars, Refusal> {
+        let vocab = self.inner.vocab();
+        let grammars = self.grammars.get_or_init(|| {
+            let pieces = vocab.tokens().map(|token| vocab.token_to_piece(token, false, None)).collect();
+            let ends = vocab.tokens().filter(|token| vocab.is_eog(*token));
+            let ends = ends.filter_map(|token| u32::try_from(token.0).ok()).collect();
+            Grammars::new(&Vocabulary { pieces, ends })
+        });
+        grammars.as_ref().map_err(Clone::clone)
     }
 
     /// Whether reading this input needs no thread with a larger stack.

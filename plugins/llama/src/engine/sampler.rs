@@ -1,17 +1,20 @@
 //! How the next token is chosen from the model's scores.
 //!
-//! Settings are checked when the request comes in. A chain always ends with a
+//! Settings are checked when the request comes in. A constraint drops what may
+//! not come before anything else looks at the scores. A chain always ends with a
 //! sampler that selects, since llama.cpp aborts on one that does not.
 
 use std::hash::{BuildHasher, RandomState};
 
+use ksi_provider::Generate;
+use ksi_provider::request::invalid;
 use ksi_sdk::prelude::Refusal;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
-use crate::payload::{Generate, invalid};
+use crate::constraint::Allowed;
 
 /// Tokens that a repetition penalty looks back on.
 const PENALTY_TOKENS: u16 = 64;
@@ -28,44 +31,42 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Checks the settings of a request and fills in the rest.
+    /// The settings of a request that was checked, with the rest filled in.
     ///
     /// # Errors
     ///
-    /// Names the field, its value and what is accepted.
+    /// Refuses the few values that llama.cpp takes for something else.
+    #[expect(clippy::cast_possible_truncation, reason = "of these only the size matters")]
     pub fn of(request: &Generate) -> Result<Self, Refusal> {
-        let number = |name: &str, value: Option<f32>, default: f32, min: f32, max: f32| match value {
-            None => Ok(default),
-            // A comparison with NaN is false, so it is refused as well.
-            Some(value) if value >= min && value <= max => Ok(value),
-            Some(value) => Err(invalid(
-                name,
-                &format!("`{name}` is {value}; accepted is {min} to {max}"),
-                "leave it out for the default",
-            )),
-        };
+        if request.min_p.is_some_and(|min_p| min_p >= 1.0) {
+            let message = "`min_p` is 1; accepted is 0 to below 1";
+            return Err(invalid("min_p", message, "leave it out for the default"));
+        }
         let seed = match request.seed {
             // The last number means "random" to llama.cpp.
             Some(u32::MAX) => {
-                return Err(invalid(
-                    "seed",
-                    &format!("`seed` is {}; accepted is 0 to {}", u32::MAX, u32::MAX - 1),
-                    "leave it out for a random one",
-                ));
+                let message = format!("`seed` is {}; accepted is 0 to {}", u32::MAX, u32::MAX - 1);
+                return Err(invalid("seed", message, "leave it out for a random one"));
             }
             Some(seed) => seed,
             None => random_seed(),
         };
-        let top_k = i32::try_from(request.top_k.unwrap_or(40)).unwrap_or(i32::MAX);
         Ok(Self {
-            temperature: number("temperature", request.temperature, 0.8, 0.0, 5.0)?,
+            temperature: request.temperature.unwrap_or(0.8) as f32,
             // 0 would keep no token at all.
-            top_p: number("top_p", request.top_p, 0.95, 1e-6, 1.0)?,
-            top_k,
-            min_p: number("min_p", request.min_p, 0.05, 0.0, 0.999_999)?,
-            repetition_penalty: number("repetition_penalty", request.repetition_penalty, 1.0, 0.1, 10.0)?,
+            top_p: (request.top_p.unwrap_or(0.95) as f32).max(1e-6),
+            top_k: i32::try_from(request.top_k.unwrap_or(40)).unwrap_or(i32::MAX),
+            min_p: (request.min_p.unwrap_or(0.05) as f32).min(0.999_999),
+            repetition_penalty: request.repetition_penalty.unwrap_or(1.0) as f32,
             seed,
         })
+    }
+
+    /// The same with another seed, for another answer to the same request.
+    #[must_use]
+    pub fn with_seed_after(&self, others: u32) -> Self {
+        let seed = self.seed.wrapping_add(others);
+        Self { seed: if seed == u32::MAX { 0 } else { seed }, ..self.clone() }
     }
 
     /// The seed: the request's, or the random one that was drawn.
@@ -124,35 +125,44 @@ impl Sampler {
         sampler
     }
 
-    /// Chooses a token by the scores of the whole vocabulary.
+    /// Chooses a token by the scores of the whole vocabulary, of those that are
+    /// `allowed` if that is given.
     ///
     /// # Errors
     ///
     /// [`NotANumber`] where the scores are useless.
-    pub fn choose(&mut self, scores: &[f32]) -> Result<LlamaToken, NotANumber> {
+    pub fn choose(&mut self, scores: &[f32], allowed: Option<&Allowed>) -> Result<LlamaToken, NotANumber> {
         // llama.cpp aborts on an empty list, and computes with infinities what
-        // is not a number. One finite score is needed, and none above.
-        let usable = scores.iter().any(|score| score.is_finite());
-        if !usable || scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+        // is not a number.
+        if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
             return Err(NotANumber);
         }
-        let token = match &mut self.chain {
-            None => likeliest(scores),
-            Some(chain) => {
-                let data = &mut self.candidates.data;
-                data.clear();
-                data.extend(
-                    (0..).zip(scores).map(|(id, score)| LlamaTokenData::new(LlamaToken(id), *score, 0.0)),
-                );
-                self.candidates.sorted = false;
-                self.candidates.selected = None;
-                chain.apply(&mut self.candidates);
-                self.candidates.selected_token()
-            }
+        let open = || {
+            let tokens = (0..).map(LlamaToken).zip(scores.iter().copied());
+            tokens.filter(|(token, _)| allowed.is_none_or(|allowed| allowed.has(*token)))
+        };
+        // One finite score is needed.
+        let token = match likeliest(open()) {
+            Some((_, score)) if !score.is_finite() => None,
+            Some((token, _)) if self.chain.is_none() => Some(token),
+            None => None,
+            Some(_) => self.draw(open()),
         };
         let token = token.ok_or(NotANumber)?;
         self.accept(token);
         Ok(token)
+    }
+
+    /// Lets the chain choose.
+    fn draw(&mut self, tokens: impl Iterator<Item = (LlamaToken, f32)>) -> Option<LlamaToken> {
+        let chain = self.chain.as_mut()?;
+        let data = &mut self.candidates.data;
+        data.clear();
+        data.extend(tokens.map(|(token, score)| LlamaTokenData::new(token, score, 0.0)));
+        self.candidates.sorted = false;
+        self.candidates.selected = None;
+        chain.apply(&mut self.candidates);
+        self.candidates.selected_token()
     }
 
     fn accept(&mut self, token: LlamaToken) {
@@ -165,13 +175,11 @@ impl Sampler {
 }
 
 /// The first of the tokens with the highest score.
-fn likeliest(scores: &[f32]) -> Option<LlamaToken> {
-    let mut best = None;
-    let mut highest = f32::NEG_INFINITY;
-    for (id, score) in (0..).zip(scores) {
-        if best.is_none() || *score > highest {
-            best = Some(LlamaToken(id));
-            highest = *score;
+fn likeliest(tokens: impl Iterator<Item = (LlamaToken, f32)>) -> Option<(LlamaToken, f32)> {
+    let mut best: Option<(LlamaToken, f32)> = None;
+    for (token, score) in tokens {
+        if best.is_none_or(|(_, highest)| score > highest) {
+            best = Some((token, score));
         }
     }
     best
@@ -188,33 +196,23 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_refused_with_the_name_of_the_field() {
+    fn what_means_something_else_to_llama_cpp_is_refused() {
         type Change = fn(&mut Generate);
-        let cases: [(Change, &str); 12] = [
-            (|r| r.temperature = Some(-0.1), "temperature"),
-            (|r| r.temperature = Some(f32::NAN), "temperature"),
-            (|r| r.temperature = Some(f32::INFINITY), "temperature"),
-            (|r| r.temperature = Some(5.1), "temperature"),
-            (|r| r.top_p = Some(0.0), "top_p"),
-            (|r| r.top_p = Some(1.1), "top_p"),
-            (|r| r.min_p = Some(-0.1), "min_p"),
-            (|r| r.min_p = Some(1.0), "min_p"),
-            (|r| r.repetition_penalty = Some(0.0), "repetition_penalty"),
-            (|r| r.repetition_penalty = Some(f32::NAN), "repetition_penalty"),
-            (|r| r.repetition_penalty = Some(11.0), "repetition_penalty"),
-            (|r| r.seed = Some(u32::MAX), "seed"),
-        ];
+        let cases: [(Change, &str); 2] =
+            [(|r| r.min_p = Some(1.0), "min_p"), (|r| r.seed = Some(u32::MAX), "seed")];
         for (change, field) in cases {
             let refusal = Settings::of(&request(change)).unwrap_err();
             assert!(refusal.message.contains(&format!("`{field}`")), "{refusal}");
         }
+        let last = Settings::of(&request(|r| r.seed = Some(u32::MAX - 1))).unwrap();
+        assert_eq!(last.with_seed_after(1).seed(), 0);
     }
 
     #[test]
     fn every_chain_selects_a_token_at_the_edges_of_the_ranges() {
         let scores = [0.1, f32::NEG_INFINITY, 3.0, 2.9];
-        for temperature in [0.0, 1e-6, 5.0] {
-            for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (1, 1e-6, 0.999_999), (u32::MAX, 0.5, 0.5)] {
+        for temperature in [0.0, 1e-60, 1e-6, 5.0] {
+            for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (1, 1e-60, 0.999_999_999_9), (u32::MAX, 0.5, 0.5)] {
                 for repetition_penalty in [0.1, 1.0, 10.0] {
                     let request = request(|r| {
                         r.temperature = Some(temperature);
@@ -227,7 +225,7 @@ mod tests {
                     let settings = Settings::of(&request).unwrap();
                     let mut sampler = Sampler::new(&settings, 4, &[LlamaToken(0), LlamaToken(3)]);
                     for _ in 0..4 {
-                        let token = sampler.choose(&scores).unwrap();
+                        let token = sampler.choose(&scores, None).unwrap();
                         assert!((0..4).contains(&token.0));
                     }
                 }
@@ -239,7 +237,7 @@ mod tests {
     fn the_likeliest_token_is_taken_without_temperature() {
         let settings = Settings::of(&request(|r| r.temperature = Some(0.0))).unwrap();
         let mut sampler = Sampler::new(&settings, 4, &[]);
-        assert_eq!(sampler.choose(&[0.0, 2.0, 2.0, 1.0]), Ok(LlamaToken(1)));
+        assert_eq!(sampler.choose(&[0.0, 2.0, 2.0, 1.0], None), Ok(LlamaToken(1)));
     }
 
     #[test]
@@ -249,7 +247,7 @@ mod tests {
             let mut sampler = Sampler::new(&settings, 2, &[]);
             let infinite = [f32::NEG_INFINITY; 2];
             for scores in [&[0.0, f32::NAN][..], &[0.0, f32::INFINITY], &infinite, &[]] {
-                assert_eq!(sampler.choose(scores), Err(NotANumber), "{scores:?}");
+                assert_eq!(sampler.choose(scores, None), Err(NotANumber), "{scores:?}");
             }
         }
     }
@@ -259,7 +257,7 @@ mod tests {
         let settings = Settings::of(&request(|r| r.seed = Some(5))).unwrap();
         let choose = || {
             let mut sampler = Sampler::new(&settings, 8, &[]);
-            (0..50).map(|_| sampler.choose(&[1.0; 8]).unwrap().0).collect::<Vec<_>>()
+            (0..50).map(|_| sampler.choose(&[1.0; 8], None).unwrap().0).collect::<Vec<_>>()
         };
         let first = choose();
         assert_eq!(first, choose());

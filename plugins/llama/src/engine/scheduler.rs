@@ -1,108 +1,198 @@
 //! The loop of an engine's thread: continuous batching over the slots.
 //!
 //! Every round decodes one batch. It holds the next token of each generation
-//! that speaks, then as much of the waiting prompts as fits, so a long prompt
-//! neither stops the others nor waits for them. Jobs beyond the slots wait in
-//! the order in which they came.
+//! that speaks, then a part of the prompts that are read: as much as fits, and
+//! beside speakers no more than they would notice, shared among the prompts.
+//! Jobs beyond the slots wait in a [`Queue`]. A slot that is done keeps the
+//! memory of its conversation for whoever begins with the same tokens.
 //!
 //! # Failure
 //!
-//! A cancelled prompt aborts the batch it is in. What the batch had written is
-//! forgotten for all of its sequences, and the others are decoded again in the
-//! next round: they lose time, never tokens. Where llama.cpp fails, everybody
-//! in the batch is told, and the loop goes on.
+//! A prompt that is cancelled, or whose time is over, aborts the batch it is
+//! in. What the batch had written is forgotten for all of its sequences, and
+//! the others are decoded again in the next round: they lose time, never
+//! tokens. Where llama.cpp fails, everybody in the batch is told, and the loop
+//! goes on.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use ksi_sdk::prelude::{Code, Refusal};
+use llama_cpp_2::token::LlamaToken;
 
 use super::context::{Batch, Context, Fault};
-use super::slot::{Next, Running, reply};
+use super::figures::Figures;
+use super::pace::{self, Pace};
+use super::prefix::{self, Plan, View};
+use super::queue::Queue;
+use super::slot::{Next, Running};
 use super::{Job, stopped};
+
+/// A place for one conversation.
+#[derive(Default)]
+struct Slot {
+    running: Option<Running>,
+    /// While nothing runs: the tokens in the memory of the sequence.
+    kept: Vec<LlamaToken>,
+    /// The turn in which it was filled last.
+    used: u64,
+}
+
+impl Slot {
+    fn view(&self) -> View<'_> {
+        match &self.running {
+            None => View { free: true, tokens: &self.kept, decoded: self.kept.len(), used: self.used },
+            Some(running) => {
+                let (tokens, decoded) = (running.tokens(), running.decoded);
+                View { free: false, tokens, decoded, used: self.used }
+            }
+        }
+    }
+}
 
 /// Runs the jobs of one model.
 pub(super) struct Scheduler {
     context: Context,
     batch: Batch,
-    slots: Vec<Option<Running>>,
-    /// Bounded by the tickets, of which every job holds one.
-    waiting: VecDeque<Box<Job>>,
+    slots: Vec<Slot>,
+    waiting: Queue<Box<Job>>,
     inbox: Receiver<Box<Job>>,
     stop: Arc<AtomicBool>,
-    /// Counts rounds, so that each prompt comes first in its turn.
-    round: usize,
+    figures: Arc<Figures>,
+    pace: Pace,
+    /// Counts the jobs that got a slot.
+    turn: u64,
 }
 
 impl Scheduler {
-    pub(super) fn new(context: Context, inbox: Receiver<Box<Job>>, stop: Arc<AtomicBool>) -> Self {
-        let slots = (0..context.setup().slots).map(|_| None).collect();
+    pub(super) fn new(
+        context: Context,
+        inbox: Receiver<Box<Job>>,
+        stop: Arc<AtomicBool>,
+        figures: Arc<Figures>,
+    ) -> Self {
+        let slots = (0..context.setup().slots).map(|_| Slot::default()).collect();
         let batch = context.batch();
-        Self { context, batch, slots, waiting: VecDeque::new(), inbox, stop, round: 0 }
+        let (waiting, pace) = (Queue::new(), Pace::default());
+        Self { context, batch, slots, waiting, inbox, stop, figures, pace, turn: 0 }
     }
 
     /// Works until the engine is dropped.
     pub(super) fn run(mut self) {
         loop {
-            if self.waiting.is_empty() && self.slots.iter().all(Option::is_none) {
+            if self.waiting.is_empty() && self.slots.iter().all(|slot| slot.running.is_none()) {
+                self.tell_load();
                 match self.inbox.recv() {
-                    Ok(job) => self.waiting.push_back(job),
+                    Ok(job) => self.waiting.push(job.priority, job),
                     Err(_) => return,
                 }
             }
             while let Ok(job) = self.inbox.try_recv() {
-                self.waiting.push_back(job);
+                self.waiting.push(job.priority, job);
             }
             if self.stop.load(Ordering::Acquire) {
                 return self.refuse_all();
             }
             self.drop_gone();
             self.fill_slots();
+            self.tell_load();
             self.decode_round();
         }
     }
 
+    fn tell_load(&self) {
+        let running = self.slots.iter().filter(|slot| slot.running.is_some()).count();
+        self.figures.running.store(running as u64, Ordering::Relaxed);
+        self.figures.waiting.store(self.waiting.len() as u64, Ordering::Relaxed);
+    }
+
     fn refuse_all(&mut self) {
-        for job in self.waiting.drain(..) {
-            reply(*job, Err(stopped()));
+        for job in self.waiting.take_all(|_| true) {
+            job.asker.tell(Err(stopped()));
         }
-        for running in self.slots.iter_mut().filter_map(Option::take) {
+        for running in self.slots.iter_mut().filter_map(|slot| slot.running.take()) {
             running.refuse(stopped());
         }
     }
 
-    /// Frees what nobody waits for.
+    /// Frees what nobody waits for, and ends what has no time left.
     fn drop_gone(&mut self) {
-        self.waiting.retain(|job| !job.cancel.is_cancelled());
+        let now = Instant::now();
+        let mut given_up = 0;
+        for job in self.waiting.take_all(|job| job.cancel.is_cancelled() || job.is_late(now)) {
+            let waited = now.saturating_duration_since(job.received);
+            let message = format!("no slot was free within {} ms", waited.as_millis());
+            job.asker.tell(Err(late(&message)));
+            given_up += 1;
+        }
         for index in 0..self.slots.len() {
-            if self.slots[index].as_ref().is_some_and(Running::is_gone) {
-                self.free(index);
+            let Some(running) = &self.slots[index].running else { continue };
+            if !running.is_gone() && !running.job().is_late(now) {
+                continue;
+            }
+            if let Some(running) = self.free(index) {
+                let message = format!("the time was over after {} tokens", running.generated());
+                running.refuse(late(&message));
+                given_up += 1;
             }
         }
+        self.figures.given_up.fetch_add(given_up, Ordering::Relaxed);
     }
 
-    /// Empties a slot and the memory of its sequence.
+    /// Takes the generation out of a slot, which keeps its memory.
     fn free(&mut self, index: usize) -> Option<Running> {
-        self.context.forget_after(sequence(index), 0);
-        self.slots[index].take()
+        let slot = &mut self.slots[index];
+        let running = slot.running.take()?;
+        slot.kept = running.tokens()[..running.decoded].to_vec();
+        Some(running)
     }
 
     fn fill_slots(&mut self) {
-        let vocabulary = self.context.model().vocabulary();
-        let context = self.context.setup().context as usize;
-        for slot in self.slots.iter_mut().filter(|slot| slot.is_none()) {
-            let Some(job) = self.waiting.pop_front() else { return };
+        let model = self.context.model().clone();
+        let (vocabulary, context) = (model.vocabulary(), self.context.setup().context as usize);
+        let copies = self.context.can_copy();
+        loop {
+            let views: Vec<View<'_>> = self.slots.iter().map(Slot::view).collect();
+            if !views.iter().any(|view| view.free) {
+                return;
+            }
+            let Some((job, plan)) = self.waiting.take(|job| prefix::plan(&job.prompt, &views, copies)) else {
+                return;
+            };
             // From here on every token of a slot fits into a batch.
             let fits = (1..context).contains(&job.prompt.len())
                 && job.prompt.iter().all(|token| (0..vocabulary).contains(&token.0));
-            if fits {
-                *slot = Some(Running::new(*job, vocabulary));
-            } else {
-                reply(*job, Err(Refusal::new(Code::Internal, "the prompt does not fit the model")));
+            if !fits {
+                job.asker.tell(Err(Refusal::new(Code::Internal, "the prompt does not fit the model")));
+                continue;
             }
+            let reused = self.remember(&plan);
+            self.turn += 1;
+            let slot = &mut self.slots[plan.slot];
+            slot.used = self.turn;
+            slot.kept = Vec::new();
+            slot.running = Some(Running::new(*job, vocabulary, reused));
         }
+    }
+
+    /// Makes the memory of a slot hold what is reused, and nothing more; how
+    /// many tokens that is.
+    fn remember(&mut self, plan: &Plan) -> usize {
+        let to = sequence(plan.slot);
+        if let Some(from) = plan.copied_from
+            && !self.context.copy(sequence(from), to)
+        {
+            self.context.forget_after(to, 0);
+            return 0;
+        }
+        // Some models cannot go back a little, and some forget the start.
+        if plan.reused > 0 && self.context.forget_after(to, plan.reused) && self.context.begins_at_zero(to) {
+            return plan.reused;
+        }
+        self.context.forget_after(to, 0);
+        0
     }
 
     fn decode_round(&mut self) {
@@ -110,53 +200,68 @@ impl Scheduler {
         if self.batch.is_empty() {
             return;
         }
-        let in_batch = self.slots.iter().flatten().filter(|running| running.in_batch > 0);
+        let running = || self.slots.iter().filter_map(|slot| slot.running.as_ref());
+        let in_batch = || running().filter(|running| running.in_batch > 0);
+        let prompts = || in_batch().filter(|running| running.in_batch > 1);
+        let read = prompts().map(|running| running.in_batch).sum();
         // Only a prompt takes long enough to be worth an interruption.
-        let cancels = match in_batch.clone().any(|running| running.in_batch > 1) {
-            true => in_batch.map(|running| running.job().cancel.clone()).collect(),
-            false => Vec::new(),
+        let (cancels, until) = match prompts().next() {
+            Some(_) => (
+                in_batch().map(|running| running.job().cancel.clone()).collect(),
+                in_batch().filter_map(|running| running.job().deadline).min(),
+            ),
+            None => (Vec::new(), None),
         };
-        match self.context.decode(&mut self.batch, cancels) {
-            Ok(()) => self.take_tokens(),
+        let began = Instant::now();
+        match self.context.decode(&mut self.batch, cancels, until) {
+            Ok(()) => {
+                self.pace.observe(read, began.elapsed());
+                self.take_tokens();
+            }
             Err(fault) => self.recover(fault),
         }
-        self.round = self.round.wrapping_add(1);
     }
 
     fn fill_batch(&mut self) {
         self.batch.clear();
-        for running in self.slots.iter_mut().flatten() {
+        let mut wants = Vec::new();
+        let mut readers = Vec::new();
+        // Those who speak come first: one token each always fits.
+        for index in 0..self.slots.len() {
+            let Some(running) = &mut self.slots[index].running else { continue };
             running.in_batch = 0;
             running.output = None;
-        }
-        let count = self.slots.len();
-        // Those who speak come first: one token each always fits.
-        for index in 0..count {
-            if self.slots[index].as_ref().is_some_and(|running| running.pending().len() == 1) {
-                self.add(index);
+            match running.pending().len() {
+                0 => {}
+                1 => self.add(index, 1),
+                pending => {
+                    readers.push(index);
+                    wants.push(pending);
+                }
             }
         }
-        for offset in 0..count {
-            let index = (self.round + offset) % count;
-            if self.slots[index].as_ref().is_some_and(|running| running.pending().len() > 1) {
-                self.add(index);
-            }
+        let room = match self.batch.is_empty() {
+            true => self.batch.room(),
+            false => self.batch.room().min(self.pace.chunk()),
+        };
+        for (index, share) in readers.into_iter().zip(pace::share(room, &wants)) {
+            self.add(index, share);
         }
     }
 
-    /// Adds as many pending tokens of a slot to the batch as fit.
-    fn add(&mut self, index: usize) {
-        let Some(running) = &mut self.slots[index] else { return };
+    /// Adds this many pending tokens of a slot to the batch, or as many as fit.
+    fn add(&mut self, index: usize, count: usize) {
+        let Some(running) = &mut self.slots[index].running else { return };
         let pending = running.pending();
         let mut added = 0;
-        for (offset, token) in pending.iter().enumerate() {
+        for (offset, token) in pending.iter().take(count).enumerate() {
             let last = offset + 1 == pending.len();
             if !self.batch.push(*token, running.decoded + offset, sequence(index), last) {
                 break;
             }
             added += 1;
         }
-        running.output = (added == pending.len()).then(|| self.batch.last());
+        running.output = (added > 0 && added == pending.len()).then(|| self.batch.last());
         running.in_batch = added;
     }
 
@@ -164,7 +269,7 @@ impl Scheduler {
     fn take_tokens(&mut self) {
         let limit = self.context.setup().context as usize;
         for index in 0..self.slots.len() {
-            let Some(running) = &mut self.slots[index] else { continue };
+            let Some(running) = &mut self.slots[index].running else { continue };
             running.decoded += std::mem::take(&mut running.in_batch);
             let Some(output) = running.output.take() else { continue };
             let next = match self.context.scores(output) {
@@ -175,11 +280,14 @@ impl Scheduler {
                 Next::Continue => {}
                 Next::Finish(reason) => {
                     if let Some(running) = self.free(index) {
-                        running.finish(reason);
+                        running.finish(reason, &self.figures);
                     }
                 }
                 Next::Broken => {
                     self.refuse(index, "the model gives no usable scores; its file may be damaged")
+                }
+                Next::Stuck => {
+                    self.refuse(index, "the schema became too complex to enforce; use a simpler one")
                 }
             }
         }
@@ -188,7 +296,7 @@ impl Scheduler {
     /// Forgets what a failed batch has left in the memory.
     fn recover(&mut self, fault: Fault) {
         for index in 0..self.slots.len() {
-            let Some(running) = &mut self.slots[index] else { continue };
+            let Some(running) = &mut self.slots[index].running else { continue };
             if std::mem::take(&mut running.in_batch) == 0 {
                 continue;
             }
@@ -203,11 +311,18 @@ impl Scheduler {
         }
     }
 
+    /// Ends a generation whose memory cannot be trusted any more.
     fn refuse(&mut self, index: usize, message: &str) {
         if let Some(running) = self.free(index) {
+            self.context.forget_after(sequence(index), 0);
+            self.slots[index].kept = Vec::new();
             running.refuse(Refusal::new(Code::Internal, message));
         }
     }
+}
+
+fn late(message: &str) -> Refusal {
+    Refusal::new(Code::Timeout, message).hint("give it more time, or ask for fewer tokens")
 }
 
 /// The number of a slot's sequence.

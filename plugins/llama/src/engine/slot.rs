@@ -3,13 +3,15 @@
 
 use std::time::Instant;
 
+use ksi_provider::{Delta, StopReason, TokenLogprobs};
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
+use super::figures::Figures;
 use super::model::Model;
 use super::sampler::{NotANumber, Sampler};
-use super::{Job, Outcome};
-use crate::payload::{Delta, StopReason};
+use super::{Job, Outcome, logprobs};
+use crate::constraint::{Constraint, Stuck};
 use crate::text::{Characters, Stops};
 
 /// A generation that has a slot.
@@ -19,6 +21,8 @@ pub(super) struct Running {
     /// The prompt, then what was generated.
     tokens: Vec<LlamaToken>,
     prompt_length: usize,
+    /// Tokens of the prompt that did not have to be read.
+    reused: usize,
     /// Tokens that are in the memory of the sequence.
     pub(super) decoded: usize,
     /// Tokens of this slot in the batch under way.
@@ -28,8 +32,11 @@ pub(super) struct Running {
     characters: Characters,
     stops: Stops,
     text: String,
-    /// Text that the host did not take yet because its queue was full.
-    unsent: String,
+    /// The bytes of all tokens, kept where a constraint may have to end them.
+    bytes: Vec<u8>,
+    logprobs: Vec<TokenLogprobs>,
+    /// What the host did not take yet because its queue was full.
+    unsent: Delta,
     gone: bool,
     started: Instant,
     first: Option<Instant>,
@@ -42,22 +49,28 @@ pub(super) enum Next {
     Finish(StopReason),
     /// The weights are damaged.
     Broken,
+    /// What the text must fit has become too complex to go on with.
+    Stuck,
 }
 
 impl Running {
-    pub(super) fn new(mut job: Job, vocabulary: i32) -> Self {
+    /// `reused` tokens of the prompt are in the memory of the sequence already.
+    pub(super) fn new(mut job: Job, vocabulary: i32, reused: usize) -> Self {
         let tokens = std::mem::take(&mut job.prompt);
         Self {
             sampler: Sampler::new(&job.settings, vocabulary, &tokens),
             prompt_length: tokens.len(),
             tokens,
-            decoded: 0,
+            reused,
+            decoded: reused,
             in_batch: 0,
             output: None,
             characters: Characters::default(),
             stops: Stops::new(&job.stops),
             text: String::new(),
-            unsent: String::new(),
+            bytes: Vec::new(),
+            logprobs: Vec::new(),
+            unsent: Delta { choice: job.choice, ..Delta::default() },
             gone: false,
             started: Instant::now(),
             first: None,
@@ -74,6 +87,16 @@ impl Running {
         self.gone || self.job.cancel.is_cancelled()
     }
 
+    /// The prompt, then what was generated.
+    pub(super) fn tokens(&self) -> &[LlamaToken] {
+        &self.tokens
+    }
+
+    /// Tokens that were generated so far.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_length
+    }
+
     /// Tokens that are still to be decoded: one while generating, more while
     /// the prompt is read.
     pub(super) fn pending(&self) -> &[LlamaToken] {
@@ -82,7 +105,12 @@ impl Running {
 
     /// Chooses the next token by these scores.
     pub(super) fn step(&mut self, scores: &[f32], model: &Model, context: usize) -> Next {
-        let token = match self.sampler.choose(scores) {
+        let allowed = match self.job.constraint.as_mut().map(Constraint::allowed) {
+            Some(Err(Stuck)) => return Next::Stuck,
+            Some(Ok(allowed)) => Some(allowed),
+            None => None,
+        };
+        let token = match self.sampler.choose(scores, allowed.as_ref()) {
             Ok(token) => token,
             Err(NotANumber) => return Next::Broken,
         };
@@ -90,14 +118,30 @@ impl Running {
         if model.is_end(token) {
             return Next::Finish(StopReason::Stop);
         }
+        if let Some(count) = self.job.logprobs {
+            let text = |token| String::from_utf8_lossy(&model.piece(token)).into_owned();
+            let likely = logprobs::of(scores, token, count, text);
+            self.unsent.logprobs.push(likely.clone());
+            self.logprobs.push(likely);
+        }
         self.tokens.push(token);
-        let text = self.characters.push(&model.piece(token));
+        let piece = model.piece(token);
+        let mut done = false;
+        if let Some(constraint) = &mut self.job.constraint {
+            if constraint.accept(token) == Err(Stuck) {
+                return Next::Stuck;
+            }
+            self.bytes.extend_from_slice(&piece);
+            done = constraint.is_done();
+        }
+        let text = self.characters.push(&piece);
         let passed = self.stops.push(&text);
         self.send(&passed.text);
-        let generated = self.tokens.len() - self.prompt_length;
         if passed.stopped {
             Next::Finish(StopReason::StopString)
-        } else if generated >= self.job.max_tokens as usize || self.tokens.len() >= context {
+        } else if done {
+            Next::Finish(StopReason::Stop)
+        } else if self.generated() >= self.job.max_tokens as usize || self.tokens.len() >= context {
             Next::Finish(StopReason::Length)
         } else {
             Next::Continue
@@ -106,57 +150,65 @@ impl Running {
 
     fn send(&mut self, text: &str) {
         self.text.push_str(text);
-        self.unsent.push_str(text);
-        if self.unsent.is_empty() || self.gone {
+        self.unsent.text.push_str(text);
+        if self.unsent.text.is_empty() || self.gone {
             return;
         }
-        match self.job.out.send(&Delta { text: self.unsent.clone() }) {
-            Ok(()) => self.unsent.clear(),
+        match self.job.out.send(&self.unsent) {
+            Ok(()) => {
+                self.unsent.text.clear();
+                self.unsent.logprobs.clear();
+            }
             // The asker reads too slowly: the next piece takes this one along.
             Err(refusal) if refusal.code == Code::Busy => {}
             Err(_) => self.gone = true,
         }
     }
 
-    /// Ends the generation and answers. The ticket is given back first, so
-    /// that whoever has the answer finds the model idle.
-    pub(super) fn finish(mut self, mut reason: StopReason) {
+    /// Sends what was held back. An answer that must fit something and was cut
+    /// is ended so that it does.
+    fn send_rest(&mut self, reason: StopReason) -> StopReason {
+        let constraint = self.job.constraint.take().filter(|_| reason == StopReason::Length);
+        let rest = match constraint.and_then(|constraint| constraint.ending(&self.bytes)) {
+            Some(ending) => ending,
+            None => self.characters.finish(),
+        };
+        let passed = self.stops.push(&rest);
+        self.send(&passed.text);
+        if passed.stopped {
+            return StopReason::StopString;
+        }
+        let held = self.stops.finish();
+        self.send(&held);
+        reason
+    }
+
+    /// Ends the generation and answers.
+    pub(super) fn finish(mut self, mut reason: StopReason, figures: &Figures) {
         if reason != StopReason::StopString {
-            let rest = self.characters.finish();
-            let passed = self.stops.push(&rest);
-            self.send(&passed.text);
-            if passed.stopped {
-                reason = StopReason::StopString;
-            } else {
-                let held = self.stops.finish();
-                self.send(&held);
-            }
+            reason = self.send_rest(reason);
         }
         let ended = Instant::now();
         let first = self.first.unwrap_or(ended);
         let outcome = Outcome {
             text: self.text,
+            logprobs: self.logprobs,
             unsent: self.unsent,
             stop_reason: reason,
             prompt_tokens: self.prompt_length,
+            cached_tokens: self.reused,
             completion_tokens: self.tokens.len() - self.prompt_length,
             queued: self.started.saturating_duration_since(self.job.received),
             prompt_time: first.saturating_duration_since(self.started),
             first_token: first.saturating_duration_since(self.job.received),
             generate_time: ended.saturating_duration_since(first),
         };
-        reply(self.job, Ok(outcome));
+        figures.count(&outcome);
+        self.job.asker.tell(Ok(outcome));
     }
 
     /// Ends the generation with a refusal.
     pub(super) fn refuse(self, refusal: Refusal) {
-        reply(self.job, Err(refusal));
+        self.job.asker.tell(Err(refusal));
     }
-}
-
-/// Answers a job. Nobody may be there any more; then nobody is told.
-pub(super) fn reply(job: Job, answer: Result<Outcome, Refusal>) {
-    let Job { ticket, answer: asker, .. } = job;
-    drop(ticket);
-    let _ = asker.send(answer);
 }

@@ -175,6 +175,8 @@ fn a_good_file_says_what_it_is() {
         quantization: "F16".to_owned(),
         context_length: 128,
         block_count: 2,
+        embedding_length: 64,
+        pooling: None,
         memory_bytes_per_token: 2 * 2 * (16 + 16) * 2,
         chat_template: Some("{{ messages }}".to_owned()),
         vocabulary: 4,

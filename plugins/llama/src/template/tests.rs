@@ -1,10 +1,10 @@
 //! Templates: what becomes of messages, and what is refused.
 
 use super::*;
-use crate::payload::Role;
+use ksi_provider::Role;
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned() }
+    Message::new(role, content)
 }
 
 fn render(source: &str, messages: &[Message]) -> Result<String, Refusal> {

@@ -8,9 +8,9 @@ fn context(slots: u32) -> (tempfile::TempDir, Context, Arc<AtomicBool>) {
     let dir = tempfile::tempdir().unwrap();
     let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
     let (entry, header) = library.find("ksi-tiny").unwrap();
-    let model = Model::load(&entry.path, &header, 0, |_| true).unwrap();
+    let model = Model::load(&entry.path, &header, &Tuning::default(), |_| true).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let setup = Setup { context: 1024, slots, threads: 1 };
+    let setup = Setup { context: 1024, slots, threads: 1, ..Setup::default() };
     let context = Context::new(model, setup, stop.clone()).unwrap();
     (dir, context, stop)
 }
@@ -48,7 +48,7 @@ fn a_batch_takes_no_number_that_llama_cpp_would_abort_on() {
 fn an_empty_batch_is_a_fault_and_not_an_abort() {
     let (_dir, mut context, _) = context(1);
     let mut batch = context.batch();
-    assert_eq!(context.decode(&mut batch, Vec::new()), Err(Fault::Failed(-1)));
+    assert_eq!(context.decode(&mut batch, Vec::new(), None), Err(Fault::Failed(-1)));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn scores_exist_only_where_they_were_asked_for() {
     let (_dir, mut context, _) = context(1);
     assert!(context.scores(0).is_none(), "before any batch");
     let mut batch = prompt(&context, 8);
-    context.decode(&mut batch, Vec::new()).unwrap();
+    context.decode(&mut batch, Vec::new(), None).unwrap();
     assert!(context.scores(3).is_none(), "not asked for");
     assert!(context.scores(8).is_none(), "beyond the batch");
     assert!(context.scores(usize::MAX).is_none(), "beyond all numbers");
@@ -78,23 +78,23 @@ fn a_sequence_that_does_not_exist_is_not_forgotten() {
 fn positions_that_go_backwards_are_a_fault() {
     let (_dir, mut context, _) = context(1);
     let mut batch = prompt(&context, 8);
-    context.decode(&mut batch, Vec::new()).unwrap();
-    assert!(matches!(context.decode(&mut batch, Vec::new()), Err(Fault::Failed(_))));
+    context.decode(&mut batch, Vec::new(), None).unwrap();
+    assert!(matches!(context.decode(&mut batch, Vec::new(), None), Err(Fault::Failed(_))));
 }
 
 #[test]
 fn an_aborted_batch_leaves_the_context_as_good_as_new() {
     let (_dir, mut context, stop) = context(1);
     let mut batch = prompt(&context, 300);
-    context.decode(&mut batch, Vec::new()).unwrap();
+    context.decode(&mut batch, Vec::new(), None).unwrap();
     let expected = context.scores(299).unwrap().to_vec();
     assert!(context.forget_after(0, 0));
     stop.store(true, Ordering::Release);
-    assert_eq!(context.decode(&mut batch, Vec::new()), Err(Fault::Aborted));
+    assert_eq!(context.decode(&mut batch, Vec::new(), None), Err(Fault::Aborted));
     assert!(context.scores(299).is_none(), "no scores of an aborted batch");
     stop.store(false, Ordering::Release);
     assert!(context.forget_after(0, 0));
-    context.decode(&mut batch, vec![CancelToken::default()]).unwrap();
+    context.decode(&mut batch, vec![CancelToken::default()], None).unwrap();
     assert_eq!(context.scores(299).unwrap(), expected);
 }
 
@@ -105,10 +105,10 @@ fn contexts_are_made_at_the_same_time_without_harm() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let setup = Setup { context: 64, slots: 2, threads: 1 };
+                let setup = Setup { context: 64, slots: 2, threads: 1, ..Setup::default() };
                 let mut context = Context::new(model.clone(), setup, Arc::default()).unwrap();
                 let mut batch = prompt(&context, 16);
-                context.decode(&mut batch, Vec::new()).unwrap();
+                context.decode(&mut batch, Vec::new(), None).unwrap();
                 assert!(context.scores(15).is_some());
             });
         }
