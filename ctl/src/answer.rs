@@ -45,6 +45,10 @@ pub(crate) struct Question {
     pub(crate) seed: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stop: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) fallbacks: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) response_format: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]

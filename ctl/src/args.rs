@@ -18,8 +18,8 @@ use crate::{
 };
 
 pub(crate) use nouns::{
-    Audit, AuditQuery, Checkpoint, Config, CreateToken, Key, KeyKind, Model, ModelName, Named, Plugin,
-    Secret, SignPlugins, Token, Work, WorkName, WorkPart,
+    Audit, AuditQuery, Checkpoint, Completion, Config, CreateToken, Key, KeyKind, Model, ModelName, Named,
+    Plugin, Secret, SignPlugins, Token, Work, WorkName, WorkPart,
 };
 
 /// Talk to ksid, the event daemon for AI agents.
@@ -123,6 +123,9 @@ pub(crate) enum Verb {
     Ask(Ask),
     /// Talk with a model
     Chat(Chat),
+    /// Show what was used of models, who could answer, and where a question would go
+    #[command(subcommand)]
+    Completion(Completion),
     /// Ask any event, with flags made from its schema
     Send(Send),
     /// Listen to events
@@ -263,10 +266,17 @@ pub(crate) struct Sampling {
 #[command(after_help = "Examples:
   ksi ask \"Name three unix signals\"
   git log -5 | ksi ask --system \"Summarise\"
+  ksi ask --schema person.json \"Who was Ada Lovelace?\"
   ksi ask -o json \"hello\" | jq -r .text")]
 pub(crate) struct Ask {
     /// The question; without it, or with -, standard input is read
     pub(crate) prompt: Option<String>,
+    /// Answer in JSON that fits this JSON schema, and print it
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) schema: Option<std::path::PathBuf>,
+    /// A model that answers where the one before cannot; may be given several times
+    #[arg(long, value_name = "PROVIDER/NAME", add = ArgValueCompleter::new(complete::models))]
+    pub(crate) fallback: Vec<String>,
     /// More urgent requests go first
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) priority: Option<i32>,

@@ -4,6 +4,7 @@ mod ask;
 mod audit;
 mod chat;
 mod checkpoint;
+mod completion;
 mod config;
 mod discover;
 mod doctor;
@@ -67,6 +68,7 @@ async fn dispatch(at: &Invocation, verb: Option<Verb>) -> Result<()> {
         Some(Verb::Reload) => config::reload(at).await,
         Some(Verb::Doctor(options)) => doctor::doctor(at, options).await,
         Some(Verb::Ask(ask)) => Box::pin(ask::ask(at, ask)).await,
+        Some(Verb::Completion(completion)) => completion::run(at, completion).await,
         Some(Verb::Send(send)) => Box::pin(send::send(at, send)).await,
         Some(Verb::Sub(sub)) => Box::pin(sub::sub(at, &sub)).await,
         Some(Verb::Wait(name)) => Box::pin(work::wait(at, &name.request_id)).await,

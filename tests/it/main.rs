@@ -17,6 +17,7 @@ mod conformance;
 mod plugins;
 mod identity;
 mod interception;
+mod completions;
 mod model;
 mod providers;
 mod cli;

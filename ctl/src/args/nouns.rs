@@ -294,6 +294,33 @@ fn states() -> impl TypedValueParser<Value = WorkState> {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Completion {
+    /// Add up attempts, tokens and money, and show where your budgets stand
+    Usage {
+        /// Today and so many days before, less one
+        #[arg(long, value_name = "N", default_value_t = 30)]
+        days: u32,
+        /// By what it is added up
+        #[arg(long, value_name = "WHAT", value_delimiter = ',', default_values_t = ["day".to_owned(), "model".to_owned()],
+              value_parser = PossibleValuesParser::new(["day", "tenant", "principal", "agent", "model"]))]
+        by: Vec<String>,
+    },
+    /// List the providers of models, and why one cannot answer
+    Providers,
+    /// Show which models a question could be answered by, the best one first, and why; nobody is asked
+    Route {
+        /// The question
+        prompt: String,
+        /// The model or alias that would be asked
+        #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(complete::models))]
+        model: Option<String>,
+        /// Models that would answer where that one cannot
+        #[arg(long, value_name = "PROVIDER/NAME", add = ArgValueCompleter::new(complete::models))]
+        fallback: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Checkpoint {
     /// Write all that is kept durably to a file of its own
     Create {

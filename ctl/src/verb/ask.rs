@@ -1,8 +1,12 @@
 //! `ask`: one question, one answer, streamed.
 
-use std::io::{self, IsTerminal, Read};
+use std::{
+    fs,
+    io::{self, IsTerminal, Read},
+    path::Path,
+};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     answer::{self, Printer, Question, Summary},
@@ -25,14 +29,18 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
     let question = Question {
         prompt: Some(prompt(options.prompt)?),
         priority: options.priority,
+        fallbacks: options.fallback,
+        response_format: options.schema.as_deref().map(response_format).transpose()?,
         ..Question::new(&options.sampling, at.timeout)
     };
     let client = at.connect().await?;
     let people = matches!(at.out.format, Format::Table | Format::Wide);
+    // JSON is of use only as a whole, and only once it is known to fit.
+    let whole = options.schema.is_some();
     let mut printer = Printer::new(at.out);
     let end = answer::stream(&client, &question, at.call(), |text| match at.out.format {
         Format::Jsonl => at.out.line(&json!({"chunk": {"text": text}})),
-        _ if people => printer.piece(text),
+        _ if people && !whole => printer.piece(text),
         _ => Ok(()),
     })
     .await;
@@ -41,6 +49,7 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
     let summary = Summary::of(&end)?;
     match at.out.format {
         Format::Jsonl => at.out.line(&json!({"data": end, "end": true}))?,
+        _ if people && whole => at.out.print(&Report::text(&end, pretty(&summary.text)?)?)?,
         _ if people => {}
         _ => {
             let model = format!("{}/{}", summary.answered.provider, summary.answered.model);
@@ -54,6 +63,26 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
         at.out.warn(&note);
     }
     Ok(())
+}
+
+/// What a file with a JSON schema asks for.
+fn response_format(file: &Path) -> Result<Value> {
+    let name = file.display();
+    let text = fs::read_to_string(file)
+        .map_err(|error| Failure::usage(format!("cannot read the schema {name}: {error}")))?;
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(schema)) => Ok(json!({ "json_schema": { "schema": schema } })),
+        Ok(_) => Err(Failure::usage(format!("the schema {name} is not a JSON object"))
+            .hint(r#"such as {"type":"object","properties":{"name":{"type":"string"}}}"#)),
+        Err(error) => Err(Failure::usage(format!("the schema {name} is no JSON: {error}"))),
+    }
+}
+
+fn pretty(text: &str) -> Result<String> {
+    let value: Value = serde_json::from_str(text.trim())
+        .map_err(|error| Failure::failed(format!("the answer is no JSON: {error}")))?;
+    serde_json::to_string_pretty(&value)
+        .map_err(|error| Failure::failed(format!("cannot be written as JSON: {error}")))
 }
 
 /// The question: the argument, or standard input where that is not a person.

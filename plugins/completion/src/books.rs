@@ -142,29 +142,7 @@ impl Books {
         let applying = self.accounts_of(who);
         let names: Vec<_> = applying.iter().map(|(_, name)| name.clone()).collect();
         self.load(ctx, &names).await?;
-        let now_ms = ctx.now_ms();
-        // What was reserved before a crash is this very attempt.
-        let before = self.orphans.borrow_mut().remove(&attempt);
-        let mut accounts = self.accounts.borrow_mut();
-        if let Some(before) = &before {
-            release(&mut accounts, before);
-        }
-        for (rule, name) in &applying {
-            let account = accounts.entry(name.clone()).or_default();
-            account.turn(rule, now_ms);
-            if let Err(exceeded) = account.admits(rule, &expected) {
-                if let Some(before) = before {
-                    // It stays what it was: begun, with an outcome that nobody knows.
-                    hold(&mut accounts, &before);
-                    self.orphans.borrow_mut().insert(attempt, before);
-                }
-                return Err(exceeded.refusal(rule, now_ms));
-            }
-        }
-        let (who, model) = (who.clone(), model.into());
-        let reservation = Reservation { who, model, accounts: names, expected, at_ms: now_ms };
-        hold(&mut accounts, &reservation);
-        drop(accounts);
+        let reservation = self.hold_for(&attempt, &applying, who, model, expected, ctx.now_ms())?;
         let reserved =
             Reserved { books: self, ctx: ctx.clone(), attempt, reservation, taken: Taken::default() };
         if !reserved.reservation.accounts.is_empty() {
@@ -175,6 +153,41 @@ impl Books {
             })?;
         }
         Ok(reserved)
+    }
+
+    /// Holds what is expected, in memory, where every budget has room for it.
+    fn hold_for(
+        &self,
+        attempt: &AttemptName,
+        applying: &[(&Rule, AccountName)],
+        who: &Who,
+        model: &str,
+        expected: Amounts,
+        now_ms: u64,
+    ) -> Result<Reservation, Refusal> {
+        // What was reserved before a crash is this very attempt.
+        let before = self.orphans.borrow_mut().remove(attempt);
+        let mut accounts = self.accounts.borrow_mut();
+        if let Some(before) = &before {
+            release(&mut accounts, before);
+        }
+        for (rule, name) in applying {
+            let account = accounts.entry(name.clone()).or_default();
+            account.turn(rule, now_ms);
+            if let Err(exceeded) = account.admits(rule, &expected) {
+                if let Some(before) = before {
+                    // It stays what it was: begun, with an outcome that nobody knows.
+                    hold(&mut accounts, &before);
+                    self.orphans.borrow_mut().insert(attempt.clone(), before);
+                }
+                return Err(exceeded.refusal(rule, now_ms));
+            }
+        }
+        let names = applying.iter().map(|(_, name)| name.clone()).collect();
+        let (who, model) = (who.clone(), model.into());
+        let reservation = Reservation { who, model, accounts: names, expected, at_ms: now_ms };
+        hold(&mut accounts, &reservation);
+        Ok(reservation)
     }
 
     /// Reads accounts that are not in memory.

@@ -57,7 +57,7 @@ impl Provider {
             Some((_, about, concurrency, local)) => (*about, *concurrency, *local),
             None => ("Added by the configuration", 4, false),
         };
-        let namespace = config.namespace.clone().unwrap_or_else(|| name.replace('-', "_"));
+        let namespace = config.namespace.clone().unwrap_or_else(|| name.into());
         Self {
             name: name.into(),
             about: about.into(),
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_the_name_unless_it_is_given() {
-        let all = providers(json!({"my-own": {}, "other": {"namespace": "their_own"}}));
+        let all = providers(json!({"my-own": {}, "other": {"namespace": "their-own"}}));
         let namespaces: Vec<_> = all.all().iter().map(|one| one.namespace.as_deref()).collect();
         assert_eq!(
             namespaces,
@@ -264,10 +264,10 @@ mod tests {
                 Some("llama"),
                 Some("openai"),
                 Some("anthropic"),
-                Some("claude_cli"),
+                Some("claude-cli"),
                 None,
-                Some("my_own"),
-                Some("their_own")
+                Some("my-own"),
+                Some("their-own")
             ]
         );
     }

@@ -5,7 +5,7 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 32] = [
+const VERBS: [&str; 33] = [
     "up",
     "start",
     "stop",
@@ -18,6 +18,7 @@ const VERBS: [&str; 32] = [
     "doctor",
     "ask",
     "chat",
+    "completion",
     "send",
     "sub",
     "wait",

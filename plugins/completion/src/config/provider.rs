@@ -9,8 +9,7 @@ use ksi_sdk::prelude::Deserialize;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ProviderConfig {
-    /// The namespace of the plugin that answers; the name with `_` for `-` if
-    /// left out.
+    /// The namespace of the plugin that answers; the name if left out.
     pub(crate) namespace: Option<String>,
     /// Requests that it may work on at once.
     pub(crate) concurrency: Option<usize>,
@@ -47,7 +46,9 @@ impl ProviderConfig {
         let namespace = |name: &String| {
             let mut bytes = name.bytes();
             let first = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
-            first && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+            first
+                && bytes
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
         };
         let checks = [
             ("concurrency", self.concurrency.is_none_or(|n| (1..=10_000).contains(&n)), "must be 1 to 10000"),

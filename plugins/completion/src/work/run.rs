@@ -110,6 +110,10 @@ impl<'a> Run<'a> {
                     continue;
                 }
             };
+            // Others may have gone first while that was written down.
+            if self.plugin().books.has_budgets() && !self.is_its_turn(&best.target) {
+                continue;
+            }
             match self.attempt(&best.target, reserved).await {
                 Ok(answer) => return self.completed(&best.target, answer).await,
                 Err(refusal) => match self.next(&best.target, &refusal, &ranked) {
@@ -143,6 +147,12 @@ impl<'a> Run<'a> {
             spent: &self.spent.borrow(),
         };
         plugin.router.borrow().rank(self.order(), &view, plugin.now_ms())
+    }
+
+    /// Whether a model is still the one to ask, and now.
+    fn is_its_turn(&self, target: &Target) -> bool {
+        let now = self.rank();
+        now.first().is_some_and(|best| best.is_eligible() && best.target == *target && best.wait_ms == 0)
     }
 
     /// Waits until the limits of the provider let the request begin.

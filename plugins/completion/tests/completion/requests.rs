@@ -184,7 +184,7 @@ fn providers_are_listed_with_their_models_or_why_not() {
     host.reply(&host.expect("openai:models"), json!({"models": [{"name": "gpt"}]}));
     let gone = || Refusal::new(Code::NoOwner, "nobody answers");
     host.refuse(&host.expect("anthropic:models"), gone());
-    host.refuse(&host.expect("claude_cli:models"), gone());
+    host.refuse(&host.expect("claude-cli:models"), gone());
     let Answer::Reply(listed) = host.next(&call) else { panic!("no reply") };
     let of = |name: &str| {
         let providers = listed["providers"].as_array().unwrap();
@@ -195,7 +195,7 @@ fn providers_are_listed_with_their_models_or_why_not() {
     assert_eq!((&of("mock")["concurrency"], &of("mock")["local"]), (&json!(16), &json!(true)));
     let claude = of("claude-cli");
     assert!(claude["unavailable"].as_str().unwrap().contains("not loaded"), "{claude}");
-    assert!(claude["hint"].as_str().unwrap().contains("ksi plugin load claude_cli"), "{claude}");
+    assert!(claude["hint"].as_str().unwrap().contains("ksi plugin load claude-cli"), "{claude}");
     assert!(claude["models"].is_null());
 }
 

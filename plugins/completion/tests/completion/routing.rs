@@ -23,7 +23,7 @@ fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
 fn a_provider_of_the_configuration_is_asked_in_its_namespace() {
     let host = host(json!({"providers": {"my-own": {}}}));
     let call = ask(&host, json!({"prompt": "x", "model": "my-own/m"}));
-    let asked = host.expect("my_own:generate");
+    let asked = host.expect("my-own:generate");
     assert_eq!(asked.data["model"], "m");
     host.end(&asked, generated("hello"));
     assert_eq!(end(&host, &call)["answered"], json!({"provider": "my-own", "model": "ksi-tiny"}));
@@ -138,7 +138,7 @@ fn a_breaker_opens_lets_one_probe_through_and_closes() {
     assert_eq!((refused.code, refused.retry_after_ms), (Code::Unavailable, Some(1000)));
     assert!(!host.has_asked(), "it is left alone");
     let call = host.open("completion:providers", json!({}));
-    for event in ["llama:models", "openai:models", "anthropic:models", "claude_cli:models"] {
+    for event in ["llama:models", "openai:models", "anthropic:models", "claude-cli:models"] {
         host.reply(&host.expect(event), json!({"models": []}));
     }
     let Answer::Reply(providers) = host.next(&call) else { panic!("no reply") };
