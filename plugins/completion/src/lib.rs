@@ -114,8 +114,8 @@ impl Plugin for Completion {
         on.request("completion:history", Self::history);
         on.request("completion:forget", Self::forget);
         // What others make of them on their way is what counts.
-        on.request(hooks::PRE, async |_: Rc<Self>, _, prompt: PreLlmPrompt| Ok(prompt));
-        on.request(hooks::POST, async |_: Rc<Self>, _, result: PostLlmResult| Ok(result));
+        on.request("completion:pre_llm_prompt", async |_: Rc<Self>, _, prompt: PreLlmPrompt| Ok(prompt));
+        on.request("completion:post_llm_result", async |_: Rc<Self>, _, result: PostLlmResult| Ok(result));
         // What nobody can answer is refused before it is accepted as work. Where
         // this plugin is away, it is refused when it is carried out.
         for event in ["*:generate", "*:models", "llama:tokenize", "work:get", "work:wait", "work:cancel"] {
