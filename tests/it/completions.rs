@@ -96,7 +96,7 @@ fn a_plugin_that_is_not_enabled_is_listed_with_what_to_do_and_a_fallback_answers
         .expect("the fallback answers");
     assert_eq!(
         (&end["text"], &end["why"]),
-        (&json!("hi"), &json!("fallback: llama/x refused (unavailable)"))
+        (&json!("hi"), &json!("fallback: llama/x: provider `llama` is not loaded"))
     );
     let route =
         stdout(&daemon.ksi(&["completion", "route", "hi", "-m", "llama/x", "--fallback", "mock/echo"]));

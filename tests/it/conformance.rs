@@ -120,7 +120,7 @@ impl Normal {
     fn field(&self, key: &str, value: &Value) -> Option<(String, Value)> {
         let value = match key {
             "timestamp" | "correlation_id" | "seq" | "at_ms" => return None,
-            "timings" | "queued_ms" | "age_ms" => json!("measured"),
+            "timings" | "queued_ms" | "age_ms" | "started_ms" | "took_ms" => json!("measured"),
             "request_id" => self.name(value.as_str().unwrap_or_default()).into(),
             _ => self.value(value),
         };

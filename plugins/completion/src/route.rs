@@ -84,7 +84,8 @@ pub(crate) struct Ranked {
     pub(crate) out: Option<Stage>,
     retry_after_ms: Option<u64>,
     score_ms: f64,
-    last_resort: bool,
+    /// Whether it goes behind the others; its last reason says why.
+    pub(crate) last_resort: bool,
     pub(crate) reasons: Vec<String>,
 }
 

@@ -1,7 +1,5 @@
 //! Prompts from outside: versions, variables, and a directory that changes.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
 use std::fs;
 
 use ksi_sdk::{prelude::Code, testing::FakeHost};

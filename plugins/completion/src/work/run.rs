@@ -400,6 +400,12 @@ impl<'a> Run<'a> {
             let name = self.plugin().providers.name(&other.target);
             failed.push(format!("{name}: {}", other.reasons.first().map_or("", String::as_str)));
         }
+        for other in ranked.iter().filter(|other| other.is_eligible() && other.last_resort) {
+            let name = self.plugin().providers.name(&other.target);
+            if name != *asked {
+                failed.push(format!("{name}: {}", other.reasons.last().map_or("", String::as_str)));
+            }
+        }
         match failed.is_empty() {
             true => "fallback: the others would have to be waited for".into(),
             false => format!("fallback: {}", failed.join("; ")),
