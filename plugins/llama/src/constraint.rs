@@ -122,6 +122,16 @@ impl Grammars {
         let grammar = TopLevelGrammar::from_lark(gbnf::to_lark(gbnf)?);
         Ok(Constraint { tokens: compile(&self.tokens, grammar, "grammar")?, bytes: None })
     }
+
+    /// Compiles a call of a tool, in the syntax of the grammar engine.
+    ///
+    /// # Errors
+    ///
+    /// As [`Grammars::compile`].
+    pub fn compile_call(&self, lark: String) -> Result<Constraint, Refusal> {
+        let grammar = TopLevelGrammar::from_lark(lark);
+        Ok(Constraint { tokens: compile(&self.tokens, grammar, "tools")?, bytes: None })
+    }
 }
 
 /// Compiles what the field at `path` says.

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use ksi_provider::request::invalid;
-use ksi_provider::{Delta, StopReason, TokenLogprobs};
+use ksi_provider::{Delta, StopReason, TokenLogprobs, Tool, ToolCall};
 use ksi_sdk::prelude::{CancelToken, Chunks, Code, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
@@ -95,6 +95,8 @@ pub struct Job {
     pub stops: Vec<String>,
     /// What the text must fit.
     pub constraint: Option<Constraint>,
+    /// Tools whose calls are looked for in the text.
+    pub tools: Vec<Tool>,
     /// How many alternatives are to be told for each token.
     pub logprobs: Option<u32>,
     /// Which of several answers to one request it is.
@@ -140,6 +142,8 @@ impl<T> Asker<T> {
 pub struct Outcome {
     /// The whole text.
     pub text: String,
+    /// The tools that it wishes called.
+    pub tool_calls: Vec<ToolCall>,
     /// How likely its tokens were, where that was asked for.
     pub logprobs: Vec<TokenLogprobs>,
     /// The end of the answer, where the host's queue was too full for it. It is

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use ksi_provider::request::invalid;
-use ksi_provider::{Alternative, Delta, Generate, Generated, ResponseFormat, Timings, Usage};
+use ksi_provider::{Alternative, Delta, Generate, Generated, ResponseFormat, Timings, ToolChoice, Usage};
 use ksi_sdk::prelude::{Chunks, Code, Ctx, Rc, Refusal, json};
 use llama_cpp_2::token::LlamaToken;
 
@@ -17,6 +17,7 @@ use crate::engine::model::Model;
 use crate::engine::sampler::Settings;
 use crate::engine::{Job, Outcome, Ticket};
 use crate::payload::{Input, check_bytes};
+use crate::tools;
 
 /// Most tokens that the toy model generates: its longest answers have about
 /// 120, and beyond that it only repeats itself.
@@ -83,6 +84,7 @@ async fn answers(
     while tickets.len() < ask.choices.unwrap_or(1) as usize {
         tickets.push(tickets[0].another()?);
     }
+    let called = ask.tool_choice != Some(ToolChoice::None);
     let mut waiting = Vec::new();
     for (choice, ticket) in (0..).zip(tickets) {
         let (answer, answered) = oneshot::channel();
@@ -92,6 +94,7 @@ async fn answers(
             settings: shared.settings.with_seed_after(choice),
             stops: ask.stop.clone(),
             constraint: shared.constraint.clone(),
+            tools: if called { ask.tools.clone() } else { Vec::new() },
             logprobs: ask.logprobs,
             choice,
             priority: ask.priority.unwrap_or(0),
@@ -115,9 +118,14 @@ async fn answers(
 
 /// Refuses what this provider does not have.
 fn check(ask: &Generate) -> Result<(), Refusal> {
-    if !ask.tools.is_empty() {
-        let message = "local models do not call tools yet";
-        return Err(invalid("tools", message, "leave `tools` out, or use another provider"));
+    if !ask.tools.is_empty() && ask.prompt.is_some() {
+        let message = "tools belong to a conversation, and `prompt` is none";
+        return Err(invalid("tools", message, "give `messages` instead of `prompt`"));
+    }
+    let shaped = ask.grammar.is_some() || !matches!(ask.response_format, None | Some(ResponseFormat::Text));
+    if shaped && !ask.tools.is_empty() {
+        let message = "an answer cannot both fit a form and call tools";
+        return Err(invalid("tools", message, "leave one of them out"));
     }
     let any_text = matches!(ask.response_format, None | Some(ResponseFormat::Text));
     if !any_text && !ask.stop.is_empty() {
@@ -136,14 +144,17 @@ async fn read(
 ) -> Result<(Vec<LlamaToken>, Option<Constraint>), Refusal> {
     let model = ticket.engine().model().clone();
     let (format, grammar) = (ask.response_format.take().unwrap_or_default(), ask.grammar.take());
-    if Model::is_small(&input) && format == ResponseFormat::Text && grammar.is_none() {
+    let call = ask.tool_choice.as_ref().and_then(|choice| tools::required(choice, &ask.tools));
+    let free = format == ResponseFormat::Text && grammar.is_none() && call.is_none();
+    if free && Model::is_small(&input) {
         return Ok((model.read(&input)?, None));
     }
     ctx.spawn_blocking(move || {
-        let constraint = match (&format, &grammar) {
-            (_, Some(grammar)) => Some(model.grammars()?.compile_grammar(grammar)?),
-            (ResponseFormat::Text, None) => None,
-            (format, None) => model.grammars()?.compile(format)?,
+        let constraint = match (&format, &grammar, call) {
+            (_, _, Some(call)) => Some(model.grammars()?.compile_call(call)?),
+            (_, Some(grammar), None) => Some(model.grammars()?.compile_grammar(grammar)?),
+            (ResponseFormat::Text, None, None) => None,
+            (format, None, None) => model.grammars()?.compile(format)?,
         };
         Ok((model.read(&input)?, constraint))
     })
@@ -176,7 +187,7 @@ fn check_length(tokens: usize, context: usize) -> Result<(), Refusal> {
 
 /// Sends the last piece of an answer once the host's queue has room for it.
 async fn send_rest(ctx: &Ctx, out: &Chunks<Delta>, rest: Delta) -> Result<(), Refusal> {
-    if rest.text.is_empty() && rest.logprobs.is_empty() {
+    if rest.text.is_empty() && rest.tool_calls.is_empty() && rest.logprobs.is_empty() {
         return Ok(());
     }
     loop {
@@ -224,13 +235,13 @@ fn generated(
             generate_per_second: per_second(first.completion_tokens.saturating_sub(1), first.generate_time),
         },
         text: first.text,
-        tool_calls: Vec::new(),
+        tool_calls: first.tool_calls,
         stop_reason: first.stop_reason,
         logprobs: first.logprobs,
         alternatives: outcomes
             .map(|outcome| Alternative {
                 text: outcome.text,
-                tool_calls: Vec::new(),
+                tool_calls: outcome.tool_calls,
                 stop_reason: outcome.stop_reason,
                 logprobs: outcome.logprobs,
             })

@@ -30,6 +30,7 @@ pub mod selftest;
 pub mod shelf;
 pub mod template;
 pub mod text;
+mod tools;
 pub mod tuning;
 pub mod vetting;
 
@@ -220,7 +221,7 @@ fn capabilities(header: Option<&Header>) -> Vec<Capability> {
     match header.map(|header| header.pooling) {
         None | Some(Some(Pooling::Unsupported)) => Vec::new(),
         Some(Some(_)) => vec![Capability::Embeddings],
-        Some(None) => vec![Capability::Chat, Capability::JsonSchema],
+        Some(None) => vec![Capability::Chat, Capability::Tools, Capability::JsonSchema],
     }
 }
 

@@ -2,7 +2,7 @@
 //! their chunks and their answers. Doc comments here are the help that users
 //! see.
 
-use ksi_provider::{Capability, Generate, Message};
+use ksi_provider::{Capability, Generate, Message, Tool, ToolChoice};
 use ksi_sdk::prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize, json};
 
 /// The models.
@@ -173,8 +173,9 @@ pub struct Embedded {
 /// What a generation starts from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// A conversation, to be rendered with the chat template.
-    Messages(Vec<Message>),
+    /// A conversation, to be rendered with the chat template, and the tools that
+    /// the model is told of.
+    Messages(Vec<Message>, Vec<Tool>),
     /// A text as it is.
     Prompt(String),
 }
@@ -183,8 +184,11 @@ impl Input {
     /// Takes the input out of a request that was checked.
     #[must_use]
     pub fn take(request: &mut Generate) -> Self {
+        let told = request.tool_choice != Some(ToolChoice::None);
         match (request.messages.take(), request.prompt.take()) {
-            (Some(messages), _) => Self::Messages(messages),
+            (Some(messages), _) => {
+                Self::Messages(messages, if told { request.tools.clone() } else { Vec::new() })
+            }
             (None, prompt) => Self::Prompt(prompt.unwrap_or_default()),
         }
     }
@@ -193,7 +197,12 @@ impl Input {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Messages(messages) => messages.iter().map(Message::bytes).sum(),
+            Self::Messages(messages, tools) => {
+                let described = tools
+                    .iter()
+                    .map(|tool| tool.description.len() + json!(tool.parameters).to_string().len());
+                messages.iter().map(Message::bytes).sum::<usize>() + described.sum::<usize>()
+            }
             Self::Prompt(prompt) => prompt.len(),
         }
     }

@@ -16,11 +16,15 @@ mod clock;
 
 use std::io::Write;
 
-use ksi_provider::Message;
 use ksi_provider::request::invalid;
+use ksi_provider::{Message, Role, Tool};
 use ksi_sdk::prelude::{Code, Refusal, json};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde_json::Value;
+
+use crate::tools;
 
 /// Steps that one rendering may take: a long conversation needs some ten
 /// thousand, an endless loop ends here within a second.
@@ -54,6 +58,8 @@ pub struct Template {
     bos: String,
     eos: String,
     origin: String,
+    /// Whether it says anything of tools.
+    knows_tools: bool,
 }
 
 impl Template {
@@ -68,7 +74,8 @@ impl Template {
             }
             None => (chatml(), "chatml (fallback: the model has no template)".to_owned()),
         };
-        Self { environment, bos, eos, origin }
+        let knows_tools = origin == "model" && source.is_some_and(|source| source.contains("tools"));
+        Self { environment, bos, eos, origin, knows_tools }
     }
 
     /// Where the template is from.
@@ -77,24 +84,33 @@ impl Template {
         &self.origin
     }
 
-    /// Renders a conversation up to where the assistant speaks. `controls` are
-    /// the texts of the model's control tokens.
+    /// Renders a conversation up to where the assistant speaks, with the tools
+    /// that it may call. `controls` are the texts of the model's control tokens.
     ///
     /// # Errors
     ///
     /// `invalid_payload` with the template's own words where it refuses the
     /// conversation; `internal` where the template itself fails.
-    pub fn render(&self, messages: &[Message], controls: &[String]) -> Result<Vec<Part>, Refusal> {
-        let hidden = Hidden::new(messages, controls)?;
-        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-        let list: Vec<Value> = messages
-            .iter()
-            .map(|message| {
-                context! { role => message.role.as_str(), content => hidden.hide(&message.content) }
-            })
-            .collect();
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        controls: &[String],
+    ) -> Result<Vec<Part>, Refusal> {
+        let called =
+            messages.iter().any(|message| message.role == Role::Tool || !message.tool_calls.is_empty());
+        if !self.knows_tools && (called || !tools.is_empty()) {
+            return self.render(&tools::spelled_out(messages, tools), &[], controls);
+        }
+        let mut list: Vec<Value> = messages.iter().map(told).collect();
+        let mut tools: Vec<Value> = tools.iter().map(tools::described).collect();
+        let bytes = list.iter().chain(&tools).map(|value| value.to_string().len()).sum::<usize>();
+        let hidden = Hidden::new(list.iter().chain(&tools), controls)?;
+        list.iter_mut().chain(&mut tools).for_each(|value| hidden.hide_in(value));
+        let tools = (!tools.is_empty()).then_some(tools);
         let context = context! {
-            messages => list,
+            messages => Serde(list),
+            tools => tools.map(Serde),
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
             add_generation_prompt => true,
@@ -116,6 +132,18 @@ impl Template {
     }
 }
 
+/// A message as templates know it.
+fn told(message: &Message) -> Value {
+    let mut told = json!({"role": message.role.as_str(), "content": message.content});
+    if !message.tool_calls.is_empty() {
+        told["tool_calls"] = message.tool_calls.iter().map(tools::called).collect();
+    }
+    if let Some(id) = &message.tool_call_id {
+        told["tool_call_id"] = json!(id);
+    }
+    told
+}
+
 fn compile(source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     // The settings that templates are written for.
@@ -123,7 +151,7 @@ fn compile(source: &str) -> Result<Environment<'static>, Error> {
     environment.set_syntax(syntax);
     environment.set_fuel(Some(STEPS_MAX));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+    environment.add_function("raise_exception", |message: String| -> Result<minijinja::Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
     });
     environment.add_function("strftime_now", |format: String| clock::now(&format));
@@ -177,12 +205,13 @@ struct Hidden<'a> {
 }
 
 impl<'a> Hidden<'a> {
-    fn new(messages: &[Message], controls: &'a [String]) -> Result<Self, Refusal> {
+    fn new<'v>(values: impl Iterator<Item = &'v Value>, controls: &'a [String]) -> Result<Self, Refusal> {
         let mut controls: Vec<&str> =
             controls.iter().map(String::as_str).filter(|control| !control.is_empty()).collect();
         // The longest first, so that none hides a part of another.
         controls.sort_by_key(|control| std::cmp::Reverse(control.len()));
-        let unused = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
+        let texts: Vec<String> = values.map(Value::to_string).collect();
+        let unused = |mark: &char| !texts.iter().any(|text| text.contains(*mark));
         let Some(mark) = MARKS.into_iter().find(unused) else {
             return Err(invalid(
                 "messages",
@@ -201,6 +230,16 @@ impl<'a> Hidden<'a> {
             }
         }
         content
+    }
+
+    /// The same for every text in a value.
+    fn hide_in(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => *text = self.hide(text),
+            Value::Array(list) => list.iter_mut().for_each(|value| self.hide_in(value)),
+            Value::Object(fields) => fields.values_mut().for_each(|value| self.hide_in(value)),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
     }
 
     fn reveal(&self, text: &str) -> Vec<Part> {

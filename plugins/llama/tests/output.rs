@@ -136,7 +136,7 @@ fn what_cannot_be_enforced_is_refused_with_the_field() {
         (json!({"response_format": {"json_schema": {"schema": {"type": "strin"}}}}), "response_format"),
         (json!({"response_format": "json", "stop": ["}"]}), "stop"),
         (json!({"grammar": "root ::= nothing"}), "grammar"),
-        (json!({"tools": [{"name": "x"}]}), "tools"),
+        (json!({"tools": [{"name": "x"}], "response_format": "json"}), "tools"),
     ];
     for (more, path) in cases {
         let refusal = collect(&host, ask_with("Hi", more)).unwrap_err();
@@ -186,4 +186,34 @@ fn several_answers_are_those_of_their_seeds_and_share_what_they_read() {
         let alone = ask_with(STORY, json!({"temperature": 1.2, "seed": 7 + choice}));
         assert_eq!(&host.request("llama:generate", alone).unwrap()["text"], expected);
     }
+}
+
+#[test]
+fn a_required_call_is_one_of_a_tool_with_arguments_that_fit() {
+    let host = host();
+    let city = json!({"type": "object", "required": ["city"], "additionalProperties": false,
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}}});
+    let tools = json!([{"name": "weather", "description": "Tells the weather.", "parameters": city},
+        {"name": "time", "parameters": city}]);
+    for (choice, names) in
+        [(json!("required"), &["weather", "time"][..]), (json!({"tool": "weather"}), &["weather"][..])]
+    {
+        for seed in 0..5 {
+            let more = json!({"tools": tools, "tool_choice": choice, "seed": seed, "temperature": 2.0});
+            let (pieces, end) = collect(&host, ask_with("How is the weather?", more)).unwrap();
+            assert_eq!(end["stop_reason"], "tool_calls", "{end}");
+            assert_eq!(end["text"], "");
+            let call = &end["tool_calls"][0];
+            assert!(names.contains(&call["name"].as_str().unwrap()), "{call}");
+            assert!(["Oslo", "Rome"].contains(&call["arguments"]["city"].as_str().unwrap()), "{call}");
+            let piece = &pieces[0]["tool_calls"][0];
+            assert_eq!((&piece["id"], &piece["name"]), (&call["id"], &call["name"]));
+            let arguments: Value = serde_json::from_str(piece["arguments"].as_str().unwrap()).unwrap();
+            assert_eq!(arguments, call["arguments"]);
+        }
+    }
+    let more = json!({"tools": tools, "tool_choice": "none", "max_tokens": 5});
+    let (_, free) = collect(&host, ask_with(STORY, more)).unwrap();
+    let (_, plain) = collect(&host, ask_with(STORY, json!({"max_tokens": 5}))).unwrap();
+    assert_eq!(free["text"], plain["text"], "a model that may call none hears of none");
 }

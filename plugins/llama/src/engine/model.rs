@@ -169,11 +169,11 @@ impl Model {
         self.inner.vocab().is_eog(token)
     }
 
-    /// The bytes of a token; control tokens have none.
+    /// The bytes of a token. Control tokens have none, unless they are asked for.
     #[must_use]
-    pub fn piece(&self, token: LlamaToken) -> Vec<u8> {
+    pub fn piece(&self, token: LlamaToken, control: bool) -> Vec<u8> {
         if (0..self.vocabulary).contains(&token.0) {
-            self.inner.vocab().token_to_piece(token, false, None)
+            self.inner.vocab().token_to_piece(token, control, None)
         } else {
             Vec::new()
         }
@@ -210,8 +210,8 @@ impl Model {
     pub fn read(&self, input: &Input) -> Result<Vec<LlamaToken>, Refusal> {
         match input {
             Input::Prompt(prompt) => self.tokenize(&[Part::Marked(prompt.clone())], true),
-            Input::Messages(messages) => {
-                let mut parts = self.template.render(messages, &self.controls)?;
+            Input::Messages(messages, tools) => {
+                let mut parts = self.template.render(messages, tools, &self.controls)?;
                 let vocab = self.inner.vocab();
                 // A template that writes the start token itself would give two
                 // of them where the vocabulary adds one as well.

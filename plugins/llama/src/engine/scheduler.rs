@@ -150,6 +150,9 @@ impl Scheduler {
     }
 
     fn fill_slots(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let model = self.context.model().clone();
         let (vocabulary, context) = (model.vocabulary(), self.context.setup().context as usize);
         let copies = self.context.can_copy();

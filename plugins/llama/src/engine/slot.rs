@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ksi_provider::{Delta, StopReason, TokenLogprobs};
+use ksi_provider::{Delta, StopReason, TokenLogprobs, ToolCall, ToolCallDelta};
 use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
@@ -13,6 +13,7 @@ use super::sampler::{NotANumber, Sampler};
 use super::{Job, Outcome, logprobs};
 use crate::constraint::{Constraint, Stuck};
 use crate::text::{Characters, Stops};
+use crate::tools::Calls;
 
 /// A generation that has a slot.
 pub(super) struct Running {
@@ -31,6 +32,9 @@ pub(super) struct Running {
     pub(super) output: Option<usize>,
     characters: Characters,
     stops: Stops,
+    /// Where calls of tools are looked for.
+    calls: Option<Calls>,
+    tool_calls: Vec<ToolCall>,
     text: String,
     /// The bytes of all tokens, kept where a constraint may have to end them.
     bytes: Vec<u8>,
@@ -67,6 +71,8 @@ impl Running {
             output: None,
             characters: Characters::default(),
             stops: Stops::new(&job.stops),
+            calls: (!job.tools.is_empty()).then(|| Calls::new(&job.tools)),
+            tool_calls: Vec::new(),
             text: String::new(),
             bytes: Vec::new(),
             logprobs: Vec::new(),
@@ -119,13 +125,14 @@ impl Running {
             return Next::Finish(StopReason::Stop);
         }
         if let Some(count) = self.job.logprobs {
-            let text = |token| String::from_utf8_lossy(&model.piece(token)).into_owned();
+            let text = |token| String::from_utf8_lossy(&model.piece(token, false)).into_owned();
             let likely = logprobs::of(scores, token, count, text);
             self.unsent.logprobs.push(likely.clone());
             self.logprobs.push(likely);
         }
         self.tokens.push(token);
-        let piece = model.piece(token);
+        // What begins a call is a control token in some vocabularies.
+        let piece = model.piece(token, self.calls.is_some());
         let mut done = false;
         if let Some(constraint) = &mut self.job.constraint {
             if constraint.accept(token) == Err(Stuck) {
@@ -149,14 +156,23 @@ impl Running {
     }
 
     fn send(&mut self, text: &str) {
+        match self.calls.as_mut().map(|calls| calls.push(text)) {
+            Some(spoken) => self.pass_on(&spoken),
+            None => self.pass_on(text),
+        }
+    }
+
+    /// Sends what is certainly text.
+    fn pass_on(&mut self, text: &str) {
         self.text.push_str(text);
         self.unsent.text.push_str(text);
-        if self.unsent.text.is_empty() || self.gone {
+        if (self.unsent.text.is_empty() && self.unsent.tool_calls.is_empty()) || self.gone {
             return;
         }
         match self.job.out.send(&self.unsent) {
             Ok(()) => {
                 self.unsent.text.clear();
+                self.unsent.tool_calls.clear();
                 self.unsent.logprobs.clear();
             }
             // The asker reads too slowly: the next piece takes this one along.
@@ -188,10 +204,21 @@ impl Running {
         if reason != StopReason::StopString {
             reason = self.send_rest(reason);
         }
+        if let Some(mut calls) = self.calls.take() {
+            let (rest, found) = calls.finish();
+            self.unsent.tool_calls =
+                (0..).zip(&found).map(|(index, call)| in_one_piece(index, call)).collect();
+            self.pass_on(&rest);
+            if !found.is_empty() && reason != StopReason::Length {
+                reason = StopReason::ToolCalls;
+            }
+            self.tool_calls = found;
+        }
         let ended = Instant::now();
         let first = self.first.unwrap_or(ended);
         let outcome = Outcome {
             text: self.text,
+            tool_calls: self.tool_calls,
             logprobs: self.logprobs,
             unsent: self.unsent,
             stop_reason: reason,
@@ -211,4 +238,9 @@ impl Running {
     pub(super) fn refuse(self, refusal: Refusal) {
         self.job.asker.tell(Err(refusal));
     }
+}
+
+fn in_one_piece(index: u32, call: &ToolCall) -> ToolCallDelta {
+    let (id, name) = (Some(call.id.clone()), Some(call.name.clone()));
+    ToolCallDelta { index, id, name, arguments: call.arguments_text() }
 }

@@ -1,7 +1,6 @@
 //! Templates: what becomes of messages, and what is refused.
 
 use super::*;
-use ksi_provider::Role;
 
 fn message(role: Role, content: &str) -> Message {
     Message::new(role, content)
@@ -10,7 +9,7 @@ fn message(role: Role, content: &str) -> Message {
 fn render(source: &str, messages: &[Message]) -> Result<String, Refusal> {
     let template = Template::new(Some(source), "<s>".to_owned(), "</s>".to_owned());
     assert_eq!(template.describe(), "model");
-    let parts = template.render(messages, &[])?;
+    let parts = template.render(messages, &[], &[])?;
     Ok(parts
         .into_iter()
         .map(|part| match part {
@@ -72,7 +71,7 @@ fn a_model_without_a_usable_template_says_that_it_uses_a_fallback() {
     for source in [None, Some("{% for %}")] {
         let template = Template::new(source, String::new(), String::new());
         assert!(template.describe().starts_with("chatml (fallback"), "{}", template.describe());
-        let parts = template.render(&[message(Role::User, "Hi")], &[]).unwrap();
+        let parts = template.render(&[message(Role::User, "Hi")], &[], &[]).unwrap();
         let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(parts, [Part::Marked(expected.to_owned())]);
     }
@@ -86,7 +85,7 @@ fn a_control_token_in_a_message_stays_plain_text() {
     let marked = |text: &str| Part::Marked(text.to_owned());
     let plain = |text: &str| Part::Plain(text.to_owned());
     assert_eq!(
-        template.render(&messages, &controls).unwrap(),
+        template.render(&messages, &[], &controls).unwrap(),
         [
             marked("<|im_start|>user\na"),
             plain("<|im_end|>"),
@@ -102,14 +101,38 @@ fn messages_that_use_the_marks_themselves_are_still_rendered() {
     let template = Template::new(Some("{{ messages[0].content }}"), String::new(), String::new());
     let controls = ["<e>".to_owned()];
     let messages = [message(Role::User, "\u{FDD0}<e>")];
-    let parts = template.render(&messages, &controls).unwrap();
+    let parts = template.render(&messages, &[], &controls).unwrap();
     assert_eq!(parts, [Part::Marked("\u{FDD0}".to_owned()), Part::Plain("<e>".to_owned())]);
     let messages = [message(Role::User, "\u{FDD0}\u{FDD2}\u{FDD4}\u{FDD6}")];
-    assert_eq!(template.render(&messages, &controls).unwrap_err().code, Code::InvalidPayload);
+    assert_eq!(template.render(&messages, &[], &controls).unwrap_err().code, Code::InvalidPayload);
 }
 
 #[test]
 fn a_template_may_ask_for_the_date() {
     let text = render("{{ strftime_now('%Y') }}", &conversation()).unwrap();
     assert!(text.parse::<u32>().unwrap() >= 2024, "{text}");
+}
+
+#[test]
+fn a_template_that_knows_tools_is_given_them_with_their_calls() {
+    let source = "{% for tool in tools %}{{ tool.function.name }};{% endfor %}{% for m in messages %}{{ m.role }}:\
+        {% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}\
+        {{ m.content }}|{% endfor %}";
+    let template = Template::new(Some(source), String::new(), String::new());
+    let tool: Tool = serde_json::from_value(json!({"name": "clock"})).unwrap();
+    let call = json!({"id": "1", "name": "clock", "arguments": {"zone": "<e>"}});
+    let messages: Vec<Message> = serde_json::from_value(json!([
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "1"},
+    ]))
+    .unwrap();
+    let parts = template.render(&messages, &[tool], &["<e>".to_owned()]).unwrap();
+    assert!(parts.contains(&Part::Plain("<e>".to_owned())), "{parts:?}");
+    let text: String = parts
+        .into_iter()
+        .map(|part| match part {
+            Part::Marked(text) | Part::Plain(text) => text,
+        })
+        .collect();
+    assert_eq!(text, "clock;assistant:clock({\"zone\": \"<e>\"})|tool:noon|");
 }
