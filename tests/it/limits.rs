@@ -239,11 +239,11 @@ fn a_client_that_asks_and_never_reads_is_cut_off() {
 fn chunks_that_wait_for_credit_are_bounded_over_all_streams() {
     let daemon = with("");
     let mut frames = daemon.frames();
+    daemon.load("fixture_faulty", "child").unwrap();
     // Each stream holds far less than the limit, and all together more.
-    let text = "x".repeat(4 * 1024 * 1024);
     for id in 0..40 {
-        let data = ksi_tests::frames::payload(&json!({"prompt": text, "model": "mock/echo"}));
-        let mut request = ksi_tests::frames::plain(id, "completion:request", data);
+        let data = ksi_tests::frames::payload(&json!({"n": 1, "bytes": 4 << 20}));
+        let mut request = ksi_tests::frames::plain(id, "faulty:stream", data);
         request.credit = Some(0);
         // It may be cut off before it has asked all.
         if !frames.try_send(&Frame::Request(request)) {

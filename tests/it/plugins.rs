@@ -56,6 +56,7 @@ fn the_list_names_every_plugin_of_the_manifest_with_its_state() {
         ("echo_child", "stopped"),
         ("llama", "stopped"),
         ("openai", "stopped"),
+        ("prompt", "stopped"),
         ("state", "ready"),
     ];
     assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state.to_owned())));

@@ -27,7 +27,7 @@ fn the_verbs_are_the_designed_ones_and_no_others() {
     let command = Cli::command();
     let verbs: BTreeSet<_> = command.get_subcommands().map(clap::Command::get_name).collect();
     let expected = "up start stop restart status health freeze thaw reload doctor ask chat send sub wait cancel work \
-                    checkpoint audit token discover describe key secret plugin model config logs top bench version \
+                    checkpoint audit token discover describe key secret plugin model completion config logs top bench version \
                     completions man";
     assert_eq!(verbs, expected.split_whitespace().collect());
 }

@@ -57,7 +57,18 @@ fn is_refused(daemon: &Daemon, path: &Path, code: &str, words: &[&str]) {
     let names: Vec<&Value> = list["plugins"].as_array().expect("a list").iter().map(|p| &p["name"]).collect();
     assert_eq!(
         names,
-        ["checkpoint", "completion", "echo", "echo_child", "llama", "state"],
+        [
+            "anthropic",
+            "checkpoint",
+            "claude-cli",
+            "completion",
+            "echo",
+            "echo_child",
+            "llama",
+            "openai",
+            "prompt",
+            "state"
+        ],
         "nothing is left of it"
     );
 }

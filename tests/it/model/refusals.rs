@@ -114,7 +114,10 @@ fn an_unknown_provider_is_not_found_and_the_known_ones_are_named() {
     for event in ["completion:request", "completion:async"] {
         let refusal = daemon.ask(event, json!({"prompt": "x", "model": "nobody/x"})).unwrap_err();
         assert_eq!(refusal["code"], "not_found", "{refusal}");
-        assert_eq!(refusal["details"]["known"], json!(["llama", "mock"]));
+        assert_eq!(
+            refusal["details"]["known"],
+            json!(["llama", "openai", "anthropic", "claude-cli", "mock"])
+        );
     }
     let refusal = daemon.ask("completion:request", json!({"prompt": "x", "model": "ksi-tiny"})).unwrap_err();
     assert_eq!((&refusal["code"], &refusal["details"]["path"]), (&json!("invalid_payload"), &json!("model")));

@@ -182,9 +182,9 @@ fn whatever_comes_of_a_plugin_is_refused_at_the_control_socket() {
         let _ = fs::remove_file(&said);
         run(&daemon, &command);
         let text = words(&said);
-        assert!(text.contains("error") && !text.contains("\"status\""), "{command}: {text}");
+        assert!(text.contains("comes of a plugin") && !text.contains("\"status\""), "{command}: {text}");
     }
-    assert_eq!(daemon.log().matches("comes of a plugin").count(), 3, "each was told why");
+    assert!(daemon.log().contains("comes of a plugin"), "whoever reads the log knows");
     let health = daemon.ask("system:health", json!({})).expect("everybody else is let in");
     assert_eq!(health["status"], "ok");
 }
