@@ -2,10 +2,14 @@
 //! not wait behind what those do who are in already, or who want to be.
 //!
 //! Who comes too often or has too much open is turned away here, with a line
-//! that says so, before anything is spent on it.
+//! that says so, before anything is spent on it. Its socket is closed a moment
+//! later, so that what the client says first does not fail before it has read
+//! why.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write},
+    net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     sync::{Arc, atomic::Ordering},
     thread,
@@ -15,13 +19,21 @@ use std::{
 use ksi_identity::Principal;
 use ksi_protocol::{Code, Refusal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use tokio::io::unix::AsyncFd;
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Open, Sessions, account::Connection, reader};
 
 /// The stack of the thread: it looks, and decides.
 const STACK_BYTES: usize = 256 * 1024;
+
+/// Time that a client has to read why it was turned away, and how many have that
+/// at once.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGERING_MAX: usize = 256;
 
 /// Somebody who may come in.
 type Admitted = (Arc<Principal>, Connection);
@@ -47,10 +59,17 @@ impl Sessions {
     }
 
     async fn keep_gate(self: &Arc<Self>, listener: &AsyncFd<UnixListener>, stop: &CancellationToken) {
+        let mut lingering: VecDeque<(Instant, UnixStream)> = VecDeque::new();
         loop {
+            let now = Instant::now();
+            while lingering.len() > LINGERING_MAX || lingering.front().is_some_and(|(end, _)| *end <= now) {
+                lingering.pop_front();
+            }
+            let next = lingering.front().map_or(now + LINGER, |(end, _)| *end);
             let accepting = listener.async_io(tokio::io::Interest::READABLE, UnixListener::accept);
             let accepted = tokio::select! {
                 accepted = accepting => accepted,
+                () = sleep_until(next), if !lingering.is_empty() => continue,
                 () = stop.cancelled() => return,
             };
             match accepted {
@@ -68,7 +87,8 @@ impl Sessions {
                     let let_in = match checked {
                         Ok(admitted) => self.admit(stream, admitted),
                         Err(refusal) => {
-                            self.turn_away(stream, &refusal);
+                            self.turn_away(&stream, &refusal);
+                            lingering.push_back((Instant::now() + LINGER, stream));
                             Ok(())
                         }
                     };
@@ -82,12 +102,16 @@ impl Sessions {
     }
 
     /// Turns a client away; it never waits for that one to read why.
-    fn turn_away(&self, mut stream: UnixStream, refusal: &Refusal) {
+    fn turn_away(&self, mut stream: &UnixStream, refusal: &Refusal) {
         self.complaints.say(refusal, self.hub.now_ms());
         // The peer has not said which encoding it speaks; a line is readable
         // for a person at least.
         let line = ksi_protocol::json::refusal_line(None, refusal);
-        let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(format!("{line}\n").as_bytes()));
+        // It may be gone already.
+        let _ = stream
+            .set_nonblocking(true)
+            .and_then(|()| stream.write_all(format!("{line}\n").as_bytes()))
+            .and_then(|()| stream.shutdown(Shutdown::Write));
     }
 
     /// Serves a client from here on, on the threads that serve all of them.

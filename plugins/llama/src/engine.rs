@@ -1,7 +1,7 @@
 //! The engine: one loaded model, one thread that owns its context, and many
 //! conversations that generate on it at once.
 //!
-//! [`Ticket::submit`] hands a [`Job`] over and returns at once; the pieces of
+//! [`Ticket::generate`] hands a [`Job`] over and returns at once; the pieces of
 //! the answer go straight to the asker, and the whole through a one-shot
 //! channel. All calls into llama.cpp that need `unsafe` are in `context` and
 //! `log` below this module, and nowhere else in the plugin.

@@ -65,8 +65,8 @@ impl Role {
 pub struct Message {
     /// Who says it. `tool` is the result of a tool call.
     pub role: Role,
-    /// What is said. May be empty where the assistant has said nothing but tool
-    /// calls, and in the result of a tool.
+    /// What is said. May be empty, as where the assistant has said nothing but
+    /// tool calls.
     #[serde(default)]
     pub content: String,
     /// Calls of tools that the assistant made with this message.

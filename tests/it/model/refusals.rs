@@ -80,6 +80,10 @@ fn a_wrong_field_is_refused_with_its_path_by_completion_and_by_llama() {
             if event == "completion:async" && ["seed", "top_p"].contains(&path) {
                 continue;
             }
+            // Those that make text take a message that says nothing.
+            if event == "llama:generate" && path == "messages[1]" {
+                continue;
+            }
             let refusal = daemon.ask(event, ask.clone()).unwrap_err();
             assert_eq!(refusal["code"], "invalid_payload", "{event} {ask}: {refusal}");
             assert_eq!(refusal["retryable"], false);

@@ -168,10 +168,6 @@ fn check_messages(messages: &[Message]) -> Result<(), Refusal> {
     let mut called = HashSet::new();
     for (index, message) in messages.iter().enumerate() {
         let at = |field: &str| format!("messages[{index}].{field}");
-        if message.content.is_empty() && matches!(message.role, Role::System | Role::User) {
-            let text = format!("a message of the {} says nothing", message.role.as_str());
-            return Err(invalid(&at("content"), text, "give it a text, or leave it out"));
-        }
         if !message.tool_calls.is_empty() && message.role != Role::Assistant {
             let message = "only a message of the assistant has tool calls";
             return Err(invalid(&at("tool_calls"), message, "leave them out, or change the role"));
