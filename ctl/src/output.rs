@@ -391,17 +391,19 @@ pub(crate) fn millis(ms: u64) -> String {
     }
 }
 
+/// What a report looks like on standard output that is no terminal.
+#[cfg(test)]
+pub(crate) fn printed(report: &Report, format: Format) -> String {
+    let output = Output { format, headers: true, quiet: true, color: false };
+    let mut out = Vec::new();
+    output.render(report, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    fn printed(format: Format, report: &Report) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
 
     fn list() -> Report {
         let mut table = Table::new(&["NAME", "STATE", "+PID"]);
@@ -413,12 +415,12 @@ mod tests {
 
     #[test]
     fn a_list_prints_in_every_format() {
-        assert_eq!(printed(Format::Table, &list()), "NAME   STATE\necho   ready\nllama  held\n");
-        assert_eq!(printed(Format::Wide, &list()), "NAME   STATE  PID\necho   ready  -\nllama  held   42\n");
-        assert_eq!(printed(Format::Name, &list()), "echo\nllama\n");
-        assert_eq!(printed(Format::Jsonl, &list()), "{\"name\":\"echo\"}\n{\"name\":\"llama\"}\n");
-        assert_eq!(printed(Format::Yaml, &list()), "plugins:\n- name: echo\n- name: llama\n");
-        let json: Value = serde_json::from_str(&printed(Format::Json, &list())).unwrap();
+        assert_eq!(printed(&list(), Format::Table), "NAME   STATE\necho   ready\nllama  held\n");
+        assert_eq!(printed(&list(), Format::Wide), "NAME   STATE  PID\necho   ready  -\nllama  held   42\n");
+        assert_eq!(printed(&list(), Format::Name), "echo\nllama\n");
+        assert_eq!(printed(&list(), Format::Jsonl), "{\"name\":\"echo\"}\n{\"name\":\"llama\"}\n");
+        assert_eq!(printed(&list(), Format::Yaml), "plugins:\n- name: echo\n- name: llama\n");
+        let json: Value = serde_json::from_str(&printed(&list(), Format::Json)).unwrap();
         assert_eq!(json["plugins"][1]["name"], "llama");
     }
 
@@ -436,15 +438,15 @@ mod tests {
         let mut out = Vec::new();
         output.render(&list(), &mut out).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("\u{1b}["));
-        assert!(!printed(Format::Table, &list()).contains('\u{1b}'));
+        assert!(!printed(&list(), Format::Table).contains('\u{1b}'));
     }
 
     #[test]
     fn a_text_report_is_text_for_people_and_data_for_programs() {
         let report = Report::text(&json!({"n": 1, "name": "a"}), "one\n").unwrap();
-        assert_eq!(printed(Format::Table, &report), "one\n");
-        assert_eq!(printed(Format::Jsonl, &report), "{\"n\":1,\"name\":\"a\"}\n");
-        assert_eq!(printed(Format::Name, &report), "a\n");
+        assert_eq!(printed(&report, Format::Table), "one\n");
+        assert_eq!(printed(&report, Format::Jsonl), "{\"n\":1,\"name\":\"a\"}\n");
+        assert_eq!(printed(&report, Format::Name), "a\n");
     }
 
     #[test]

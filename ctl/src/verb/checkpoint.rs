@@ -175,15 +175,8 @@ fn text(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
+    use crate::output::{Format, printed};
     use ksi_protocol::checkpoint::{Journal, Problem, Store};
-
-    fn printed(report: &Report, format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
 
     #[test]
     fn a_list_has_sizes_and_ages_of_all_there_is() {

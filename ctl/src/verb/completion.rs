@@ -177,14 +177,7 @@ fn text(value: &Value, key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
-
-    fn printed(report: &Report, format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
+    use crate::output::{Format, printed};
 
     #[test]
     fn usage_is_a_table_with_its_total_and_the_same_as_json() {

@@ -202,20 +202,13 @@ pub(super) async fn reload(at: &Invocation) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
+    use crate::output::{Format, printed};
 
     fn reply() -> Value {
         json!({"config": {"daemon": {"log_level": "info", "workers": 2},
                           "events": {"a:b": {"timeout": "5s"}}},
                "sources": {"daemon.log_level": "ksi.toml:3",
                            "events.\"a:b\".timeout": "flag"}})
-    }
-
-    fn printed(report: &Report, format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
     }
 
     #[test]

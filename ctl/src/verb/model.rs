@@ -358,7 +358,7 @@ fn confirmed(entry: &shelf::Entry) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
+    use crate::output::{self, Format};
 
     fn reply() -> Value {
         json!({"models": [
@@ -369,10 +369,7 @@ mod tests {
     }
 
     fn printed(format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(&list(&reply(), &read(&reply()).unwrap()).unwrap(), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        output::printed(&list(&reply(), &read(&reply()).unwrap()).unwrap(), format)
     }
 
     #[test]

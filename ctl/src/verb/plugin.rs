@@ -318,7 +318,7 @@ fn new(at: &Invocation, name: &str, dir: Option<&Path>, sdk: Option<&Path>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
+    use crate::output::{Format, printed};
     use ksi_protocol::system::{Placement, PluginState};
 
     fn status() -> PluginStatus {
@@ -343,13 +343,6 @@ mod tests {
             degraded: None,
             quarantined: None,
         }
-    }
-
-    fn printed(report: &Report, format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
     }
 
     #[test]

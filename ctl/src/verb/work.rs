@@ -234,7 +234,7 @@ fn at(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Format, Output};
+    use crate::output::{Format, printed};
     use ksi_protocol::{Code, EventName, Payload, Refusal};
     use serde_json::json;
 
@@ -257,13 +257,6 @@ mod tests {
             result: None,
             refusal: None,
         }
-    }
-
-    fn printed(report: &Report, format: Format) -> String {
-        let output = Output { format, headers: true, quiet: true, color: false };
-        let mut out = Vec::new();
-        output.render(report, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
     }
 
     #[test]
