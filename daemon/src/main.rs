@@ -48,6 +48,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    ksi_host::memory::map_large();
     if let Err(errno) = keep_memory_private() {
         eprintln!("error: cannot keep this process from being dumped: {errno}");
         return ExitCode::FAILURE;

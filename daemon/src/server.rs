@@ -58,6 +58,9 @@ const SESSIONS_GRACE: Duration = Duration::from_secs(5);
 /// Time that what was decided has to get into the audit trail.
 const TRAIL_GRACE: Duration = Duration::from_secs(2);
 
+/// Time from being ready to giving back what the start needed.
+const CALM: Duration = Duration::from_secs(1);
+
 /// What the daemon is started with.
 pub struct Options {
     /// Where everything lies.
@@ -295,6 +298,15 @@ fn adopt_orphans() -> anyhow::Result<Offspring> {
     Ok(adopted)
 }
 
+/// Gives back what only the start needed, once the last plugin and whoever waited
+/// for the start have got what they wanted.
+async fn give_back_memory() {
+    tokio::time::sleep(CALM).await;
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(ksi_host::memory::settle).await {
+        tracing::debug!("memory of the start stays resident: {error}");
+    }
+}
+
 /// Tells the service manager that the daemon is ready, and then that it lives.
 async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
     loop {
@@ -311,10 +323,8 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
         }
         changed.await;
     }
-    if let Err(error) = ksi_host::memory::settle() {
-        tracing::debug!("memory of the start stays resident: {error}");
-    }
     notify::ready();
+    tokio::spawn(give_back_memory());
     let Some(interval) = notify::watchdog_interval() else { return };
     let mut ticks = tokio::time::interval(interval);
     loop {

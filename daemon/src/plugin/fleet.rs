@@ -275,7 +275,7 @@ impl Fleet {
 
     /// Which plugins should run: those that are not stopped.
     #[must_use]
-    pub fn descriptors(&self) -> Vec<(PluginStatus, Option<Descriptor>, Option<String>)> {
+    pub fn descriptors(&self) -> Vec<(PluginStatus, Option<Arc<Descriptor>>, Option<String>)> {
         let config = self.config();
         let now_ms = self.means.hub.now_ms();
         let alias = |name: &str| config.plugins.get(name).and_then(|plugin| plugin.namespace.clone());

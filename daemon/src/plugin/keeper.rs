@@ -123,7 +123,7 @@ pub struct Board {
     /// State and figures, but for those that the kernel counts.
     pub status: PluginStatus,
     /// What it says of itself, once known.
-    pub descriptor: Option<Descriptor>,
+    pub descriptor: Option<Arc<Descriptor>>,
     /// How it died, oldest first.
     pub deaths: VecDeque<Death>,
     /// The port of the present generation.
@@ -290,7 +290,7 @@ impl Keeper {
                 None
             }
             Life::Described(descriptor) => {
-                self.described(*descriptor);
+                self.described(descriptor.into());
                 None
             }
             // Said once more, or too late, it means nothing.
@@ -348,7 +348,7 @@ impl Keeper {
         }
     }
 
-    fn described(&self, descriptor: Descriptor) {
+    fn described(&self, descriptor: Arc<Descriptor>) {
         with(&self.board, |board| {
             board.status.version.clone_from(&descriptor.version);
             board.status.about.clone_from(&descriptor.about);

@@ -1,105 +1,129 @@
 //! Discovery: what plugins say of their events, merged with the policy of the
 //! manifest.
 
+use std::sync::Arc;
+
 use ksi_protocol::{
-    Code, Refusal,
+    Code, Descriptor, EventName, Refusal,
     system::{Discover, Discovery, EventInfo, EventKind, PluginState},
 };
 
 use super::specs;
 use crate::{config::Config, plugin::fleet::Fleet};
 
+/// An event that somebody declares. What it says of itself, schemas above all, is
+/// large, so it stays where it is until it is told.
+struct Declared {
+    event: String,
+    owner: String,
+    available: bool,
+    by: By,
+}
+
+/// Where an event is specified.
+enum By {
+    Daemon(&'static specs::Spec),
+    Request(Arc<Descriptor>, usize),
+    Fact(Arc<Descriptor>, usize),
+}
+
 /// Everything, by name.
-fn all(fleet: &Fleet, config: &Config) -> Vec<EventInfo> {
-    let mut events: Vec<EventInfo> = specs::ALL
-        .iter()
-        .map(|spec| EventInfo {
-            event: spec.event.into(),
-            owner: "daemon".into(),
-            kind: if spec.fact { EventKind::Fact } else { EventKind::Request },
-            about: spec.about.into(),
-            available: true,
-            delivery: String::new(),
-            permission: String::new(),
-            timeout_ms: None,
-            request: Some(specs::schema(spec)),
-            reply: None,
-            chunk: None,
-        })
-        .collect();
+fn all(fleet: &Fleet) -> Vec<Declared> {
+    let own = specs::ALL.iter().map(|spec| Declared {
+        event: spec.event.into(),
+        owner: "daemon".into(),
+        available: true,
+        by: By::Daemon(spec),
+    });
+    let mut events: Vec<Declared> = own.collect();
     for (status, descriptor, alias) in fleet.descriptors() {
         let Some(descriptor) = descriptor else { continue };
-        let outer = |event: &str| match (&alias, event.split_once(':')) {
-            (Some(alias), Some((inner, action))) if inner == descriptor.name => format!("{alias}:{action}"),
-            _ => event.to_owned(),
+        let declared = |event: &EventName, by: By| Declared {
+            event: match (&alias, event.as_str().split_once(':')) {
+                (Some(alias), Some((inner, action))) if inner == descriptor.name => {
+                    format!("{alias}:{action}")
+                }
+                _ => event.to_string(),
+            },
+            owner: status.name.clone(),
+            available: status.state == PluginState::Ready,
+            by,
         };
-        let available = status.state == PluginState::Ready;
-        let requests = descriptor.requests.iter().map(|spec| EventInfo {
-            event: outer(spec.event.as_str()),
-            owner: status.name.clone(),
-            kind: if spec.chunk.is_some() { EventKind::Stream } else { EventKind::Request },
-            about: spec.about.clone(),
-            available,
-            delivery: String::new(),
-            permission: String::new(),
-            timeout_ms: None,
-            request: Some(spec.request.clone()),
-            reply: Some(spec.reply.clone()),
-            chunk: spec.chunk.clone(),
-        });
-        let facts = descriptor.emits.iter().map(|spec| EventInfo {
-            event: outer(spec.event.as_str()),
-            owner: status.name.clone(),
-            kind: EventKind::Fact,
-            about: spec.about.clone(),
-            available,
-            delivery: String::new(),
-            permission: String::new(),
-            timeout_ms: None,
-            request: Some(spec.schema.clone()),
-            reply: None,
-            chunk: None,
-        });
-        events.extend(requests.chain(facts));
-    }
-    for event in &mut events {
-        let policy = config.policy(&event.event, &event.event);
-        event.delivery = policy.map_or("live", |policy| policy.delivery.as_str()).into();
-        event.permission = policy.map(|policy| policy.permission.clone()).unwrap_or_default();
-        event.timeout_ms = policy
-            .and_then(|policy| policy.timeout)
-            .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let requests = descriptor.requests.iter().enumerate();
+        events.extend(
+            requests.map(|(at, spec)| declared(&spec.event, By::Request(Arc::clone(&descriptor), at))),
+        );
+        let facts = descriptor.emits.iter().enumerate();
+        events.extend(facts.map(|(at, spec)| declared(&spec.event, By::Fact(Arc::clone(&descriptor), at))));
     }
     events.sort_by(|a, b| a.event.cmp(&b.event));
     events
 }
 
+impl Declared {
+    fn namespace(&self) -> &str {
+        self.event.split(':').next().unwrap_or_default()
+    }
+
+    /// What is told of it, with its schemas where `detail` is wanted.
+    fn info(self, config: &Config, detail: bool) -> EventInfo {
+        let policy = config.policy(&self.event, &self.event);
+        let (kind, about) = match &self.by {
+            By::Daemon(spec) => (if spec.fact { EventKind::Fact } else { EventKind::Request }, spec.about),
+            By::Request(of, at) => {
+                let spec = &of.requests[*at];
+                let kind = if spec.chunk.is_some() { EventKind::Stream } else { EventKind::Request };
+                (kind, spec.about.as_str())
+            }
+            By::Fact(of, at) => (EventKind::Fact, of.emits[*at].about.as_str()),
+        };
+        let (request, reply, chunk) = match &self.by {
+            _ if !detail => (None, None, None),
+            By::Daemon(spec) => (Some(specs::schema(spec)), None, None),
+            By::Request(of, at) => {
+                let spec = &of.requests[*at];
+                (Some(spec.request.clone()), Some(spec.reply.clone()), spec.chunk.clone())
+            }
+            By::Fact(of, at) => (Some(of.emits[*at].schema.clone()), None, None),
+        };
+        EventInfo {
+            about: about.into(),
+            kind,
+            available: self.available,
+            delivery: policy.map_or("live", |policy| policy.delivery.as_str()).into(),
+            permission: policy.map(|policy| policy.permission.clone()).unwrap_or_default(),
+            timeout_ms: policy
+                .and_then(|policy| policy.timeout)
+                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            request,
+            reply,
+            chunk,
+            owner: self.owner,
+            event: self.event,
+        }
+    }
+}
+
 /// `system:discover`.
 pub(super) fn discover(fleet: &Fleet, config: &Config, ask: &Discover) -> Result<Discovery, Refusal> {
-    let mut events = all(fleet, config);
+    let mut events = all(fleet);
     if let Some(namespace) = &ask.namespace {
-        let namespaces: Vec<String> =
-            events.iter().filter_map(|info| info.event.split(':').next()).map(str::to_owned).collect();
-        events.retain(|info| info.event.split(':').next() == Some(namespace));
+        let namespaces: Vec<String> = events.iter().map(|event| event.namespace().to_owned()).collect();
+        events.retain(|event| event.namespace() == namespace);
         if events.is_empty() {
             return Err(Refusal::not_found("namespace", namespace).hint(nearest(namespace, &namespaces)));
         }
     }
-    if !ask.detail {
-        for event in &mut events {
-            (event.request, event.reply, event.chunk) = (None, None, None);
-        }
-    }
-    Ok(Discovery { events })
+    Ok(Discovery { events: events.into_iter().map(|event| event.info(config, ask.detail)).collect() })
 }
 
 /// `system:describe`.
 pub(super) fn describe(fleet: &Fleet, config: &Config, name: &str) -> Result<EventInfo, Refusal> {
-    let events = all(fleet, config);
-    if let Some(info) = events.iter().find(|info| info.event == name) {
-        return Ok(info.clone());
+    let mut events = all(fleet);
+    if let Some(at) = events.iter().position(|event| event.event == name) {
+        return Ok(events.swap_remove(at).info(config, true));
     }
-    let names: Vec<String> = events.into_iter().map(|info| info.event).collect();
+    let names: Vec<String> = events.into_iter().map(|event| event.event).collect();
     Err(Refusal::new(Code::NotFound, format!("no event named `{name}`")).hint(nearest(name, &names)))
 }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ksi_abi::{Buffer, FAILED, FULL, HostTable, INVALID, Kind, Message, OK, POISONED, Slice};
+use ksi_abi::{Buffer, FAILED, FULL, HostTable, INVALID, Kind, Message, OK, POISONED, PluginTable, Slice};
 use ksi_protocol::{
     EventName, Frame, Refusal, encode,
     frame::{Emit, Request, Verdict},
@@ -62,7 +62,7 @@ pub enum Fault {
 
 /// A running instance. Destroyed when dropped, unless it is poisoned.
 pub struct Instance {
-    library: Library,
+    table: &'static PluginTable,
     context: &'static HostContext,
     pointer: *mut c_void,
     poisoned: bool,
@@ -127,7 +127,7 @@ impl Instance {
         let refusal = take(error);
         match status {
             OK if !pointer.is_null() => {
-                Ok(Self { library: library.clone(), context, pointer, poisoned: false })
+                Ok(Self { table: library.table, context, pointer, poisoned: false })
             }
             FAILED => Err(ksi_protocol::decode(&refusal).unwrap_or_else(|refusal| refusal)),
             other => Err(Refusal::new(ksi_protocol::Code::Internal, format!("start returned {other}"))),
@@ -228,13 +228,13 @@ impl Instance {
     ///
     /// As [`Instance::deliver`].
     pub fn poll(&mut self) -> Result<(), Fault> {
-        let status = if self.poisoned { POISONED } else { (self.library.table.poll)(self.pointer) };
+        let status = if self.poisoned { POISONED } else { (self.table.poll)(self.pointer) };
         self.check(status)
     }
 
     fn call(&mut self, message: &Message) -> Result<(), Fault> {
         let status =
-            if self.poisoned { POISONED } else { (self.library.table.deliver)(self.pointer, message) };
+            if self.poisoned { POISONED } else { (self.table.deliver)(self.pointer, message) };
         self.check(status)
     }
 
@@ -258,7 +258,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if !self.poisoned {
-            (self.library.table.destroy)(self.pointer);
+            (self.table.destroy)(self.pointer);
         }
     }
 }

@@ -13,7 +13,7 @@ use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
 use crate::image::{Error, Image};
 
 /// A library that was loaded, for good.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Library {
     pub(crate) table: &'static PluginTable,
     /// What the plugin says of itself.

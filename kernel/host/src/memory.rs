@@ -1,15 +1,38 @@
-//! Memory that only the start needed, given back.
+//! Memory that nobody uses, left to the system.
 //!
-//! A start runs much code once (configuration, schemas, recovery) and leaves
+//! A large block comes from the system and goes back to it ([`map_large`]). A
+//! start runs much code once (configuration, schemas, recovery) and leaves
 //! holes in the heap. What stays resident of that is of no use: a page of code or
 //! of constants that is needed again comes from the page cache, and the heap grows
-//! again where it must. This module only tells the system so; it frees nothing
+//! again where it must, so it is given back ([`settle`]). This module frees nothing
 //! that is in use, and nothing depends on whether the system listens.
 #![expect(unsafe_code, reason = "the advice is about addresses")]
 
 use std::{fs, io, ptr::NonNull};
 
 use nix::sys::mman::{MmapAdvise, madvise};
+
+/// From this size on a block is mapped for itself, in bytes.
+#[cfg(target_env = "gnu")]
+const LARGE: std::ffi::c_int = 512 << 10;
+
+/// Has the allocator map each block of half a MiB or more for itself. By itself
+/// glibc takes the largest mapped block that was ever freed for a sign that such
+/// blocks come often, and cuts those that follow from the heap: what is asked for
+/// as zeros is then written, so it is resident, used or not, and a hole stays
+/// where it was. Statistics that a library keeps in large arrays, most of them
+/// never counted up, cost a daemon 3 to 6 MB so. See mallopt(3),
+/// `M_MMAP_THRESHOLD`.
+///
+/// To be called before other threads run. Not for a program that takes and frees
+/// such blocks in its inner loop.
+pub fn map_large() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's, and no other thread allocates.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
 
 /// Gives back free heap, and the code and constants that were touched so far. To
 /// be called once the start is over; takes a few milliseconds.

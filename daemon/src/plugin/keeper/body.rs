@@ -127,7 +127,7 @@ impl Keeper {
         while let Ok(life) = self.life.try_recv() {
             match life {
                 Life::Sandboxed(report) => self.sandboxed(report),
-                Life::Described(descriptor) => self.described(*descriptor),
+                Life::Described(descriptor) => self.described(descriptor.into()),
                 Life::Refused(refusal) => self.reason = Some(reason_of(refusal)),
                 Life::Died(reason) => self.reason = Some(reason),
                 Life::Ready | Life::Drained | Life::Pong => {}

@@ -207,11 +207,11 @@ impl Keeper {
         }
         self.warn_of_what_is_not_granted(&descriptor);
         let now_ms = self.means.hub.now_ms();
-        for (id, pattern) in (SUBS_FROM..).zip(descriptor.listens) {
-            kernel.subscribe(&running.port, id, pattern, Class::Live, now_ms)?;
+        for (id, pattern) in (SUBS_FROM..).zip(&descriptor.listens) {
+            kernel.subscribe(&running.port, id, pattern.clone(), Class::Live, now_ms)?;
         }
-        for (index, spec) in (0..).zip(descriptor.intercepts) {
-            kernel.intercept(&running.port, index, spec);
+        for (index, spec) in (0..).zip(&descriptor.intercepts) {
+            kernel.intercept(&running.port, index, spec.clone());
         }
         Ok(())
     }
