@@ -238,18 +238,19 @@ impl Trail {
 
     /// Until something waits, and a moment more for what comes with it.
     async fn gather(&self, hub: &Hub) {
-        let (is_empty, repeat) = {
+        let (waiting, repeat) = {
             let mut queue = self.lock();
             queue.end_repeats(Some(hub.now_ms()));
-            (queue.waiting.is_empty(), !queue.repeats.is_empty())
+            (queue.waiting.len(), !queue.repeats.is_empty())
         };
-        if !is_empty {
+        if waiting >= BATCH_MAX {
             return;
         }
         let filled = self.filled.notified();
-        let is_filled = match repeat {
-            true => timeout(LOOK, filled).await.is_ok(),
-            false => {
+        let is_filled = match (waiting, repeat) {
+            (1.., _) => true,
+            (0, true) => timeout(LOOK, filled).await.is_ok(),
+            (0, false) => {
                 filled.await;
                 true
             }
