@@ -111,6 +111,7 @@ pub(crate) struct Answered {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Usage {
+    pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
 }
 

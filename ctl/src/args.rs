@@ -427,7 +427,10 @@ pub(crate) enum Level {
   fanout            one emitter, 64 subscribers, deliveries per second
   ask               time per streamed token, and the daemon's share of it
   durable           accepts of durable requests, one by one and 256 in flight, beside a bare
-                    append with fdatasync; and live requests with and without that traffic")]
+                    append with fdatasync; and live requests with and without that traffic
+  infer             tokens per second of 1, 4 and 16 streams that share a model, the time to the
+                    first token after a shared beginning, and how long running streams wait
+                    while a long prompt is read; takes minutes, and is not part of all")]
 pub(crate) struct Bench {
     /// What to measure
     #[arg(value_enum, default_value_t)]
@@ -453,7 +456,10 @@ pub(crate) struct Bench {
     /// Subscribers of fanout
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) subscribers: usize,
-    /// Model of ask
+    /// Another server that infer asks the same, with the API of OpenAI, such as llama-server
+    #[arg(long, value_name = "URL")]
+    pub(crate) against: Option<String>,
+    /// Model of ask and infer
     #[arg(short, long, value_name = "PROVIDER/NAME", add = ArgValueCompleter::new(complete::models))]
     pub(crate) model: Option<String>,
 }
@@ -468,6 +474,7 @@ pub(crate) enum BenchTest {
     Fanout,
     Ask,
     Durable,
+    Infer,
     #[default]
     All,
 }

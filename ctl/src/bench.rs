@@ -6,6 +6,7 @@
 
 mod durable;
 mod facts;
+mod infer;
 mod requests;
 mod tokens;
 
@@ -124,6 +125,11 @@ fn rounded(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
+/// How many times the other it is.
+fn over(value: Option<f64>, other: Option<f64>) -> Option<f64> {
+    Some((value? / other.filter(|other| *other > 0.0)? * 100.0).round() / 100.0)
+}
+
 /// `ksi bench`.
 ///
 /// # Errors
@@ -143,7 +149,7 @@ pub(crate) fn run(at: &Invocation, options: &args::Bench) -> Result<()> {
     let mut results = Vec::new();
     if options.test == BenchTest::All {
         for test in ALL {
-            let measured = measure(at, options, test).or_else(|failure| skipped(test, failure))?;
+            let measured = measure(at, options, test).or_else(|failure| skipped(name(test), failure))?;
             for measured in &measured {
                 at.out.note(&format!("{}: {}", measured.test, brief(measured)));
             }
@@ -164,6 +170,7 @@ fn name(test: BenchTest) -> &'static str {
         BenchTest::Fanout => "fanout",
         BenchTest::Ask => "ask",
         BenchTest::Durable => "durable",
+        BenchTest::Infer => "infer",
         BenchTest::All => "all",
     }
 }
@@ -176,10 +183,10 @@ fn brief(measured: &Measured) -> String {
 }
 
 /// A test among others is left out where the daemon lacks what it needs.
-fn skipped(test: BenchTest, failure: Failure) -> Result<Vec<Measured>> {
+fn skipped(test: &'static str, failure: Failure) -> Result<Vec<Measured>> {
     match failure.exit {
         Exit::NotRunning | Exit::Interrupted => Err(failure),
-        _ => Ok(vec![Measured { test: name(test), skipped: Some(failure.message), ..Measured::default() }]),
+        _ => Ok(vec![Measured { test, skipped: Some(failure.message), ..Measured::default() }]),
     }
 }
 
@@ -217,6 +224,10 @@ fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Ve
                 count: count(20_000),
             };
             return single()?.block_on(interruptible(durable::durable(at, &plan)));
+        }
+        BenchTest::Infer => {
+            let work = infer::infer(at, options.model.clone(), options.against.as_deref());
+            return single()?.block_on(interruptible(work));
         }
         BenchTest::All => Err(Failure::usage("`all` is not one test")),
     };
@@ -319,8 +330,8 @@ mod tests {
 
     #[test]
     fn a_test_that_cannot_be_measured_is_skipped_but_a_missing_daemon_is_not() {
-        let measured = skipped(BenchTest::RrChild, Failure::not_found("event", "x:y")).unwrap();
+        let measured = skipped("rr-child", Failure::not_found("event", "x:y")).unwrap();
         assert_eq!(measured[0].note(), "skipped: no event named `x:y`");
-        assert!(skipped(BenchTest::Rr, Failure::not_running("/s".as_ref())).is_err());
+        assert!(skipped("rr", Failure::not_running("/s".as_ref())).is_err());
     }
 }

@@ -24,7 +24,7 @@ use ksi_client::{CallOptions, Client, Error};
 use serde_json::json;
 
 use super::{
-    Measured, TEXT,
+    Measured, TEXT, over,
     requests::{run, timed},
     single,
 };
@@ -144,11 +144,6 @@ async fn beside(at: &Invocation, client: &Client, plan: &Plan<'_>, payload: &Byt
     let beside = Measured::of("live-beside-durable", beside, spent[1]);
     let ratio = over(beside.p50_us, alone.p50_us);
     Ok([alone, Measured { ratio, against: Some("alone"), ..beside }])
-}
-
-/// How many times the other it is.
-fn over(value: Option<f64>, other: Option<f64>) -> Option<f64> {
-    Some((value? / other.filter(|other| *other > 0.0)? * 100.0).round() / 100.0)
 }
 
 /// A file that is filled record by record, and nothing else.
