@@ -17,6 +17,7 @@ pub mod secrets;
 pub mod wire;
 pub mod woken;
 mod jitter;
+mod rate;
 pub mod hub;
 pub mod session;
 pub mod plugin;

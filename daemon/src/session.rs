@@ -11,7 +11,6 @@ mod gate;
 pub mod face;
 pub mod body;
 pub mod outbox;
-mod rate;
 mod reader;
 mod socket;
 
@@ -27,13 +26,11 @@ use ksi_identity::{Authority, Principal};
 use ksi_kernel::{Quota, Role};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    account::{Accounts, Share},
-    rate::Complaints,
-};
+use self::account::{Accounts, Share};
 use crate::{
     hub::{Handle, Hub, Port},
     plugin::offspring::Offspring,
+    rate::Complaints,
 };
 
 /// What sessions may take.

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::{Port, Turn},
+    rate::Complaints,
     redaction,
     wire::ask,
     woken,
@@ -94,6 +95,8 @@ pub struct Guest {
     words: Mutex<VecDeque<Word>>,
     /// What it says that it cannot do.
     complaint: Mutex<Option<String>>,
+    /// Facts that it tells and may not.
+    not_told: Complaints,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,6 +114,7 @@ impl Guest {
             port: OnceLock::new(),
             words: Mutex::default(),
             complaint: Mutex::default(),
+            not_told: Complaints::default(),
         }
     }
 
@@ -297,7 +301,53 @@ impl Guest {
             other => other,
         };
         if let Some(port) = self.port.get().and_then(Weak::upgrade) {
-            from_plugin(turn, &port, frame);
+            self.say(turn, &port, frame);
+        }
+    }
+
+    /// Has the kernel route what the plugin says.
+    fn say(&self, turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
+        match frame {
+            Frame::Reply { id, data } => turn.answer(port, id, Answer::Reply(data)),
+            Frame::Chunk { id, data } => turn.answer(port, id, Answer::Chunk(data)),
+            Frame::End { id, data } => turn.answer(port, id, Answer::End(data)),
+            Frame::Accepted { id, request_id, seq } => {
+                turn.answer(port, id, Answer::Accepted { request_id, seq });
+            }
+            Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, refusal.into()),
+            Frame::Request(request) => {
+                let (caller, vouched) = turn.hub().identity.kept(&request);
+                turn.request(port, Ask { caller, vouched, ..ask(request) });
+            }
+            Frame::Emit(emit) => {
+                let owner =
+                    |tenant: &str| Principal::new(&port.authority.caller.principal.name, Some(tenant), 0);
+                let caller = |tenant: String| {
+                    Arc::new(Caller { origin: port.origin.clone(), principal: owner(&tenant) })
+                };
+                let emission = Emission {
+                    correlation_id: emit.correlation_id.map(Into::into),
+                    parent: emit.parent,
+                    caller: emit.tenant.map(caller),
+                    chain: emit.chain,
+                    ..Emission::new(emit.event, emit.data)
+                };
+                if let Err(refusal) = turn.emit(port, emission)
+                    && let Some(untold) = self.not_told.count(turn.hub().now_ms())
+                {
+                    tracing::warn!(origin = &*port.origin, untold, "{refusal}");
+                }
+            }
+            Frame::Cancel { id } => turn.cancel(port, id),
+            Frame::Verdict(verdict) => {
+                let word = match (verdict.refuse, verdict.edit) {
+                    (Some(refusal), _) => Verdict::Refuse(redaction::refusal(refusal)),
+                    (None, Some(data)) => Verdict::Edit(data),
+                    (None, None) => Verdict::Pass,
+                };
+                turn.verdict(port, verdict.id, word);
+            }
+            _ => {}
         }
     }
 }
@@ -310,48 +360,6 @@ fn named(caller: &Caller, now_ms: u64) -> Box<frame::Caller> {
         tenant: principal.tenant.as_deref().map(str::to_owned),
         every_tenant: principal.holds(Permission::EVERY_TENANT.0, now_ms),
     })
-}
-
-/// Does what a plugin says, in either placement.
-fn from_plugin(turn: &mut Turn<'_>, port: &Arc<Port>, frame: Frame) {
-    match frame {
-        Frame::Reply { id, data } => turn.answer(port, id, Answer::Reply(data)),
-        Frame::Chunk { id, data } => turn.answer(port, id, Answer::Chunk(data)),
-        Frame::End { id, data } => turn.answer(port, id, Answer::End(data)),
-        Frame::Accepted { id, request_id, seq } => {
-            turn.answer(port, id, Answer::Accepted { request_id, seq });
-        }
-        Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, refusal.into()),
-        Frame::Request(request) => {
-            let (caller, vouched) = turn.hub().identity.kept(&request);
-            turn.request(port, Ask { caller, vouched, ..ask(request) });
-        }
-        Frame::Emit(emit) => {
-            let owner = |tenant: &str| Principal::new(&port.authority.caller.principal.name, Some(tenant), 0);
-            let caller =
-                |tenant: String| Arc::new(Caller { origin: port.origin.clone(), principal: owner(&tenant) });
-            let emission = Emission {
-                correlation_id: emit.correlation_id.map(Into::into),
-                parent: emit.parent,
-                caller: emit.tenant.map(caller),
-                chain: emit.chain,
-                ..Emission::new(emit.event, emit.data)
-            };
-            if let Err(refusal) = turn.emit(port, emission) {
-                tracing::warn!(origin = &*port.origin, "{refusal}");
-            }
-        }
-        Frame::Cancel { id } => turn.cancel(port, id),
-        Frame::Verdict(verdict) => {
-            let word = match (verdict.refuse, verdict.edit) {
-                (Some(refusal), _) => Verdict::Refuse(redaction::refusal(refusal)),
-                (None, Some(data)) => Verdict::Edit(data),
-                (None, None) => Verdict::Pass,
-            };
-            turn.verdict(port, verdict.id, word);
-        }
-        _ => {}
-    }
 }
 
 fn log(plugin: &str, level: &str, message: &str) {

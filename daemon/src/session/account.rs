@@ -22,7 +22,7 @@ use std::{
 use ksi_protocol::{Code, Refusal};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::rate::Rate;
+use crate::rate::Rate;
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;

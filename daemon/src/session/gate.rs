@@ -103,7 +103,9 @@ impl Sessions {
 
     /// Turns a client away; it never waits for that one to read why.
     fn turn_away(&self, mut stream: &UnixStream, refusal: &Refusal) {
-        self.complaints.say(refusal, self.hub.now_ms());
+        if let Some(untold) = self.complaints.count(self.hub.now_ms()) {
+            tracing::warn!(untold, "connection refused: {refusal}");
+        }
         // The peer has not said which encoding it speaks; a line is readable
         // for a person at least.
         let line = ksi_protocol::json::refusal_line(None, refusal);

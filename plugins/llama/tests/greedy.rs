@@ -27,29 +27,28 @@ const PROMPTS: [&str; 5] = [
 /// The tokens of the likeliest answer, by nothing but llama.cpp.
 fn bare(prompt: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/ksi-tiny.gguf");
-    let backend = backend::get().unwrap();
+    let backend = backend::get().expect("one backend for all");
     let params = LlamaModelParams::default().with_n_gpu_layers(0);
-    let model = LlamaModel::load_from_file(backend, path, &params).unwrap();
-    let mut context =
-        model.new_context(backend, LlamaContextParams::default().with_n_threads(1).with_n_threads_batch(1));
-    let context = context.as_mut().unwrap();
+    let model = LlamaModel::load_from_file(backend, path, &params).expect("it is in the project");
+    let params = LlamaContextParams::default().with_n_threads(1).with_n_threads_batch(1);
+    let mut context = model.new_context(backend, params).expect("there is memory");
     let prompt = model.vocab().tokenize(prompt.as_bytes(), true, true);
     let mut batch = LlamaBatch::new(512, 1);
     for (position, token) in (0..).zip(&prompt) {
-        batch.add(*token, position, &[0], position as usize + 1 == prompt.len()).unwrap();
+        batch.add(*token, position, &[0], position as usize + 1 == prompt.len()).expect("there is room");
     }
     let mut said = Vec::new();
-    for position in (i32::try_from(prompt.len()).unwrap()..).take(TOKENS_MAX) {
-        context.decode(&mut batch).unwrap();
+    for position in (i32::try_from(prompt.len()).expect("it is short")..).take(TOKENS_MAX) {
+        context.decode(&mut batch).expect("it is decoded");
         let scores = context.get_logits_ith(batch.n_tokens() - 1);
-        let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+        let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
         let token = LlamaToken(best);
         if model.vocab().is_eog(token) {
             break;
         }
-        said.push(String::from_utf8(model.vocab().token_to_piece(token, false, None)).unwrap());
+        said.push(String::from_utf8_lossy(&model.vocab().token_to_piece(token, false, None)).into_owned());
         batch.clear();
-        batch.add(token, position, &[0], true).unwrap();
+        batch.add(token, position, &[0], true).expect("there is room");
     }
     said
 }
@@ -66,8 +65,8 @@ fn tokens(host: &FakeHost<Llama>, call: &Call) -> Vec<String> {
             other => panic!("{other:?}"),
         }
     };
-    let tokens = end["logprobs"].as_array().unwrap().iter();
-    tokens.map(|token| token["token"].as_str().unwrap().to_owned()).collect()
+    let tokens = end["logprobs"].as_array().expect("a list").iter();
+    tokens.map(|token| token["token"].as_str().expect("a text").to_owned()).collect()
 }
 
 #[test]

@@ -2,14 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ksi_protocol::Refusal;
-
-/// Refusals that the log tells of in a second.
+/// Complaints of one kind that the log tells of in a second.
 const COMPLAINTS_PER_SECOND: u32 = 1;
 
 /// How fast something happens.
 #[derive(Debug, Default)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// When all that happened so far would have happened at the rate that is
     /// allowed, microseconds since 1970.
     due_us: AtomicU64,
@@ -18,7 +16,7 @@ pub(super) struct Rate {
 impl Rate {
     /// Counts once more. A second's worth may come at once; where that is too
     /// fast, in how many milliseconds it is not.
-    pub(super) fn take(&self, per_second: u32, now_ms: u64) -> Result<(), u64> {
+    pub(crate) fn take(&self, per_second: u32, now_ms: u64) -> Result<(), u64> {
         let second_from_now = now_ms.saturating_mul(1000) + 1_000_000;
         let each = 1_000_000 / u64::from(per_second.max(1));
         let next = |due: u64| (due <= second_from_now).then(|| due.max(second_from_now - 1_000_000) + each);
@@ -29,25 +27,35 @@ impl Rate {
     }
 }
 
-/// Tells the log of connections that are refused: a few of them, and the number
-/// of the others, since whoever is refused may come again without end, and what
-/// is new in a log takes the place of what is old.
+/// Complaints about one and the same thing: the log is told of a few of them, and
+/// of the number of the others, since whoever is refused may come again without
+/// end, and what is new in a log takes the place of what is old.
 #[derive(Debug, Default)]
-pub(super) struct Complaints {
+pub(crate) struct Complaints {
     rate: Rate,
     untold: AtomicU64,
 }
 
 impl Complaints {
-    /// Says why, unless too much was said of late.
-    pub(super) fn say(&self, why: &Refusal, now_ms: u64) {
+    /// Counts one. Where it is to be told, how many before it were not.
+    pub(crate) fn count(&self, now_ms: u64) -> Option<u64> {
         if self.rate.take(COMPLAINTS_PER_SECOND, now_ms).is_err() {
             self.untold.fetch_add(1, Ordering::Relaxed);
-            return;
+            return None;
         }
-        match self.untold.swap(0, Ordering::Relaxed) {
-            0 => tracing::warn!("connection refused: {why}"),
-            more => tracing::warn!(more, "connection refused, and more before: {why}"),
-        }
+        Some(self.untold.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_complaint_a_second_is_told_with_the_number_of_those_before() {
+        let complaints = Complaints::default();
+        let told: Vec<Option<u64>> =
+            [5_000, 5_000, 5_400, 6_000, 6_500, 9_000].map(|now_ms| complaints.count(now_ms)).into();
+        assert_eq!(told, [Some(0), None, None, Some(2), None, Some(1)]);
     }
 }
