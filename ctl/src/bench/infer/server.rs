@@ -121,7 +121,7 @@ fn event(line: &[u8]) -> serde_json::Result<Option<Chunk>> {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{Read, Write},
+        io::{BufRead, BufReader, Read, Write},
         net::TcpListener,
     };
 
@@ -142,15 +142,20 @@ mod tests {
         let server = Server::new(&format!("http://{}", listener.local_addr().unwrap()), "m").unwrap();
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            let mut byte = [0];
-            // The body is one line of JSON that ends the request.
-            while !request.ends_with(b"}") || !request.windows(4).any(|part| part == b"\r\n\r\n") {
-                if stream.read(&mut byte).unwrap() == 0 {
-                    break;
+            let mut request = BufReader::new(stream.try_clone().unwrap());
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                request.read_line(&mut line).unwrap();
+                match line.trim_end().split_once(": ") {
+                    Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                        length = value.parse().unwrap();
+                    }
+                    None if line.trim_end().is_empty() => break,
+                    _ => {}
                 }
-                request.push(byte[0]);
             }
+            request.read_exact(&mut vec![0; length]).unwrap();
             stream.write_all(answer.as_bytes()).unwrap();
         });
         server
