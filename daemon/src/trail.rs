@@ -331,8 +331,8 @@ fn encode(waiting: Vec<Waiting>) -> Bytes {
         Waiting::Repeated(repeated) => Record::Repeated(repeated),
         Waiting::Lost(lost) => Record::Lost(lost),
     };
-    let append = Append { records: waiting.into_iter().map(record).collect() };
-    ksi_protocol::encode(&append).expect("texts and numbers have a form in MessagePack")
+    let append = Append { records: waiting.into_iter().map(|one| record(one).line()).collect() };
+    ksi_protocol::encode(&append).expect("texts have a form in MessagePack")
 }
 
 #[cfg(test)]
@@ -406,7 +406,9 @@ mod tests {
         let batch = encode(vec![Waiting::Note(one)]);
         assert!(!batch.windows(8).any(|part| part == &payload[..8]));
         let append: Append = ksi_protocol::decode(&batch).unwrap();
-        let Record::Decision(decision) = &append.records[0] else { panic!("{append:?}") };
+        let Ok(Record::Decision(decision)) = serde_json::from_str(&append.records[0]) else {
+            panic!("{append:?}")
+        };
         assert_eq!((decision.size, &decision.sha256), (29, &Digest::of(&payload).to_string()));
     }
 }

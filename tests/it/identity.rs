@@ -50,22 +50,6 @@ fn frames_as(daemon: &Daemon, token: &Token) -> Frames {
     frames
 }
 
-/// Asks and reads past chunks to the last answer.
-fn ask(lines: &mut Lines, event: &str, data: Value) -> Result<Value, Value> {
-    lines.send(&json!({"event": event, "data": data}));
-    loop {
-        let mut answer = lines.receive();
-        if answer.get("chunk").is_some() {
-            continue;
-        }
-        if let Some(refusal) = answer.get_mut("refusal") {
-            return Err(refusal.take());
-        }
-        let part = if answer.get("accepted").is_some() { "accepted" } else { "data" };
-        return Ok(answer[part].take());
-    }
-}
-
 fn code(answer: &Result<Value, Value>) -> &str {
     match answer {
         Ok(_) => "ok",

@@ -111,6 +111,12 @@ impl Record {
             Self::Retired(retired) => retired.at_ms,
         }
     }
+
+    /// The record as the trail keeps it: one line of JSON.
+    #[must_use]
+    pub fn line(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers have a form in JSON")
+    }
 }
 
 /// Write records down. Only the daemon may ask; answered with [`Appended`] when
@@ -119,8 +125,9 @@ impl Record {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Append {
-    /// In the order in which they were taken.
-    pub records: Vec<Record>,
+    /// Each as [`Record::line`] gives it, in the order in which they were taken. They are kept as they
+    /// are, so that those who write many need not have them read and written once more.
+    pub records: Vec<String>,
 }
 
 /// The answer to `audit:append`.

@@ -5,6 +5,8 @@
 //! Nothing here does I/O, reads a clock or keeps state. `PROTOCOL.md`, beside
 //! this crate, describes every byte; `tests/golden` holds one of each frame.
 
+use std::cell::Cell;
+
 pub mod audit;
 pub mod checkpoint;
 pub mod descriptor;
@@ -41,6 +43,10 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// The tenant of whoever is given no other: the owner, and users without one.
 pub const LOCAL_TENANT: &str = "local";
 
+/// Bytes that a thread keeps for the next value that it encodes; what is longer
+/// is not copied.
+const SCRATCH_MAX: usize = 4096;
+
 /// Encodes a value as MessagePack with named fields, the form of every
 /// payload.
 ///
@@ -49,7 +55,20 @@ pub const LOCAL_TENANT: &str = "local";
 /// Fails only where a `Serialize` implementation does, or on a map whose
 /// length is not known beforehand.
 pub fn encode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, rmp_serde::encode::Error> {
-    rmp_serde::to_vec_named(value).map(Bytes::from)
+    thread_local! {
+        /// Grows once, where a buffer of its own would grow with every value.
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    // Whoever encodes within an encoding finds an empty one.
+    let mut bytes = SCRATCH.take();
+    rmp_serde::encode::write_named(&mut bytes, value)?;
+    if bytes.len() > SCRATCH_MAX {
+        return Ok(bytes.into());
+    }
+    let exact = Bytes::copy_from_slice(&bytes);
+    bytes.clear();
+    SCRATCH.set(bytes);
+    Ok(exact)
 }
 
 /// Decodes a MessagePack payload into a typed value.

@@ -317,7 +317,7 @@ impl Checkpoint {
             return Err(Refusal::new(Code::Denied, "only the daemon itself writes the audit trail")
                 .hint("`audit:query` reads it"));
         }
-        let appended = self.with_trail(&ctx, move |trail, now_ms| trail.append(&ask.records, now_ms)).await?;
+        let appended = self.with_trail(&ctx, move |trail, now_ms| trail.append(ask.records, now_ms)).await?;
         if !self.signing.replace(true) {
             ctx.spawn(self.clone().sign_in_time(ctx.clone()));
         }

@@ -128,13 +128,14 @@ impl Trail {
         Ok(notes)
     }
 
-    /// Writes records down; they are on the disk when this returns.
+    /// Writes records down, each a [`Record::line`]; they are on the disk when this
+    /// returns.
     ///
     /// # Errors
     ///
     /// `unavailable`, with what the disk said: it is not known then how many of
     /// them were written.
-    pub fn append(&self, records: &[Record], now_ms: u64) -> Result<Appended, Refusal> {
+    pub fn append(&self, records: Vec<String>, now_ms: u64) -> Result<Appended, Refusal> {
         self.with(now_ms, |open, shared| {
             open.append(records, now_ms)?;
             if open.unsigned >= HEAD_RECORDS {
@@ -257,15 +258,11 @@ impl Open {
         Ok((open, notes))
     }
 
-    fn append(&mut self, records: &[Record], now_ms: u64) -> Result<(), Refusal> {
+    fn append(&mut self, records: Vec<String>, now_ms: u64) -> Result<(), Refusal> {
         if records.is_empty() {
             return Ok(());
         }
-        let encode = |record: &Record| {
-            let text = serde_json::to_vec(record);
-            text.map(Bytes::from).map_err(|error| Refusal::new(Code::Internal, error.to_string()))
-        };
-        let payloads = records.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let payloads: Vec<Bytes> = records.into_iter().map(Bytes::from).collect();
         let first = self.journal.next_seq();
         self.journal.append(&payloads).map_err(|error| {
             Refusal::new(Code::Unavailable, format!("the audit trail is not written: {error}"))
@@ -308,7 +305,7 @@ impl Open {
         if before_seq == 0 || stat.segments.len() < 3 {
             return Ok(());
         }
-        self.append(&[Record::Retired(Retired { at_ms: now_ms, before_seq })], now_ms)?;
+        self.append(vec![Record::Retired(Retired { at_ms: now_ms, before_seq }).line()], now_ms)?;
         let cannot = |why: String| Refusal::new(Code::Unavailable, format!("nothing is let go: {why}"));
         self.archive.retire(before_seq).map_err(|error| cannot(error.to_string()))?;
         let first = self.archive.stat().first;

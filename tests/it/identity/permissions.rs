@@ -13,7 +13,7 @@ use ksi_tests::{
 };
 use serde_json::json;
 
-use super::{ask, code, create, frames_as, lines_as, ready};
+use super::{code, create, frames_as, lines_as, ready};
 
 /// What the manifest says: the permission of each event, the capabilities of each
 /// role.
@@ -50,7 +50,7 @@ fn each_role_may_ask_for_exactly_what_the_manifest_gives_it() {
                 && capabilities.iter().any(|capability| gives(capability, permission));
             let mut lines = lines_as(&daemon, &token);
             // An unknown field keeps what may be asked from doing anything.
-            let answer = ask(&mut lines, event, json!({"no such field": 1}));
+            let answer = lines.ask(event, json!({"no such field": 1}));
             assert_eq!(code(&answer) != "denied", may, "{role} asks {event}: {answer:?}");
             if !may {
                 let refusal = answer.unwrap_err();
@@ -147,7 +147,7 @@ fn work_of_a_token_that_was_revoked_meanwhile_ends_as_failed() {
     let made = create(&daemon, &["echo.use", "work.*"], None);
     let mut lines = lines_as(&daemon, &made.token);
     daemon.ask("plugin:unload", json!({"name": "echo"})).unwrap();
-    let accepted = ask(&mut lines, "echo:keep", json!({"text": "later"})).unwrap();
+    let accepted = lines.ask("echo:keep", json!({"text": "later"})).unwrap();
     let name = json!({"request_id": accepted["request_id"]});
     daemon.ask("token:revoke", json!({"id": made.info.id})).unwrap();
     daemon.ask("plugin:load", json!({"library": "echo"})).unwrap();

@@ -4,7 +4,7 @@ use ksi_protocol::{Frame, frame::Class, token::Token};
 use ksi_tests::{Daemon, frames::Frames, wait_until};
 use serde_json::{Value, json};
 
-use super::{ask, code, create, frames_as, lines_as, ready};
+use super::{code, create, frames_as, lines_as, ready};
 
 /// Names that are easily taken for each other; those that are no names are
 /// refused before anything is kept under them.
@@ -43,32 +43,31 @@ fn the_same_key_under_each_tenant_is_another_value_and_another_queue() {
     for (name, token) in &tokens {
         let mut lines = lines_as(&daemon, token);
         let set = json!({"namespace": "n", "key": "k", "value": name, "expected_version": 0});
-        assert_eq!(code(&ask(&mut lines, "state:set", set)), "ok", "nobody has it yet: {name}");
+        assert_eq!(code(&lines.ask("state:set", set)), "ok", "nobody has it yet: {name}");
         let push = json!({"namespace": "n", "queue": "q", "data": name});
-        assert_eq!(ask(&mut lines, "state:push", push).unwrap()["length"], 1, "{name}");
+        assert_eq!(lines.ask("state:push", push).unwrap()["length"], 1, "{name}");
     }
     for (name, token) in &tokens {
         let mut lines = lines_as(&daemon, token);
-        assert_eq!(ask(&mut lines, "state:get", place("k")).unwrap()["value"], *name);
-        let list = ask(&mut lines, "state:list", json!({"namespace": "n"})).unwrap();
+        assert_eq!(lines.ask("state:get", place("k")).unwrap()["value"], *name);
+        let list = lines.ask("state:list", json!({"namespace": "n"})).unwrap();
         assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{name}: {list}");
-        let popped =
-            ask(&mut lines, "state:pop", json!({"namespace": "n", "queue": "q", "count": 9})).unwrap();
+        let popped = lines.ask("state:pop", json!({"namespace": "n", "queue": "q", "count": 9})).unwrap();
         let items = popped["items"].as_array().unwrap();
         assert!(items.len() == 1 && items[0]["data"] == *name, "{name}: {popped}");
     }
     // One deletes its own, and all others keep theirs.
     let mut first = lines_as(&daemon, &tokens[0].1);
-    assert_eq!(ask(&mut first, "state:delete", place("k")).unwrap()["deleted"], true);
+    assert_eq!(first.ask("state:delete", place("k")).unwrap()["deleted"], true);
     let mut second = lines_as(&daemon, &tokens[1].1);
-    assert_eq!(ask(&mut second, "state:get", place("k")).unwrap()["found"], true);
+    assert_eq!(second.ask("state:get", place("k")).unwrap()["found"], true);
     // The owner's is his own, too, and all survive a restart.
     assert_eq!(daemon.ask("state:get", place("k")).unwrap()["found"], false);
     let daemon = daemon.kill().start();
     daemon.ready();
     for (name, token) in &tokens[1..] {
         let mut lines = lines_as(&daemon, token);
-        assert_eq!(ask(&mut lines, "state:get", place("k")).unwrap()["value"], *name);
+        assert_eq!(lines.ask("state:get", place("k")).unwrap()["value"], *name);
     }
 }
 
@@ -96,7 +95,7 @@ fn facts_are_heard_by_their_tenant_and_by_whoever_sees_all() {
     }
     for (token, key) in [(&a, "of a"), (&b, "of b")] {
         let set = json!({"namespace": "n", "key": key, "value": 1});
-        ask(&mut lines_as(&daemon, token), "state:set", set).unwrap();
+        lines_as(&daemon, token).ask("state:set", set).unwrap();
     }
     let keys = |events: Vec<Value>| -> Vec<String> {
         events.iter().map(|event| event["key"].as_str().unwrap().to_owned()).collect()
@@ -120,10 +119,10 @@ fn work_is_seen_and_touched_by_its_tenant_alone() {
     let (of_a, of_b) = (keep(&mut a, "a"), keep(&mut b, "b"));
     assert_ne!(of_a, of_b);
     assert_eq!(keep(&mut a, "a"), of_a);
-    let done = ask(&mut a, "work:wait", json!({"request_id": of_a})).unwrap();
+    let done = a.ask("work:wait", json!({"request_id": of_a})).unwrap();
     assert_eq!((&done["state"], &done["tenant"]), (&json!("done"), &json!("a-b")));
     for event in ["work:get", "work:wait", "work:cancel", "work:retry", "work:drop"] {
-        let answer = ask(&mut b, event, json!({"request_id": of_a}));
+        let answer = b.ask(event, json!({"request_id": of_a}));
         assert_eq!(code(&answer), "not_found", "{event}: {answer:?}");
     }
     for (lines, own) in [(&mut a, &of_a), (&mut b, &of_b)] {
@@ -143,9 +142,9 @@ fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
     for (token, prompt) in [(&a, "of a"), (&b, "of b"), (&a, "of a again")] {
         let mut lines = lines_as(&daemon, token);
         let prompt = json!({"prompt": prompt, "model": "mock/echo", "conversation_id": "c"});
-        let accepted = ask(&mut lines, "completion:async", prompt).unwrap();
+        let accepted = lines.ask("completion:async", prompt).unwrap();
         let wait = json!({"request_id": accepted["request_id"]});
-        assert_eq!(ask(&mut lines, "work:wait", wait).unwrap()["state"], "done");
+        assert_eq!(lines.ask("work:wait", wait).unwrap()["state"], "done");
     }
     for (token, count) in [(&a, 2), (&b, 1)] {
         let mut lines = lines_as(&daemon, token);
@@ -165,8 +164,7 @@ fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
         assert_eq!(lines.receive()["event"], "echo:say", "and nothing else");
     }
     // Asked without a subscription it would tell everything, so it is not for them.
-    let answer =
-        ask(&mut lines_as(&daemon, &a), "checkpoint:follow", json!({"pattern": "*", "since_seq": 0}));
+    let answer = lines_as(&daemon, &a).ask("checkpoint:follow", json!({"pattern": "*", "since_seq": 0}));
     assert_eq!(code(&answer), "denied");
 }
 
@@ -180,17 +178,17 @@ fn conversations_of_two_tenants_do_not_wait_for_each_other_and_are_not_seen() {
     let mut own = lines_as(&daemon, &a);
     let mut id = json!(null);
     wait_until("it runs", || {
-        let status = ask(&mut own, "completion:status", json!({})).unwrap();
+        let status = own.ask("completion:status", json!({})).unwrap();
         id = status["requests"][0]["request_id"].clone();
         id.is_string()
     });
     let mut other = lines_as(&daemon, &b);
     let prompt = json!({"prompt": "x", "model": "mock/echo", "conversation_id": "c"});
-    assert_eq!(code(&ask(&mut other, "completion:request", prompt)), "ok", "it has nothing to wait for");
-    let status = ask(&mut other, "completion:status", json!({})).unwrap();
+    assert_eq!(code(&other.ask("completion:request", prompt)), "ok", "it has nothing to wait for");
+    let status = other.ask("completion:status", json!({})).unwrap();
     assert_eq!(status["requests"], json!([]));
     for event in ["completion:status", "completion:get", "completion:cancel"] {
-        assert_eq!(code(&ask(&mut other, event, json!({"request_id": id}))), "not_found", "{event}");
+        assert_eq!(code(&other.ask(event, json!({"request_id": id}))), "not_found", "{event}");
     }
-    assert_eq!(code(&ask(&mut own, "completion:cancel", json!({"request_id": id}))), "ok");
+    assert_eq!(code(&own.ask("completion:cancel", json!({"request_id": id}))), "ok");
 }

@@ -8,7 +8,7 @@ use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, frame::Hello, token::Token};
 use ksi_tests::{Daemon, command, frames::Frames, stderr, stdout};
 use serde_json::{Value, json};
 
-use super::{ask, code, create, lines_as, ready};
+use super::{code, create, lines_as, ready};
 
 /// `ksi` with a token in its environment.
 fn ksi_as(daemon: &Daemon, token: &str, arguments: &[&str]) -> std::process::Output {
@@ -90,7 +90,7 @@ fn a_token_makes_lesser_tokens_and_no_greater_ones() {
     let daemon = ready();
     let made = create(&daemon, &["echo.use", "token.use", "state.read"], None);
     let mut lines = lines_as(&daemon, &made.token);
-    let mut make = |can: &[&str]| ask(&mut lines, "token:create", json!({"name": "x", "can": can}));
+    let mut make = |can: &[&str]| lines.ask("token:create", json!({"name": "x", "can": can}));
     for more in [&["*"][..], &["state.*"], &["echo.use", "system.admin"]] {
         let answer = make(more);
         assert_eq!(code(&answer), "denied", "{answer:?}");
@@ -99,11 +99,11 @@ fn a_token_makes_lesser_tokens_and_no_greater_ones() {
     let less = make(&["echo.use"]).unwrap();
     let less = Token::new(less["token"].as_str().unwrap());
     let mut lines = lines_as(&daemon, &less);
-    assert_eq!(code(&ask(&mut lines, "echo:say", json!({"text": "hi"}))), "ok");
-    assert_eq!(code(&ask(&mut lines, "token:create", json!({"name": "x", "can": ["echo.use"]}))), "denied");
+    assert_eq!(code(&lines.ask("echo:say", json!({"text": "hi"}))), "ok");
+    assert_eq!(code(&lines.ask("token:create", json!({"name": "x", "can": ["echo.use"]}))), "denied");
     // With its maker it goes.
     daemon.ask("token:revoke", json!({"id": made.info.id})).unwrap();
-    assert_eq!(code(&ask(&mut lines, "echo:say", json!({"text": "hi"}))), "denied");
+    assert_eq!(code(&lines.ask("echo:say", json!({"text": "hi"}))), "denied");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn tokens_survive_a_restart_and_a_file_that_others_may_read_is_not_believed() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let daemon = home.start();
     daemon.ready();
-    assert_eq!(code(&ask(&mut lines_as(&daemon, &made.token), "echo:say", json!({"text": "hi"}))), "ok");
+    assert_eq!(code(&lines_as(&daemon, &made.token).ask("echo:say", json!({"text": "hi"}))), "ok");
     let home = daemon.kill();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let daemon = home.start();

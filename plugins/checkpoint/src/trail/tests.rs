@@ -43,8 +43,8 @@ impl Place {
     }
 
     fn append(&self, numbers: std::ops::Range<u64>) {
-        let records: Vec<_> = numbers.map(decision).collect();
-        self.trail.append(&records, NOW).unwrap();
+        let records = numbers.map(|number| decision(number).line()).collect();
+        self.trail.append(records, NOW).unwrap();
     }
 
     fn verify(&self) -> Verified {
@@ -116,7 +116,8 @@ fn what_was_appended_is_proved_signed_and_found_again() {
 fn a_query_filters_and_goes_on_page_by_page() {
     let place = Place::new();
     place.append(0..100);
-    place.trail.append(&[Record::Lost(Lost { at_ms: NOW, allowed: 3, denied: 1 })], NOW).unwrap();
+    let lost = Record::Lost(Lost { at_ms: NOW, allowed: 3, denied: 1 });
+    place.trail.append(vec![lost.line()], NOW).unwrap();
     let ask = |query: Query| place.trail.query(&query, NOW).unwrap();
     let of = |query: Query| ask(query).records.iter().map(|entry| entry.seq).collect::<Vec<_>>();
     let denied = of(Query { allowed: Some(false), event: Some("plugin:*".into()), ..Query::default() });
@@ -254,6 +255,6 @@ fn a_trail_that_is_let_go_is_free_at_once_and_one_in_use_is_refused() {
     assert_eq!(other.open(NOW).unwrap_err().code, Code::Unavailable);
     place.trail.abandon();
     other.open(NOW).unwrap();
-    assert_eq!(place.trail.append(&[decision(1)], NOW).unwrap_err().code, Code::Unavailable);
+    assert_eq!(place.trail.append(vec![decision(1).line()], NOW).unwrap_err().code, Code::Unavailable);
     assert_eq!(other.verify(NOW).unwrap().records, 3);
 }
