@@ -44,6 +44,7 @@ pub mod results;
 pub mod route;
 mod schema;
 mod signal;
+mod size;
 mod work;
 
 use books::{Books, Who};
@@ -357,8 +358,7 @@ impl Completion {
     /// it now. Only one that needs to know what models can do waits for that.
     async fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
         let order = Order::new(request, &self.config, &self.providers)?;
-        let needs = order.needs();
-        if needs.tools || needs.json_schema {
+        if order.needs().are_special() {
             self.learn(ctx, &order).await;
         }
         if self.ledger.borrow().open(&id).is_some() {

@@ -158,16 +158,17 @@ impl Work {
     }
 
     async fn pass_on(&self, delta: Provided) -> Result<(), Refusal> {
-        let Provided { text, tool_calls, .. } = delta;
+        let Provided { text, tool_calls, choice, logprobs } = delta;
         match &self.sink {
             Sink::Chunks(chunks) => {
-                let chunk = Chunk { text, tool_calls, restarted: None };
+                let chunk = Chunk { text, tool_calls, choice, logprobs, restarted: None };
                 chunks.ready().await;
                 patiently(&self.ctx, || chunks.send(&chunk)).await
             }
             Sink::Facts => {
                 let request_id = self.place.entry.id.clone();
-                tell(&self.ctx, "completion:delta", &Delta { request_id, text, tool_calls }).await;
+                let delta = Delta { request_id, text, tool_calls, choice, logprobs };
+                tell(&self.ctx, "completion:delta", &delta).await;
                 Ok(())
             }
         }
@@ -177,8 +178,7 @@ impl Work {
     async fn restarted(&self, restarted: Restarted) -> Result<(), Refusal> {
         match &self.sink {
             Sink::Chunks(chunks) => {
-                let restarted = Some(restarted);
-                let chunk = Chunk { text: String::new(), tool_calls: Vec::new(), restarted };
+                let chunk = Chunk { restarted: Some(restarted), ..Chunk::default() };
                 patiently(&self.ctx, || chunks.send(&chunk)).await
             }
             Sink::Facts => {

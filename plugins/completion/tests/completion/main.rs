@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 mod budgets;
 mod chaos;
+mod choices;
 mod conversations;
 mod endings;
 mod hooks;
