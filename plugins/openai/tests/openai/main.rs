@@ -15,6 +15,8 @@ use ksi_sdk::{
 use plugin_openai::OpenAi;
 use serde_json::Value;
 
+mod documents;
+
 const EVENT: &str = "openai:generate";
 
 fn host(server: &FakeServer, more: Value) -> FakeHost<OpenAi> {
