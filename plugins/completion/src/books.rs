@@ -34,6 +34,7 @@ use crate::{config::BudgetConfig, order::scoped, payload::Budget};
 pub(crate) mod account;
 pub(crate) mod keeping;
 pub(crate) mod report;
+mod sweep;
 
 pub(crate) use account::Amounts;
 use account::{Account, Rule};

@@ -24,6 +24,7 @@ mod queueing;
 mod requests;
 mod retries;
 mod routing;
+mod usage;
 
 type Host = FakeHost<Completion>;
 
