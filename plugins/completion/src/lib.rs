@@ -316,11 +316,13 @@ impl Completion {
 
     async fn usage(self: Rc<Self>, ctx: Ctx, ask: UsageRequest) -> Result<UsageAnswer, Refusal> {
         let days = integer("days", ask.days, 1, 366)?.unwrap_or(30);
+        let agent = order::name("agent", ask.agent.as_deref())?;
+        let conversation = order::name("conversation_id", ask.conversation_id.as_deref())?;
         self.books.flush(&self.ctx).await;
         let rows = books::keeping::rows(&self.ctx, days).await?;
         let seen: Vec<_> = rows.into_iter().filter(|row| ctx.sees(row.tenant.as_deref())).collect();
         let (rows, total) = books::report::added_up(&seen, &ask.by.unwrap_or(vec![By::Day, By::Model]));
-        let who = who(&ctx, None, None);
+        let who = who(&ctx, agent.as_deref(), conversation.as_deref());
         Ok(UsageAnswer { rows, total, budgets: self.books.standing(&self.ctx, &who).await? })
     }
 

@@ -62,3 +62,43 @@ fn what_cannot_be_forgotten_now_is_forgotten_later() {
     host.advance(Duration::from_hours(1));
     assert!(days(&host).is_empty());
 }
+
+#[test]
+fn budgets_of_an_agent_and_a_conversation_are_shown_where_they_are_named() {
+    let per = |who: &str| json!({"per": who, "calls": 5});
+    let budgets = json!({"a": per("all"), "b": per("agent"), "c": per("conversation")});
+    let host = host(json!({ "budgets": budgets }));
+    let asked = json!({"prompt": "x", "model": "mock/echo", "agent": "bee", "conversation_id": "talk"});
+    host.request("completion:request", asked).unwrap();
+    let shown = |ask: Value| {
+        let budgets = host.request("completion:usage", ask).unwrap()["budgets"].clone();
+        let line = |one: &Value| format!("{} {}", one["name"].as_str().unwrap(), one["used"]["calls"]);
+        budgets.as_array().unwrap().iter().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(json!({})), ["a 1"]);
+    assert_eq!(shown(json!({"agent": "bee"})), ["a 1", "b 1"]);
+    assert_eq!(shown(json!({"agent": "bee", "conversation_id": "talk"})), ["a 1", "b 1", "c 1"]);
+    assert_eq!(shown(json!({"agent": "wasp", "conversation_id": "other"})), ["a 1", "b 0", "c 0"]);
+    let refused = host.request("completion:usage", json!({"agent": ""})).unwrap_err();
+    assert_eq!((refused.code, &refused.details.unwrap()["path"]), (Code::InvalidPayload, &json!("agent")));
+}
+
+#[test]
+fn no_tenant_sees_the_budget_of_anothers_conversation() {
+    let host = host(json!({"budgets": {"c": {"per": "conversation", "calls": 5}}}));
+    let as_tenant = |tenant: &str, event: &str, data: Value| {
+        let caller = ksi_sdk::protocol::frame::Caller {
+            principal: format!("user:{tenant}"),
+            tenant: Some(tenant.into()),
+            every_tenant: false,
+        };
+        host.open_as(event, data, &Meta { caller: Some(caller), ..Meta::default() })
+    };
+    let asked = json!({"prompt": "x", "model": "mock/echo", "conversation_id": "talk"});
+    end(&host, &as_tenant("a", "completion:request", asked));
+    for (tenant, calls) in [("a", 1), ("b", 0)] {
+        let call = as_tenant(tenant, "completion:usage", json!({"conversation_id": "talk"}));
+        let Answer::Reply(usage) = host.next(&call) else { panic!("no reply") };
+        assert_eq!(usage["budgets"][0]["used"]["calls"], calls, "{tenant}");
+    }
+}
