@@ -158,7 +158,7 @@ impl Completion {
         out: Chunks<Chunk>,
     ) -> Result<Completed, Refusal> {
         let id = format!("{LIVE}{}", ctx.unique_id());
-        let (order, entry) = self.admit(&ctx, id, request).await?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry);
         match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
             Ended::Done(completed) => Ok(*completed),
@@ -178,7 +178,7 @@ impl Completion {
         // The keeper of work hands a request over under the name that its asker
         // knows; without a keeper it has no name yet.
         let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
-        let (order, entry) = self.admit(&ctx, id, request).await?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry.clone());
         let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
         let (tell, ended) = oneshot::channel();
@@ -341,9 +341,20 @@ impl Completion {
     /// long ago. One that does not answer is ranked behind the others.
     async fn learn(&self, ctx: &Ctx, order: &Order) {
         let now_ms = self.now_ms();
-        let lanes: BTreeSet<_> = order.choice.tiers.iter().flatten().map(|target| target.lane).collect();
-        let old = lanes.into_iter().filter(|lane| self.catalogue.is_old(*lane, now_ms));
+        let old = self.old_lanes(order).into_iter();
         join_all(old.map(|lane| self.catalogue.ask(ctx, &self.providers.all()[lane], lane, now_ms))).await;
+    }
+
+    /// Whether models have to be asked what they can do before it is known who can
+    /// answer an order.
+    fn has_to_learn(&self, order: &Order) -> bool {
+        order.needs().are_special() && !self.old_lanes(order).is_empty()
+    }
+
+    fn old_lanes(&self, order: &Order) -> BTreeSet<usize> {
+        let now_ms = self.now_ms();
+        let lanes = order.choice.tiers.iter().flatten().map(|target| target.lane);
+        lanes.filter(|lane| self.catalogue.is_old(*lane, now_ms)).collect()
     }
 
     fn rank(&self, ctx: &Ctx, order: &Order) -> Vec<route::Ranked> {
@@ -359,18 +370,18 @@ impl Completion {
     }
 
     /// Checks a request and takes it in, in the queue of the model that is best for
-    /// it now. Only one that needs to know what models can do waits for that.
-    async fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
+    /// it as far as is known. Nothing is waited for, so that requests are queued in
+    /// the order in which they came; what models can do is asked afterwards.
+    fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
         let order = Order::new(request, &self.config, &self.providers)?;
-        if order.needs().are_special() {
-            self.learn(ctx, &order).await;
-        }
+        let learns = self.has_to_learn(&order);
         if self.ledger.borrow().open(&id).is_some() {
             let message = format!("the request {} is under way already", id.escape_debug());
             return Err(Refusal::new(Code::Conflict, message));
         }
         let ranked = self.rank(ctx, &order);
-        let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
+        let could = |one: &&route::Ranked| learns && one.out == Some(payload::Stage::Capability);
+        let Some(best) = ranked.iter().find(|one| one.is_eligible() || could(one)) else {
             return Err(route::nobody(&ranked, &self.providers));
         };
         let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, &best.target, self.now_ms())?;

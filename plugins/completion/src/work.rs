@@ -23,6 +23,7 @@ use crate::{
     ledger::{Ended, Entry, Phase},
     order::Order,
     payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
+    route::{self, Ranked},
 };
 
 mod prepare;
@@ -139,7 +140,15 @@ impl Work {
     }
 
     async fn perform(&self) -> Result<Completed, Refusal> {
-        let entry = &self.place.entry;
+        let (plugin, entry) = (&self.place.plugin, &self.place.entry);
+        if plugin.has_to_learn(&self.order) {
+            plugin.learn(&self.ctx, &self.order).await;
+            let ranked = plugin.rank(&self.ctx, &self.order);
+            // What nobody can answer does not wait for its turn to hear that.
+            if !ranked.iter().any(Ranked::is_eligible) {
+                return Err(self.with_id(route::nobody(&ranked, &plugin.providers), &[]));
+            }
+        }
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
         Run::begin(self).await?.to_the_end().await
     }
