@@ -19,7 +19,7 @@ mod usage;
 pub use conversation::{ContextReport, Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
 pub use hook::{PostLlmResult, PreLlmPrompt};
 pub use route::{Candidate, Route, RouteRequest, Stage};
-pub use usage::{Budget, By, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
+pub use usage::{Budget, By, LimitedBy, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
 
 /// Ask a model. The text comes in chunks while it is made; the end repeats all
 /// of it with what it cost. A client that goes away cancels the request.
@@ -209,6 +209,9 @@ pub struct Completed {
     /// Why the text ends: `stop` (the model was done), `length`, `stop_string`, `tool_calls` or
     /// `content_filter`.
     pub stop_reason: String,
+    /// The budget that let an answer have no more than so many tokens; `length` may be its doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<LimitedBy>,
     /// The seed that was used, where the provider tells: with it the answer can be had again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,

@@ -99,6 +99,16 @@ pub struct Limits {
     pub money: Option<f64>,
 }
 
+/// A budget that limits an answer whose request sets no `max_tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LimitedBy {
+    /// Its name in the configuration.
+    pub budget: String,
+    /// Most tokens of each answer. `max_tokens` of a request allows more, as far as
+    /// the budget has them.
+    pub max_tokens: u32,
+}
+
 /// Where a budget stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Budget {

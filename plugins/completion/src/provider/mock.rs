@@ -168,7 +168,7 @@ impl Stream {
         let settings = &order.settings;
         let speaker = |choice| Speaker {
             words: says(choice),
-            left: settings.max_tokens.unwrap_or(u32::MAX),
+            left: settings.max_tokens.or(attempt.tokens_left).unwrap_or(u32::MAX),
             said: Alternative {
                 text: String::new(),
                 tool_calls: Vec::new(),

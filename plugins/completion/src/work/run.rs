@@ -21,7 +21,7 @@ use crate::{
     books::{Reserved, Taken},
     ledger::Phase,
     order::Order,
-    payload::{Completed, ModelName, Restarted, Tried},
+    payload::{Completed, LimitedBy, ModelName, Restarted, Tried},
     provider::{Attempt, Piece, Stream, Target, is_absent},
     route::{self, Ranked, Ticket, View},
     schema, size,
@@ -45,6 +45,8 @@ pub(super) struct Run<'a> {
     last: RefCell<Option<Refusal>>,
     /// Bytes that were passed on and are not void.
     said: Cell<usize>,
+    /// The budget that limits the answer of the attempt under way.
+    limited_by: RefCell<Option<LimitedBy>>,
 }
 
 /// What follows a refusal.
@@ -74,6 +76,7 @@ impl<'a> Run<'a> {
             spent: RefCell::default(),
             last: RefCell::default(),
             said: Cell::new(0),
+            limited_by: RefCell::default(),
         })
     }
 
@@ -195,6 +198,7 @@ impl<'a> Run<'a> {
             begun.map_err(|ms| Refusal::new(Code::Unavailable, "left alone for now").retry_after_ms(ms))?;
         let counted = Counted { plugin, target, ticket: Some(ticket) };
         let number = self.number();
+        self.limited_by.replace(reserved.limited_by.take());
         self.announce(number, target).await?;
         let first_ms = Cell::new(None);
         // As long as nothing else is known: it was asked, and read the request.
@@ -255,7 +259,8 @@ impl<'a> Run<'a> {
     async fn ask(&self, target: &Target, first_ms: &Cell<Option<u64>>) -> Result<Generated, Refusal> {
         let plugin = self.plugin();
         let number = self.times(&plugin.providers.name(target)).saturating_add(1);
-        let attempt = Attempt { target, number, left: self.left() };
+        let tokens_left = self.limited_by.borrow().as_ref().map(|limited| limited.max_tokens);
+        let attempt = Attempt { target, number, left: self.left(), tokens_left };
         let mut stream = Stream::open(&self.work.ctx, &plugin.providers, self.order(), attempt)?;
         loop {
             match stream.next().await? {

@@ -25,6 +25,10 @@ impl Run<'_> {
             ..Message::new(Role::Assistant, answer.text.clone())
         };
         let remembered = self.prepared.remember(self.work, said).await;
+        // A provider that cannot limit its answers says so, and was not limited.
+        let (unlimited, ignored): (Vec<_>, Vec<_>) =
+            answer.ignored.into_iter().partition(|setting| setting == "tokens_left");
+        let limited_by = self.limited_by.take().filter(|_| unlimited.is_empty());
         Ok(Completed {
             request_id: entry.id.clone(),
             text: answer.text,
@@ -36,13 +40,14 @@ impl Run<'_> {
             why,
             toy: answer.toy,
             stop_reason: answer.stop_reason.as_str().into(),
+            limited_by,
             seed: answer.seed,
             usage: answer.usage,
             timings: answer.timings,
             queued_ms: entry.started_ms.get().unwrap_or(entry.accepted_ms) - entry.accepted_ms,
             attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
             tried,
-            ignored: answer.ignored,
+            ignored,
             conversation_id: self.order().conversation.clone(),
             context: self.prepared.report.clone(),
             remembered,
