@@ -59,7 +59,8 @@ fn no_client_may_ask_a_hook() {
 #[test]
 fn usage_budgets_and_conversations_outlive_a_crash() {
     let home = Home::with_config(&format!(
-        "{NO_MODEL}[plugins.completion.config.budgets.few]\ncalls = 3\nper = \"principal\"\n"
+        "{NO_MODEL}[plugins.completion.config.budgets.few]\ncalls = 3\nper = \"principal\"\n\
+         [plugins.completion.config.budgets.talk]\ncalls = 9\nper = \"conversation\"\n"
     ));
     let daemon = home.start();
     daemon.ready();
@@ -78,9 +79,12 @@ fn usage_budgets_and_conversations_outlive_a_crash() {
     assert_eq!((&refusal["code"], &refusal["details"]["used"]["calls"]), (&json!("denied"), &json!(3)));
     let table = stdout(&daemon.ksi(&["completion", "usage"]));
     assert!(table.contains("mock/echo") && table.contains("total"), "{table}");
-    let usage: Value =
-        serde_json::from_str(&stdout(&daemon.ksi(&["completion", "usage", "-o", "json"]))).unwrap();
+    let mut usage = vec!["completion", "usage", "-o", "json"];
+    usage.extend(["--agent", "bee", "--conversation", "c"]);
+    let usage: Value = serde_json::from_str(&stdout(&daemon.ksi(&usage))).unwrap();
     assert_eq!(usage["total"]["calls"], 3);
+    let names: Vec<_> = usage["budgets"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["few", "talk"]);
 }
 
 #[test]

@@ -326,6 +326,12 @@ pub(crate) enum Completion {
         #[arg(long, value_name = "WHAT", value_delimiter = ',', default_values_t = ["day".to_owned(), "model".to_owned()],
               value_parser = PossibleValuesParser::new(["day", "tenant", "principal", "agent", "model"]))]
         by: Vec<String>,
+        /// Also show the budgets of this agent
+        #[arg(long, value_name = "NAME")]
+        agent: Option<String>,
+        /// Also show the budgets of this conversation
+        #[arg(long, value_name = "NAME")]
+        conversation: Option<String>,
     },
     /// List the providers of models, and why one cannot answer
     Providers,

@@ -57,7 +57,16 @@ struct Budget {
 /// Fails as the daemon refuses.
 pub(super) async fn run(at: &Invocation, completion: args::Completion) -> Result<()> {
     match completion {
-        args::Completion::Usage { days, by } => usage(at, days, &by).await,
+        args::Completion::Usage { days, by, agent, conversation } => {
+            let mut ask = json!({ "days": days, "by": by });
+            if let Some(agent) = agent {
+                ask["agent"] = json!(agent);
+            }
+            if let Some(conversation) = conversation {
+                ask["conversation_id"] = json!(conversation);
+            }
+            usage(at, &ask).await
+        }
         args::Completion::Providers => providers(at).await,
         args::Completion::Route { prompt, model, fallback } => {
             let mut ask = json!({ "prompt": prompt });
@@ -72,9 +81,9 @@ pub(super) async fn run(at: &Invocation, completion: args::Completion) -> Result
     }
 }
 
-async fn usage(at: &Invocation, days: u32, by: &[String]) -> Result<()> {
+async fn usage(at: &Invocation, ask: &Value) -> Result<()> {
     let client = at.connect().await?;
-    let usage: Usage = at.ask(&client, "completion:usage", &json!({ "days": days, "by": by })).await?;
+    let usage: Usage = at.ask(&client, "completion:usage", ask).await?;
     at.out.print(&used(&usage)?)?;
     for line in usage.budgets.iter().map(standing) {
         at.out.note(&line);

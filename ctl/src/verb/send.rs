@@ -138,12 +138,14 @@ async fn ask(
     // People see a stream as it comes; a program says so.
     let parts = options.stream || at.out.format == Format::Jsonl || people && info.kind == EventKind::Stream;
     let mut printer = Printer::new(at.out);
-    let mut texts = false;
+    let (mut texts, mut several) = (false, false);
     let mut stream = client.stream(info.event.as_str(), payload, call).await?;
     let outcome = loop {
         match stream.next().await {
             Some(Ok(Part::Chunk(chunk))) if parts => {
-                texts |= print_part(at, &mut printer, people, &readable(&chunk)?)?;
+                let chunk = readable(&chunk)?;
+                several |= is_of_another(&chunk);
+                texts |= print_part(at, &mut printer, people, &chunk)?;
             }
             Some(Ok(Part::Chunk(_))) => {}
             Some(Ok(Part::Accepted { request_id, seq })) => {
@@ -160,8 +162,8 @@ async fn ask(
     };
     printer.finish()?;
     match outcome {
-        // The pieces of text were the answer.
-        Some((_, true)) if texts && people => Ok(()),
+        // The pieces of text were the answer, where there are no others.
+        Some((_, true)) if texts && people && !several => Ok(()),
         Some((data, true)) if parts && at.out.machine() => at.out.line(&json!({"data": data, "end": true})),
         Some((data, _)) => at.out.print(&Report::data(data)),
         None => Err(Failure::failed(format!("`{}` ended without an answer", info.event)).hint("ksi logs")),
@@ -181,9 +183,15 @@ async fn accepted(at: &Invocation, options: &SendOptions, accepted: &Accepted) -
     Ok(())
 }
 
+/// Whether a piece belongs to another answer than the first, of several that were asked for.
+fn is_of_another(chunk: &Value) -> bool {
+    chunk.get("choice").and_then(Value::as_u64).is_some_and(|choice| choice > 0)
+}
+
 /// Prints a part of a stream; `true` where it was a piece of text.
 fn print_part(at: &Invocation, printer: &mut Printer, people: bool, chunk: &Value) -> Result<bool> {
     match chunk.get("text").and_then(Value::as_str) {
+        Some(_) if people && is_of_another(chunk) => Ok(false),
         Some(text) if people => printer.piece(text).map(|()| true),
         _ if people => at.out.line(chunk).map(|()| false),
         _ => at.out.line(&json!({"chunk": chunk})).map(|()| false),

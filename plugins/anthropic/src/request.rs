@@ -51,7 +51,7 @@ pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
     put("model", json!(model));
-    put("max_tokens", json!(ask.max_tokens.unwrap_or(config.max_tokens_default)));
+    put("max_tokens", json!(ask.token_limit(Some(config.max_tokens_default))));
     put("stream", json!(true));
     if !system.is_empty() {
         put("system", json!([{ "type": "text", "text": system }]));

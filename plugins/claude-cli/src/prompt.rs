@@ -76,6 +76,7 @@ impl Prompt {
         }
         let unknown = [
             ("max_tokens", ask.max_tokens.is_some()),
+            ("tokens_left", ask.tokens_left.is_some()),
             ("temperature", ask.temperature.is_some()),
             ("top_p", ask.top_p.is_some()),
             ("top_k", ask.top_k.is_some()),
@@ -157,8 +158,10 @@ mod tests {
         ] {
             assert_eq!(prompt(ask).unwrap_err().details.unwrap()["path"], path);
         }
-        let prompt =
-            prompt(json!({ "messages": user, "temperature": 0, "seed": 1, "max_tokens": 5 })).unwrap();
-        assert_eq!(prompt.ignored, ["max_tokens", "temperature", "seed"]);
+        let prompt = prompt(
+            json!({ "messages": user, "temperature": 0, "seed": 1, "max_tokens": 5, "tokens_left": 9 }),
+        )
+        .unwrap();
+        assert_eq!(prompt.ignored, ["max_tokens", "tokens_left", "temperature", "seed"]);
     }
 }

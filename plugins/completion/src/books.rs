@@ -13,14 +13,16 @@
 //!   work that is handed over again takes the reservation of the same attempt
 //!   over, and is counted once; whatever else a crash leaves behind counts with
 //!   what was reserved.
+//! - No answer may be longer than what is reserved for it: where a request does not
+//!   say how long it may be, the budgets do.
 //! - What is read from a budget is never less than what was settled.
 //!
 //! # Failure
 //!
 //! While the state cannot be written, requests under a budget are refused;
-//! others go on, and their usage is written later. An answer may be longer than
-//! its reservation where a request sets no `max_tokens`: that counts, and the
-//! next request is refused.
+//! others go on, and their usage is written later. A provider that is not able to
+//! limit its answers, or reads more tokens than was estimated, may exceed a
+//! reservation: that counts, and the next request is refused.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,14 +31,21 @@ use std::{
 
 use ksi_sdk::prelude::{Ctx, Deserialize, Refusal, Serialize};
 
-use crate::{config::BudgetConfig, order::scoped, payload::Budget};
+use crate::{
+    config::BudgetConfig,
+    order::scoped,
+    payload::{Budget, LimitedBy},
+};
 
 pub(crate) mod account;
+mod expected;
 pub(crate) mod keeping;
 pub(crate) mod report;
+mod sweep;
 
 pub(crate) use account::Amounts;
 use account::{Account, Rule};
+pub(crate) use expected::Expected;
 
 /// Most accounts held in memory that nothing is reserved in: their names come
 /// from clients.
@@ -126,6 +135,7 @@ impl Books {
     }
 
     /// Reserves what an attempt is expected to take, in every budget that applies.
+    /// Where the request does not say how long its answer may be, they do.
     ///
     /// # Errors
     ///
@@ -137,14 +147,15 @@ impl Books {
         attempt: AttemptName,
         who: &Who,
         model: &str,
-        expected: Amounts,
+        expected: Expected,
     ) -> Result<Reserved<'a>, Refusal> {
         let applying = self.accounts_of(who);
         let names: Vec<_> = applying.iter().map(|(_, name)| name.clone()).collect();
         self.load(ctx, &names).await?;
-        let reservation = self.hold_for(&attempt, &applying, who, model, expected, ctx.now_ms())?;
-        let reserved =
-            Reserved { books: self, ctx: ctx.clone(), attempt, reservation, taken: Taken::default() };
+        let (reservation, limited_by) =
+            self.hold_for(&attempt, &applying, who, model, &expected, ctx.now_ms())?;
+        let (ctx_of, taken) = (ctx.clone(), Taken::default());
+        let reserved = Reserved { books: self, ctx: ctx_of, attempt, reservation, limited_by, taken };
         if !reserved.reservation.accounts.is_empty() {
             let begun = self.keeping.begin(ctx, &reserved.attempt, &reserved.reservation).await;
             begun.map_err(|refusal| {
@@ -162,9 +173,9 @@ impl Books {
         applying: &[(&Rule, AccountName)],
         who: &Who,
         model: &str,
-        expected: Amounts,
+        expected: &Expected,
         now_ms: u64,
-    ) -> Result<Reservation, Refusal> {
+    ) -> Result<(Reservation, Option<LimitedBy>), Refusal> {
         // What was reserved before a crash is this very attempt.
         let before = self.orphans.borrow_mut().remove(attempt);
         let mut accounts = self.accounts.borrow_mut();
@@ -174,7 +185,7 @@ impl Books {
         for (rule, name) in applying {
             let account = accounts.entry(name.clone()).or_default();
             account.turn(rule, now_ms);
-            if let Err(exceeded) = account.admits(rule, &expected) {
+            if let Err(exceeded) = account.admits(rule, &expected.least(rule)) {
                 if let Some(before) = before {
                     // It stays what it was: begun, with an outcome that nobody knows.
                     hold(&mut accounts, &before);
@@ -183,11 +194,15 @@ impl Books {
                 return Err(exceeded.refusal(rule, now_ms));
             }
         }
+        let limits = applying.iter().filter_map(|(rule, name)| expected.limit(rule, accounts.get(name)?));
+        let limited_by = limits.min_by_key(|limited| limited.max_tokens);
+        let each = limited_by.as_ref().map(|limited| limited.max_tokens).or(expected.max_tokens);
+        let expected = expected.amounts(each.unwrap_or(0));
         let names = applying.iter().map(|(_, name)| name.clone()).collect();
         let (who, model) = (who.clone(), model.into());
         let reservation = Reservation { who, model, accounts: names, expected, at_ms: now_ms };
         hold(&mut accounts, &reservation);
-        Ok(reservation)
+        Ok((reservation, limited_by))
     }
 
     /// Reads accounts that are not in memory.
@@ -290,6 +305,8 @@ pub(crate) struct Reserved<'a> {
     ctx: Ctx,
     attempt: AttemptName,
     reservation: Reservation,
+    /// The budget that says how long each answer may be.
+    pub(crate) limited_by: Option<LimitedBy>,
     pub(crate) taken: Taken,
 }
 

@@ -17,6 +17,9 @@ mod provider;
 pub(crate) use budget::{BudgetConfig, Per};
 pub(crate) use provider::{ModelConfig, ProviderConfig};
 
+/// Most days for which usage may be kept: a century.
+const USAGE_DAYS_MAX: u64 = 36_500;
+
 /// The `config` table of the plugin.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -45,6 +48,10 @@ pub(crate) struct Config {
     pub(crate) providers: BTreeMap<String, ProviderConfig>,
     /// What may be used, by name.
     pub(crate) budgets: BTreeMap<String, BudgetConfig>,
+    /// Most tokens of an answer that budgets pay for where its request says none.
+    pub(crate) answer_tokens: u32,
+    /// Days for which usage is kept.
+    pub(crate) usage_days: u64,
     pub(crate) retry: RetryConfig,
     pub(crate) breaker: BreakerConfig,
     pub(crate) results: ResultsConfig,
@@ -139,6 +146,8 @@ impl Default for Config {
             context_tokens: 8192,
             providers: BTreeMap::new(),
             budgets: BTreeMap::new(),
+            answer_tokens: 8192,
+            usage_days: 400,
             retry: RetryConfig::default(),
             breaker: BreakerConfig::default(),
             results: ResultsConfig::default(),
@@ -218,6 +227,12 @@ impl Config {
         }
         if !(1..=600_000).contains(&self.hooks_timeout_ms) {
             return wrong("hooks_timeout_ms", "must be from 1 to 600000".into());
+        }
+        if !(1..=USAGE_DAYS_MAX).contains(&self.usage_days) {
+            return wrong("usage_days", format!("must be from 1 to {USAGE_DAYS_MAX}"));
+        }
+        if !(1..=1_048_576).contains(&self.answer_tokens) {
+            return wrong("answer_tokens", "must be from 1 to 1048576".into());
         }
         if self.retry.attempts > 10 || self.retry.base_ms > 60_000 {
             return wrong("retry", "allows at most 10 attempts and a base of 60000 ms".into());

@@ -6,7 +6,7 @@
 //! are ordered, granted (`intercepts` in the manifest), bounded in time, and skipped
 //! or not where they fail, as all interceptors are.
 
-use ksi_provider::{Generate, Generated};
+use ksi_provider::{Alternative, Generate, Generated};
 use ksi_sdk::prelude::{CallOptions, Code, Ctx, Duration, Refusal, Serialize};
 use serde::de::DeserializeOwned;
 
@@ -93,10 +93,30 @@ impl About<'_> {
             agent: order.agent.clone(),
             text: std::mem::take(&mut answer.text),
             tool_calls: std::mem::take(&mut answer.tool_calls),
+            alternatives: answer.alternatives.iter().map(without_logprobs).collect(),
             stop_reason: answer.stop_reason,
             usage: answer.usage,
         };
-        let PostLlmResult { text, tool_calls, .. } = self.ask(POST, &result).await?;
-        Ok(Generated { text, tool_calls, ..answer })
+        let edited = self.ask(POST, &result).await?;
+        if edited.text != result.text {
+            answer.logprobs.clear();
+        }
+        let PostLlmResult { text, tool_calls, alternatives, .. } = edited;
+        let before = std::mem::take(&mut answer.alternatives);
+        let alternatives = alternatives.into_iter().zip(before).map(|(edited, before)| Alternative {
+            logprobs: if edited.text == before.text { before.logprobs } else { Vec::new() },
+            ..edited
+        });
+        Ok(Generated { text, tool_calls, alternatives: alternatives.collect(), ..answer })
+    }
+}
+
+/// An alternative as hooks see it.
+fn without_logprobs(one: &Alternative) -> Alternative {
+    Alternative {
+        text: one.text.clone(),
+        tool_calls: one.tool_calls.clone(),
+        stop_reason: one.stop_reason,
+        logprobs: Vec::new(),
     }
 }

@@ -57,7 +57,7 @@ impl Ended {
 
     fn bytes(&self) -> usize {
         512 + match self {
-            Self::Done(completed) => completed.text.len(),
+            Self::Done(completed) => completed.bytes(),
             Self::Failed(refusal) => refusal.message.len() + refusal.hint.len(),
             Self::Cancelled => 0,
         }

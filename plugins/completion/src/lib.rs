@@ -44,6 +44,7 @@ pub mod results;
 pub mod route;
 mod schema;
 mod signal;
+mod size;
 mod work;
 
 use books::{Books, Who};
@@ -133,6 +134,8 @@ impl Plugin for Completion {
 
     /// A budget that cannot be read allows nothing, so it is waited for.
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
+        let plugin = self.clone();
+        ctx.spawn(async move { plugin.books.sweep(&plugin.ctx, plugin.config.usage_days).await });
         match self.books.has_budgets() {
             true => self.books.recover(&ctx).await,
             false => Ok(()),
@@ -155,7 +158,7 @@ impl Completion {
         out: Chunks<Chunk>,
     ) -> Result<Completed, Refusal> {
         let id = format!("{LIVE}{}", ctx.unique_id());
-        let (order, entry) = self.admit(&ctx, id, request).await?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry);
         match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
             Ended::Done(completed) => Ok(*completed),
@@ -175,7 +178,7 @@ impl Completion {
         // The keeper of work hands a request over under the name that its asker
         // knows; without a keeper it has no name yet.
         let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
-        let (order, entry) = self.admit(&ctx, id, request).await?;
+        let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry.clone());
         let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
         let (tell, ended) = oneshot::channel();
@@ -313,11 +316,13 @@ impl Completion {
 
     async fn usage(self: Rc<Self>, ctx: Ctx, ask: UsageRequest) -> Result<UsageAnswer, Refusal> {
         let days = integer("days", ask.days, 1, 366)?.unwrap_or(30);
+        let agent = order::name("agent", ask.agent.as_deref())?;
+        let conversation = order::name("conversation_id", ask.conversation_id.as_deref())?;
         self.books.flush(&self.ctx).await;
         let rows = books::keeping::rows(&self.ctx, days).await?;
         let seen: Vec<_> = rows.into_iter().filter(|row| ctx.sees(row.tenant.as_deref())).collect();
         let (rows, total) = books::report::added_up(&seen, &ask.by.unwrap_or(vec![By::Day, By::Model]));
-        let who = who(&ctx, None, None);
+        let who = who(&ctx, agent.as_deref(), conversation.as_deref());
         Ok(UsageAnswer { rows, total, budgets: self.books.standing(&self.ctx, &who).await? })
     }
 
@@ -336,9 +341,20 @@ impl Completion {
     /// long ago. One that does not answer is ranked behind the others.
     async fn learn(&self, ctx: &Ctx, order: &Order) {
         let now_ms = self.now_ms();
-        let lanes: BTreeSet<_> = order.choice.tiers.iter().flatten().map(|target| target.lane).collect();
-        let old = lanes.into_iter().filter(|lane| self.catalogue.is_old(*lane, now_ms));
+        let old = self.old_lanes(order).into_iter();
         join_all(old.map(|lane| self.catalogue.ask(ctx, &self.providers.all()[lane], lane, now_ms))).await;
+    }
+
+    /// Whether models have to be asked what they can do before it is known who can
+    /// answer an order.
+    fn has_to_learn(&self, order: &Order) -> bool {
+        order.needs().are_special() && !self.old_lanes(order).is_empty()
+    }
+
+    fn old_lanes(&self, order: &Order) -> BTreeSet<usize> {
+        let now_ms = self.now_ms();
+        let lanes = order.choice.tiers.iter().flatten().map(|target| target.lane);
+        lanes.filter(|lane| self.catalogue.is_old(*lane, now_ms)).collect()
     }
 
     fn rank(&self, ctx: &Ctx, order: &Order) -> Vec<route::Ranked> {
@@ -354,19 +370,18 @@ impl Completion {
     }
 
     /// Checks a request and takes it in, in the queue of the model that is best for
-    /// it now. Only one that needs to know what models can do waits for that.
-    async fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
+    /// it as far as is known. Nothing is waited for, so that requests are queued in
+    /// the order in which they came; what models can do is asked afterwards.
+    fn admit(&self, ctx: &Ctx, id: String, request: Request) -> Result<(Order, Rc<Entry>), Refusal> {
         let order = Order::new(request, &self.config, &self.providers)?;
-        let needs = order.needs();
-        if needs.tools || needs.json_schema {
-            self.learn(ctx, &order).await;
-        }
+        let learns = self.has_to_learn(&order);
         if self.ledger.borrow().open(&id).is_some() {
             let message = format!("the request {} is under way already", id.escape_debug());
             return Err(Refusal::new(Code::Conflict, message));
         }
         let ranked = self.rank(ctx, &order);
-        let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
+        let could = |one: &&route::Ranked| learns && one.out == Some(payload::Stage::Capability);
+        let Some(best) = ranked.iter().find(|one| one.is_eligible() || could(one)) else {
             return Err(route::nobody(&ranked, &self.providers));
         };
         let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, &best.target, self.now_ms())?;

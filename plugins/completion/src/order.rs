@@ -3,7 +3,10 @@
 //! What does not fit is refused here, before anything is queued, with the path
 //! of the field. Nothing is adjusted silently.
 
-use ksi_provider::{Generate, Message, ResponseFormat, Role};
+use ksi_provider::{
+    Generate, Message, ResponseFormat, Role,
+    request::{CHOICES_MAX, LOGPROBS_MAX},
+};
 use ksi_sdk::prelude::{Ctx, Duration, Refusal, json};
 
 use crate::{
@@ -54,17 +57,30 @@ pub(crate) struct Order {
 pub(crate) struct Needs {
     pub(crate) tools: bool,
     pub(crate) json_schema: bool,
-    /// About how many tokens are read, and how many at most made where the order
-    /// says.
+    /// How many answers are made.
+    pub(crate) answers: u64,
+    /// About how many tokens are read.
     pub(crate) prompt_tokens: u64,
     /// How many are read at least.
     pub(crate) least_tokens: u64,
+    /// How many each answer has at most, where the order says.
     pub(crate) max_tokens: Option<u64>,
 }
 
 impl Needs {
+    /// Whether not every model can.
+    pub(crate) fn are_special(&self) -> bool {
+        self.tools || self.json_schema || self.answers > 1
+    }
+
+    /// About how many tokens are read and made.
     pub(crate) fn tokens(&self) -> u64 {
-        self.prompt_tokens + self.max_tokens.unwrap_or(0)
+        self.prompt_tokens + self.made(self.max_tokens.unwrap_or(0))
+    }
+
+    /// Tokens of all answers, where each has so many.
+    pub(crate) fn made(&self, each: u64) -> u64 {
+        each * self.answers
     }
 }
 
@@ -132,6 +148,7 @@ impl Order {
         Needs {
             tools: !self.settings.tools.is_empty(),
             json_schema: matches!(self.settings.response_format, Some(ResponseFormat::JsonSchema(_))),
+            answers: self.settings.choices.map_or(1, u64::from),
             prompt_tokens: counted.unwrap_or(texts + memories) + estimated_tokens(self.schema_bytes()),
             // No tokenizer does much better than this with what people write.
             least_tokens: counted.unwrap_or(bytes / 8),
@@ -205,6 +222,8 @@ fn settings(request: &Request) -> Result<Generate, Refusal> {
         repetition_penalty: request.repetition_penalty,
         seed: integer("seed", request.seed, 0, u32::MAX)?,
         stop: request.stop.clone().unwrap_or_default(),
+        choices: integer("choices", request.choices, 1, CHOICES_MAX)?,
+        logprobs: integer("logprobs", request.logprobs, 0, LOGPROBS_MAX)?,
         ..Generate::default()
     })
 }

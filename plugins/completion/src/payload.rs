@@ -4,7 +4,10 @@
 //! here and checked in `order`, so that a value out of range is
 //! refused with the path of its field.
 
-use ksi_provider::{Message, ResponseFormat, Timings, Tool, ToolCall, ToolCallDelta, ToolChoice, Usage};
+use ksi_provider::{
+    Alternative, Message, ResponseFormat, Timings, TokenLogprobs, Tool, ToolCall, ToolCallDelta, ToolChoice,
+    Usage,
+};
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,7 +19,7 @@ mod usage;
 pub use conversation::{ContextReport, Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
 pub use hook::{PostLlmResult, PreLlmPrompt};
 pub use route::{Candidate, Route, RouteRequest, Stage};
-pub use usage::{Budget, By, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
+pub use usage::{Budget, By, LimitedBy, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
 
 /// Ask a model. The text comes in chunks while it is made; the end repeats all
 /// of it with what it cost. A client that goes away cancels the request.
@@ -89,6 +92,14 @@ pub struct Request {
     /// Texts at which the answer ends; they are not part of it.
     #[schemars(length(max = 16))]
     pub stop: Option<Vec<String>>,
+    /// How many answers to make of the question; default 1. The first is the answer, and the one that is
+    /// remembered; the others are told as `alternatives`. Only models that can are asked.
+    #[schemars(range(min = 1, max = 16))]
+    pub choices: Option<i64>,
+    /// Tells how likely each token was, and this many that could have come in its place. A model that
+    /// cannot says so in `ignored`.
+    #[schemars(range(min = 0, max = 20))]
+    pub logprobs: Option<i64>,
     /// Higher goes first; 0 is normal.
     #[schemars(range(min = -10, max = 10))]
     pub priority: Option<i64>,
@@ -107,17 +118,28 @@ pub struct Request {
 pub struct AsyncRequest(pub Request);
 
 /// The next piece of the text.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
-    /// The piece; all pieces in order are the text.
+    /// The piece; all pieces of one answer in order are its text.
     pub text: String,
     /// Pieces of tool calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
+    /// Which of several answers it belongs to, from 0.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub choice: u32,
+    /// How likely its tokens were, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
     /// Said instead of text: all pieces before are void, another attempt begins. Only where the
     /// request allowed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarted: Option<Restarted>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_first(choice: &u32) -> bool {
+    *choice == 0
 }
 
 /// Another attempt begins after text was sent.
@@ -170,6 +192,12 @@ pub struct Completed {
     /// The tools that the model wishes called.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
+    /// The other answers, where several were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+    /// How likely the tokens of the text were, where that was asked for and the provider can tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
     /// Which model was asked for; of an alias, `alias` and its name.
     pub requested: ModelName,
     /// Which model answered.
@@ -181,6 +209,9 @@ pub struct Completed {
     /// Why the text ends: `stop` (the model was done), `length`, `stop_string`, `tool_calls` or
     /// `content_filter`.
     pub stop_reason: String,
+    /// The budget that let an answer have no more than so many tokens; `length` may be its doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<LimitedBy>,
     /// The seed that was used, where the provider tells: with it the answer can be had again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
@@ -226,6 +257,12 @@ pub struct Delta {
     /// Pieces of tool calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
+    /// Which of several answers it belongs to, from 0.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub choice: u32,
+    /// How likely its tokens were, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// A request has failed.

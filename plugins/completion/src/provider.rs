@@ -203,6 +203,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) number: u32,
     /// Time that is left.
     pub(crate) left: Duration,
+    /// Most tokens of each answer that budgets allow.
+    pub(crate) tokens_left: Option<u32>,
 }
 
 /// Text on its way from a provider. Dropping it stops the provider.

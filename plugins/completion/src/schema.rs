@@ -13,31 +13,48 @@ use serde_json::{Map, Value};
 /// How deep a schema may lead: a `$ref` may lead to itself.
 const DEPTH_MAX: usize = 128;
 
-/// Checks the text of an answer against what it was to be. An answer that calls
-/// tools has no text to check.
+/// Checks the text of an answer, and of each of its alternatives, against what it was
+/// to be. One that calls tools has no text to check.
 pub(crate) fn check(format: Option<&ResponseFormat>, answer: &Generated) -> Result<(), Refusal> {
     let schema = match format {
         None | Some(ResponseFormat::Text) => return Ok(()),
-        _ if !answer.tool_calls.is_empty() => return Ok(()),
         Some(ResponseFormat::Json) => None,
         Some(ResponseFormat::JsonSchema(schema)) => Some(&schema.schema),
     };
+    let Generated { text, tool_calls, stop_reason, alternatives, .. } = answer;
+    if tool_calls.is_empty() {
+        check_text(schema, "the answer", text, *stop_reason)?;
+    }
+    let texts = alternatives.iter().enumerate().filter(|(_, one)| one.tool_calls.is_empty());
+    texts
+        .map(|(index, one)| {
+            check_text(schema, &format!("`alternatives[{index}]`"), &one.text, one.stop_reason)
+        })
+        .collect()
+}
+
+/// Checks one text, which is called `name` where it does not fit.
+fn check_text(
+    schema: Option<&Map<String, Value>>,
+    name: &str,
+    text: &str,
+    stop_reason: StopReason,
+) -> Result<(), Refusal> {
     let refused = |why: String| {
         let refusal = Failure::InvalidAnswer.refusal(why);
-        match answer.stop_reason {
+        match stop_reason {
             StopReason::Length => refusal.hint("it was cut at its longest length; `max_tokens` allows more"),
             _ => refusal.hint("another model may keep the schema; `fallbacks` names others"),
         }
     };
-    let value: Value = serde_json::from_str(answer.text.trim())
-        .map_err(|error| refused(format!("the answer is not the JSON that was asked for: {error}")))?;
+    let value: Value = serde_json::from_str(text.trim())
+        .map_err(|error| refused(format!("{name} is not the JSON that was asked for: {error}")))?;
     match schema {
-        None if !value.is_object() => Err(refused("the answer is JSON, and no object".into())),
+        None if !value.is_object() => Err(refused(format!("{name} is JSON, and no object"))),
         None => Ok(()),
         Some(root) => fits(&Value::Object(root.clone()), &Value::Object(root.clone()), &value, "", 0)
             .map_err(|(path, why)| {
-                let place =
-                    if path.is_empty() { "the answer".into() } else { format!("`{path}` of the answer") };
+                let place = if path.is_empty() { name.into() } else { format!("`{path}` of {name}") };
                 let refusal = refused(format!("{place} does not fit the schema: {why}"));
                 let details = refusal.details.clone().map(|mut details| {
                     details["path"] = json!(path);

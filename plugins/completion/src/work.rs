@@ -23,6 +23,7 @@ use crate::{
     ledger::{Ended, Entry, Phase},
     order::Order,
     payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
+    route::{self, Ranked},
 };
 
 mod prepare;
@@ -139,7 +140,15 @@ impl Work {
     }
 
     async fn perform(&self) -> Result<Completed, Refusal> {
-        let entry = &self.place.entry;
+        let (plugin, entry) = (&self.place.plugin, &self.place.entry);
+        if plugin.has_to_learn(&self.order) {
+            plugin.learn(&self.ctx, &self.order).await;
+            let ranked = plugin.rank(&self.ctx, &self.order);
+            // What nobody can answer does not wait for its turn to hear that.
+            if !ranked.iter().any(Ranked::is_eligible) {
+                return Err(self.with_id(route::nobody(&ranked, &plugin.providers), &[]));
+            }
+        }
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
         Run::begin(self).await?.to_the_end().await
     }
@@ -158,16 +167,17 @@ impl Work {
     }
 
     async fn pass_on(&self, delta: Provided) -> Result<(), Refusal> {
-        let Provided { text, tool_calls, .. } = delta;
+        let Provided { text, tool_calls, choice, logprobs } = delta;
         match &self.sink {
             Sink::Chunks(chunks) => {
-                let chunk = Chunk { text, tool_calls, restarted: None };
+                let chunk = Chunk { text, tool_calls, choice, logprobs, restarted: None };
                 chunks.ready().await;
                 patiently(&self.ctx, || chunks.send(&chunk)).await
             }
             Sink::Facts => {
                 let request_id = self.place.entry.id.clone();
-                tell(&self.ctx, "completion:delta", &Delta { request_id, text, tool_calls }).await;
+                let delta = Delta { request_id, text, tool_calls, choice, logprobs };
+                tell(&self.ctx, "completion:delta", &delta).await;
                 Ok(())
             }
         }
@@ -177,8 +187,7 @@ impl Work {
     async fn restarted(&self, restarted: Restarted) -> Result<(), Refusal> {
         match &self.sink {
             Sink::Chunks(chunks) => {
-                let restarted = Some(restarted);
-                let chunk = Chunk { text: String::new(), tool_calls: Vec::new(), restarted };
+                let chunk = Chunk { restarted: Some(restarted), ..Chunk::default() };
                 patiently(&self.ctx, || chunks.send(&chunk)).await
             }
             Sink::Facts => {

@@ -55,7 +55,8 @@ impl Llama {
             }
         };
         let toy = ticket.engine().model().is_toy();
-        let max_tokens = ask.max_tokens.unwrap_or(self.config.max_tokens_default);
+        let max_tokens =
+            ask.token_limit(Some(self.config.max_tokens_default)).unwrap_or(self.config.max_tokens_default);
         let (prompt, constraint) = read(&ctx, &ticket, input, &mut ask).await?;
         check_length(prompt.len(), ticket.engine().setup().context as usize)?;
         let seed = settings.seed();

@@ -221,7 +221,9 @@ fn capabilities(header: Option<&Header>) -> Vec<Capability> {
     match header.map(|header| header.pooling) {
         None | Some(Some(Pooling::Unsupported)) => Vec::new(),
         Some(Some(_)) => vec![Capability::Embeddings],
-        Some(None) => vec![Capability::Chat, Capability::Tools, Capability::JsonSchema],
+        Some(None) => {
+            vec![Capability::Chat, Capability::Tools, Capability::JsonSchema, Capability::Choices]
+        }
     }
 }
 

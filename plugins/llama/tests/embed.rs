@@ -88,7 +88,7 @@ fn a_model_is_asked_only_for_what_it_makes() {
     assert_eq!(refusal.code, Code::Unavailable, "{refusal}");
     let list = host.request("llama:models", json!({})).unwrap();
     for (name, capabilities) in
-        [("mean", json!(["embeddings"])), ("ksi-tiny", json!(["chat", "tools", "json_schema"]))]
+        [("mean", json!(["embeddings"])), ("ksi-tiny", json!(["chat", "tools", "json_schema", "choices"]))]
     {
         let model = list["models"].as_array().unwrap().iter().find(|model| model["name"] == name).unwrap();
         assert_eq!(model["capabilities"], capabilities);

@@ -132,6 +132,8 @@ fn the_limit_of_tokens_is_kept_exactly() {
         let end = generate(&host, ask_with(STORY, json!({"max_tokens": limit}))).unwrap();
         assert_eq!(end["stop_reason"], "length");
         assert_eq!(end["usage"]["completion_tokens"], limit);
+        let end = generate(&host, ask_with(STORY, json!({"max_tokens": 9, "tokens_left": limit}))).unwrap();
+        assert_eq!(end["usage"]["completion_tokens"], limit);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The stream of an answer, read event by event.
+//! An answer, read event by event; or all of it at once, from a server that does
+//! not stream.
 
 use std::collections::BTreeSet;
 
@@ -35,6 +36,31 @@ struct ChunkChoice {
     #[serde(default)]
     finish_reason: Option<String>,
     /// vLLM tells here which stop string it was.
+    #[serde(default)]
+    stop_reason: Option<Value>,
+    #[serde(default)]
+    logprobs: Option<Logprobs>,
+}
+
+/// The whole answer of a server that does not stream.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    model: Option<String>,
+    choices: Vec<DocumentChoice>,
+    #[serde(default)]
+    usage: Option<Counts>,
+}
+
+#[derive(Deserialize)]
+struct DocumentChoice {
+    #[serde(default)]
+    index: Option<u32>,
+    message: ChunkDelta,
+    #[serde(default)]
+    finish_reason: Option<String>,
     #[serde(default)]
     stop_reason: Option<Value>,
     #[serde(default)]
@@ -144,7 +170,31 @@ impl Reading {
         if let Some(problem) = Problem::read(&value) {
             return Err(problem.refusal(crate::NAME, Failure::Overloaded));
         }
-        let chunk: Chunk = serde_json::from_value(value).map_err(unread)?;
+        self.take(serde_json::from_value(value).map_err(unread)?, output)
+    }
+
+    /// Reads an answer that came as one document: a piece for each of its choices.
+    pub(crate) fn read_document(
+        &mut self,
+        document: Value,
+        output: &mut Output,
+    ) -> Result<Vec<Delta>, Refusal> {
+        let document: Document = serde_json::from_value(document)
+            .map_err(|error| invalid(crate::NAME, format!("it is JSON, and no completion: {error}")))?;
+        let Document { id, model, choices, usage } = document;
+        let choices = (0..).zip(choices).map(|(index, choice)| choice.at(index)).collect();
+        let deltas = self.take(Chunk { id, model, choices, usage }, output)?;
+        match output.is_whole(self.choices) {
+            true => Ok(deltas),
+            false => {
+                let why = "it does not have each of the answers that were asked for, and why they end";
+                Err(invalid(crate::NAME, why))
+            }
+        }
+    }
+
+    /// Takes what an event says: the pieces in it, in their order.
+    fn take(&mut self, chunk: Chunk, output: &mut Output) -> Result<Vec<Delta>, Refusal> {
         self.id = self.id.take().or(chunk.id);
         if let Some(model) = chunk.model.filter(|model| !model.is_empty()) {
             self.model = model;
@@ -172,6 +222,23 @@ impl Reading {
     /// What is told at the end.
     pub(crate) fn end(self, seed: Option<u32>, ignored: Vec<String>) -> End {
         End { model: self.model, usage: self.usage, seed, ignored, response_id: self.id }
+    }
+}
+
+impl DocumentChoice {
+    /// The same as a piece of a stream. A document mostly does not number the calls
+    /// of tools.
+    fn at(mut self, place: u32) -> ChunkChoice {
+        for (index, call) in (0..).zip(self.message.tool_calls.iter_mut().flatten()) {
+            call.index = index;
+        }
+        ChunkChoice {
+            index: self.index.unwrap_or(place),
+            delta: Some(self.message),
+            finish_reason: self.finish_reason,
+            stop_reason: self.stop_reason,
+            logprobs: self.logprobs,
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use ksi_sdk::{
 const OPENAI: &str = "https://api.openai.com/v1";
 
 /// What a model can do of which nothing else is known: what the protocol has.
-pub(crate) const CAPABILITIES: [Capability; 3] =
-    [Capability::Chat, Capability::Tools, Capability::JsonSchema];
+pub(crate) const CAPABILITIES: [Capability; 4] =
+    [Capability::Chat, Capability::Tools, Capability::JsonSchema, Capability::Choices];
 
 /// The `config` table of the plugin.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,8 +1,8 @@
 //! Models behind an OpenAI-compatible API: OpenAI itself, and whatever speaks
 //! its language, from vLLM and llama-server to Groq and OpenRouter.
 //!
-//! `openai:generate` becomes one `POST /chat/completions` that streams,
-//! `openai:models` one `GET /models`. It keeps nothing between requests,
+//! `openai:generate` becomes one `POST /chat/completions` that streams, or is
+//! answered at once where the server does not; `openai:models` one `GET /models`. It keeps nothing between requests,
 //! retries nothing, and reaches no other host than that of `base_url`.
 //!
 //! # Failure
@@ -15,7 +15,7 @@ pub mod request;
 pub mod answer;
 
 use ksi_provider::{Delta, Generate, Generated, ListModels, Models};
-use ksi_provider_http::{Attempt, Client, Output, Worker, known, problem::invalid, worker};
+use ksi_provider_http::{Answered, Attempt, Client, Output, Worker, known, problem::invalid, worker};
 use ksi_sdk::prelude::{Chunks, Ctx, Deserialize, Plugin, Rc, Refusal, Register};
 use serde_json::Value;
 
@@ -110,8 +110,17 @@ struct Exchange {
 impl Attempt for Exchange {
     async fn run(self, output: &mut Output) -> Result<Generated, Refusal> {
         let Self { client, request, seed } = self;
-        let mut events = client.stream("/chat/completions", &Value::Object(request.body)).await?;
+        let answered = client.stream_or_document("/chat/completions", &Value::Object(request.body)).await?;
         let mut reading = Reading::new(request.model, request.choices);
+        let mut events = match answered {
+            Answered::Events(events) => events,
+            Answered::Document(document) => {
+                for delta in reading.read_document(document, output)? {
+                    output.send(delta).await?;
+                }
+                return output.finish(reading.end(seed, request.ignored));
+            }
+        };
         while let Some(event) = events.next().await? {
             if event.data == answer::DONE {
                 break;

@@ -45,7 +45,7 @@ pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
     put("messages", messages.iter().map(message).collect());
     put("stream", json!(true));
     put("stream_options", json!({ "include_usage": true }));
-    if let Some(tokens) = ask.max_tokens {
+    if let Some(tokens) = ask.token_limit(None) {
         put(config.max_tokens_field().as_str(), json!(tokens));
     }
     if !ask.tools.is_empty() {

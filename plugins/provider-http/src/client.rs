@@ -32,6 +32,7 @@ const IDLE_CONNECTIONS_MAX: usize = 8;
 const IDLE_TIME: Duration = Duration::from_secs(60);
 const STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
+const STREAM_OR_JSON: &str = "text/event-stream, application/json;q=0.5";
 
 /// Asks one server. Cheap to clone; its connections are shared.
 #[derive(Debug, Clone)]
@@ -103,15 +104,9 @@ impl Client {
     pub async fn get(&self, path: &str) -> Result<Value, Refusal> {
         let request = self.http.get(self.url(path)).header(ACCEPT, JSON);
         let mut response = self.asking.send(request).await?;
-        if !is_of_type(&response, JSON) {
-            return Err(self.asking.foreign(&mut response).await);
-        }
-        let body = self.asking.body(&mut response, self.asking.limits.answer_bytes, true).await?;
-        let answer: Value = serde_json::from_slice(&body)
-            .map_err(|error| invalid(self.asking.plugin, format!("its JSON cannot be read: {error}")))?;
-        match Problem::read(&answer) {
-            Some(problem) => Err(problem.refusal(self.asking.plugin, Failure::InvalidAnswer)),
-            None => Ok(answer),
+        match is_of_type(&response, JSON) {
+            true => self.asking.document(&mut response).await,
+            false => Err(self.asking.foreign(&mut response).await),
         }
     }
 
@@ -121,8 +116,29 @@ impl Client {
     ///
     /// The server's error, or what kept it from answering.
     pub async fn stream(&self, path: &str, body: &Value) -> Result<Events, Refusal> {
-        let request = self.http.post(self.url(path)).header(ACCEPT, STREAM).header(CONTENT_TYPE, JSON);
-        let mut response = self.asking.send(request.body(body.to_string())).await?;
+        let response = self.post(path, body, STREAM).await?;
+        self.events(response).await
+    }
+
+    /// The same of a server that may answer with one JSON document all the same.
+    ///
+    /// # Errors
+    ///
+    /// The server's error, or what kept it from answering.
+    pub async fn stream_or_document(&self, path: &str, body: &Value) -> Result<Answered, Refusal> {
+        let mut response = self.post(path, body, STREAM_OR_JSON).await?;
+        match is_of_type(&response, JSON) {
+            true => self.asking.document(&mut response).await.map(Answered::Document),
+            false => self.events(response).await.map(Answered::Events),
+        }
+    }
+
+    async fn post(&self, path: &str, body: &Value, accepted: &'static str) -> Result<Response, Refusal> {
+        let request = self.http.post(self.url(path)).header(ACCEPT, accepted).header(CONTENT_TYPE, JSON);
+        self.asking.send(request.body(body.to_string())).await
+    }
+
+    async fn events(&self, mut response: Response) -> Result<Events, Refusal> {
         if !is_of_type(&response, STREAM) {
             return Err(self.asking.foreign(&mut response).await);
         }
@@ -137,6 +153,15 @@ impl Client {
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base_url)
     }
+}
+
+/// An answer to a request for a stream.
+#[derive(Debug)]
+pub enum Answered {
+    /// The stream.
+    Events(Events),
+    /// The whole of it in one.
+    Document(Value),
 }
 
 /// The events of an answer. Dropping it closes the connection.
@@ -227,6 +252,17 @@ impl Asking {
             body.extend_from_slice(&bytes);
         }
         Ok(body)
+    }
+
+    /// An answer that is one JSON document, and no error.
+    async fn document(&self, response: &mut Response) -> Result<Value, Refusal> {
+        let body = self.body(response, self.limits.answer_bytes, true).await?;
+        let document: Value = serde_json::from_slice(&body)
+            .map_err(|error| invalid(self.plugin, format!("its JSON cannot be read: {error}")))?;
+        match Problem::read(&document) {
+            Some(problem) => Err(problem.refusal(self.plugin, Failure::InvalidAnswer)),
+            None => Ok(document),
+        }
     }
 
     /// An answer with the status of an error.

@@ -24,7 +24,7 @@ pub mod worker;
 mod retry_after;
 pub mod testing;
 
-pub use client::{Client, Events};
+pub use client::{Answered, Client, Events};
 pub use output::{End, Output};
 pub use server::{Limits, Server, Timeouts};
 pub use worker::{Attempt, Worker};

@@ -40,6 +40,8 @@ pub enum Capability {
     Tools,
     /// Answer in JSON by a schema.
     JsonSchema,
+    /// Make several answers of one input.
+    Choices,
     /// Turn texts into vectors.
     Embeddings,
     /// Look at images.

@@ -222,6 +222,11 @@ pub struct Generate {
     #[schemars(range(min = 1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
+    /// What whoever asks can still pay for: each answer has no more tokens than this,
+    /// whatever `max_tokens` or the provider's default says.
+    #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_left: Option<u32>,
     /// Randomness, 0 to 5: 0 always takes the likeliest token.
     #[schemars(range(min = 0, max = 5))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,6 +31,8 @@ fn settings_have_the_names_of_the_api_and_what_it_lacks_is_told() {
     );
     assert_eq!(request.ignored, ["min_p", "repetition_penalty", "seed", "logprobs"]);
     assert_eq!(body(json!({ "max_tokens": 7, "top_k": 0 }))["max_tokens"], 7);
+    assert_eq!(body(json!({ "tokens_left": 7 }))["max_tokens"], 7);
+    assert_eq!(body(json!({ "tokens_left": 9000 }))["max_tokens"], 4096, "the default is no longer for it");
     assert_eq!(body(json!({ "top_k": 0 })).get("top_k"), None, "all is the API's default");
 }
 

@@ -97,6 +97,11 @@ impl Rule {
         }
     }
 
+    /// Whether the length of an answer counts, at this price for a million tokens.
+    pub(super) fn limits_answers(&self, price: Option<f64>) -> bool {
+        self.tokens.is_some() || (self.nanos.is_some() && price.is_some_and(|price| price > 0.0))
+    }
+
     fn limits(&self) -> Limits {
         Limits { calls: self.calls, tokens: self.tokens, money: self.nanos.map(money) }
     }

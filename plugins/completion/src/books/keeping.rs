@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use super::{Account, AccountName, AttemptName, Books, Reservation, Settlement, Taken, account::money};
 use crate::payload::Used;
 
-const DAY_MS: u64 = 86_400_000;
+/// How the keys of usage begin.
+pub(super) const USAGE: &str = "usage/";
+pub(super) const DAY_MS: u64 = 86_400_000;
 /// Settlements that are written together.
 const BATCH: usize = 256;
 
@@ -80,8 +82,8 @@ fn key(kind: &str, name: &impl Serialize) -> String {
     format!("{kind}/{}", serde_json::to_string(name).unwrap_or_default())
 }
 
-fn day_key(day: u64) -> String {
-    format!("usage/{day:08}/")
+pub(super) fn day_key(day: u64) -> String {
+    format!("{USAGE}{day:08}/")
 }
 
 fn row_key(day: u64, reservation: &Reservation) -> String {

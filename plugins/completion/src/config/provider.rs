@@ -38,6 +38,8 @@ pub(crate) struct ModelConfig {
     pub(crate) tools: Option<bool>,
     /// Whether it can answer in JSON by a schema.
     pub(crate) json_schema: Option<bool>,
+    /// Whether it can give several answers to one request.
+    pub(crate) choices: Option<bool>,
 }
 
 impl ProviderConfig {

@@ -35,6 +35,10 @@ fn every_wrong_field_is_refused_with_its_path() {
         (json!({"prompt": "x", "seed": 4_294_967_296_u64}), "seed"),
         (json!({"prompt": "x", "stop": ["a", ""]}), "stop[1]"),
         (json!({"prompt": "x", "stop": vec!["a"; 17]}), "stop"),
+        (json!({"prompt": "x", "choices": 0}), "choices"),
+        (json!({"prompt": "x", "choices": 17}), "choices"),
+        (json!({"prompt": "x", "logprobs": -1}), "logprobs"),
+        (json!({"prompt": "x", "logprobs": 21}), "logprobs"),
         (json!({"prompt": "x", "priority": 11}), "priority"),
         (json!({"prompt": "x", "timeout_ms": 0}), "timeout_ms"),
         (json!({"prompt": "x", "agent": ""}), "agent"),
@@ -72,12 +76,22 @@ fn a_prompt_is_a_message_of_the_user_and_the_system_text_goes_first() {
 fn settings_are_taken_as_they_are() {
     let order = order(json!({"prompt": "x", "max_tokens": 5, "temperature": 0, "top_p": 0.5, "top_k": 0,
         "min_p": 0.1, "repetition_penalty": 1.1, "seed": 4_294_967_295_u32, "stop": ["."],
-        "priority": -10, "timeout_ms": 10}))
+        "choices": 16, "logprobs": 0, "priority": -10, "timeout_ms": 10}))
     .unwrap();
     assert_eq!(
         json!(order.settings),
         json!({"max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "top_k": 0, "min_p": 0.1,
-            "repetition_penalty": 1.1, "seed": 4_294_967_295_u32, "stop": ["."]})
+            "repetition_penalty": 1.1, "seed": 4_294_967_295_u32, "stop": ["."], "choices": 16, "logprobs": 0})
     );
     assert_eq!((order.priority, order.timeout), (-10, Duration::from_millis(10)));
+}
+
+#[test]
+fn several_answers_are_made_of_one_question() {
+    let needs = |choices: u32| {
+        order(json!({"prompt": "x".repeat(400), "max_tokens": 50, "choices": choices})).unwrap().needs()
+    };
+    let (one, four) = (needs(1), needs(4));
+    assert_eq!((one.tokens(), four.tokens()), (154, 304));
+    assert_eq!((one.are_special(), four.are_special()), (false, true));
 }

@@ -1,7 +1,7 @@
 //! Payloads of the hooks: what plugins may have a word on before a model is asked
 //! and after it has answered.
 
-use ksi_provider::{Message, StopReason, Tool, ToolCall, ToolChoice, Usage};
+use ksi_provider::{Alternative, Message, StopReason, Tool, ToolCall, ToolChoice, Usage};
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Serialize};
 
 use super::ModelName;
@@ -42,9 +42,10 @@ pub struct PreLlmPrompt {
 }
 
 /// A model has answered. Plugins that intercept this event (`before`) may edit text
-/// and tool calls: what they make of it is the result, and what is remembered of the
-/// conversation. Pieces that were streamed before have been read already. A refusal
-/// ends the request.
+/// and tool calls, those of the alternatives too: what they make of it is the result,
+/// and what is remembered of the conversation. Of a text that was edited nobody is
+/// told any more how likely its tokens were. Pieces that were streamed before have
+/// been read already. A refusal ends the request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostLlmResult {
@@ -63,6 +64,10 @@ pub struct PostLlmResult {
     /// The tools that the model wishes called.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
+    /// The other answers, where several were asked for. One that is not given back is
+    /// left out; none can be added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
     /// Why the text ends. Cannot be edited.
     pub stop_reason: StopReason,
     /// What was used. Cannot be edited.

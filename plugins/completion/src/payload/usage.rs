@@ -12,6 +12,12 @@ pub struct UsageRequest {
     pub days: Option<i64>,
     /// By what it is added up, one row for each; by day and model if left out.
     pub by: Option<Vec<By>>,
+    /// Also show where the budgets stand that apply to what this agent asks.
+    #[schemars(length(min = 1, max = 128))]
+    pub agent: Option<String>,
+    /// Also show where the budgets stand that apply to this conversation.
+    #[schemars(length(min = 1, max = 128))]
+    pub conversation_id: Option<String>,
 }
 
 /// What usage is added up by.
@@ -93,6 +99,16 @@ pub struct Limits {
     pub money: Option<f64>,
 }
 
+/// A budget that limits an answer whose request sets no `max_tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LimitedBy {
+    /// Its name in the configuration.
+    pub budget: String,
+    /// Most tokens of each answer. `max_tokens` of a request allows more, as far as
+    /// the budget has them.
+    pub max_tokens: u32,
+}
+
 /// Where a budget stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Budget {
@@ -116,7 +132,7 @@ pub struct UsageAnswer {
     pub rows: Vec<UsageRow>,
     /// All of them together.
     pub total: Used,
-    /// The budgets that apply to whoever asks. Those per agent or conversation are
-    /// told with the refusals that they cause.
+    /// The budgets that apply to whoever asks, and those of the agent and of the
+    /// conversation where they were named.
     pub budgets: Vec<Budget>,
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mock/echo` | repeats the last message of the user, word by word |
 //! | `mock/fixed:TEXT` | says TEXT |
+//! | `mock/each:A\|B\|…` | says A, and B where a second answer is wished, and so on; after the last, A |
 //! | `mock/slow:MS` | as `echo`, and waits MS milliseconds before each word |
 //! | `mock/long:N` | says N words: `w1 w2 …` |
 //! | `mock/fail:CODE` | refuses with this code |
@@ -12,14 +13,19 @@
 //! | `mock/break:N` | says the first N words of `echo`, then refuses with `unavailable` |
 //! | `mock/hang` | never says anything |
 //!
-//! Of the settings only `max_tokens` has an effect: it counts words. Tokens
-//! are words, timings are zero, and every answer is marked as a toy.
+//! Of the settings only these have an effect: `max_tokens` counts words;
+//! `choices` answers come one after the other, all alike but for `each`; with
+//! `logprobs` every word is certain. Tokens are words, timings are zero, and every
+//! answer is marked as a toy.
 
 use std::{fmt, future::pending, str::FromStr};
 
 use ksi_sdk::prelude::{Code, Ctx, Duration, Refusal, json};
 
-use ksi_provider::{Delta, Generated, Message, Model, Role, StopReason, Timings, Usage};
+use ksi_provider::{
+    Alternative, Delta, Generated, Message, Model, Role, StopReason, Timings, TokenLogprob, TokenLogprobs,
+    Usage,
+};
 
 use super::{Attempt, Piece};
 use crate::{
@@ -28,8 +34,8 @@ use crate::{
 };
 
 /// The scripts, as they are listed to users.
-const SCRIPTS: [&str; 8] =
-    ["echo", "fixed:TEXT", "slow:MS", "long:N", "fail:CODE", "fail-then-ok:N", "break:N", "hang"];
+const SCRIPTS: [&str; 9] =
+    ["echo", "fixed:TEXT", "each:A|B", "slow:MS", "long:N", "fail:CODE", "fail-then-ok:N", "break:N", "hang"];
 
 /// Longest wait between two words, and most words: a mock runs inside the
 /// daemon.
@@ -49,6 +55,7 @@ pub(super) fn models() -> Vec<Model> {
 pub(crate) enum Script {
     Echo,
     Fixed(String),
+    Each(String),
     Slow(u64),
     Long(u32),
     Fail(Code),
@@ -75,6 +82,9 @@ impl Script {
             ("echo", None) => Ok(Self::Echo),
             ("hang", None) => Ok(Self::Hang),
             ("fixed", Some(text)) if !text.is_empty() => Ok(Self::Fixed(text.into())),
+            ("each", Some(texts)) if texts.split('|').all(|text| !text.is_empty()) => {
+                Ok(Self::Each(texts.into()))
+            }
             ("slow", Some(ms)) => number(ms, SLOW_MS_MAX).map(Self::Slow).ok_or_else(wrong),
             ("long", Some(n)) => number(n, WORDS_MAX).map(Self::Long).ok_or_else(wrong),
             ("fail-then-ok", Some(n)) => number(n, WORDS_MAX).map(Self::FailThenOk).ok_or_else(wrong),
@@ -97,6 +107,7 @@ impl fmt::Display for Script {
         match self {
             Self::Echo => write!(f, "echo"),
             Self::Fixed(text) => write!(f, "fixed:{text}"),
+            Self::Each(texts) => write!(f, "each:{texts}"),
             Self::Slow(ms) => write!(f, "slow:{ms}"),
             Self::Long(n) => write!(f, "long:{n}"),
             Self::Fail(code) => write!(f, "fail:{code}"),
@@ -114,16 +125,26 @@ enum Ending {
     Silence,
 }
 
+/// One answer on its way from a script.
+struct Speaker {
+    words: Box<dyn Iterator<Item = String>>,
+    /// How many words may be said.
+    left: u32,
+    said: Alternative,
+}
+
 /// Words on their way from a script.
 pub(crate) struct Stream {
     ctx: Ctx,
-    words: Box<dyn Iterator<Item = String>>,
+    /// The answers; they are made one after the other.
+    speakers: Vec<Speaker>,
+    /// Which of them speaks.
+    speaking: usize,
     wait: Duration,
-    ending: Option<Ending>,
-    /// How many words may be said.
-    left: u32,
+    ending: Ending,
+    /// How many words are told that could have come.
+    logprobs: Option<u32>,
     said: u64,
-    text: String,
     model: String,
     prompt_words: u64,
 }
@@ -133,30 +154,43 @@ impl Stream {
         let spoken = order.messages.iter().rev().find(|message| message.role == Role::User);
         let echo = || words(spoken.map_or("", |message| &message.content));
         let none = || -> Box<dyn Iterator<Item = String>> { Box::new(std::iter::empty()) };
-        let refusal = |code| Ending::Refusal(Refusal::new(code, "the script says so"));
-        let (words, ending) = match script {
-            Script::Echo | Script::Slow(_) => (echo(), Ending::Answer),
-            Script::Fixed(text) => (words(text), Ending::Answer),
-            Script::Long(n) => (count(*n), Ending::Answer),
-            Script::Fail(code) => (none(), refusal(*code)),
-            Script::FailThenOk(n) if attempt.number <= *n => (none(), refusal(Code::Unavailable)),
-            Script::FailThenOk(_) => (echo(), Ending::Answer),
-            Script::Break(n) => {
-                let first = echo().take(usize::try_from(*n).unwrap_or(usize::MAX));
-                (Box::new(first) as Box<_>, refusal(Code::Unavailable))
-            }
-            Script::Hang => (none(), Ending::Silence),
+        let refuses = matches!(script, Script::FailThenOk(n) if attempt.number <= *n);
+        let says = |choice: usize| match script {
+            Script::Fixed(text) => words(text),
+            Script::Each(texts) => words(texts.split('|').cycle().nth(choice).unwrap_or_default()),
+            Script::Long(n) => count(*n),
+            Script::Break(n) => Box::new(echo().take(usize::try_from(*n).unwrap_or(usize::MAX))),
+            Script::Fail(_) | Script::Hang => none(),
+            Script::FailThenOk(_) if refuses => none(),
+            Script::Echo | Script::Slow(_) | Script::FailThenOk(_) => echo(),
         };
-        let wait = if let Script::Slow(ms) = script { Duration::from_millis(*ms) } else { Duration::ZERO };
+        let refusal = |code| Ending::Refusal(Refusal::new(code, "the script says so"));
+        let settings = &order.settings;
+        let speaker = |choice| Speaker {
+            words: says(choice),
+            left: settings.max_tokens.or(attempt.tokens_left).unwrap_or(u32::MAX),
+            said: Alternative {
+                text: String::new(),
+                tool_calls: Vec::new(),
+                stop_reason: StopReason::Stop,
+                logprobs: Vec::new(),
+            },
+        };
         let count = |message: &Message| message.content.split_whitespace().count() as u64;
         Self {
             ctx: ctx.clone(),
-            words,
-            wait,
-            ending: Some(ending),
-            left: order.settings.max_tokens.unwrap_or(u32::MAX),
+            speakers: (0..settings.choices.unwrap_or(1) as usize).map(speaker).collect(),
+            speaking: 0,
+            wait: if let Script::Slow(ms) = script { Duration::from_millis(*ms) } else { Duration::ZERO },
+            ending: match script {
+                Script::Fail(code) => refusal(*code),
+                Script::FailThenOk(_) if refuses => refusal(Code::Unavailable),
+                Script::Break(_) => refusal(Code::Unavailable),
+                Script::Hang => Ending::Silence,
+                _ => Ending::Answer,
+            },
+            logprobs: settings.logprobs,
             said: 0,
-            text: String::new(),
             model: script.to_string(),
             prompt_words: order.messages.iter().map(count).sum(),
         }
@@ -165,35 +199,40 @@ impl Stream {
     pub(super) async fn next(&mut self) -> Result<Piece, Refusal> {
         // Without a break a long text would hold up every other request.
         yield_now().await;
-        let word = self.words.next();
-        match (word, self.ending.take()) {
-            (Some(word), ending) if self.left > 0 => {
-                if !self.wait.is_zero() {
-                    self.ctx.sleep(self.wait).await;
+        while let Some(speaker) = self.speakers.get_mut(self.speaking) {
+            match speaker.words.next() {
+                Some(word) if speaker.left > 0 => {
+                    if !self.wait.is_zero() {
+                        self.ctx.sleep(self.wait).await;
+                    }
+                    self.said += 1;
+                    return Ok(Piece::Delta(speaker.say(word, self.speaking, self.logprobs)));
                 }
-                self.ending = ending;
-                self.left -= 1;
-                self.said += 1;
-                self.text.push_str(&word);
-                Ok(Piece::Delta(Delta::text(word)))
+                Some(_) => speaker.said.stop_reason = StopReason::Length,
+                None => match &self.ending {
+                    Ending::Answer => {}
+                    Ending::Refusal(refusal) => return Err(refusal.clone()),
+                    Ending::Silence => return pending().await,
+                },
             }
-            (Some(_), _) => Ok(self.answer(StopReason::Length)),
-            (None, Some(Ending::Answer)) => Ok(self.answer(StopReason::Stop)),
-            (None, Some(Ending::Refusal(refusal))) => Err(refusal),
-            (None, Some(Ending::Silence)) => pending().await,
-            (None, None) => Err(Refusal::new(Code::Internal, "the mock was asked after its end")),
+            self.speaking += 1;
         }
+        self.answer()
     }
 
-    fn answer(&mut self, stop_reason: StopReason) -> Piece {
+    fn answer(&mut self) -> Result<Piece, Refusal> {
         let (prompt_tokens, completion_tokens) = (self.prompt_words, self.said);
-        Piece::Last(Box::new(Generated {
+        let mut answers = std::mem::take(&mut self.speakers).into_iter().map(|speaker| speaker.said);
+        let Some(Alternative { text, tool_calls, stop_reason, logprobs }) = answers.next() else {
+            return Err(Refusal::new(Code::Internal, "the mock was asked after its end"));
+        };
+        Ok(Piece::Last(Box::new(Generated {
             model: std::mem::take(&mut self.model),
-            text: std::mem::take(&mut self.text),
-            tool_calls: Vec::new(),
+            text,
+            tool_calls,
             stop_reason,
-            alternatives: Vec::new(),
-            logprobs: Vec::new(),
+            alternatives: answers.collect(),
+            logprobs,
             toy: true,
             seed: None,
             usage: Usage {
@@ -205,7 +244,22 @@ impl Stream {
             timings: Timings::default(),
             ignored: Vec::new(),
             response_id: None,
-        }))
+        })))
+    }
+}
+
+impl Speaker {
+    fn say(&mut self, word: String, choice: usize, logprobs: Option<u32>) -> Delta {
+        self.left -= 1;
+        self.said.text.push_str(&word);
+        let mut told = Vec::new();
+        if let Some(most) = logprobs {
+            let top = TokenLogprob { token: word.clone(), logprob: 0.0 };
+            let top = if most > 0 { vec![top] } else { Vec::new() };
+            told.push(TokenLogprobs { token: word.clone(), logprob: 0.0, top });
+        }
+        self.said.logprobs.extend(told.iter().cloned());
+        Delta { choice: u32::try_from(choice).unwrap_or(u32::MAX), logprobs: told, ..Delta::text(word) }
     }
 }
 
@@ -226,9 +280,17 @@ mod tests {
 
     #[test]
     fn scripts_are_written_as_they_are_read() {
-        for text in
-            ["echo", "fixed:a:b", "slow:0", "long:3", "fail:busy", "fail-then-ok:2", "break:1", "hang"]
-        {
+        for text in [
+            "echo",
+            "fixed:a:b",
+            "each:a|b",
+            "slow:0",
+            "long:3",
+            "fail:busy",
+            "fail-then-ok:2",
+            "break:1",
+            "hang",
+        ] {
             assert_eq!(Script::parse(text, "model").unwrap().to_string(), text);
         }
     }
@@ -236,9 +298,19 @@ mod tests {
     #[test]
     fn what_is_no_script_is_refused() {
         assert_eq!(Script::parse("gpt", "model").unwrap_err().code, Code::NotFound);
-        for text in
-            ["echo:1", "fixed", "fixed:", "slow", "slow:-1", "slow:60001", "long:1000001", "fail:no", "hang:"]
-        {
+        for text in [
+            "echo:1",
+            "fixed",
+            "fixed:",
+            "each:",
+            "each:a|",
+            "slow",
+            "slow:-1",
+            "slow:60001",
+            "long:1000001",
+            "fail:no",
+            "hang:",
+        ] {
             assert_eq!(Script::parse(text, "model").unwrap_err().code, Code::InvalidPayload, "{text}");
         }
     }

@@ -37,6 +37,7 @@ impl Stream {
             messages: Some(order.messages.clone()),
             priority: (order.priority != 0).then_some(order.priority),
             timeout_ms: Some(left_ms.max(1)),
+            tokens_left: attempt.tokens_left,
             conversation_id: order.scoped_conversation(ctx),
             ..order.settings.clone()
         };

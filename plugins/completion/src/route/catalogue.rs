@@ -107,16 +107,20 @@ impl Catalogue {
         if needs.json_schema && !can(config.json_schema, Capability::JsonSchema) {
             return Some("it cannot answer by a JSON schema".into());
         }
+        if needs.answers > 1 && !can(config.choices, Capability::Choices) {
+            return Some("it gives one answer to a request".into());
+        }
         let context = self.context_length(target, provider)?;
         let least = needs.least_tokens;
         (least > context)
             .then(|| format!("at least {least} tokens are to be read, and its context has {context}"))
     }
 
-    /// Where question and answer hardly fit into its context.
+    /// Where question and answer hardly fit into its context; each of several
+    /// answers has it for itself.
     pub(crate) fn is_tight(&self, target: &Target, provider: &Provider, needs: &Needs) -> Option<String> {
         let context = self.context_length(target, provider)?;
-        let tokens = needs.tokens();
+        let tokens = needs.prompt_tokens + needs.max_tokens.unwrap_or(0);
         (tokens > context)
             .then(|| format!("about {tokens} tokens may be needed, and its context has {context}"))
     }

@@ -1,5 +1,4 @@
-//! The attempts at one request: who is asked, what follows a refusal, and what
-//! is told of it in the end.
+//! The attempts at one request: who is asked, and what follows a refusal.
 //!
 //! # Invariants
 //!
@@ -10,25 +9,29 @@
 
 use std::cell::{Cell, RefCell};
 
-use ksi_provider::{Generated, Message, Role, Usage};
+use ksi_provider::Generated;
 use ksi_sdk::prelude::{Code, Duration, Refusal};
 
 use super::{
     Work,
-    prepare::{Prepared, about, prepare},
+    prepare::{Prepared, prepare},
 };
 use crate::{
     Completion,
-    books::{Amounts, Reserved, Taken, cost},
+    books::{Reserved, Taken},
     ledger::Phase,
-    order::{Chosen, Order, estimated_tokens},
-    payload::{Completed, ModelName, Restarted, Tried},
-    provider::{Attempt, DEFAULT, Piece, Stream, Target, is_absent},
+    order::Order,
+    payload::{Completed, LimitedBy, ModelName, Restarted, Tried},
+    provider::{Attempt, Piece, Stream, Target, is_absent},
     route::{self, Ranked, Ticket, View},
-    schema,
+    schema, size,
 };
 
-/// Longest text of an answer: it must fit a frame together with the rest.
+mod spend;
+mod told;
+
+/// Most bytes of an answer, with its alternatives and what is told of tokens: it
+/// must fit a frame together with the rest.
 const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A request that has its turn.
@@ -42,6 +45,8 @@ pub(super) struct Run<'a> {
     last: RefCell<Option<Refusal>>,
     /// Bytes that were passed on and are not void.
     said: Cell<usize>,
+    /// The budget that limits the answer of the attempt under way.
+    limited_by: RefCell<Option<LimitedBy>>,
 }
 
 /// What follows a refusal.
@@ -71,6 +76,7 @@ impl<'a> Run<'a> {
             spent: RefCell::default(),
             last: RefCell::default(),
             said: Cell::new(0),
+            limited_by: RefCell::default(),
         })
     }
 
@@ -176,44 +182,9 @@ impl<'a> Run<'a> {
         self.order().timeout.saturating_sub(Duration::from_millis(age_ms))
     }
 
-    /// Reserves in the budgets that apply what the next attempt is expected to take.
-    async fn reserve(&self, target: &Target) -> Result<Reserved<'_>, Refusal> {
-        let (plugin, order) = (self.plugin(), self.order());
-        let needs = order.needs();
-        let (made, price) = (needs.max_tokens.unwrap_or(0), plugin.providers.of(target).model(&target.model));
-        let expected = Amounts {
-            calls: 1,
-            tokens: needs.tokens(),
-            nanos: cost(needs.prompt_tokens, price.prompt_price) + cost(made, price.completion_price),
-        };
-        let attempt = (self.work.place.entry.id.clone(), self.number());
-        let who = crate::who(&self.work.ctx, order.agent.as_deref(), order.conversation.as_deref());
-        let model = plugin.providers.name(target).to_string();
-        plugin.books.reserve(&plugin.ctx, attempt, &who, &model, expected).await
-    }
-
     /// Number of the next attempt.
     fn number(&self) -> u32 {
         u32::try_from(self.tried.borrow().len()).unwrap_or(u32::MAX).saturating_add(1)
-    }
-
-    /// What an attempt has taken so far, where its provider does not say.
-    fn guess(&self, target: &Target, said: usize) -> Taken {
-        let price = self.plugin().providers.of(target).model(&target.model);
-        let prompt_tokens = self.order().needs().prompt_tokens;
-        let completion_tokens = estimated_tokens(said);
-        let nanos = cost(prompt_tokens, price.prompt_price) + cost(completion_tokens, price.completion_price);
-        Taken { prompt_tokens, completion_tokens, nanos, answered: false, asked: true }
-    }
-
-    fn took(&self, target: &Target, usage: &Usage) -> Taken {
-        let price = self.plugin().providers.of(target).model(&target.model);
-        let Usage { prompt_tokens, completion_tokens, .. } = *usage;
-        let nanos = usage.cost_usd.map_or_else(
-            || cost(prompt_tokens, price.prompt_price) + cost(completion_tokens, price.completion_price),
-            |money| cost(1_000_000, Some(money)),
-        );
-        Taken { prompt_tokens, completion_tokens, nanos, answered: true, asked: true }
     }
 
     /// Asks a model once.
@@ -227,6 +198,7 @@ impl<'a> Run<'a> {
             begun.map_err(|ms| Refusal::new(Code::Unavailable, "left alone for now").retry_after_ms(ms))?;
         let counted = Counted { plugin, target, ticket: Some(ticket) };
         let number = self.number();
+        self.limited_by.replace(reserved.limited_by.take());
         self.announce(number, target).await?;
         let first_ms = Cell::new(None);
         // As long as nothing else is known: it was asked, and read the request.
@@ -287,14 +259,15 @@ impl<'a> Run<'a> {
     async fn ask(&self, target: &Target, first_ms: &Cell<Option<u64>>) -> Result<Generated, Refusal> {
         let plugin = self.plugin();
         let number = self.times(&plugin.providers.name(target)).saturating_add(1);
-        let attempt = Attempt { target, number, left: self.left() };
+        let tokens_left = self.limited_by.borrow().as_ref().map(|limited| limited.max_tokens);
+        let attempt = Attempt { target, number, left: self.left(), tokens_left };
         let mut stream = Stream::open(&self.work.ctx, &plugin.providers, self.order(), attempt)?;
         loop {
             match stream.next().await? {
                 Piece::Delta(delta) => {
                     first_ms.set(first_ms.get().or(Some(plugin.now_ms())));
                     let calls = delta.tool_calls.iter().map(|call| call.arguments.len() + 1);
-                    let bytes = delta.text.len() + calls.sum::<usize>();
+                    let bytes = delta.text.len() + calls.sum::<usize>() + size::of_logprobs(&delta.logprobs);
                     if bytes == 0 {
                         continue;
                     }
@@ -304,7 +277,7 @@ impl<'a> Run<'a> {
                     }
                     self.work.pass_on(delta).await?;
                 }
-                Piece::Last(answer) if answer.text.len() > TEXT_BYTES_MAX => return Err(too_long()),
+                Piece::Last(answer) if size::of_answer(&answer) > TEXT_BYTES_MAX => return Err(too_long()),
                 Piece::Last(answer) => return Ok(*answer),
             }
         }
@@ -335,81 +308,6 @@ impl<'a> Run<'a> {
             return Next::Again(pause);
         }
         if others { Next::Other } else { Next::End }
-    }
-
-    async fn completed(&self, target: &Target, answer: Generated) -> Result<Completed, Refusal> {
-        let entry = &self.work.place.entry;
-        let tried = self.tried.take();
-        let asked = self.plugin().providers.name(target);
-        let why = self.why(&asked, &answer.model, &tried);
-        let answered = ModelName { provider: asked.provider, model: answer.model.clone() };
-        let edited = about(self.work).after(answered.clone(), self.order(), answer).await;
-        let answer = edited.map_err(|refusal| self.work.with_id(refusal, &tried))?;
-        let said = Message {
-            tool_calls: answer.tool_calls.clone(),
-            ..Message::new(Role::Assistant, answer.text.clone())
-        };
-        let remembered = self.prepared.remember(self.work, said).await;
-        Ok(Completed {
-            request_id: entry.id.clone(),
-            text: answer.text,
-            tool_calls: answer.tool_calls,
-            requested: self.order().choice.requested.clone(),
-            answered,
-            why,
-            toy: answer.toy,
-            stop_reason: answer.stop_reason.as_str().into(),
-            seed: answer.seed,
-            usage: answer.usage,
-            timings: answer.timings,
-            queued_ms: entry.started_ms.get().unwrap_or(entry.accepted_ms) - entry.accepted_ms,
-            attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
-            tried,
-            ignored: answer.ignored,
-            conversation_id: self.order().conversation.clone(),
-            context: self.prepared.report.clone(),
-            remembered,
-        })
-    }
-
-    /// Why the model called `answered` answered.
-    fn why(&self, asked: &ModelName, answered: &str, tried: &[Tried]) -> String {
-        let choice = &self.order().choice;
-        let plain = match choice.chosen {
-            _ if choice.is_alias() => format!("`{}` stands for it", choice.requested.model),
-            Chosen::ByDefault => "default model".into(),
-            Chosen::ByName if asked.model == DEFAULT => "default model".into(),
-            Chosen::ByName if asked.model != answered => {
-                format!("{} calls `{}` so", asked.provider, asked.model)
-            }
-            Chosen::ByName => "as requested".into(),
-        };
-        if choice.tiers[0].iter().any(|target| self.plugin().providers.name(target) == *asked) {
-            return plain;
-        }
-        let mut failed: Vec<String> = Vec::new();
-        for one in tried.iter().filter(|one| one.model != *asked) {
-            let said = format!("{} refused ({})", one.model, one.outcome);
-            if !failed.contains(&said) {
-                failed.push(said);
-            }
-        }
-        let ranked = self.rank();
-        let left_out = ranked.iter().filter(|other| !other.is_eligible());
-        for other in left_out.filter(|other| other.out != Some(crate::payload::Stage::Tried)) {
-            let name = self.plugin().providers.name(&other.target);
-            failed.push(format!("{name}: {}", other.reasons.first().map_or("", String::as_str)));
-        }
-        for other in ranked.iter().filter(|other| other.is_eligible() && other.last_resort) {
-            let name = self.plugin().providers.name(&other.target);
-            if name != *asked {
-                failed.push(format!("{name}: {}", other.reasons.last().map_or("", String::as_str)));
-            }
-        }
-        match failed.is_empty() {
-            true => "fallback: the others would have to be waited for".into(),
-            false => format!("fallback: {}", failed.join("; ")),
-        }
     }
 }
 

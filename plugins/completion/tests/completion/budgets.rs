@@ -21,6 +21,10 @@ fn answered() -> Value {
     end
 }
 
+fn priced_host(budgets: Value) -> Host {
+    host(priced(budgets))
+}
+
 fn usage(host: &Host, by: Value) -> Value {
     host.request("completion:usage", json!({ "by": by })).unwrap()
 }
@@ -185,4 +189,79 @@ fn a_budget_that_cannot_be_read_allows_nothing_and_without_one_requests_go_on() 
     free.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
     free.space().refuse(None);
     assert_eq!(usage(&free, json!(["model"]))["total"]["calls"], 1, "it is written later");
+}
+
+#[test]
+fn an_answer_has_no_more_tokens_than_the_budget_has_left() {
+    let host = priced_host(json!({"few": {"tokens": 1000}, "many": {"tokens": 90_000}}));
+    let call = ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL}));
+    let asked = host.expect("openai:generate");
+    assert_eq!((&asked.data["tokens_left"], &asked.data["max_tokens"]), (&json!(896), &Value::Null));
+    let refused = host.request("completion:request", json!({"prompt": "x", "model": MODEL})).unwrap_err();
+    assert_eq!(refused.details.unwrap()["budget"], "few", "all of it is reserved");
+    let mut cut = generated("hello");
+    cut["stop_reason"] = json!("length");
+    cut["usage"] = json!({"prompt_tokens": 104, "completion_tokens": 896, "total_tokens": 1000});
+    host.end(&asked, cut);
+    let told = end(&host, &call);
+    assert_eq!((&told["stop_reason"], &told["limited_by"]["budget"]), (&json!("length"), &json!("few")));
+    assert_eq!(told["limited_by"]["max_tokens"], 896);
+    assert_eq!(usage(&host, json!(["model"]))["budgets"][0]["used"]["tokens"], 1000, "and not one more");
+}
+
+#[test]
+fn who_says_how_long_an_answer_may_be_is_not_limited_further() {
+    let host = priced_host(json!({"many": {"tokens": 90_000}}));
+    let call = ask(&host, json!({"prompt": "x", "model": MODEL, "max_tokens": 20_000}));
+    let asked = host.expect("openai:generate");
+    assert_eq!((&asked.data["tokens_left"], &asked.data["max_tokens"]), (&Value::Null, &json!(20_000)));
+    host.end(&asked, answered());
+    assert!(end(&host, &call)["limited_by"].is_null());
+    // Without, as long as is paid for; and others find room beside it.
+    let calls = [(); 3].map(|()| ask(&host, json!({"prompt": "x", "model": MODEL})));
+    for call in &calls {
+        let asked = host.expect("openai:generate");
+        assert_eq!(asked.data["tokens_left"], 8192);
+        host.end(&asked, answered());
+        end(&host, call);
+    }
+}
+
+#[test]
+fn money_limits_an_answer_by_its_price_and_what_costs_nothing_is_not_limited() {
+    let host = priced_host(json!({"money": {"money": 0.001}}));
+    let call = ask(&host, json!({"prompt": "x".repeat(384), "model": MODEL, "fallbacks": []}));
+    let asked = host.expect("openai:generate");
+    assert_eq!(
+        asked.data["tokens_left"], 90,
+        "100 that are read, and 90 that are made at ten times the price"
+    );
+    host.end(&asked, answered());
+    end(&host, &call);
+    let free = host.request("completion:request", json!({"prompt": "a b", "model": "mock/echo"})).unwrap();
+    assert!(free["limited_by"].is_null(), "{free}");
+}
+
+#[test]
+fn a_provider_that_cannot_limit_its_answers_is_not_said_to_be_limited() {
+    let host = priced_host(json!({"few": {"tokens": 1000}}));
+    let call = ask(&host, json!({"prompt": "x", "model": MODEL}));
+    let mut answer = answered();
+    answer["ignored"] = json!(["tokens_left", "seed"]);
+    host.end(&host.expect("openai:generate"), answer);
+    let told = end(&host, &call);
+    assert_eq!((&told["ignored"], &told["limited_by"]), (&json!(["seed"]), &Value::Null));
+}
+
+#[test]
+fn a_budget_cuts_every_one_of_several_answers() {
+    let host = host(json!({"budgets": {"few": {"tokens": 25}}}));
+    let request = json!({"prompt": "x", "model": "mock/long:50", "choices": 2});
+    let told = host.request("completion:request", request).unwrap();
+    assert_eq!(
+        (&told["text"].as_str().unwrap().split(' ').count(), &told["stop_reason"]),
+        (&10, &json!("length"))
+    );
+    assert_eq!(told["alternatives"][0]["stop_reason"], "length");
+    assert_eq!(told["limited_by"], json!({"budget": "few", "max_tokens": 10}));
 }

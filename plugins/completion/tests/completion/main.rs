@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 mod budgets;
 mod chaos;
+mod choices;
 mod conversations;
 mod endings;
 mod hooks;
@@ -23,6 +24,7 @@ mod queueing;
 mod requests;
 mod retries;
 mod routing;
+mod usage;
 
 type Host = FakeHost<Completion>;
 

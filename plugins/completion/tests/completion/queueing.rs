@@ -28,6 +28,45 @@ fn a_conversation_is_answered_one_after_the_other_and_others_go_on() {
 }
 
 #[test]
+fn a_conversation_keeps_its_order_while_models_are_asked_what_they_can() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 4}}}));
+    let tools = |prompt: &str| json!({"prompt": prompt, "conversation_id": "a", "model": "llama/m", "tools": [{"name": "look"}]});
+    let first = ask(&host, tools("1"));
+    let second = ask(&host, json!({"prompt": "2", "conversation_id": "a", "model": "llama/m"}));
+    assert_eq!(status(&host), (1, 1), "both are accepted, and the second waits");
+    host.reply(&host.expect("llama:models"), json!({"models": []}));
+    for (call, prompt) in [(first, "1"), (second, "2")] {
+        let asked = host.expect("llama:generate");
+        assert_eq!(asked.data["messages"][0]["content"], prompt);
+        assert!(!host.has_asked(), "one at a time");
+        generate(&host, &asked, "x");
+        end(&host, &call);
+    }
+}
+
+#[test]
+fn one_that_no_model_can_answer_leaves_its_place_to_the_next() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let running = ask(&host, json!({"prompt": "0", "model": "llama/m"}));
+    let asked = host.expect("llama:generate");
+    let tools =
+        json!({"prompt": "1", "conversation_id": "a", "model": "llama/m", "tools": [{"name": "look"}]});
+    let (first, second) = (ask(&host, tools), ask(&host, json!({"prompt": "2", "conversation_id": "a"})));
+    let cannot = json!({"models": [{"name": "m", "capabilities": ["chat"]}]});
+    host.reply(&host.expect("llama:models"), cannot);
+    let refused = refusal(&host, &first);
+    assert_eq!(refused.code, Code::InvalidPayload, "and it need not wait for its turn to hear that");
+    assert!(refused.message.contains("cannot call tools"), "{refused}");
+    assert!(refused.details.unwrap()["request_id"].is_string());
+    generate(&host, &asked, "x");
+    end(&host, &running);
+    let asked = host.expect("llama:generate");
+    assert_eq!(asked.data["messages"][0]["content"], "2");
+    generate(&host, &asked, "x");
+    end(&host, &second);
+}
+
+#[test]
 fn a_provider_is_never_asked_for_more_at_once_than_its_limit() {
     let host = host(json!({"providers": {"llama": {"concurrency": 2}}}));
     let calls: Vec<_> = (0..5).map(|n| ask(&host, json!({"prompt": n.to_string()}))).collect();

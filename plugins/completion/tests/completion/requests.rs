@@ -283,6 +283,8 @@ fn a_configuration_that_makes_no_sense_stops_the_start() {
         (json!({"default_model": "tiny"}), "default_model"),
         (json!({"queue_max": 0}), "queue_max"),
         (json!({"timeout_ms": 0}), "timeout_ms"),
+        (json!({"usage_days": 0}), "usage_days"),
+        (json!({"answer_tokens": 0}), "answer_tokens"),
         (json!({"retry": {"attempts": 11}}), "retry"),
         (json!({"queue": 5}), "queue"),
     ] {

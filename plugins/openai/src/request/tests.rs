@@ -36,6 +36,7 @@ fn settings_have_the_names_of_the_api_and_what_it_lacks_is_told() {
     assert_eq!((&request.body["top_k"], &request.body["min_p"]), (&json!(4), &json!(0.1)));
     assert_eq!(request.body["max_completion_tokens"], 5, "OpenAI itself insists on another name");
     assert!(!request.body.contains_key("max_tokens"));
+    assert_eq!(body(json!({ "tokens_left": 7 }))["max_tokens"], 7);
 }
 
 #[test]

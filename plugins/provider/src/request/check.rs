@@ -34,6 +34,15 @@ impl Generate {
         within("conversation_id", self.conversation_id.as_deref(), CONVERSATION_BYTES_MAX)
     }
 
+    /// Most tokens of an answer, where the provider's default is this.
+    #[must_use]
+    pub fn token_limit(&self, default: Option<u32>) -> Option<u32> {
+        match (self.max_tokens.or(default), self.tokens_left) {
+            (Some(limit), Some(left)) => Some(limit.min(left)),
+            (limit, left) => limit.or(left),
+        }
+    }
+
     /// Bytes of all texts of the input.
     #[must_use]
     pub fn input_bytes(&self) -> usize {
@@ -80,6 +89,7 @@ impl Generate {
         };
         let whole = |value: Option<u32>| value.map(f64::from);
         range("max_tokens", whole(self.max_tokens), 1.0, f64::from(u32::MAX))?;
+        range("tokens_left", whole(self.tokens_left), 1.0, f64::from(u32::MAX))?;
         range("temperature", self.temperature, 0.0, 5.0)?;
         range("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
         range("min_p", self.min_p, 0.0, 1.0)?;

@@ -141,3 +141,15 @@ fn the_size_of_an_input_counts_all_its_texts() {
     ] }));
     assert_eq!(request.input_bytes(), 5 + 1 + 2 + 2);
 }
+
+#[test]
+fn what_is_left_limits_whatever_else_is_said() {
+    let limit = |fields: Value, default| with(fields).token_limit(default);
+    assert_eq!(limit(json!({}), None), None);
+    assert_eq!(limit(json!({ "tokens_left": 7 }), None), Some(7));
+    assert_eq!(limit(json!({ "tokens_left": 7 }), Some(5)), Some(5));
+    assert_eq!(limit(json!({ "tokens_left": 7, "max_tokens": 9 }), Some(5)), Some(7));
+    assert_eq!(limit(json!({ "max_tokens": 9 }), Some(5)), Some(9));
+    let refusal = with(json!({ "tokens_left": 0 })).check().unwrap_err();
+    assert_eq!(refusal.details.unwrap()["path"], "tokens_left");
+}

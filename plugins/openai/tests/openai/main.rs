@@ -15,6 +15,8 @@ use ksi_sdk::{
 use plugin_openai::OpenAi;
 use serde_json::Value;
 
+mod documents;
+
 const EVENT: &str = "openai:generate";
 
 fn host(server: &FakeServer, more: Value) -> FakeHost<OpenAi> {
@@ -408,7 +410,7 @@ fn models_are_listed_with_what_is_known_of_them() {
     let known = json!({ "small": { "capabilities": ["chat"] }, "plain": { "context_length": 1 } });
     let host = host(&server, json!({ "default_model": "plain", "models": known }));
     let models = host.request("openai:models", json!({})).unwrap();
-    let all = json!(["chat", "tools", "json_schema"]);
+    let all = json!(["chat", "tools", "json_schema", "choices"]);
     assert_eq!(
         models["models"],
         json!([
