@@ -126,7 +126,7 @@ fn work_is_seen_and_touched_by_its_tenant_alone() {
         assert_eq!(code(&answer), "not_found", "{event}: {answer:?}");
     }
     for (lines, own) in [(&mut a, &of_a), (&mut b, &of_b)] {
-        let list = ask(lines, "work:list", json!({})).unwrap();
+        let list = lines.ask("work:list", json!({})).unwrap();
         let ids: Vec<_> =
             list["work"].as_array().unwrap().iter().map(|work| work["request_id"].clone()).collect();
         assert_eq!(ids, [json!(own)]);

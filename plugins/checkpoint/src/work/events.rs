@@ -3,7 +3,7 @@
 use std::{pin::pin, rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use ksi_sdk::{
     Ctx, Plugin, Register,
     prelude::{Code, Refusal},
@@ -149,7 +149,14 @@ impl Work {
         let asked = ask.timeout_ms.map(Duration::from_millis);
         let time = [longest, asked].into_iter().flatten().min().unwrap_or(Duration::MAX);
         if self.ledger.borrow().is_live(id) && !time.is_zero() {
-            select(pin!(self.end_of(id)), pin!(self.ctx.sleep(time))).await;
+            let (ended, late) = (pin!(self.end_of(id)), pin!(self.ctx.sleep(time)));
+            let over = select(ended, late);
+            if let Either::Right(_) = select(over, pin!(ctx.draining())).await {
+                // The end of the plugin waits for it, and it may have no end for long.
+                return Err(Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped")
+                    .hint("the work is kept; ask again")
+                    .retry_after_ms(200));
+            }
         }
         self.info(id).await
     }

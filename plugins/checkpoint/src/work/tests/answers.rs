@@ -53,6 +53,18 @@ fn a_wait_is_answered_when_the_work_ends() {
 }
 
 #[test]
+fn a_wait_does_not_hold_up_a_stop_and_may_come_again() {
+    let host = start();
+    let id = keep(&host, "echo:say", json!({}));
+    let _running = host.expect("echo:say");
+    let waiting = host.open("work:wait", json!({"request_id": id}));
+    assert_eq!(host.try_next(&waiting), None);
+    host.drain();
+    let Answer::Refusal(refusal) = host.next(&waiting) else { panic!("answered") };
+    assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Unavailable, Some(200)));
+}
+
+#[test]
 fn a_wait_that_is_over_first_says_where_the_work_stands() {
     let host = start();
     let id = keep(&host, "echo:say", json!({}));
