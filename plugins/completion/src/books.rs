@@ -154,8 +154,14 @@ impl Books {
         self.load(ctx, &names).await?;
         let (reservation, limited_by) =
             self.hold_for(&attempt, &applying, who, model, &expected, ctx.now_ms())?;
-        let (ctx_of, taken) = (ctx.clone(), Taken::default());
-        let reserved = Reserved { books: self, ctx: ctx_of, attempt, reservation, limited_by, taken };
+        let reserved = Reserved {
+            books: self,
+            ctx: ctx.clone(),
+            attempt,
+            reservation,
+            limited_by,
+            taken: Taken::default(),
+        };
         if !reserved.reservation.accounts.is_empty() {
             let begun = self.keeping.begin(ctx, &reserved.attempt, &reserved.reservation).await;
             begun.map_err(|refusal| {

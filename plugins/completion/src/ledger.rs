@@ -151,8 +151,8 @@ impl Ledger {
         format!("{}/{}", self.names[target.lane], target.model)
     }
 
-    /// Lets a request that runs go on with another model, where it has to wait for
-    /// its turn again if that is another provider's.
+    /// Lets a request go on with another model, where it has to wait for its turn
+    /// (again, if it runs) if that is another provider's.
     pub(crate) fn go_on_with(&mut self, entry: &Entry, target: &Target, now_ms: u64) {
         *entry.model.borrow_mut() = self.name(target);
         if entry.lane.replace(target.lane) != target.lane {

@@ -211,17 +211,24 @@ impl Scheduler {
         }
     }
 
-    /// Lets a running ticket wait for another lane, where it has the place that
-    /// its arrival and priority give it. Its conversation goes on waiting for it.
-    /// One that does not run is no error, and nothing changes. Call
+    /// Lets a ticket wait for another lane, where it has the place that its arrival
+    /// and priority give it. One that ran keeps its conversation waiting; one that
+    /// waits goes on waiting for it. An unknown one is no error. Call
     /// [`Self::start`] afterwards.
     pub fn transfer(&mut self, ticket: Ticket, lane: usize) {
-        let Some(slot) = self.slots.get_mut(&ticket).filter(|slot| slot.running) else { return };
-        slot.running = false;
-        self.lanes[slot.lane].running -= 1;
-        slot.lane = lane;
+        let Some(slot) = self.slots.get_mut(&ticket) else { return };
+        let from = &mut self.lanes[std::mem::replace(&mut slot.lane, lane)];
+        let is_ready = if std::mem::take(&mut slot.running) {
+            from.running -= 1;
+            true
+        } else {
+            from.queued -= 1;
+            from.ready.remove(&slot.key)
+        };
         self.lanes[lane].queued += 1;
-        self.lanes[lane].ready.insert(slot.key);
+        if is_ready {
+            self.lanes[lane].ready.insert(slot.key);
+        }
     }
 
     /// 0 for a running ticket, 1 for the next of its lane, and so on; `None`

@@ -25,12 +25,10 @@ pub(crate) fn check(format: Option<&ResponseFormat>, answer: &Generated) -> Resu
     if tool_calls.is_empty() {
         check_text(schema, "the answer", text, *stop_reason)?;
     }
-    let texts = alternatives.iter().enumerate().filter(|(_, one)| one.tool_calls.is_empty());
-    texts
-        .map(|(index, one)| {
-            check_text(schema, &format!("`alternatives[{index}]`"), &one.text, one.stop_reason)
-        })
-        .collect()
+    let mut texts = alternatives.iter().enumerate().filter(|(_, one)| one.tool_calls.is_empty());
+    texts.try_for_each(|(index, one)| {
+        check_text(schema, &format!("`alternatives[{index}]`"), &one.text, one.stop_reason)
+    })
 }
 
 /// Checks one text, which is called `name` where it does not fit.

@@ -23,7 +23,7 @@ use crate::{
     ledger::{Ended, Entry, Phase},
     order::Order,
     payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
-    route::{self, Ranked},
+    route,
 };
 
 mod prepare;
@@ -144,10 +144,12 @@ impl Work {
         if plugin.has_to_learn(&self.order) {
             plugin.learn(&self.ctx, &self.order).await;
             let ranked = plugin.rank(&self.ctx, &self.order);
-            // What nobody can answer does not wait for its turn to hear that.
-            if !ranked.iter().any(Ranked::is_eligible) {
+            // What nobody can answer does not wait for its turn to hear that, and
+            // what another one can, waits there.
+            let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
                 return Err(self.with_id(route::nobody(&ranked, &plugin.providers), &[]));
-            }
+            };
+            plugin.ledger.borrow_mut().go_on_with(entry, &best.target, plugin.now_ms());
         }
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
         Run::begin(self).await?.to_the_end().await

@@ -129,7 +129,7 @@ impl Client {
         let mut response = self.post(path, body, STREAM_OR_JSON).await?;
         match is_of_type(&response, JSON) {
             true => self.asking.document(&mut response).await.map(Answered::Document),
-            false => self.events(response).await.map(Answered::Events),
+            false => Ok(Answered::Events(Box::new(self.events(response).await?))),
         }
     }
 
@@ -159,7 +159,7 @@ impl Client {
 #[derive(Debug)]
 pub enum Answered {
     /// The stream.
-    Events(Events),
+    Events(Box<Events>),
     /// The whole of it in one.
     Document(Value),
 }

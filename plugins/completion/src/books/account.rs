@@ -97,6 +97,19 @@ impl Rule {
         }
     }
 
+    /// What of it is exceeded, where so much more is added to what is taken.
+    fn beyond(&self, taken: &Amounts, more: &Amounts) -> Option<&'static str> {
+        let beyond = |limit: Option<u64>, taken: u64, more: u64| {
+            more > 0 && limit.is_some_and(|limit| taken.saturating_add(more) > limit)
+        };
+        let limits = [
+            ("calls", beyond(self.calls, taken.calls, more.calls)),
+            ("tokens", beyond(self.tokens, taken.tokens, more.tokens)),
+            ("money", beyond(self.nanos, taken.nanos, more.nanos)),
+        ];
+        limits.into_iter().find(|(_, beyond)| *beyond).map(|(what, _)| what)
+    }
+
     /// Whether the length of an answer counts, at this price for a million tokens.
     pub(super) fn limits_answers(&self, price: Option<f64>) -> bool {
         self.tokens.is_some() || (self.nanos.is_some() && price.is_some_and(|price| price > 0.0))
@@ -137,10 +150,16 @@ pub(crate) struct Account {
     reserved: Amounts,
 }
 
+/// After how long it is worth asking again where requests under way hold what is
+/// left, milliseconds.
+const RESERVED_RETRY_MS: u64 = 1000;
+
 /// A budget that does not allow any more.
 #[derive(Debug)]
 pub(super) struct Exceeded {
     what: &'static str,
+    /// Whether it would, if requests under way took nothing.
+    passing: bool,
     used: Amounts,
     reserved: Amounts,
 }
@@ -157,20 +176,9 @@ impl Account {
     /// Whether there is room for what is expected. What costs nothing is let through
     /// by a limit of money, whatever was spent.
     pub(super) fn admits(&self, rule: &Rule, expected: &Amounts) -> Result<(), Exceeded> {
-        let beyond = |limit: Option<u64>, used: u64, reserved: u64, more: u64| {
-            more > 0 && limit.is_some_and(|limit| used.saturating_add(reserved).saturating_add(more) > limit)
-        };
-        let (used, reserved) = (&self.used, &self.reserved);
-        let what = if beyond(rule.calls, used.calls, reserved.calls, expected.calls) {
-            "calls"
-        } else if beyond(rule.tokens, used.tokens, reserved.tokens, expected.tokens) {
-            "tokens"
-        } else if beyond(rule.nanos, used.nanos, reserved.nanos, expected.nanos) {
-            "money"
-        } else {
-            return Ok(());
-        };
-        Err(Exceeded { what, used: self.used, reserved: self.reserved })
+        let Some(what) = rule.beyond(&self.used.plus(&self.reserved), expected) else { return Ok(()) };
+        let passing = rule.beyond(&self.used, expected).is_none();
+        Err(Exceeded { what, passing, used: self.used, reserved: self.reserved })
     }
 
     pub(super) fn reserve(&mut self, amounts: &Amounts) {
@@ -204,20 +212,28 @@ impl Exceeded {
     pub(super) fn refusal(&self, rule: &Rule, now_ms: u64) -> Refusal {
         let resets = rule.resets_in_ms(now_ms);
         let (name, what) = (&rule.name, self.what);
-        let (used, limit) = match what {
-            "calls" => (self.used.calls.to_string(), rule.calls.unwrap_or(0).to_string()),
-            "tokens" => (self.used.tokens.to_string(), rule.tokens.unwrap_or(0).to_string()),
-            _ => (format!("{:.4}", money(self.used.nanos)), format!("{:.4}", money(rule.nanos.unwrap_or(0)))),
+        let coins = |nanos: u64| format!("{:.4}", money(nanos));
+        let (Amounts { calls, tokens, nanos }, held) = (self.used, self.reserved);
+        let (used, reserved, limit) = match what {
+            "calls" => (calls.to_string(), held.calls.to_string(), rule.calls.unwrap_or(0).to_string()),
+            "tokens" => (tokens.to_string(), held.tokens.to_string(), rule.tokens.unwrap_or(0).to_string()),
+            _ => (coins(nanos), coins(held.nanos), coins(rule.nanos.unwrap_or(0))),
         };
-        let message = format!("the budget `{name}` allows {limit} {what}, {used} are used");
+        let message = match self.passing {
+            true => format!(
+                "the budget `{name}` allows {limit} {what}, {used} are used, and requests under way hold {reserved}"
+            ),
+            false => format!("the budget `{name}` allows {limit} {what}, {used} are used"),
+        };
         let details = json!({
             "budget": name, "what": what, "used": self.used.spent(), "reserved": self.reserved.spent(),
             "limits": rule.limits(), "resets_in_ms": resets,
         });
         let hint = "`ksi completion usage` shows what was used; `max_tokens` makes a request smaller";
-        let code = if resets.is_some() { Code::Busy } else { Code::Denied };
+        let wait = if self.passing { Some(RESERVED_RETRY_MS) } else { resets };
+        let code = if wait.is_some() { Code::Busy } else { Code::Denied };
         let refusal = Refusal::new(code, message).hint(hint).details(details);
-        match resets {
+        match wait {
             Some(ms) => refusal.retry_after_ms(ms),
             None => refusal,
         }

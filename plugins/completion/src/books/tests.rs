@@ -78,6 +78,21 @@ fn a_budget_that_never_starts_over_is_denied_for_good() {
 }
 
 #[test]
+fn what_requests_under_way_hold_is_worth_waiting_for() {
+    for config in [json!({"tokens": 100}), json!({"tokens": 100, "window_s": 3600})] {
+        let rule = rule(config);
+        let mut account = Account::default();
+        account.add(&amounts(1, 50, 0));
+        account.reserve(&amounts(1, 30, 0));
+        let refusal = account.admits(&rule, &amounts(1, 21, 0)).unwrap_err().refusal(&rule, HOUR_MS);
+        assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Busy, Some(1000)));
+        assert!(refusal.message.contains("50 are used, and requests under way hold 30"), "{refusal}");
+        let refusal = account.admits(&rule, &amounts(1, 51, 0)).unwrap_err().refusal(&rule, HOUR_MS);
+        assert_ne!(refusal.retry_after_ms, Some(1000), "what is used stays so");
+    }
+}
+
+#[test]
 fn each_has_an_account_of_their_own_and_no_tenant_meets_another() {
     let scope = |per: &str, of: &Who| rule(json!({"per": per, "calls": 1})).scope(of);
     let (ann, bob) = (who("user:ann", Some("a"), Some("x")), who("user:bob", Some("b"), Some("x")));

@@ -52,7 +52,10 @@ fn a_ticket_that_goes_to_another_lane_keeps_its_conversation_and_its_rank() {
     assert_eq!((scheduler.position(first), scheduler.position(late)), (Some(1), Some(2)));
     assert!(started(&mut scheduler).is_empty(), "the conversation is not free yet");
     scheduler.transfer(second, 1);
-    assert_eq!(scheduler.position(second), Some(1), "one that waits stays where it is");
+    assert_eq!(scheduler.position(second), Some(2), "it came after the first, and before the late one");
+    assert!(started(&mut scheduler).is_empty(), "it still waits for its conversation");
+    scheduler.transfer(second, 0);
+    assert_eq!(scheduler.position(second), Some(1));
     scheduler.release(other);
     assert_eq!(started(&mut scheduler), [first], "it came before the one that waits there");
     scheduler.transfer(first, 0);
@@ -177,10 +180,8 @@ proptest! {
                 Step::Transfer(index, lane) if !all.is_empty() => {
                     let index = index % all.len();
                     scheduler.transfer(all[index].ticket, lane);
-                    if all[index].running {
-                        all[index].running = false;
-                        all[index].lane = lane;
-                    }
+                    all[index].running = false;
+                    all[index].lane = lane;
                 }
                 Step::Release(_) | Step::Transfer(..) => {}
             }

@@ -198,7 +198,8 @@ fn an_answer_has_no_more_tokens_than_the_budget_has_left() {
     let asked = host.expect("openai:generate");
     assert_eq!((&asked.data["tokens_left"], &asked.data["max_tokens"]), (&json!(896), &Value::Null));
     let refused = host.request("completion:request", json!({"prompt": "x", "model": MODEL})).unwrap_err();
-    assert_eq!(refused.details.unwrap()["budget"], "few", "all of it is reserved");
+    assert_eq!((refused.code, refused.retry_after_ms), (Code::Busy, Some(1000)), "all of it is reserved");
+    assert_eq!(refused.details.unwrap()["budget"], "few");
     let mut cut = generated("hello");
     cut["stop_reason"] = json!("length");
     cut["usage"] = json!({"prompt_tokens": 104, "completion_tokens": 896, "total_tokens": 1000});

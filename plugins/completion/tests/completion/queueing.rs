@@ -67,6 +67,25 @@ fn one_that_no_model_can_answer_leaves_its_place_to_the_next() {
 }
 
 #[test]
+fn one_that_another_model_can_answer_does_not_wait_for_the_first() {
+    let host = host(json!({"providers": {"llama": {"concurrency": 1}}}));
+    let running = ask(&host, json!({"prompt": "0", "model": "llama/m"}));
+    let asked = host.expect("llama:generate");
+    let call = ask(
+        &host,
+        json!({"prompt": "1", "model": "llama/m", "fallbacks": ["mock/echo"], "tools": [{"name": "look"}]}),
+    );
+    assert_eq!(host.try_next(&call), None);
+    let cannot = json!({"models": [{"name": "m", "capabilities": ["chat"]}]});
+    host.reply(&host.expect("llama:models"), cannot);
+    let answered = end(&host, &call);
+    assert_eq!(answered["why"], "fallback: llama/m: it cannot call tools");
+    generate(&host, &asked, "x");
+    end(&host, &running);
+    assert_eq!(status(&host), (0, 0));
+}
+
+#[test]
 fn a_provider_is_never_asked_for_more_at_once_than_its_limit() {
     let host = host(json!({"providers": {"llama": {"concurrency": 2}}}));
     let calls: Vec<_> = (0..5).map(|n| ask(&host, json!({"prompt": n.to_string()}))).collect();
