@@ -275,6 +275,7 @@ fn processes_of_models_end_with_the_plugin_and_with_the_daemon() {
     murder(daemon.plugin("llama").pid.unwrap());
     assert_eq!(collect(&mut one).1.unwrap_err()["code"], "plugin_restarted");
     wait_until("they are gone", || before.iter().all(|pid| is_gone(*pid)));
+    wait_until("the plugin is back", || daemon.plugin("llama").state == PluginState::Ready);
     say(&daemon, "one").unwrap();
     load(&daemon, "two").unwrap();
     let before = pids(&daemon);
