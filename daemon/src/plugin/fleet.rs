@@ -338,8 +338,11 @@ impl Fleet {
     /// `not_found`, `conflict` for a plugin that has no sandbox, or why there is
     /// no answer.
     pub async fn probe(&self, name: &str) -> Result<Probe, Refusal> {
-        let found = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.clone()));
-        let Some(status) = found else { return Err(self.unknown(name)) };
+        let found = self.lock().get(name).map(|kept| {
+            let status = with(&kept.board, |board| board.status.clone());
+            (status, kept.ward.clone())
+        });
+        let Some((status, ward)) = found else { return Err(self.unknown(name)) };
         if status.placement == Placement::InProcess {
             return Err(Refusal::new(
                 Code::Conflict,
@@ -347,11 +350,12 @@ impl Fleet {
             )
             .hint(format!("set plugins.{name}.placement = \"child\" and reload it")));
         }
-        let plugin = match self.config().plugins.get(name) {
-            Some(plugin) => plugin.clone(),
-            None => unlisted(name, status.library, Placement::Child)?,
+        let spec = match (ward, self.config().plugins.get(name)) {
+            (Some(ward), _) => self.spec_of(&ward)?,
+            (None, Some(plugin)) => self.spec(plugin.clone()),
+            (None, None) => self.spec(unlisted(name, status.library, Placement::Child)?),
         };
-        probe::run(&self.means, &self.spec(plugin), &self.places).await
+        probe::run(&self.means, &spec, &self.places).await
     }
 
     /// Carries out an operator's word, and waits until the plugin has settled.

@@ -126,9 +126,7 @@ impl Instance {
         );
         let refusal = take(error);
         match status {
-            OK if !pointer.is_null() => {
-                Ok(Self { table: library.table, context, pointer, poisoned: false })
-            }
+            OK if !pointer.is_null() => Ok(Self { table: library.table, context, pointer, poisoned: false }),
             FAILED => Err(ksi_protocol::decode(&refusal).unwrap_or_else(|refusal| refusal)),
             other => Err(Refusal::new(ksi_protocol::Code::Internal, format!("start returned {other}"))),
         }
@@ -233,8 +231,7 @@ impl Instance {
     }
 
     fn call(&mut self, message: &Message) -> Result<(), Fault> {
-        let status =
-            if self.poisoned { POISONED } else { (self.table.deliver)(self.pointer, message) };
+        let status = if self.poisoned { POISONED } else { (self.table.deliver)(self.pointer, message) };
         self.check(status)
     }
 

@@ -168,7 +168,9 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern_is_refused() {
-        for text in ["", "a", "a:", "***", "a:b*", "A:*", "a b", "a:b:c:d:e:f:g:h:i", "a@*:b", "*@a:b", "a:b@c"] {
+        for text in
+            ["", "a", "a:", "***", "a:b*", "A:*", "a b", "a:b:c:d:e:f:g:h:i", "a@*:b", "*@a:b", "a:b@c"]
+        {
             assert!(Pattern::parse(text).is_err(), "{text}");
         }
     }

@@ -52,7 +52,8 @@ use config::Config;
 use gguf::{Header, Pooling};
 use models::{BUILTIN_NAME, Entry, Library};
 use payload::{
-    Embed, Embedded, Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload, Unloaded,
+    Embed, Embedded, Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload,
+    Unloaded,
 };
 use shelf::{Loaded, Shelf};
 use workers::{Workers, encoded};

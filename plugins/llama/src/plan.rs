@@ -108,7 +108,8 @@ impl Plan {
     }
 
     fn no_room(&self, loaded: &[String]) -> Refusal {
-        let message = format!("no room for model `{}`: all {} models in memory are in use", self.name, loaded.len());
+        let message =
+            format!("no room for model `{}`: all {} models in memory are in use", self.name, loaded.len());
         Refusal::new(Code::Busy, message)
             .hint("ask again later, or raise `max_loaded` or `max_memory_mb` of the llama plugin")
             .details(json!({ "loaded": loaded }))

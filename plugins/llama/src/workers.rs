@@ -161,11 +161,7 @@ impl Workers {
                 let report = &loaded.report;
                 ctx.info(&format!(
                     "loaded model {name} in {} ms as {}: {} slots of {} tokens, {} threads",
-                    report.load_ms,
-                    loaded.using.process.plugin,
-                    report.slots,
-                    report.context,
-                    report.threads
+                    report.load_ms, loaded.using.process.plugin, report.slots, report.context, report.threads
                 ));
                 for note in &report.notes {
                     ctx.warn(&format!("model {name}: {note}"));

@@ -13,17 +13,19 @@ static TINY: &[u8] = include_bytes!("../model/ksi-tiny.gguf");
 /// A host in whose models directory there are these.
 fn host(dir: &Path, models: &[&str], more: Value) -> FakeHost<Llama> {
     for name in models {
-        std::fs::write(dir.join(format!("{name}.gguf")), TINY).unwrap();
+        std::fs::write(dir.join(format!("{name}.gguf")), TINY).expect("a model can be written");
     }
     let mut config = json!({"models_dir": dir, "instances": true, "slots": 2, "threads": 1});
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    for (key, value) in more.as_object().expect("an object") {
+        config[key] = value.clone();
+    }
     let host = FakeHost::start(config).expect("the plugin starts");
     host.script("plugin:instance:start", |asked| Ok(status(asked, "ready")));
     host
 }
 
 fn status(asked: &Asked, state: &str) -> Value {
-    let name = format!("llama@{}", asked.data["key"].as_str().unwrap());
+    let name = format!("llama@{}", asked.data["key"].as_str().expect("a key"));
     json!({"name": name, "state": state, "placement": "child", "sandbox": "L1", "generation": 1, "restarts": 0,
         "in_flight": 0, "handled": 0, "library": "x", "last_error": "it was killed by SIGABRT; it said: why"})
 }
@@ -60,15 +62,16 @@ fn refusal(host: &FakeHost<Llama>, call: &Call) -> Refusal {
 }
 
 fn loaded(host: &FakeHost<Llama>) -> Vec<String> {
-    let list = host.request("llama:models", json!({})).unwrap();
-    let models = list["models"].as_array().unwrap().iter().filter(|model| model["loaded"] == true);
+    let list = host.request("llama:models", json!({})).expect("a list");
+    let models = list["models"].as_array().expect("a list").iter().filter(|model| model["loaded"] == true);
     models.filter_map(|model| model["name"].as_str().map(str::to_owned)).collect()
 }
 
 #[test]
 fn a_process_is_told_its_model_and_how_that_runs_and_its_progress_is_passed_on() {
     let dir = tempfile::tempdir().unwrap();
-    let host = host(dir.path(), &["a"], json!({"models": {"a": {"context": 512}}, "preload": [], "max_loaded": 3}));
+    let host =
+        host(dir.path(), &["a"], json!({"models": {"a": {"context": 512}}, "preload": [], "max_loaded": 3}));
     let call = host.open("llama:load", json!({"model": "a"}));
     let asked = host.expect("llama@a:load");
     host.chunk(&asked, json!({"progress": 0.5}));

@@ -311,4 +311,7 @@ fn nobody_but_the_plugin_asks_its_instances_or_manages_them() {
     let events = daemon.ask("system:discover", json!({})).unwrap().to_string();
     assert!(events.contains("llama:generate") && !events.contains('@'), "{events}");
     assert_eq!(pid_of(&daemon, "ksi-tiny"), pid);
+    let probed = daemon.ask("plugin:probe", json!({"name": "llama@ksi-tiny"})).unwrap();
+    let host = daemon.ask("plugin:probe", json!({"name": "llama"})).unwrap();
+    assert_eq!(probed["level"], host["level"], "it has the sandbox of its plugin");
 }

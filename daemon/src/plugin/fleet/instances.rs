@@ -182,6 +182,12 @@ impl Fleet {
         Ok((plugin, Manager { name: name.to_owned(), generation }))
     }
 
+    /// An instance that is kept, as it would be started now.
+    pub(super) fn spec_of(&self, ward: &Ward) -> Result<Spec, Refusal> {
+        let (plugin, _) = self.manager(&ward.manager.name)?;
+        self.instance_spec(&plugin, ward)
+    }
+
     /// An instance, with what the manifest says of its manager.
     fn instance_spec(&self, manager: &config::Plugin, ward: &Ward) -> Result<Spec, Refusal> {
         let name = format!("{}@{}", manager.name, ward.keyed.key);

@@ -133,7 +133,10 @@ impl Workers {
 
 impl Crashes {
     fn describe(&self) -> String {
-        format!("is quarantined: it killed {} processes that loaded it, the last one so: {}", self.count, self.why)
+        format!(
+            "is quarantined: it killed {} processes that loaded it, the last one so: {}",
+            self.count, self.why
+        )
     }
 }
 
@@ -164,8 +167,7 @@ pub(super) fn held(name: &str, plugin: &str, why: &str) -> Refusal {
 /// What those hear whose request a process has taken with it.
 pub(super) fn lost(name: &str, refusal: &Refusal) -> Refusal {
     let planned = refusal.details.as_ref().is_some_and(|details| details["planned"] == true);
-    let details =
-        if planned { json!({"model": name, "planned": true}) } else { json!({ "model": name }) };
+    let details = if planned { json!({"model": name, "planned": true}) } else { json!({ "model": name }) };
     Refusal::new(Code::PluginRestarted, format!("model `{name}` was lost: {}", refusal.message))
         .hint("it is loaded again by itself; ask again for the answer")
         .retry_after_ms(200)
