@@ -256,6 +256,8 @@ pub struct Plugin {
     /// Whether it keeps work: requests for durable events, and durable facts,
     /// are handed to it. Its library must say so too.
     pub keeps_work: bool,
+    /// Whether it may have instances of itself, each in a child of its own.
+    pub instances: bool,
     /// Handed to the plugin as it is; always an object.
     pub config: serde_json::Value,
 }
@@ -278,6 +280,7 @@ impl fmt::Debug for Plugin {
             .field("restart", &self.restart)
             .field("require", &self.require)
             .field("keeps_work", &self.keeps_work)
+            .field("instances", &self.instances)
             .finish_non_exhaustive()
     }
 }

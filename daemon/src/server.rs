@@ -124,6 +124,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     hub.tell("system:started", &json!({ "boot": hub.boot }));
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
     let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
+    let ending = tokio::spawn(apart(fleet.clone().end_orphans()));
 
     let nobody = || Stop { reason: "nobody is left".into(), grace: None, again: false };
     let Stop { reason, grace, mut again } = stops.recv().await.unwrap_or_else(nobody);
@@ -146,7 +147,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
             fleet.stop(Duration::ZERO).await;
         }
     }
-    for task in [deadlines, answering, watching, auditing] {
+    for task in [deadlines, answering, watching, ending, auditing] {
         task.abort();
     }
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
@@ -162,6 +163,7 @@ fn means(hub: &Arc<Hub>, spawner: Spawner, paths: &Paths, current: &Current) -> 
         orders: orders(paths, hub)?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
+        lost: Arc::new(Notify::new()),
         policies: policies(hub.clone(), current.clone()),
         trust: Trust::new(current.clone(), paths),
         secrets: Secrets::new(paths, &config),

@@ -19,7 +19,7 @@ use ksi_protocol::{
     Bytes, Code, EventName, Refusal, decode, encode,
     system::{
         Counters, Describe, Discover, Freeze, Freezing, Frozen, Health, PluginList, PluginLoad, PluginName,
-        PluginState, PluginStatus, Quarantine, Shutdown, Status,
+        PluginState, PluginStatus, Quarantine, Shutdown, Status, StopInstance,
     },
     token::{CreateToken, RevokeToken, Tokens},
 };
@@ -160,6 +160,9 @@ impl System {
         self.waiting.spawn(async move {
             let answer = match envelope.event.namespace() {
                 "token" => system.tokens(envelope).await,
+                _ if envelope.event.as_str().starts_with("plugin:instance:") => {
+                    system.instances(&envelope).await
+                }
                 _ => system.wait_for(envelope.event.as_str(), &envelope.data).await,
             };
             system.hub.reply(token, answer);
@@ -228,6 +231,25 @@ impl System {
                 answer(&json!({"config": config.as_json(), "sources": config.origins()}))
             }
             _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
+        }
+    }
+
+    /// `plugin:instance:*`: what a plugin asks of instances of its own. Whose they
+    /// are, the daemon knows.
+    async fn instances(&self, envelope: &Envelope) -> Result<Bytes, Refusal> {
+        let Some(manager) = envelope.origin.strip_prefix("plugin:") else {
+            return Err(Refusal::new(Code::Denied, format!("only a plugin asks `{}`", envelope.event)));
+        };
+        let data = &envelope.data;
+        match envelope.event.as_str() {
+            "plugin:instance:start" => answer(&self.fleet.start_instance(manager, decode(data)?).await?),
+            "plugin:instance:stop" => {
+                answer(&self.fleet.stop_instance(manager, &decode::<StopInstance>(data)?.key).await?)
+            }
+            _ => {
+                nothing(data)?;
+                answer(&PluginList { plugins: self.fleet.instances(manager)? })
+            }
         }
     }
 

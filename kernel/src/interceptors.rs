@@ -49,9 +49,10 @@ impl<H> Interceptors<H> {
     }
 
     /// Who has a word on an event that `sender` sent or asked for; itself it
-    /// has none, nor has what it was before a restart.
+    /// has none, nor has what it was before a restart. On what a plugin asks of
+    /// its own instances nobody has.
     pub(crate) fn chain(&self, stage: Stage, event: &EventName, sender: &Port<H>) -> Option<Chain<H>> {
-        if !self.any() {
+        if !self.any() || event.manager().is_some() {
             return None;
         }
         let heard = |one: &&Arc<Interceptor<H>>| {

@@ -94,6 +94,11 @@ pub(crate) fn no_keeper(event: &EventName) -> Refusal {
 
 pub(crate) fn denied(role: Role, decision: &Decision<'_>) -> Refusal {
     let Decision { origin, caller, event, right, .. } = *decision;
+    if let Some(manager) = event.manager().filter(|_| right == "may_call") {
+        let message = format!("`{origin}` may not ask `{event}`: an instance answers its manager alone");
+        return no(Blame::Sender, Code::Denied, message)
+            .hint(format!("`ksi discover {manager}` lists what the plugin {manager} answers"));
+    }
     if role == Role::Plugin && matches!(right, "may_call" | "emits") {
         let message = format!("`{origin}` may not send `{event}`: no `{right}` covers it");
         let hint = format!(

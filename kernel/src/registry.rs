@@ -175,6 +175,7 @@ impl<H> Events<H> {
         let mut near: Vec<_> = self
             .entries
             .keys()
+            .filter(|known| known.manager().is_none())
             .filter(|known| may_be_alike(name.as_bytes(), known.as_str().as_bytes()))
             .map(|known| (strsim::normalized_damerau_levenshtein(name, known.as_str()), known.as_str()))
             .filter(|&(likeness, _)| likeness >= LIKENESS_MIN)

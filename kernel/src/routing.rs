@@ -222,7 +222,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let correlation_id = ask.correlation_id.take().or(cause.correlation_id);
         let policy = entry.as_ref().ok().and_then(|entry| entry.declared.permission.as_ref());
         let (bit, takes) = Permission::of(policy);
-        let granted = dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event);
+        let granted = match ask.event.manager() {
+            Some(manager) => port.origin.strip_prefix("plugin:") == Some(manager),
+            None => dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event),
+        };
         if granted {
             entry.as_ref().map_err(Refusal::clone)?;
         }

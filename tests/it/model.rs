@@ -14,6 +14,7 @@ mod answers;
 mod endings;
 mod files;
 mod refusals;
+mod workers;
 
 /// The built-in model.
 pub(crate) const TINY: &[u8] = include_bytes!("../../plugins/llama/model/ksi-tiny.gguf");

@@ -193,6 +193,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         sandbox,
         require,
         keeps_work: section.get("keeps_work", false, switch),
+        instances: section.get("instances", false, switch),
         config: section.free("config"),
     };
     section.finish();

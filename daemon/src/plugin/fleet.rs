@@ -2,6 +2,7 @@
 // tidy: long because every command to a plugin goes through here.
 
 mod confinement;
+mod instances;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,6 +23,7 @@ use tokio::{
     time::timeout,
 };
 
+use self::instances::Ward;
 use super::{
     actor::apart,
     keeper::{Board, Command, Keeper, Means, Shared, Spec, quarantined, with},
@@ -81,6 +83,8 @@ struct Kept {
     board: Shared,
     task: JoinHandle<()>,
     in_manifest: bool,
+    /// Where it is an instance.
+    ward: Option<Ward>,
 }
 
 /// All keepers.
@@ -89,13 +93,15 @@ pub struct Fleet {
     places: Places,
     config: Current,
     kept: Mutex<BTreeMap<String, Kept>>,
+    /// Held while instances come and go.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Fleet {
     /// No plugin yet.
     #[must_use]
     pub fn new(means: Means, places: Places, config: Current) -> Self {
-        Self { means, places, config, kept: Mutex::default() }
+        Self { means, places, config, kept: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
@@ -130,7 +136,7 @@ impl Fleet {
                 continue;
             }
             let spec = self.spec(plugin.clone());
-            let commands = self.keep(spec, true);
+            let commands = self.keep(spec, true, None);
             if plugin.enabled {
                 // A keeper that was just made is there. One that is quarantined
                 // does nothing.
@@ -173,7 +179,7 @@ impl Fleet {
         }
     }
 
-    fn keep(&self, spec: Spec, in_manifest: bool) -> mpsc::Sender<Command> {
+    fn keep(&self, spec: Spec, in_manifest: bool, ward: Option<Ward>) -> mpsc::Sender<Command> {
         let name = spec.plugin.name.clone();
         let will_start = spec.plugin.enabled || !in_manifest;
         let status = PluginStatus {
@@ -215,7 +221,7 @@ impl Fleet {
         // whoever asks too early is told to come back.
         keeper.declare(if will_start { keeper.starting() } else { keeper.absent() });
         let task = tokio::spawn(apart(keeper.run(receiver)));
-        self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest });
+        self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest, ward });
         commands
     }
 
@@ -251,6 +257,7 @@ impl Fleet {
             runtime_dir: self.places.runtime.clone(),
             dir: self.places.state.join(&plugin.name),
             known: known.into_iter().collect(),
+            instance: None,
             plugin,
         }
     }
@@ -273,7 +280,8 @@ impl Fleet {
         self.lock().values().map(|kept| with(&kept.board, |board| figures(board, now_ms))).collect()
     }
 
-    /// Which plugins should run: those that are not stopped.
+    /// What plugins say of themselves, but for instances, which say what their
+    /// managers do.
     #[must_use]
     pub fn descriptors(&self) -> Vec<(PluginStatus, Option<Arc<Descriptor>>, Option<String>)> {
         let config = self.config();
@@ -281,6 +289,7 @@ impl Fleet {
         let alias = |name: &str| config.plugins.get(name).and_then(|plugin| plugin.namespace.clone());
         self.lock()
             .values()
+            .filter(|kept| kept.ward.is_none())
             .map(|kept| {
                 with(&kept.board, |board| {
                     (figures(board, now_ms), board.descriptor.clone(), alias(&board.status.name))
@@ -329,8 +338,11 @@ impl Fleet {
     /// `not_found`, `conflict` for a plugin that has no sandbox, or why there is
     /// no answer.
     pub async fn probe(&self, name: &str) -> Result<Probe, Refusal> {
-        let found = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.clone()));
-        let Some(status) = found else { return Err(self.unknown(name)) };
+        let found = self.lock().get(name).map(|kept| {
+            let status = with(&kept.board, |board| board.status.clone());
+            (status, kept.ward.clone())
+        });
+        let Some((status, ward)) = found else { return Err(self.unknown(name)) };
         if status.placement == Placement::InProcess {
             return Err(Refusal::new(
                 Code::Conflict,
@@ -338,11 +350,12 @@ impl Fleet {
             )
             .hint(format!("set plugins.{name}.placement = \"child\" and reload it")));
         }
-        let plugin = match self.config().plugins.get(name) {
-            Some(plugin) => plugin.clone(),
-            None => unlisted(name, status.library, Placement::Child)?,
+        let spec = match (ward, self.config().plugins.get(name)) {
+            (Some(ward), _) => self.spec_of(&ward)?,
+            (None, Some(plugin)) => self.spec(plugin.clone()),
+            (None, None) => self.spec(unlisted(name, status.library, Placement::Child)?),
         };
-        probe::run(&self.means, &self.spec(plugin), &self.places).await
+        probe::run(&self.means, &spec, &self.places).await
     }
 
     /// Carries out an operator's word, and waits until the plugin has settled.
@@ -406,7 +419,7 @@ impl Fleet {
         }
         let placement = load.placement.unwrap_or(Placement::Child);
         let plugin = unlisted(&image.name, load.library, placement)?;
-        self.keep(self.spec(plugin), false);
+        self.keep(self.spec(plugin), false, None);
         let loaded = self.command(&image.name, Input::Start, false).await;
         if loaded.is_err() {
             self.drop_unlisted(&image.name).await;
@@ -459,6 +472,10 @@ impl Fleet {
 
 /// What a plugin gets that no configuration knows: nothing but its own events.
 fn unlisted(name: &str, library: String, placement: Placement) -> Result<config::Plugin, Refusal> {
+    if name.contains('@') {
+        let message = format!("`{name}` is the name of an instance, which only its plugin starts");
+        return Err(Refusal::invalid_payload(message));
+    }
     let own = Pattern::parse(&format!("{name}:**"))
         .map_err(|error| Refusal::invalid_payload(format!("name of the plugin: {error}")))?;
     Ok(config::Plugin {
@@ -476,6 +493,7 @@ fn unlisted(name: &str, library: String, placement: Placement) -> Result<config:
         sandbox: config::Grants::default(),
         require: None,
         keeps_work: false,
+        instances: false,
         config: serde_json::json!({}),
     })
 }

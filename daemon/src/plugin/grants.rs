@@ -15,6 +15,7 @@ use super::{
 pub fn of(spec: &Spec) -> Sandbox {
     let (grants, limits) = (&spec.plugin.sandbox, &spec.plugin.limits);
     let mut read = grants.read.clone();
+    read.extend(spec.instance.iter().map(|keyed| keyed.home.display().to_string()));
     if let Some(models) = &spec.models {
         // Granted even while there is none in it. Where it cannot be made,
         // nothing is in it.

@@ -68,6 +68,8 @@ pub struct Means {
     pub orders: Arc<Orders>,
     /// Told whenever a plugin changes its state.
     pub changed: Arc<tokio::sync::Notify>,
+    /// Told when a plugin that may have instances is gone.
+    pub lost: Arc<tokio::sync::Notify>,
     /// How events are declared.
     pub policies: Arc<Policies>,
     /// What may be loaded.
@@ -91,6 +93,19 @@ pub struct Spec {
     pub runtime_dir: PathBuf,
     /// Events that the manifest names; they exist before the plugin runs.
     pub known: Vec<EventName>,
+    /// Where it is an instance of a plugin, and not the plugin itself.
+    pub instance: Option<Keyed>,
+}
+
+/// What makes an instance of a plugin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Keyed {
+    /// What tells it from the others.
+    pub key: String,
+    /// The directory of the plugin itself, which it may read.
+    pub home: PathBuf,
+    /// What its manager has put in the place of keys of the configuration.
+    pub on_top: serde_json::Map<String, serde_json::Value>,
 }
 
 /// An operator's word. Answered when the plugin has settled.

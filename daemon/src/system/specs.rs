@@ -96,6 +96,21 @@ pub(super) const ALL: &[Spec] = &[
             ("reason", "string", false, "Why, one sentence; whoever asks the plugin for something hears it."),
         ],
     ),
+    request(
+        "plugin:instance:start",
+        "Start an instance of the plugin that asks, in a child of its own, or wait for one that is there; it ends \
+         with the plugin.",
+        &[
+            ("key", "string", true, "Which one: its name is that of the plugin, `@` and this."),
+            ("config", "object", false, "Takes the place of keys of the plugin's configuration."),
+        ],
+    ),
+    request(
+        "plugin:instance:stop",
+        "Stop an instance of the plugin that asks, and forget it.",
+        &[("key", "string", true, "Which one.")],
+    ),
+    request("plugin:instance:list", "List the instances of the plugin that asks.", &[]),
     request("plugin:release", "Let a plugin run again that is quarantined or held.", NAME),
     request("config:show", "Show the configuration in force and where each value comes from.", &[]),
     request("config:reload", "Read the configuration and the tokens again.", &[]),

@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::limits::{NAME_BYTES_MAX, NAME_SEGMENTS_MAX};
 
 /// A namespaced event name such as `completion:async` or `state:entity:get`:
-/// 2 to 8 segments of `[a-z0-9_.-]`, joined by `:`, at most 128 bytes. Cheap to
-/// clone.
+/// 2 to 8 segments of `[a-z0-9_.-]`, joined by `:`, at most 128 bytes. The first
+/// may be `NAME@KEY`: the namespace of one instance of a plugin. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventName(Arc<str>);
 
@@ -51,10 +51,23 @@ impl EventName {
     pub fn namespace(&self) -> &str {
         self.0.split(':').next().unwrap_or_default()
     }
+
+    /// The plugin whose instance owns the event, which alone may ask for it:
+    /// `llama` of `llama@tiny:generate`. `None` for all that is no instance's.
+    #[must_use]
+    pub fn manager(&self) -> Option<&str> {
+        self.namespace().split_once('@').map(|(manager, _)| manager)
+    }
 }
 
 pub(crate) fn is_name_byte(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.')
+}
+
+/// Whether a first segment is the namespace of an instance: `NAME@KEY`.
+fn is_keyed(segment: &str) -> bool {
+    let is_name = |part: &str| !part.is_empty() && part.bytes().all(is_name_byte);
+    segment.split_once('@').is_some_and(|(name, key)| is_name(name) && is_name(key))
 }
 
 /// Checks what names and patterns share: length, number of segments, and
@@ -69,7 +82,7 @@ pub(crate) fn check_segments(
     }
     let mut count = 0;
     for segment in text.split(':') {
-        if segment.is_empty() || !allowed(segment) {
+        if segment.is_empty() || !(allowed(segment) || (count == 0 && is_keyed(segment))) {
             return Err(NameError::Segment(text.into(), segment.into()));
         }
         count += 1;
@@ -128,6 +141,16 @@ mod tests {
         let name = EventName::parse("state:entity:get").unwrap();
         assert_eq!(name.namespace(), "state");
         assert_eq!(name.as_str(), "state:entity:get");
+        assert_eq!(name.manager(), None);
+    }
+
+    #[test]
+    fn the_namespace_of_an_instance_has_a_key_and_nothing_else_does() {
+        let name = EventName::parse("llama@my-model.2:generate").unwrap();
+        assert_eq!((name.namespace(), name.manager()), ("llama@my-model.2", Some("llama")));
+        for text in ["@a:b", "a@:b", "a@b@c:d", "a:b@c", "a@B:c", "*@a:b", "a@*:b", "a@b"] {
+            assert!(EventName::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -141,6 +164,7 @@ mod tests {
             ("A:b", "segment `A`"),
             ("a:b c", "segment `b c`"),
             ("a:*", "segment `*`"),
+            ("a:b@c", "segment `b@c`"),
             ("a:b:c:d:e:f:g:h:i", "9 segments"),
             (&"a:".repeat(100), "200 bytes"),
         ] {

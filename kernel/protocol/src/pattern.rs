@@ -158,6 +158,9 @@ mod tests {
             ("a:b", "a:b", true),
             ("a:b", "a:bc", false),
             ("a:*:**", "a:b", true),
+            ("a@k:*", "a@k:b", true),
+            ("a:*", "a@k:b", false),
+            ("*:b", "a@k:b", true),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} on {name}");
         }
@@ -165,7 +168,9 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern_is_refused() {
-        for text in ["", "a", "a:", "***", "a:b*", "A:*", "a b", "a:b:c:d:e:f:g:h:i"] {
+        for text in
+            ["", "a", "a:", "***", "a:b*", "A:*", "a b", "a:b:c:d:e:f:g:h:i", "a@*:b", "*@a:b", "a:b@c"]
+        {
             assert!(Pattern::parse(text).is_err(), "{text}");
         }
     }

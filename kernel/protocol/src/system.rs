@@ -283,6 +283,34 @@ pub struct PluginLoad {
     pub placement: Option<Placement>,
 }
 
+/// `plugin:instance:start`, which a plugin asks for an instance of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartInstance {
+    /// Which one: see [`is_instance_key`]. It is the plugin `NAME@KEY`.
+    pub key: String,
+    /// Takes the place of keys of the plugin's own configuration; `null` takes
+    /// a key away.
+    #[serde(default)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// `plugin:instance:stop`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopInstance {
+    /// Which one.
+    pub key: String,
+}
+
+/// Whether a text can be the key of an instance: 1 to 48 lower-case letters,
+/// digits, `_` and `-`.
+#[must_use]
+pub fn is_instance_key(text: &str) -> bool {
+    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    (1..=48).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 /// The request of `plugin:quarantine`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -68,14 +68,22 @@ impl<C: Serialize> Chunks<C> {
     ///
     /// `cancelled` once nobody waits for the answer, or the handler has ended.
     pub fn send(&self, chunk: &C) -> Result<(), Refusal> {
+        self.send_raw(&encode(chunk)?)
+    }
+
+    /// The same with a payload that is passed on as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Chunks::send`].
+    pub fn send_raw(&self, payload: &[u8]) -> Result<(), Refusal> {
         if self.cancel.is_cancelled() {
             return Err(Refusal::new(Code::Cancelled, "the request is gone"));
         }
-        let payload = encode(chunk)?;
         if let Some(flow) = &self.flow {
             flow.take();
         }
-        send(&self.link, &Outgoing { payload: &payload, ..Outgoing::new(Kind::Chunk, self.token) })
+        send(&self.link, &Outgoing { payload, ..Outgoing::new(Kind::Chunk, self.token) })
     }
 
     /// Waits until the asker has room for a part: at once where it did not say

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{chunks::Chunks, context::Ctx, link::encode, plugin::Plugin};
+use crate::{chunks::Chunks, context::Ctx, core::FlowGuard, link::encode, plugin::Plugin};
 
 /// An event that a listener hears.
 #[derive(Debug, Clone)]
@@ -171,9 +171,7 @@ impl<P: Plugin> Register<P> {
         let run: RequestHandler<P> =
             Box::new(move |plugin, ctx, data, token| match ksi_protocol::decode(&data) {
                 Ok(ask) => {
-                    let flow = ctx.credit().map(|room| ctx.core().open_flow(token, room));
-                    let room = flow.as_ref().map(|guard| guard.flow.clone());
-                    let chunks = Chunks::new(ctx.core().link.clone(), token, ctx.cancel_token(), room);
+                    let (chunks, flow) = open_chunks(&ctx, token);
                     let answer = handler(plugin, ctx, ask, chunks);
                     Box::pin(async move {
                         let answer = answer.await;
@@ -203,6 +201,35 @@ impl<P: Plugin> Register<P> {
             Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, Outcome::Reply) })
         });
         self.add::<Q, A>(event, None, run);
+    }
+
+    /// Answers `event` in parts with payloads that are passed on as they are,
+    /// [`Chunks::send_raw`] for the parts. `Q`, `C` and `A` only tell others what
+    /// they look like.
+    ///
+    /// # Panics
+    ///
+    /// As [`Register::request`].
+    pub fn stream_raw<Q, C, A, F>(
+        &mut self,
+        event: &str,
+        handler: impl Fn(Rc<P>, Ctx, Bytes, Chunks<C>) -> F + 'static,
+    ) where
+        Q: JsonSchema,
+        C: Serialize + JsonSchema + 'static,
+        A: JsonSchema,
+        F: Future<Output = Result<Bytes, Refusal>> + 'static,
+    {
+        let run: RequestHandler<P> = Box::new(move |plugin, ctx, data, token| {
+            let (chunks, flow) = open_chunks(&ctx, token);
+            let answer = handler(plugin, ctx, data, chunks);
+            Box::pin(async move {
+                let answer = answer.await;
+                drop(flow);
+                answer.map_or_else(Outcome::Refusal, Outcome::End)
+            })
+        });
+        self.add::<Q, A>(event, Some(schema::<C>()), run);
     }
 
     /// Keeps work: requests for events that are declared durable are handed to
@@ -323,6 +350,13 @@ impl<P: Plugin> Register<P> {
         let run: InterceptHandler<P> = Rc::new(move |plugin, ctx, what| Box::pin(handler(plugin, ctx, what)));
         self.interceptors.push((stage, run));
     }
+}
+
+/// Where the parts of an answer go, and what counts the room for them.
+fn open_chunks<C: Serialize>(ctx: &Ctx, token: u64) -> (Chunks<C>, Option<FlowGuard>) {
+    let flow = ctx.credit().map(|room| ctx.core().open_flow(token, room));
+    let room = flow.as_ref().map(|guard| guard.flow.clone());
+    (Chunks::new(ctx.core().link.clone(), token, ctx.cancel_token(), room), flow)
 }
 
 fn outcome<A: Serialize>(answer: Result<A, Refusal>, end: fn(Bytes) -> Outcome) -> Outcome {

@@ -236,6 +236,32 @@ fn a_grant_limits_what_is_called_and_emitted() {
 }
 
 #[test]
+fn an_instance_answers_its_manager_and_nobody_else_whatever_they_are_granted() {
+    check(
+        "> plugin:a attach plugin
+         > plugin:b attach plugin may_call=**,*:do
+         > C attach
+         > I attach plugin intercepts=*:do
+         > I intercept 0 *:do before
+         > plugin:a@k attach plugin
+         > plugin:a@k own a@k:do
+         > plugin:a request 1 a@k:do hi
+         < plugin:a@k request 1 a@k:do hi from plugin:a
+         > plugin:b request 1 a@k:do hi
+         < plugin:b refused 1 denied sender
+         > plugin:a@k request 1 a@k:do hi
+         < plugin:a@k refused 1 denied sender
+         > C request 1 a@k:do hi
+         < C refused 1 denied sender
+         # Nor does anybody hear which there are.
+         > C request 2 a@x:do hi
+         < C refused 2 denied sender
+         > plugin:a request 2 a@x:do hi
+         < plugin:a refused 2 unknown_event sender",
+    );
+}
+
+#[test]
 fn detaching_ends_all_that_hung_on_the_port() {
     check(
         "> A attach

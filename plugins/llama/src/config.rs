@@ -51,6 +51,14 @@ pub struct Config {
     pub require_signed: bool,
     /// The public key under `models.lock`. The daemon sets it.
     pub models_key: Option<String>,
+    /// Whether each model runs in a process of its own. The daemon sets it, where
+    /// the plugin may have instances.
+    pub instances: bool,
+    /// The key of the instance that this is; `None` for the plugin itself. The
+    /// daemon sets it.
+    pub instance: Option<String>,
+    /// Where the built-in model lies, for an instance: the plugin's own folder.
+    pub home: Option<PathBuf>,
     /// Memory for all models together, in MiB, estimated before they are
     /// loaded; what the machine has free, if left out.
     pub max_memory_mb: Option<u64>,
@@ -80,6 +88,9 @@ impl Default for Config {
             input_bytes_max: 1024 * 1024,
             require_signed: false,
             models_key: None,
+            instances: false,
+            instance: None,
+            home: None,
             max_memory_mb: None,
             ttl_seconds: None,
             preload: Vec::new(),

@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use ksi_provider::request::invalid;
-use ksi_sdk::prelude::{Code, Ctx, Rc, Refusal, json};
+use ksi_sdk::prelude::{Bytes, Code, Ctx, Rc, Refusal, json};
+use ksi_sdk::protocol::decode;
 use llama_cpp_2::token::LlamaToken;
 
 use crate::Llama;
 use crate::engine::embedder::Texts;
 use crate::engine::model::Model;
 use crate::payload::{Embed, Embedded, check_bytes};
+use crate::workers::encoded;
 
 /// Most texts of one request.
 const TEXTS_MAX: usize = 2048;
@@ -19,14 +21,28 @@ const TEXTS_MAX: usize = 2048;
 const NUMBERS_MAX: usize = 3_000_000;
 
 impl Llama {
-    pub(crate) async fn embed(self: Rc<Self>, ctx: Ctx, ask: Embed) -> Result<Embedded, Refusal> {
+    pub(crate) async fn asked_to_embed(self: Rc<Self>, ctx: Ctx, data: Bytes) -> Result<Bytes, Refusal> {
         let received = Instant::now();
+        let mut ask: Embed = decode(&data)?;
         if !(1..=TEXTS_MAX).contains(&ask.texts.len()) {
             let message = format!("{} texts; 1 to {TEXTS_MAX} are accepted", ask.texts.len());
             return Err(invalid("texts", message, "give more or fewer at once"));
         }
         check_bytes(ask.texts.iter().map(String::len).sum(), self.config.input_bytes_max)?;
-        let name = self.embedding_model(&ctx, ask.model).await?;
+        let name = self.embedding_model(&ctx, ask.model.take()).await?;
+        match &self.workers {
+            Some(workers) => workers.ask(&ctx, &name, "embed", &data).await,
+            None => encoded(&self.embed(ctx, ask, name, received).await?),
+        }
+    }
+
+    async fn embed(
+        self: Rc<Self>,
+        ctx: Ctx,
+        ask: Embed,
+        name: String,
+        received: Instant,
+    ) -> Result<Embedded, Refusal> {
         let ticket = match self.shelf.ticket(&name)? {
             Some(ticket) => ticket,
             None => self.load_model(&ctx, name.clone(), None, |_| true).await?.ticket,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use futures_channel::oneshot;
 use ksi_provider::request::invalid;
 use ksi_provider::{Alternative, Delta, Generate, Generated, ResponseFormat, Timings, ToolChoice, Usage};
-use ksi_sdk::prelude::{Chunks, Code, Ctx, Rc, Refusal, json};
+use ksi_sdk::prelude::{Bytes, Chunks, Code, Ctx, Rc, Refusal, json};
+use ksi_sdk::protocol::decode;
 use llama_cpp_2::token::LlamaToken;
 
 use crate::Llama;
@@ -18,6 +19,7 @@ use crate::engine::sampler::Settings;
 use crate::engine::{Job, Outcome, Ticket};
 use crate::payload::{Input, check_bytes};
 use crate::tools;
+use crate::workers::encoded;
 
 /// Most tokens that the toy model generates: its longest answers have about
 /// 120, and beyond that it only repeats itself.
@@ -34,7 +36,22 @@ struct Shared {
 }
 
 impl Llama {
-    pub(crate) async fn generate(
+    pub(crate) async fn asked_to_generate(
+        self: Rc<Self>,
+        ctx: Ctx,
+        data: Bytes,
+        out: Chunks<Delta>,
+    ) -> Result<Bytes, Refusal> {
+        let mut ask: Generate = decode(&data)?;
+        let Some(workers) = &self.workers else { return encoded(&self.generate(ctx, ask, out).await?) };
+        ask.check()?;
+        check(&ask)?;
+        Settings::of(&ask)?;
+        check_bytes(Input::take(&mut ask).bytes(), self.config.input_bytes_max)?;
+        workers.generate(&ctx, &self.resolve(ask.model.take()), &data, &out).await
+    }
+
+    async fn generate(
         self: Rc<Self>,
         ctx: Ctx,
         mut ask: Generate,

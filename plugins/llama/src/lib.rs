@@ -7,7 +7,11 @@
 //! model did not say; the completion plugin is above it.
 //!
 //! Always runs in a child process: llama.cpp may abort on a bad file or for
-//! lack of memory.
+//! lack of memory. Where the daemon lets it have instances, each model that is
+//! loaded has a process of its own, too: this library in another role, which
+//! knows one model and does with it what the plugin does with all where it is
+//! alone. The plugin itself then chooses, plans, routes and counts (`workers`),
+//! and never calls llama.cpp.
 //!
 //! # Failure
 //!
@@ -25,6 +29,7 @@ pub mod gguf;
 pub mod metrics;
 pub mod models;
 pub mod payload;
+pub mod plan;
 pub mod profile;
 pub mod selftest;
 pub mod shelf;
@@ -33,19 +38,25 @@ pub mod text;
 mod tools;
 pub mod tuning;
 pub mod vetting;
+mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ksi_provider::{Capability, ListModels};
-use ksi_sdk::prelude::{Chunks, Code, Ctx, Plugin, Rc, Refusal, Register};
+use ksi_provider::{Capability, Delta, Generate, Generated, ListModels};
+use ksi_sdk::prelude::{Bytes, Chunks, Code, Ctx, Event, Plugin, Rc, Refusal, Register};
+use ksi_sdk::protocol::decode;
 
 use config::Config;
 use gguf::{Header, Pooling};
 use models::{BUILTIN_NAME, Entry, Library};
-use payload::{Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload, Unloaded};
+use payload::{
+    Embed, Embedded, Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload,
+    Unloaded,
+};
 use shelf::{Loaded, Shelf};
+use workers::{Workers, encoded};
 
 /// Name under which requests may ask for the default model.
 const DEFAULT_NAME: &str = "default";
@@ -57,6 +68,8 @@ const EXPIRY_LOOKS: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 pub struct Llama {
     config: Config,
     shelf: Arc<Shelf>,
+    /// Where models have processes of their own.
+    workers: Option<Rc<Workers>>,
 }
 
 impl Plugin for Llama {
@@ -68,8 +81,11 @@ impl Plugin for Llama {
         let config: Config = ctx.config()?;
         config.check()?;
         let models_dir = config.models_dir.clone().unwrap_or_else(|| ctx.dir().join("models"));
-        let library = Library::open(models_dir, ctx.dir())?;
-        Ok(Self { shelf: Arc::new(Shelf::new(config.clone(), library)), config })
+        let home = config.home.as_deref().unwrap_or(ctx.dir());
+        let library = Library::open(models_dir, home)?;
+        let shelf = Arc::new(Shelf::new(config.clone(), library));
+        let workers = config.instances.then(|| Workers::new(&config, &shelf, home));
+        Ok(Self { config, shelf, workers })
     }
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
@@ -84,12 +100,16 @@ impl Plugin for Llama {
         on.request("llama:models", Self::models);
         on.stream("llama:load", Self::load);
         on.request("llama:unload", Self::unload);
-        on.stream("llama:generate", Self::generate);
-        on.request("llama:tokenize", Self::tokenize);
-        on.request("llama:embed", Self::embed);
+        on.stream_raw::<Generate, Delta, Generated, _>("llama:generate", Self::asked_to_generate);
+        on.request_raw::<Tokenize, Tokenized, _>("llama:tokenize", Self::asked_to_tokenize);
+        on.request_raw::<Embed, Embedded, _>("llama:embed", Self::asked_to_embed);
         on.request("llama:profile", Self::profile);
         on.request("llama:metrics", Self::metrics);
         on.stream("llama:selftest", Self::selftest);
+        on.calls("plugin:instance:*");
+        for fact in ["plugin:ready", "plugin:died", "plugin:held", "plugin:stopped"] {
+            on.event(fact, Self::heard);
+        }
     }
 }
 
@@ -97,13 +117,16 @@ impl Llama {
     async fn models(self: Rc<Self>, ctx: Ctx, _ask: ListModels) -> Result<Models, Refusal> {
         let shelf = self.shelf.clone();
         let (entries, loaded) = ctx.spawn_blocking(move || (shelf.library().list(), shelf.loaded())).await?;
+        let loaded = self.workers.as_ref().map_or(loaded, |workers| workers.loaded());
         let mut builtin_seen = false;
         let mut models: Vec<ModelEntry> = entries
             .into_iter()
             .map(|entry| {
                 let in_memory = loaded.contains(&entry.name) && !(builtin_seen && entry.name == BUILTIN_NAME);
                 builtin_seen |= entry.builtin;
-                model_entry(entry, in_memory)
+                let quarantined = self.workers.as_ref().and_then(|workers| workers.quarantined(&entry));
+                let listed = model_entry(entry, in_memory);
+                ModelEntry { error: listed.error.or(quarantined), ..listed }
             })
             .collect();
         // A stable sort: the others stay as they are.
@@ -118,6 +141,9 @@ impl Llama {
         out: Chunks<LoadProgress>,
     ) -> Result<LoadReport, Refusal> {
         let name = self.resolve(ask.model);
+        if let Some(workers) = &self.workers {
+            return Ok(workers.load(&ctx, &name, ask.context, Some(&out)).await?.report);
+        }
         let mut shown = -1.0;
         let loaded = self
             .load_model(&ctx, name, ask.context, move |progress| {
@@ -137,12 +163,24 @@ impl Llama {
 
     async fn unload(self: Rc<Self>, ctx: Ctx, ask: Unload) -> Result<Unloaded, Refusal> {
         let model = self.resolve(Some(ask.model));
+        if let Some(workers) = &self.workers {
+            let unloaded = workers.unload(&ctx, &model).await?;
+            return Ok(Unloaded { model, unloaded });
+        }
         let shelf = self.shelf.clone();
         ctx.spawn_blocking(move || shelf.unload(&model).map(|unloaded| Unloaded { model, unloaded })).await?
     }
 
-    async fn tokenize(self: Rc<Self>, ctx: Ctx, ask: Tokenize) -> Result<Tokenized, Refusal> {
+    async fn asked_to_tokenize(self: Rc<Self>, ctx: Ctx, data: Bytes) -> Result<Bytes, Refusal> {
+        let ask: Tokenize = decode(&data)?;
         payload::check_bytes(ask.text.len(), self.config.input_bytes_max)?;
+        match &self.workers {
+            Some(workers) => workers.ask(&ctx, &self.resolve(ask.model), "tokenize", &data).await,
+            None => encoded(&self.tokenize(ctx, ask).await?),
+        }
+    }
+
+    async fn tokenize(self: Rc<Self>, ctx: Ctx, ask: Tokenize) -> Result<Tokenized, Refusal> {
         let name = self.resolve(ask.model);
         let ticket = match self.shelf.ticket(&name)? {
             Some(ticket) => ticket,
@@ -154,13 +192,23 @@ impl Llama {
         Ok(Tokenized { tokens: tokens.into_iter().map(|token| token.0).collect(), count })
     }
 
+    /// A fact about a plugin, which may be an instance of this one.
+    async fn heard(self: Rc<Self>, ctx: Ctx, fact: Event) {
+        if let Some(workers) = &self.workers {
+            workers.heard(&ctx, &fact);
+        }
+    }
+
     /// Loads what is to be in memory from the start, beside what is asked by
     /// then.
     async fn preload(self: Rc<Self>, ctx: Ctx) {
         for name in &self.config.preload {
-            if let Err(refusal) =
-                self.load_model(&ctx, self.resolve(Some(name.clone())), None, |_| true).await
-            {
+            let model = self.resolve(Some(name.clone()));
+            let loaded = match &self.workers {
+                Some(workers) => workers.load(&ctx, &model, None, None).await.map(drop),
+                None => self.load_model(&ctx, model, None, |_| true).await.map(drop),
+            };
+            if let Err(refusal) = loaded {
                 ctx.warn(&format!("model {name} was not preloaded: {refusal}"));
             }
         }
@@ -171,7 +219,11 @@ impl Llama {
         loop {
             ctx.sleep((idle / 4).clamp(EXPIRY_LOOKS.0, EXPIRY_LOOKS.1)).await;
             let shelf = self.shelf.clone();
-            for name in ctx.spawn_blocking(move || shelf.expire(idle)).await.unwrap_or_default() {
+            let gone = match &self.workers {
+                Some(workers) => workers.expire(&ctx, idle).await,
+                None => ctx.spawn_blocking(move || shelf.expire(idle)).await.unwrap_or_default(),
+            };
+            for name in gone {
                 ctx.info(&format!("model {name} was let go: nobody asked it for {} s", idle.as_secs()));
             }
         }
@@ -203,7 +255,8 @@ impl Llama {
         for warning in &loaded.warnings {
             ctx.debug(warning);
         }
-        if loaded.fresh {
+        // Of an instance the plugin itself tells.
+        if loaded.fresh && self.config.instance.is_none() {
             let report = &loaded.report;
             ctx.info(&format!(
                 "loaded model {} in {} ms: {} slots of {} tokens, {} threads",

@@ -29,7 +29,7 @@ pub struct Metrics {
     pub expirations: u64,
     /// Memory of all models in memory, estimated before they were loaded.
     pub memory_bytes: u64,
-    /// Memory that the plugin has now, where the system tells.
+    /// Memory that the plugin and its instances have now, where the system tells.
     pub resident_bytes: Option<u64>,
 }
 
@@ -67,7 +67,10 @@ pub struct ModelMetrics {
 }
 
 impl Llama {
-    pub(crate) async fn metrics(self: Rc<Self>, _ctx: Ctx, _ask: AskMetrics) -> Result<Metrics, Refusal> {
+    pub(crate) async fn metrics(self: Rc<Self>, ctx: Ctx, _ask: AskMetrics) -> Result<Metrics, Refusal> {
+        if let Some(workers) = &self.workers {
+            return workers.metrics(&ctx).await;
+        }
         let residents = self.shelf.residents();
         let moves = self.shelf.moves();
         Ok(Metrics {
@@ -106,7 +109,7 @@ fn of(name: &str, resident: &Resident) -> ModelMetrics {
     }
 }
 
-fn get(counter: &AtomicU64) -> u64 {
+pub(crate) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 

@@ -37,7 +37,8 @@ pub struct ModelEntry {
     pub context_length: Option<u64>,
     /// Size of the file.
     pub size_bytes: u64,
-    /// What is wrong with the file; such a model cannot be loaded.
+    /// What is wrong with the file, or why it is quarantined; such a model cannot
+    /// be loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -5,11 +5,13 @@
 
 use std::time::Instant;
 
-use ksi_provider::{Delta, Generate, Message, Role};
+use ksi_provider::{Delta, Generate, Generated, Message, Role};
 use ksi_sdk::prelude::{Chunks, Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
+use ksi_sdk::protocol::decode;
 
 use crate::Llama;
 use crate::models::BUILTIN_NAME;
+use crate::workers::encoded;
 
 /// What the built-in model is asked ...
 const QUESTION: &str = "What is KSI?";
@@ -53,7 +55,7 @@ impl Llama {
             temperature: Some(0.0),
             ..Generate::default()
         };
-        let generated = self.generate(ctx, ask, out).await?;
+        let generated: Generated = decode(&self.asked_to_generate(ctx, encoded(&ask)?, out).await?)?;
         Ok(Selftest {
             passed: generated.text == ANSWER,
             model: generated.model,

@@ -17,20 +17,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ksi_sdk::prelude::{CancelToken, Code, Refusal, json};
+use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 
-use crate::budget::{Estimate, available_bytes};
-use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config, gpu_layer_count, slot_count, thread_count};
+use crate::config::{Config, gpu_layer_count};
 use crate::engine::model::{self, Model};
-use crate::engine::{BATCH_TOKENS_MAX, Engine, RETRY_AFTER_MS, Setup, Ticket};
-use crate::gguf::Header;
+use crate::engine::{Engine, RETRY_AFTER_MS, Ticket};
 use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
-use crate::tuning::{CacheType, RopeScaling, Tuning};
+use crate::plan::{Plan, Step, Taken};
 use crate::vetting::{Source, Vetting};
-
-/// Largest context where positions are scaled.
-const CONTEXT_SCALED_MAX: u32 = 1 << 20;
 
 /// A model in memory.
 struct Shelved {
@@ -118,6 +113,20 @@ impl Shelf {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The file of a model, as it may be loaded.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`, `denied` where it is not signed and must be, `unavailable`
+    /// with what is wrong with the file, `cancelled`.
+    pub fn vet(&self, name: &str, cancel: &CancelToken) -> Result<Source, Refusal> {
+        let (entry, header) = self.library.find(name)?;
+        match &self.vetting {
+            Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel),
+            None => Ok(Source::unchecked(entry, header)),
+        }
+    }
+
     /// Names of the models in memory.
     #[must_use]
     pub fn loaded(&self) -> Vec<String> {
@@ -193,18 +202,21 @@ impl Shelf {
         if let Some(loaded) = self.as_it_is(name, context)? {
             return Ok(loaded);
         }
-        let (entry, header) = self.library.find(name)?;
         // Before others have to make room.
-        let source = match &self.vetting {
-            Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel)?,
-            None => Source::unchecked(entry, header),
-        };
+        let source = self.vet(name, cancel)?;
         let header = &source.header;
-        let (tuning, _) = self.config.tuning_of(name);
-        let context = context_for(name, context, &tuning, header)?;
+        let mut plan = Plan::of(&self.config, name, context, header)?;
         let began = Instant::now();
-        let mut notes = Vec::new();
-        let (setup, bytes) = self.fit(name, context, tuning, header, &mut notes)?;
+        let slots = loop {
+            match plan.next(&self.taken())? {
+                Step::Run(slots) => break slots,
+                // Where somebody has begun to use the last idle one, the next
+                // look says so.
+                Step::MakeRoom => drop(self.evict()),
+            }
+        };
+        let (setup, bytes) = plan.settle(slots);
+        let mut notes = plan.notes;
         let model = Model::load(&source.path, header, &setup.tuning, progress)?;
         let template = model.template_origin().to_owned();
         if template != "model" {
@@ -317,94 +329,19 @@ impl Shelf {
         evicted
     }
 
-    /// Unloads idle models until one more, which takes `bytes`, may be loaded.
-    fn make_room(&self, name: &str, bytes: u64, budget: u64) -> Result<(), Refusal> {
-        loop {
-            let (count, taken) = {
-                let models = self.models();
-                let taken = models.values().fold(bytes, |sum, shelved| sum.saturating_add(shelved.bytes));
-                (models.len(), taken)
-            };
-            if count < self.config.max_loaded as usize && taken <= budget {
-                return Ok(());
-            }
-            if !self.evict() {
-                let loaded = self.loaded();
-                return Err(Refusal::new(
-                    Code::Busy,
-                    format!("no room for model `{name}`: all {} models in memory are in use", loaded.len()),
-                )
-                .hint("ask again later, or raise `max_loaded` or `max_memory_mb` of the llama plugin")
-                .details(json!({ "loaded": loaded }))
-                .retry_after_ms(RETRY_AFTER_MS));
-            }
+    /// What is in memory.
+    fn taken(&self) -> Taken {
+        let models = self.models();
+        Taken {
+            names: models.keys().cloned().collect(),
+            bytes: models.values().fold(0, |sum, shelved| sum.saturating_add(shelved.bytes)),
+            idle: models.values().any(Shelved::is_idle),
         }
-    }
-
-    /// Makes room, and finds the most slots that fit; how the model is to run,
-    /// and the memory that it will take.
-    fn fit(
-        &self,
-        name: &str,
-        context: u32,
-        tuning: Tuning,
-        header: &Header,
-        notes: &mut Vec<String>,
-    ) -> Result<(Setup, u64), Refusal> {
-        let threads = thread_count(tuning.threads, header.size_bytes);
-        if let Some(asked) = tuning.threads.filter(|asked| *asked > threads) {
-            notes.push(format!("{threads} of {asked} threads: there are no more processors"));
-        }
-        let tuning = Tuning {
-            threads_batch: tuning.threads_batch.map(|asked| thread_count(Some(asked), header.size_bytes)),
-            ..tuning
-        };
-        let wanted = slot_count(tuning.slots);
-        let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
-        let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
-        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
-        let estimate = Estimate::of(header, context, step, keys, values);
-        let budget = self.config.max_memory_mb.map_or(u64::MAX, |mb| mb.saturating_mul(1024 * 1024));
-        let slots = estimate.fit(name, wanted, budget, "are allowed by `max_memory_mb`")?;
-        self.make_room(name, estimate.with_slots(slots), budget)?;
-        let slots = loop {
-            let available = available_bytes().unwrap_or(u64::MAX);
-            match estimate.fit(name, slots, available, "are free") {
-                // Rather another model goes than this one runs slowly.
-                fitted if fitted != Ok(slots) && self.evict() => {}
-                fitted => break fitted?,
-            }
-        };
-        if slots < wanted {
-            notes.push(format!("{slots} of {wanted} slots: there is no memory for more"));
-        }
-        let bytes = estimate.with_slots(slots);
-        Ok((Setup { context, slots, threads, queue: self.config.queue, tuning }, bytes))
     }
 }
 
-/// Tokens of context for each conversation.
-fn context_for(name: &str, asked: Option<u32>, tuning: &Tuning, header: &Header) -> Result<u32, Refusal> {
-    let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
-    // Scaled positions reach further than the training.
-    let most = match tuning.rope_scaling {
-        Some(RopeScaling::Linear | RopeScaling::Yarn) => CONTEXT_SCALED_MAX.max(trained),
-        _ => trained,
-    };
-    match asked {
-        Some(context) if context < CONTEXT_MIN || context > most => {
-            let message =
-                format!("a context of {context} tokens; model `{name}` takes {CONTEXT_MIN} to {most}");
-            Err(Refusal::new(Code::InvalidPayload, message)
-                .hint("leave `context` out for the default")
-                .details(json!({ "context": context, "min": CONTEXT_MIN, "max": most })))
-        }
-        Some(context) => Ok(context),
-        None => Ok(tuning.context.map_or(CONTEXT_DEFAULT.min(trained), |context| context.min(most))),
-    }
-}
-
-fn in_use(name: &str) -> Refusal {
+/// What is said of a model that must stay as it is.
+pub(crate) fn in_use(name: &str) -> Refusal {
     Refusal::new(Code::Busy, format!("model `{name}` is in use"))
         .hint("ask again when its requests are done")
         .retry_after_ms(RETRY_AFTER_MS)

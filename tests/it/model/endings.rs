@@ -81,6 +81,8 @@ fn a_client_that_goes_away_stops_what_was_generated_for_it() {
 #[test]
 fn a_deadline_ends_a_generation() {
     let daemon = endless("");
+    // It is not about the time that a load takes.
+    daemon.ask("llama:load", json!({"model": "endless"})).unwrap();
     let (pieces, end) = collect(&mut open(&daemon, &with(talk(), json!({"timeout_ms": 400}))));
     let refusal = end.unwrap_err();
     assert_eq!(refusal["code"], "timeout", "{refusal}");
@@ -89,9 +91,9 @@ fn a_deadline_ends_a_generation() {
     idle(&daemon);
 }
 
-/// Kills the model's process, and says which it was.
-fn kill_llama(daemon: &Daemon) -> u32 {
-    let pid = daemon.plugin("llama").pid.expect("llama runs in a process of its own");
+/// Kills the process of a plugin, and says which it was.
+fn kill_plugin(daemon: &Daemon, name: &str) -> u32 {
+    let pid = daemon.plugin(name).pid.expect("it runs in a process of its own");
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     pid
 }
@@ -99,10 +101,10 @@ fn kill_llama(daemon: &Daemon) -> u32 {
 /// Once it has spoken, a request is never tried again, so that nobody reads
 /// the beginning of an answer twice.
 #[test]
-fn callers_hear_within_a_second_that_the_process_of_their_model_died() {
+fn callers_hear_within_a_second_that_the_process_of_the_plugin_died() {
     let daemon = endless("");
     let mut calls: Vec<Lines> = (0..3).map(|_| open_and_hear(&daemon, &talk())).collect();
-    let pid = kill_llama(&daemon);
+    let pid = kill_plugin(&daemon, "llama");
     let killed = Instant::now();
     for lines in &mut calls {
         let refusal = collect(lines).1.unwrap_err();
@@ -126,7 +128,7 @@ fn a_request_that_has_not_spoken_when_its_process_dies_is_tried_again_under_its_
     let id =
         daemon.ask("completion:async", with(talk(), json!({"max_tokens": 5}))).unwrap()["request_id"].clone();
     wait_until("llama holds all of them", || daemon.plugin("llama").in_flight == 3);
-    kill_llama(&daemon);
+    kill_plugin(&daemon, "llama@endless");
     for lines in &mut speaking {
         assert_eq!(collect(lines).1.unwrap_err()["code"], "plugin_restarted");
     }

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Keeper,
     exit::{Exit, Watch},
-    reason_of,
+    reason_of, with,
 };
 use crate::{
     hub::Port,
@@ -89,6 +89,10 @@ impl Keeper {
     pub(super) async fn lose(&mut self, why: &str) {
         let Some(running) = self.running.take() else { return };
         self.detach(&running.port, why);
+        if self.spec.plugin.instances {
+            with(&self.board, |board| board.port = None);
+            self.means.lost.notify_one();
+        }
         self.sandbox = None;
         // What it has said and nobody has heard was about a life that is over.
         self.life = mpsc::channel(1).1;

@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    Keeper,
+    Keeper, Keyed,
     body::{Body, Heartbeat, Running, listen},
     exit::Watch,
     with,
@@ -145,10 +145,25 @@ impl Keeper {
     }
 
     /// What the plugin is configured with, and what only the daemon may say.
+    /// What a manager says comes in between: it names no secret, and takes
+    /// nothing back.
     fn configuration(&self) -> Result<Bytes, Refusal> {
-        let mut config = self.spec.plugin.config.clone();
+        let plugin = &self.spec.plugin;
+        let mut config = plugin.config.clone();
+        self.means.secrets.hand_out(&plugin.name, &mut config)?;
+        if let Some(table) = config.as_object_mut() {
+            for (key, value) in self.spec.instance.iter().flat_map(|keyed| &keyed.on_top) {
+                table.insert(key.clone(), value.clone());
+            }
+            table.retain(|_, value| !value.is_null());
+            if plugin.instances {
+                table.insert("instances".into(), true.into());
+            }
+            if let Some(Keyed { key, .. }) = &self.spec.instance {
+                table.insert("instance".into(), key.as_str().into());
+            }
+        }
         self.means.trust.instruct(&mut config);
-        self.means.secrets.hand_out(&self.spec.plugin.name, &mut config)?;
         json::from_json(&config)
     }
 
@@ -220,6 +235,10 @@ impl Keeper {
     /// granted, and whoever looks for the rest finds a word in the log.
     fn warn_of_what_is_not_granted(&self, descriptor: &Descriptor) {
         let plugin = &self.spec.plugin;
+        if self.spec.instance.is_some() {
+            // It has what its manager asks for, and hears of nothing.
+            return;
+        }
         let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
         let asked = descriptor.listens.iter().map(|pattern| ("listens", pattern, &plugin.listens));
         for (right, pattern, granted) in
@@ -264,7 +283,14 @@ impl Keeper {
             };
             names.push((outer.unwrap_or_else(|| inner.clone()), inner.clone()));
         }
-        let declare = |(name, inner): (EventName, EventName)| (self.means.policies)(name, inner.as_str());
+        let declare = |(name, inner): (EventName, EventName)| {
+            let declared = (self.means.policies)(name, inner.as_str());
+            match self.spec.instance {
+                None => declared,
+                // Its manager was asked before: that was decided, and written down.
+                Some(_) => Declared { audited: false, unfrozen: true, ..declared },
+            }
+        };
         let declared: Vec<Declared> = names.into_iter().map(declare).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
@@ -272,11 +298,25 @@ impl Keeper {
     /// What is said to whoever asks before the plugin is ready.
     pub(in crate::plugin) fn starting(&self) -> Refusal {
         let name = &self.spec.plugin.name;
-        Refusal::new(Code::Unavailable, format!("plugin {name} is starting")).retry_after_ms(200)
+        let refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is starting"));
+        self.told(refusal.retry_after_ms(200))
     }
 
     /// What is said to whoever asks while the plugin does not answer.
     pub(in crate::plugin) fn absent(&self) -> Refusal {
+        self.told(self.absence())
+    }
+
+    /// A manager is told by the details that its instance has not seen what it
+    /// asked.
+    fn told(&self, refusal: Refusal) -> Refusal {
+        match &self.spec.instance {
+            Some(Keyed { key, .. }) => refusal.details(json!({ "absent": key })),
+            None => refusal,
+        }
+    }
+
+    fn absence(&self) -> Refusal {
         let name = &self.spec.plugin.name;
         let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         match self.supervisor.state() {

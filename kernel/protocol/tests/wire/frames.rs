@@ -37,8 +37,8 @@ fn malformed(body: &[u8], part: &str) {
 }
 
 fn names() -> impl Strategy<Value = EventName> {
-    prop::collection::vec("[a-z0-9_.-]{1,12}", 2..=8)
-        .prop_map(|segments| EventName::parse(&segments.join(":")).unwrap())
+    ("[a-z0-9_.-]{1,12}(@[a-z0-9_.-]{1,12})?", prop::collection::vec("[a-z0-9_.-]{1,11}", 1..=7))
+        .prop_map(|(first, rest)| EventName::parse(&format!("{first}:{}", rest.join(":"))).unwrap())
 }
 
 fn patterns() -> impl Strategy<Value = Pattern> {

@@ -1,6 +1,7 @@
 //! Models that come and go.
 
 use super::*;
+use crate::gguf::Header;
 
 fn shelf(config: Config) -> (tempfile::TempDir, Shelf, Header) {
     let dir = tempfile::tempdir().unwrap();
@@ -16,22 +17,6 @@ fn shelf(config: Config) -> (tempfile::TempDir, Shelf, Header) {
 
 fn load(shelf: &Shelf, name: &str) -> Result<Loaded, Refusal> {
     shelf.load(name, None, &CancelToken::default(), |_| true)
-}
-
-#[test]
-fn the_context_is_what_was_asked_configured_or_trained() {
-    let (_dir, _, header) = shelf(Config::default());
-    let tuning = Tuning { context: Some(512), ..Tuning::default() };
-    assert_eq!(context_for("m", None, &tuning, &header), Ok(512));
-    assert_eq!(context_for("m", Some(64), &tuning, &header), Ok(64));
-    let short = Header { context_length: 100, ..header.clone() };
-    assert_eq!(context_for("m", None, &tuning, &short), Ok(100));
-    for context in [0, 15, 1025, u32::MAX] {
-        let refusal = context_for("m", Some(context), &tuning, &header).unwrap_err();
-        assert!(refusal.message.contains("1024"), "{refusal}");
-    }
-    let scaled = Tuning { rope_scaling: Some(RopeScaling::Yarn), ..tuning };
-    assert_eq!(context_for("m", Some(4096), &scaled, &header), Ok(4096));
 }
 
 #[test]
@@ -58,7 +43,8 @@ fn a_model_beyond_the_budget_is_refused_before_another_has_to_go() {
     let (_dir, shelf, header) = shelf(Config { max_memory_mb: Some(128), ..Config::default() });
     load(&shelf, "a").unwrap();
     let big = Header { size_bytes: 40_000_000_000, ..header };
-    let refusal = shelf.fit("big", 1024, Tuning::default(), &big, &mut Vec::new()).unwrap_err();
+    let plan = Plan::of(&shelf.config, "big", Some(1024), &big).unwrap();
+    let refusal = plan.next(&shelf.taken()).unwrap_err();
     assert!(refusal.message.contains("max_memory_mb"), "{refusal}");
     assert_eq!(shelf.loaded(), ["a"]);
 }

@@ -1,0 +1,235 @@
+//! Instances of a plugin: more children of the same library, that the plugin
+//! itself starts and stops, and that nobody else asks.
+//!
+//! An instance is kept like any plugin, under the name `NAME@KEY`: supervised,
+//! restarted, held, listed. It has the manifest's entry of its manager, with what
+//! that puts on top of the configuration; it hears of nothing and has a word on
+//! nothing.
+//!
+//! # Invariants
+//!
+//! - An instance belongs to one generation of its manager, and ends with it.
+//! - Only the plugin NAME starts, stops or sees what is called NAME@KEY here.
+
+use std::sync::Arc;
+
+use ksi_protocol::{
+    Code, Pattern, Refusal,
+    system::{Placement, PluginState, PluginStatus, StartInstance, is_instance_key},
+};
+use tokio::task::JoinSet;
+
+use super::{Fleet, Kept, figures, settled_after};
+use crate::{
+    config,
+    plugin::{
+        keeper::{Command, Keyed, Spec, quarantined, with},
+        supervisor::Input,
+    },
+};
+
+/// A plugin that has instances, in one of its generations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Manager {
+    name: String,
+    generation: u32,
+}
+
+/// An instance: whose, and which.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ward {
+    manager: Manager,
+    keyed: Keyed,
+}
+
+impl Fleet {
+    /// Starts an instance; one that is there already is waited for until it is
+    /// ready or will not be.
+    ///
+    /// # Errors
+    ///
+    /// `denied` to a plugin that may have none, `invalid_payload` for a key that
+    /// is none, `conflict` where it is there with another configuration,
+    /// `unavailable` with the reason why it does not run.
+    pub async fn start_instance(&self, manager: &str, ask: StartInstance) -> Result<PluginStatus, Refusal> {
+        let StartInstance { key, config: on_top } = ask;
+        let (plugin, manager) = self.manager(manager)?;
+        if !is_instance_key(&key) {
+            let rule = "a key has 1 to 48 lower-case letters, digits, `_` and `-`";
+            return Err(Refusal::invalid_payload(rule).at("key"));
+        }
+        let home = self.places.state.join(&manager.name);
+        let ward = Ward { manager, keyed: Keyed { key, home, on_top } };
+        let spec = self.instance_spec(&plugin, &ward)?;
+        let name = spec.plugin.name.clone();
+        let changing = self.changing.lock().await;
+        // While this waited its turn the asker may have gone.
+        if self.manager(&ward.manager.name)?.1 != ward.manager {
+            return Err(not_there(&ward.manager.name));
+        }
+        let there = self.lock().get(&name).map(|kept| kept.ward.clone());
+        match there {
+            Some(Some(known)) if known == ward => {
+                drop(changing);
+                return self.settled(&name).await;
+            }
+            Some(Some(known)) if known.manager == ward.manager => {
+                return Err(Refusal::new(Code::Conflict, format!("{name} is there already"))
+                    .hint("it runs with another configuration: stop it first"));
+            }
+            Some(_) => drop(self.end(&name).await),
+            None => {}
+        }
+        let commands = self.keep(spec, false, Some(ward));
+        let (command, started) = Command::new(Some(Input::Start));
+        let sent = commands.send(command).await;
+        drop((commands, changing));
+        if sent.is_ok() {
+            // Whatever came of it is on its board.
+            let _ = started.await;
+        }
+        self.settled(&name).await
+    }
+
+    /// Waits until an instance is ready, or will not be.
+    async fn settled(&self, name: &str) -> Result<PluginStatus, Refusal> {
+        loop {
+            let changed = self.changed();
+            let found = self.lock().get(name).map(|kept| with(&kept.board, |board| board.status.clone()));
+            let Some(status) = found else {
+                return Err(Refusal::new(Code::Unavailable, format!("{name} was stopped meanwhile")));
+            };
+            let why = status.last_error.as_deref().unwrap_or("it has stopped");
+            match status.state {
+                PluginState::Ready => return Ok(status),
+                // Its keeper has yet to hear that it is to run.
+                PluginState::Stopped if status.generation == 0 => changed.await,
+                PluginState::Quarantined => {
+                    return Err(quarantined(name, status.quarantined.as_deref().unwrap_or_default()));
+                }
+                PluginState::Held | PluginState::Stopped => {
+                    let message = format!("plugin {name} is {}: {why}", status.state.as_str());
+                    let mut refusal = Refusal::new(Code::Unavailable, message)
+                        .hint(format!("`ksi plugin inspect {name}` shows how it died"));
+                    refusal.retryable = false;
+                    return Err(refusal);
+                }
+                PluginState::Starting | PluginState::Draining | PluginState::Backoff => changed.await,
+            }
+        }
+    }
+
+    /// Stops an instance and forgets it; what it was at last.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`, or `denied` to a plugin that may have none.
+    pub async fn stop_instance(&self, manager: &str, key: &str) -> Result<PluginStatus, Refusal> {
+        let (_, manager) = self.manager(manager)?;
+        let name = format!("{}@{key}", manager.name);
+        let _changing = self.changing.lock().await;
+        let theirs = self.lock().get(&name).is_some_and(|kept| is_of(kept, &manager));
+        if !theirs {
+            return Err(Refusal::not_found("instance", &name));
+        }
+        self.end(&name).await.ok_or_else(|| Refusal::not_found("instance", &name))
+    }
+
+    /// The instances of a plugin.
+    ///
+    /// # Errors
+    ///
+    /// `denied` to a plugin that may have none.
+    pub fn instances(&self, manager: &str) -> Result<Vec<PluginStatus>, Refusal> {
+        let (_, manager) = self.manager(manager)?;
+        let now_ms = self.means.hub.now_ms();
+        let kept = self.lock();
+        let theirs = kept.values().filter(|kept| is_of(kept, &manager));
+        Ok(theirs.map(|kept| with(&kept.board, |board| figures(board, now_ms))).collect())
+    }
+
+    /// Ends instances whose managers are gone, for ever.
+    pub async fn end_orphans(self: Arc<Self>) {
+        loop {
+            self.means.lost.notified().await;
+            let _changing = self.changing.lock().await;
+            let mut ending = JoinSet::new();
+            for name in self.orphans() {
+                let fleet = self.clone();
+                ending.spawn(async move { fleet.end(&name).await });
+            }
+            ending.join_all().await;
+        }
+    }
+
+    fn orphans(&self) -> Vec<String> {
+        let kept = self.lock();
+        let is_there = |manager: &Manager| {
+            kept.get(&manager.name).and_then(generation_of).is_some_and(|now| now == manager.generation)
+        };
+        let orphan = |kept: &Kept| kept.ward.as_ref().is_some_and(|ward| !is_there(&ward.manager));
+        kept.iter().filter(|(_, kept)| orphan(kept)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A plugin that may have instances, and its present generation.
+    fn manager(&self, name: &str) -> Result<(config::Plugin, Manager), Refusal> {
+        let plugin = self.config().plugins.get(name).filter(|plugin| plugin.instances).cloned();
+        let plugin = plugin.ok_or_else(|| {
+            Refusal::new(Code::Denied, format!("plugin {name} may have no instances"))
+                .hint(format!("plugins.{name}.instances = true in the manifest allows them"))
+        })?;
+        let generation = self.lock().get(name).and_then(generation_of).ok_or_else(|| not_there(name))?;
+        Ok((plugin, Manager { name: name.to_owned(), generation }))
+    }
+
+    /// An instance that is kept, as it would be started now.
+    pub(super) fn spec_of(&self, ward: &Ward) -> Result<Spec, Refusal> {
+        let (plugin, _) = self.manager(&ward.manager.name)?;
+        self.instance_spec(&plugin, ward)
+    }
+
+    /// An instance, with what the manifest says of its manager.
+    fn instance_spec(&self, manager: &config::Plugin, ward: &Ward) -> Result<Spec, Refusal> {
+        let name = format!("{}@{}", manager.name, ward.keyed.key);
+        let own = Pattern::parse(&format!("{name}:**"))
+            .map_err(|error| Refusal::invalid_payload(format!("name of the instance: {error}")))?;
+        let spec = self.spec(config::Plugin {
+            name: name.clone(),
+            namespace: Some(name),
+            placement: Placement::Child,
+            emits: vec![own],
+            listens: Vec::new(),
+            intercepts: Vec::new(),
+            keeps_work: false,
+            instances: false,
+            ..manager.clone()
+        });
+        Ok(Spec { instance: Some(ward.keyed.clone()), ..spec })
+    }
+
+    /// Stops an instance and forgets it, with its directory where it has left
+    /// nothing there.
+    async fn end(&self, name: &str) -> Option<PluginStatus> {
+        let commands = self.lock().get(name).map(|kept| kept.commands.clone())?;
+        let (command, settled) = Command::new(Some(Input::Stop));
+        let status = settled_after(&commands, command, settled).await;
+        drop(commands);
+        self.drop_unlisted(name).await;
+        // One that is not empty stays.
+        let _ = std::fs::remove_dir(self.places.state.join(name));
+        status.ok()
+    }
+}
+
+fn is_of(kept: &Kept, manager: &Manager) -> bool {
+    kept.ward.as_ref().is_some_and(|ward| ward.manager == *manager)
+}
+
+/// The generation of a plugin that runs.
+fn generation_of(kept: &Kept) -> Option<u32> {
+    with(&kept.board, |board| board.port.as_ref().map(|_| board.status.generation))
+}
+
+fn not_there(manager: &str) -> Refusal {
+    Refusal::new(Code::Cancelled, format!("plugin {manager} is not there any more"))
+}

@@ -1,0 +1,192 @@
+//! The plan of a load: how a model is to run, and whether there is room for it.
+//!
+//! Looks at a header, the configuration and the memory of the machine, and
+//! loads nothing. Whoever keeps models in memory makes the room.
+
+use ksi_sdk::prelude::{Code, Refusal, json};
+
+use crate::budget::{Estimate, available_bytes};
+use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config, slot_count, thread_count};
+use crate::engine::{BATCH_TOKENS_MAX, RETRY_AFTER_MS, Setup};
+use crate::gguf::Header;
+use crate::tuning::{CacheType, RopeScaling, Tuning};
+
+/// Largest context where positions are scaled.
+const CONTEXT_SCALED_MAX: u32 = 1 << 20;
+
+/// How a model is to run.
+#[derive(Debug)]
+pub struct Plan {
+    name: String,
+    /// Tokens of context for each conversation.
+    context: u32,
+    /// Conversations at the same time, where there is memory for them.
+    wanted: u32,
+    tuning: Tuning,
+    estimate: Estimate,
+    /// Memory for all models together.
+    budget: u64,
+    max_loaded: usize,
+    queue: u32,
+    /// What was decided differently from the configuration, and why.
+    pub notes: Vec<String>,
+}
+
+/// What is in memory already.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Names of the models.
+    pub names: Vec<String>,
+    /// Memory that they take, an estimate.
+    pub bytes: u64,
+    /// Whether one of them is in nobody's use.
+    pub idle: bool,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The idle model that was used longest ago goes.
+    MakeRoom,
+    /// The model runs with so many slots.
+    Run(u32),
+}
+
+impl Plan {
+    /// The plan for a model with this header.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a context that it cannot have.
+    pub fn of(config: &Config, name: &str, context: Option<u32>, header: &Header) -> Result<Self, Refusal> {
+        let (tuning, _) = config.tuning_of(name);
+        let context = context_for(name, context, &tuning, header)?;
+        let mut notes = Vec::new();
+        let threads = thread_count(tuning.threads, header.size_bytes);
+        if let Some(asked) = tuning.threads.filter(|asked| *asked > threads) {
+            notes.push(format!("{threads} of {asked} threads: there are no more processors"));
+        }
+        let tuning = Tuning {
+            threads: Some(threads),
+            threads_batch: tuning.threads_batch.map(|asked| thread_count(Some(asked), header.size_bytes)),
+            ..tuning
+        };
+        let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
+        let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
+        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
+        Ok(Self {
+            name: name.to_owned(),
+            context,
+            wanted: slot_count(tuning.slots),
+            estimate: Estimate::of(header, context, step, keys, values),
+            budget: config.max_memory_mb.map_or(u64::MAX, |mb| mb.saturating_mul(1024 * 1024)),
+            max_loaded: config.max_loaded as usize,
+            queue: config.queue,
+            tuning,
+            notes,
+        })
+    }
+
+    /// What is to be done next, with this in memory.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where it fits neither the budget nor what is free, `busy`
+    /// where all that is in memory is in use.
+    pub fn next(&self, taken: &Taken) -> Result<Step, Refusal> {
+        let fit = |wanted, bytes, limit| self.estimate.fit(&self.name, wanted, bytes, limit);
+        let slots = fit(self.wanted, self.budget, "are allowed by `max_memory_mb`")?;
+        let bytes = taken.bytes.saturating_add(self.estimate.with_slots(slots));
+        if taken.names.len() >= self.max_loaded || bytes > self.budget {
+            return if taken.idle { Ok(Step::MakeRoom) } else { Err(self.no_room(&taken.names)) };
+        }
+        match fit(slots, available_bytes().unwrap_or(u64::MAX), "are free") {
+            // Rather another model goes than this one runs slowly.
+            fitted if fitted != Ok(slots) && taken.idle => Ok(Step::MakeRoom),
+            fitted => fitted.map(Step::Run),
+        }
+    }
+
+    fn no_room(&self, loaded: &[String]) -> Refusal {
+        let message =
+            format!("no room for model `{}`: all {} models in memory are in use", self.name, loaded.len());
+        Refusal::new(Code::Busy, message)
+            .hint("ask again later, or raise `max_loaded` or `max_memory_mb` of the llama plugin")
+            .details(json!({ "loaded": loaded }))
+            .retry_after_ms(RETRY_AFTER_MS)
+    }
+
+    /// How it runs with so many slots, and the memory that it will take.
+    pub fn settle(&mut self, slots: u32) -> (Setup, u64) {
+        if slots < self.wanted {
+            self.notes.push(format!("{slots} of {} slots: there is no memory for more", self.wanted));
+        }
+        let setup = Setup {
+            context: self.context,
+            slots,
+            threads: self.tuning.threads.unwrap_or(1),
+            queue: self.queue,
+            tuning: self.tuning.clone(),
+        };
+        (setup, self.estimate.with_slots(slots))
+    }
+}
+
+/// Tokens of context for each conversation.
+fn context_for(name: &str, asked: Option<u32>, tuning: &Tuning, header: &Header) -> Result<u32, Refusal> {
+    let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
+    // Scaled positions reach further than the training.
+    let most = match tuning.rope_scaling {
+        Some(RopeScaling::Linear | RopeScaling::Yarn) => CONTEXT_SCALED_MAX.max(trained),
+        _ => trained,
+    };
+    match asked {
+        Some(context) if context < CONTEXT_MIN || context > most => {
+            let message =
+                format!("a context of {context} tokens; model `{name}` takes {CONTEXT_MIN} to {most}");
+            Err(Refusal::new(Code::InvalidPayload, message)
+                .hint("leave `context` out for the default")
+                .details(json!({ "context": context, "min": CONTEXT_MIN, "max": most })))
+        }
+        Some(context) => Ok(context),
+        None => Ok(tuning.context.map_or(CONTEXT_DEFAULT.min(trained), |context| context.min(most))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        let dir = tempfile::tempdir().unwrap();
+        let library = crate::models::Library::open(dir.path().join("models"), dir.path()).unwrap();
+        library.find("ksi-tiny").unwrap().1
+    }
+
+    #[test]
+    fn the_context_is_what_was_asked_configured_or_trained() {
+        let header = header();
+        let tuning = Tuning { context: Some(512), ..Tuning::default() };
+        assert_eq!(context_for("m", None, &tuning, &header), Ok(512));
+        assert_eq!(context_for("m", Some(64), &tuning, &header), Ok(64));
+        let short = Header { context_length: 100, ..header.clone() };
+        assert_eq!(context_for("m", None, &tuning, &short), Ok(100));
+        for context in [0, 15, 1025, u32::MAX] {
+            let refusal = context_for("m", Some(context), &tuning, &header).unwrap_err();
+            assert!(refusal.message.contains("1024"), "{refusal}");
+        }
+        let scaled = Tuning { rope_scaling: Some(RopeScaling::Yarn), ..tuning };
+        assert_eq!(context_for("m", Some(4096), &scaled, &header), Ok(4096));
+    }
+
+    #[test]
+    fn an_idle_model_goes_before_one_more_is_refused() {
+        let config = Config { max_loaded: 1, ..Config::default() };
+        let plan = Plan::of(&config, "m", None, &header()).unwrap();
+        assert_eq!(plan.next(&Taken::default()), Ok(Step::Run(4)));
+        let mut taken = Taken { names: vec!["a".into()], bytes: 1, idle: true };
+        assert_eq!(plan.next(&taken), Ok(Step::MakeRoom));
+        taken.idle = false;
+        assert_eq!(plan.next(&taken).unwrap_err().code, Code::Busy);
+    }
+}
