@@ -299,8 +299,8 @@ fn pure_crates_stay_away_from_io() {
     }
 }
 
-/// The names that a text registers: `on.request("…"`, `on.stream("…"` and
-/// `on.emits::<…>("…"`, however they are broken over lines.
+/// The names that a text registers: `on.request("…"`, `on.stream("…"`, the same
+/// with `_raw::<…>`, and `on.emits::<…>("…"`, however they are broken over lines.
 fn registered(text: &str) -> BTreeSet<String> {
     let flat: String = code(text)
         .filter(|line| !line.trim_start().starts_with("//"))
@@ -310,9 +310,11 @@ fn registered(text: &str) -> BTreeSet<String> {
     for call in ["on.request(\"", "on.stream(\""] {
         names.extend(flat.split(call).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
     }
-    for rest in flat.split("on.emits::<").skip(1) {
-        let name = rest.split_once(">(\"").and_then(|(_, rest)| rest.split('"').next());
-        names.extend(name.map(str::to_owned));
+    for call in ["on.emits::<", "on.request_raw::<", "on.stream_raw::<"] {
+        for rest in flat.split(call).skip(1) {
+            let name = rest.split_once(">(\"").and_then(|(_, rest)| rest.split('"').next());
+            names.extend(name.map(str::to_owned));
+        }
     }
     names
 }
@@ -323,11 +325,12 @@ fn of_the_daemon(text: &str) -> BTreeSet<String> {
     let quoted = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
     let is_event = |text: &&str| {
         let mut segments = text.split(':');
+        let is_action = |action: &str| {
+            !action.is_empty() && action.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        };
         matches!(segments.next(), Some("system" | "plugin" | "config" | "token"))
-            && segments.next().is_some_and(|action| {
-                !action.is_empty() && action.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-            })
-            && segments.next().is_none()
+            && segments.clone().next().is_some()
+            && segments.all(is_action)
     };
     quoted.filter(is_event).map(str::to_owned).collect()
 }

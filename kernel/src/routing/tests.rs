@@ -242,7 +242,7 @@ fn an_instance_answers_its_manager_and_nobody_else_whatever_they_are_granted() {
          > plugin:b attach plugin may_call=**,*:do
          > C attach
          > I attach plugin intercepts=*:do
-         > I intercept 0 *:do before
+         > I intercept *:do before closed
          > plugin:a@k attach plugin
          > plugin:a@k own a@k:do
          > plugin:a request 1 a@k:do hi
