@@ -22,8 +22,12 @@ use tokio::{
 const INHERITED: [&str; 5] = ["PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE"];
 
 /// What every child is given: no debugger is started by a failing assertion of
-/// ggml, and idle OpenMP threads sleep.
-const GIVEN: [(&str, &str); 2] = [("GGML_NO_BACKTRACE", "1"), ("OMP_WAIT_POLICY", "passive")];
+/// ggml, and a thread of OpenMP that waits for the others turns a thousand times,
+/// some tens of microseconds, before it sleeps. A model waits a few hundred times
+/// for each token, each time shorter than that; one that sleeps at once makes half
+/// as many tokens, and with the default, milliseconds, two models that share the
+/// processors keep each other from working.
+const GIVEN: [(&str, &str); 2] = [("GGML_NO_BACKTRACE", "1"), ("GOMP_SPINCOUNT", "1000")];
 
 type Job = (Command, oneshot::Sender<io::Result<(Child, Host)>>);
 

@@ -55,7 +55,8 @@ impl Server {
         }
         // Whoever runs first installs it; a second attempt finds it there.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder().no_proxy().build();
+        // A connection that was kept may be closed by the time that it is used again.
+        let client = Client::builder().no_proxy().pool_max_idle_per_host(0).build();
         let client = client.map_err(|error| Failure::failed(format!("no way to a server: {error}")))?;
         Ok(Self { client, url, model: model.to_owned() })
     }
