@@ -14,6 +14,7 @@ mod answers;
 mod endings;
 mod files;
 mod refusals;
+mod storms;
 mod workers;
 
 /// The built-in model.
