@@ -206,7 +206,8 @@ fn a_daemon_without_work_uses_no_processor_and_asks_no_model() {
     lines.send(&json!({"event": "completion:request", "id": "timer", "data": data, "timeout_ms": 1500}));
     while lines.receive()["id"] != "timer" {}
     let after = (ticks(daemon.pid()), ticks(child));
-    assert!(after.0 - before.0 <= 1, "the daemon used {} ticks", after.0 - before.0);
+    // Once, a second after the start, it gives back the memory that the start needed; whoever polls uses far more.
+    assert!(after.0 - before.0 <= 4, "the daemon used {} ticks", after.0 - before.0);
     assert!(after.1 - before.1 <= 1, "a child used {} ticks", after.1 - before.1);
     let status = daemon.ask("completion:status", json!({})).unwrap();
     assert_eq!((&status["running"], &status["queued"]), (&json!(0), &json!(0)), "{status}");
