@@ -112,6 +112,8 @@ pub struct Actor {
     /// The number of the call under way; 0 for none. The watchdog tells a long
     /// call by it, so that no call needs to read a clock.
     call: AtomicU64,
+    /// The number of the last call that was under way for longer than `limit`.
+    overdue: AtomicU64,
     /// Timers that are pending, so that one that is given up goes at once.
     timers: Mutex<HashMap<u64, AbortHandle>>,
     /// The client whose task runs the plugin, or ran it last.
@@ -141,6 +143,7 @@ impl Actor {
             collect_queued: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             call: AtomicU64::new(0),
+            overdue: AtomicU64::new(0),
             timers: Mutex::default(),
             caller: Mutex::default(),
             dead: AtomicBool::new(false),
@@ -198,10 +201,17 @@ impl Actor {
         self.call.load(Ordering::Acquire) != 0
     }
 
-    /// Where a call is under way that was given up: ends the connection of the
-    /// client whose task is lost in it.
+    /// Whether the call under way has passed the limit. One that has not may end
+    /// by itself.
+    fn is_overdue(&self) -> bool {
+        let call = self.call.load(Ordering::Acquire);
+        call != 0 && call == self.overdue.load(Ordering::Acquire)
+    }
+
+    /// Where a call is under way that has passed the limit: ends the connection
+    /// of the client whose task is lost in it.
     pub fn cut_off_caller(&self) {
-        if self.is_stuck()
+        if self.is_overdue()
             && let Some(caller) = lock(&self.caller).take().and_then(|caller| caller.upgrade())
         {
             caller.cut_off();
@@ -211,7 +221,9 @@ impl Actor {
     /// Lets no more calls in. The instance goes, or never does where a call does
     /// not come back.
     pub fn stop(&self) {
-        self.dead.store(true, Ordering::Release);
+        // Exchanged, and not set: whoever comes second, this or the watchdog, sees
+        // what the first has done, and cuts off the caller of a lost call.
+        self.dead.swap(true, Ordering::AcqRel);
         // Where a call is under way, its own runner drops the instance. A
         // destructor may hang like any call, so it runs on a thread that
         // nobody waits for.
@@ -325,12 +337,15 @@ impl Actor {
         }
     }
 
-    fn give_up(&self, reason: &str) {
+    /// Has its keeper told that it is over; `false` where it was before.
+    fn give_up(&self, reason: &str) -> bool {
         // What waits in the mailbox is passed over by whoever runs it: taken
         // out here, it would be counted for ever.
-        if !self.dead.swap(true, Ordering::AcqRel) {
+        let is_first = !self.dead.swap(true, Ordering::AcqRel);
+        if is_first {
             self.guest.tell(Life::Died(reason.into()));
         }
+        is_first
     }
 
     /// Gives up a timer; `false` where the id is none of one that is pending.
@@ -453,7 +468,7 @@ impl Watchdog {
         for watched in watched.iter_mut() {
             let Some(actor) = watched.actor.upgrade() else { continue };
             let call = actor.call.load(Ordering::Acquire);
-            if call == 0 || actor.dead.load(Ordering::Acquire) {
+            if call == 0 || actor.is_overdue() {
                 continue;
             }
             self.awake.store(true, Ordering::Release);
@@ -462,7 +477,12 @@ impl Watchdog {
                 continue;
             }
             if now - watched.since >= actor.limit {
-                actor.give_up(&format!("did not come back from a call for {} ms", actor.limit.as_millis()));
+                actor.overdue.store(call, Ordering::Release);
+                let reason = format!("did not come back from a call for {} ms", actor.limit.as_millis());
+                if !actor.give_up(&reason) {
+                    // It was stopped before, and whoever asked it has been told.
+                    actor.cut_off_caller();
+                }
             }
             slow = Some(actor);
         }

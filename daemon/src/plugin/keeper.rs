@@ -178,7 +178,7 @@ pub(super) struct Keeper {
     heartbeat: Heartbeat,
     /// What of its sandbox is in force, once its host has told.
     sandbox: Option<Report>,
-    /// An earlier generation whose thread in this process is still lost.
+    /// The last generation in this process; a thread may be lost in it.
     stuck: Option<Arc<Actor>>,
 }
 

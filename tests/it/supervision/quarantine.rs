@@ -108,6 +108,20 @@ fn a_plugin_that_hangs_in_this_process_can_be_quarantined() {
 }
 
 #[test]
+fn whose_call_is_lost_in_a_plugin_that_was_stopped_is_told_and_let_go() {
+    let daemon = home("in-process").start();
+    daemon.ready();
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "faulty:hang", "data": {}}));
+    wait_until("it is asked", || daemon.plugin("faulty").in_flight > 0);
+    quarantine(&daemon, "it hangs");
+    let refusal = lines.receive();
+    assert!(refusal["refusal"]["code"].is_string(), "{refusal}");
+    assert_eq!(lines.try_receive(), None, "nobody would answer on this connection any more");
+    daemon.ask("echo:say", json!({"text": "a"})).expect("others go on");
+}
+
+#[test]
 fn one_that_nothing_holds_cannot_be_released_and_one_that_is_held_can() {
     let daemon = home("child").start();
     daemon.ready();

@@ -12,7 +12,7 @@ use tokio::{
     process::Child,
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -38,10 +38,6 @@ const WORD_BYTES_MAX: u64 = 4096;
 const BEAT_MAX: Duration = Duration::from_millis(500);
 /// Time for what a child that is gone has left in its socket and pipe.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Time that a call under way has to end before its caller is cut off, and how
-/// often that is looked at.
-const CALL_ENDS: Duration = Duration::from_millis(50);
-const CALL_LOOK: Duration = Duration::from_millis(1);
 
 /// The generation that runs.
 pub(super) struct Running {
@@ -104,16 +100,8 @@ impl Keeper {
             Body::Actor(actor) => {
                 self.last_words(actor.guest.words());
                 actor.stop();
-                // A call that is only under way ends by itself, and its caller stays.
-                let ended = async {
-                    while actor.is_stuck() {
-                        sleep(CALL_LOOK).await;
-                    }
-                };
-                if timeout(CALL_ENDS, ended).await.is_err() {
-                    actor.cut_off_caller();
-                }
-                self.stuck = Some(actor).filter(|actor| actor.is_stuck());
+                actor.cut_off_caller();
+                self.stuck = Some(actor);
             }
             Body::Child { link, mut child, group, cgroup, host, serving, words, .. } => {
                 link.kill();
