@@ -11,6 +11,7 @@ mod bench;
 mod complete;
 mod error;
 mod exit;
+mod http;
 mod invocation;
 mod output;
 mod restart;

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use self::server::Server;
 use super::{Measured, over, rate};
 use crate::{
-    answer::{self, Question, Summary},
+    answer::{self, Question, Summary, Usage},
     error::{Failure, Result},
     invocation::Invocation,
 };
@@ -64,12 +64,11 @@ struct Ask {
 }
 
 /// What came.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Heard {
     /// When each piece of the text came.
     arrivals: Vec<Instant>,
-    prompt_tokens: u64,
-    tokens: u64,
+    usage: Usage,
 }
 
 /// Who is asked.
@@ -128,7 +127,7 @@ pub(super) async fn infer(
         // The first answer may load the model, and tells what a word costs.
         let sample = Ask { prompt: words(0, SAMPLE), max_tokens: 1, ..Ask::default() };
         let heard = side.ask(&sample, || ()).await?;
-        texts.push(Texts { words: SAMPLE, tokens: heard.prompt_tokens.max(1) });
+        texts.push(Texts { words: SAMPLE, tokens: heard.usage.prompt_tokens.max(1) });
     }
     let mut results = Vec::new();
     for kind in &KINDS {
@@ -184,7 +183,7 @@ impl Work {
                 let heard = try_join_all(asks.iter().map(|ask| side.ask(ask, || ()))).await?;
                 seen.took += began.elapsed();
                 for one in heard {
-                    seen.tokens += one.tokens;
+                    seen.tokens += one.usage.completion_tokens;
                     seen.times.extend(one.arrivals.windows(2).map(|pair| pair[1] - pair[0]));
                 }
             }
@@ -281,8 +280,12 @@ fn silent() -> Failure {
 impl Side<'_> {
     /// Asks once; `on_piece` is called for every piece of text.
     async fn ask(&self, ask: &Ask, mut on_piece: impl FnMut()) -> Result<Heard> {
-        let mut heard = Heard::default();
-        match self {
+        let mut arrivals = Vec::new();
+        let mut piece = || {
+            arrivals.push(Instant::now());
+            on_piece();
+        };
+        let usage = match self {
             Self::Ours { at, client, model } => {
                 let question = Question {
                     prompt: Some(ask.prompt.clone()),
@@ -297,25 +300,14 @@ impl Side<'_> {
                     ..Question::default()
                 };
                 let end = answer::stream(client, &question, at.call(), |_| {
-                    heard.arrivals.push(Instant::now());
-                    on_piece();
+                    piece();
                     Ok(())
-                })
-                .await?;
-                let usage = Summary::of(&end)?.usage;
-                (heard.prompt_tokens, heard.tokens) = (usage.prompt_tokens, usage.completion_tokens);
+                });
+                Summary::of(&end.await?)?.usage
             }
-            Self::Theirs(server) => {
-                let usage = server
-                    .ask(ask, || {
-                        heard.arrivals.push(Instant::now());
-                        on_piece();
-                    })
-                    .await?;
-                (heard.prompt_tokens, heard.tokens) = (usage.prompt_tokens, usage.completion_tokens);
-            }
-        }
-        Ok(heard)
+            Self::Theirs(server) => server.ask(ask, piece).await?,
+        };
+        Ok(Heard { arrivals, usage })
     }
 }
 

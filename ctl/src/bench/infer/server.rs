@@ -8,6 +8,7 @@ use super::{Ask, MIN_P, TEMPERATURE, TOP_K, TOP_P};
 use crate::{
     answer::Usage,
     error::{Failure, Result},
+    http,
 };
 
 /// A server and the model that is asked for there.
@@ -53,11 +54,8 @@ impl Server {
         if url.scheme() != "http" {
             return Err(wrong("it is not http"));
         }
-        // Whoever runs first installs it; a second attempt finds it there.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         // A connection that was kept may be closed by the time that it is used again.
-        let client = Client::builder().no_proxy().pool_max_idle_per_host(0).build();
-        let client = client.map_err(|error| Failure::failed(format!("no way to a server: {error}")))?;
+        let client = http::client(|client| client.no_proxy().pool_max_idle_per_host(0))?;
         Ok(Self { client, url, model: model.to_owned() })
     }
 

@@ -31,6 +31,7 @@ use super::shelf::{self, Entry, MAGIC};
 use crate::{
     error::{Failure, Result},
     exit::Exit,
+    http,
 };
 
 /// Where `hf:` leads, unless the environment variable HF_ENDPOINT says else.
@@ -174,19 +175,9 @@ pub(super) async fn pull(
 }
 
 fn client() -> Result<Client> {
-    // Whoever runs first installs it; a second attempt finds it there.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .user_agent(concat!("ksi/", env!("CARGO_PKG_VERSION")))
-        .redirect(Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .build()
-        .map_err(|error| {
-            Failure::failed(format!("no way to a server: {error}")).hint(
-                "install your system's CA certificates (the package is mostly called `ca-certificates`)",
-            )
-        })
+    http::client(|client| {
+        client.redirect(Policy::none()).connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT)
+    })
 }
 
 fn host(url: &Url) -> &str {
