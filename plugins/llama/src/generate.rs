@@ -18,6 +18,7 @@ use crate::engine::model::Model;
 use crate::engine::sampler::Settings;
 use crate::engine::{Job, Outcome, Ticket};
 use crate::payload::{Input, check_bytes};
+use crate::sending::patiently;
 use crate::tools;
 use crate::workers::encoded;
 
@@ -208,14 +209,7 @@ async fn send_rest(ctx: &Ctx, out: &Chunks<Delta>, rest: Delta) -> Result<(), Re
     if rest.text.is_empty() && rest.tool_calls.is_empty() && rest.logprobs.is_empty() {
         return Ok(());
     }
-    loop {
-        match out.send(&rest) {
-            Err(refusal) if refusal.code == Code::Busy => {
-                ctx.sleep(Duration::from_millis(refusal.retry_after_ms.unwrap_or(50))).await;
-            }
-            sent => return sent,
-        }
-    }
+    patiently(ctx, || out.send(&rest)).await
 }
 
 fn generated(

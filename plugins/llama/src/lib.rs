@@ -35,6 +35,7 @@ pub mod selftest;
 pub mod shelf;
 pub mod template;
 pub mod text;
+mod sending;
 mod tools;
 pub mod tuning;
 pub mod vetting;

@@ -14,9 +14,7 @@ use ksi_sdk::protocol::{EventName, decode};
 
 use super::trouble::Health;
 use super::{Use, Workers, encoded, trouble};
-
-/// When to try again after a queue was full and did not say.
-const QUEUE_PAUSE_MS: u64 = 50;
+use crate::sending::patiently;
 
 impl Workers {
     /// Has a model answer in one piece, loading it first where that is needed.
@@ -139,24 +137,12 @@ pub(super) async fn forward<C: Serialize>(
         match answers.next_raw().await {
             Some(Ok(Part::Chunk(part))) => {
                 if let Some(out) = out {
-                    pass_on(ctx, out, &part).await?;
+                    patiently(ctx, || out.send_raw(&part)).await?;
                 }
             }
             Some(Ok(Part::End(end))) => return Ok(end),
             Some(Err(refusal)) => return Err(refusal),
             None => return Err(Refusal::new(Code::Internal, "the answer had no end")),
-        }
-    }
-}
-
-/// Passes a part on, once the host's queue has room for it.
-async fn pass_on<C: Serialize>(ctx: &Ctx, out: &Chunks<C>, part: &[u8]) -> Result<(), Refusal> {
-    loop {
-        match out.send_raw(part) {
-            Err(refusal) if refusal.code == Code::Busy => {
-                ctx.sleep(Duration::from_millis(refusal.retry_after_ms.unwrap_or(QUEUE_PAUSE_MS))).await;
-            }
-            sent => return sent,
         }
     }
 }

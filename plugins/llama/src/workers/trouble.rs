@@ -93,13 +93,13 @@ impl Workers {
         }
         let crashes = self.crashes.borrow();
         let crashes = crashes.get(&entry.name)?;
-        (crashes.count >= CRASHES_MAX && crashes.stamp == stamp(&entry.path)).then(|| crashes.describe())
+        crashes.forbids(stamp(&entry.path)).then(|| crashes.describe())
     }
 
     /// Refuses a file that has killed too many processes.
     pub(super) fn has_not_crashed(&self, name: &str, stamp: Stamp) -> Result<(), Refusal> {
         let crashes = self.crashes.borrow();
-        match crashes.get(name).filter(|known| known.count >= CRASHES_MAX && known.stamp == stamp) {
+        match crashes.get(name).filter(|known| known.forbids(stamp)) {
             Some(known) => Err(refused(name, &known.describe(), &known.why)),
             None => Ok(()),
         }
@@ -132,6 +132,11 @@ impl Workers {
 }
 
 impl Crashes {
+    /// Whether a file with this stamp is not loaded any more.
+    fn forbids(&self, stamp: Stamp) -> bool {
+        self.count >= CRASHES_MAX && self.stamp == stamp
+    }
+
     fn describe(&self) -> String {
         format!(
             "is quarantined: it killed {} processes that loaded it, the last one so: {}",
