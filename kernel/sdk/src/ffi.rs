@@ -100,7 +100,7 @@ struct Slot<P> {
 extern "C" fn describe<P: Plugin>(out: *mut Buffer) -> u32 {
     walled(|| {
         let version = VERSION.get().copied().unwrap_or_default();
-        encode(&Register::<P>::collect(version).descriptor)
+        encode(&Register::<P>::descriptor(version))
     })
     .map_or_else(
         |refusal| {
@@ -126,7 +126,7 @@ extern "C" fn create<P: Plugin>(
         // SAFETY: the host keeps both slices alive for this call.
         let (config, dir) = unsafe { (Bytes::copy_from_slice(config.bytes()), dir.bytes()) };
         let dir = PathBuf::from(String::from_utf8_lossy(dir).into_owned());
-        Instance::<P>::start(link.clone(), config, dir, VERSION.get().copied().unwrap_or_default())
+        Instance::<P>::start(link.clone(), config, dir)
     });
     match started {
         Ok(started) => {

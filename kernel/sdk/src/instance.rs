@@ -92,12 +92,7 @@ impl Wake for WakeHost {
 impl<P: Plugin> Instance<P> {
     /// Starts the plugin. One that has nothing to wait for is ready when this
     /// returns.
-    pub(crate) fn start(
-        link: Arc<dyn Link>,
-        config: Bytes,
-        dir: PathBuf,
-        version: &str,
-    ) -> Result<Self, Refusal> {
+    pub(crate) fn start(link: Arc<dyn Link>, config: Bytes, dir: PathBuf) -> Result<Self, Refusal> {
         let core = Rc::new(Core::new(link.clone(), config, dir));
         let ctx = Ctx::new(core.clone(), EnvelopeFacts::default());
         let plugin = Rc::new(P::start(&ctx)?);
@@ -105,7 +100,7 @@ impl<P: Plugin> Instance<P> {
         let mut instance = Self {
             core,
             plugin,
-            register: Register::collect(version),
+            register: Register::handlers(),
             tasks: FuturesUnordered::new(),
             waker: Waker::from(Arc::new(WakeHost(link.clone()))),
             running: Rc::default(),
@@ -224,7 +219,7 @@ impl<P: Plugin> Instance<P> {
     /// Begins with a request; nothing of it has run when this returns.
     fn handle(&self, ctx: Ctx, id: u64, name: &str, data: Bytes) -> Result<Handled, Refusal> {
         let plugin = self.plugin.clone();
-        if self.register.descriptor.keeps_work
+        if self.register.keeps_work()
             && let Some((policy, at_ms)) = ctx.work()
         {
             let event = EventName::parse(name)

@@ -95,7 +95,10 @@ pub(crate) type InterceptHandler<P> =
 
 /// Collects the events of a plugin.
 pub struct Register<P> {
-    pub(crate) descriptor: Descriptor,
+    /// What the plugin says of itself. Complete only where `describes`: schemas
+    /// take most of the time of a start, and an instance has no use for them.
+    descriptor: Descriptor,
+    describes: bool,
     pub(crate) requests: HashMap<EventName, RequestHandler<P>>,
     pub(crate) listeners: Vec<(Pattern, EventHandler<P>)>,
     pub(crate) interceptors: Vec<(Stage, InterceptHandler<P>)>,
@@ -104,7 +107,18 @@ pub struct Register<P> {
 }
 
 impl<P: Plugin> Register<P> {
-    pub(crate) fn collect(version: &str) -> Self {
+    /// What the plugin of this version says of itself.
+    pub(crate) fn descriptor(version: &str) -> Descriptor {
+        let register = Self::collect(version, true);
+        Descriptor { keeps_work: register.keeps_work(), ..register.descriptor }
+    }
+
+    /// What an instance answers, hears and has a word in.
+    pub(crate) fn handlers() -> Self {
+        Self::collect("", false)
+    }
+
+    fn collect(version: &str, describes: bool) -> Self {
         let mut register = Self {
             descriptor: Descriptor {
                 name: P::NAME.into(),
@@ -119,6 +133,7 @@ impl<P: Plugin> Register<P> {
                 child_only: P::CHILD_ONLY,
                 keeps_work: false,
             },
+            describes,
             requests: HashMap::new(),
             listeners: Vec::new(),
             interceptors: Vec::new(),
@@ -150,7 +165,7 @@ impl<P: Plugin> Register<P> {
                 }
                 Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
             });
-        self.add::<Q, A>(event, None, run);
+        self.add::<Q, A>(event, || None, run);
     }
 
     /// Answers `event` in parts of type `C`, ending with an `A`.
@@ -181,7 +196,7 @@ impl<P: Plugin> Register<P> {
                 }
                 Err(refusal) => Box::pin(std::future::ready(Outcome::Refusal(refusal))),
             });
-        self.add::<Q, A>(event, Some(schema::<C>()), run);
+        self.add::<Q, A>(event, || Some(schema::<C>()), run);
     }
 
     /// Answers `event` with payloads that are passed on as they are. `Q` and `A`
@@ -200,7 +215,7 @@ impl<P: Plugin> Register<P> {
             let answer = handler(plugin, ctx, data);
             Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, Outcome::Reply) })
         });
-        self.add::<Q, A>(event, None, run);
+        self.add::<Q, A>(event, || None, run);
     }
 
     /// Answers `event` in parts with payloads that are passed on as they are,
@@ -229,7 +244,7 @@ impl<P: Plugin> Register<P> {
                 answer.map_or_else(Outcome::Refusal, Outcome::End)
             })
         });
-        self.add::<Q, A>(event, Some(schema::<C>()), run);
+        self.add::<Q, A>(event, || Some(schema::<C>()), run);
     }
 
     /// Keeps work: requests for events that are declared durable are handed to
@@ -251,7 +266,6 @@ impl<P: Plugin> Register<P> {
             let answer = handler(plugin, ctx, kept);
             Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, Outcome::Accepted) })
         });
-        self.descriptor.keeps_work = true;
         assert!(self.keep.replace(run).is_none(), "work is kept twice");
     }
 
@@ -272,21 +286,32 @@ impl<P: Plugin> Register<P> {
             let done = |()| Outcome::Reply(ksi_protocol::empty());
             Box::pin(async move { answer.await.map_or_else(Outcome::Refusal, done) })
         });
-        self.descriptor.keeps_work = true;
         assert!(self.keep_facts.replace(run).is_none(), "facts are kept twice");
+    }
+
+    /// Whether durable requests or facts are handed to it.
+    pub(crate) fn keeps_work(&self) -> bool {
+        self.keep.is_some() || self.keep_facts.is_some()
     }
 
     fn add<Q: JsonSchema, A: JsonSchema>(
         &mut self,
         event: &str,
-        chunk: Option<Value>,
+        chunk: impl FnOnce() -> Option<Value>,
         run: RequestHandler<P>,
     ) {
         let name = EventName::parse(event).unwrap_or_else(|error| panic!("{error}"));
-        let request = schema::<Q>();
-        let spec =
-            RequestSpec { event: name.clone(), about: about(&request), request, reply: schema::<A>(), chunk };
-        self.descriptor.requests.push(spec);
+        if self.describes {
+            let (request, reply) = (schema::<Q>(), schema::<A>());
+            let about = about(&request);
+            self.descriptor.requests.push(RequestSpec {
+                event: name.clone(),
+                about,
+                request,
+                reply,
+                chunk: chunk(),
+            });
+        }
         assert!(self.requests.insert(name, run).is_none(), "{event} is registered twice");
     }
 
@@ -325,8 +350,10 @@ impl<P: Plugin> Register<P> {
     /// On a name that is no event name.
     pub fn emits<T: JsonSchema>(&mut self, event: &str) {
         let event = EventName::parse(event).unwrap_or_else(|error| panic!("{error}"));
-        let schema = schema::<T>();
-        self.descriptor.emits.push(FactSpec { event, about: about(&schema), schema });
+        if self.describes {
+            let schema = schema::<T>();
+            self.descriptor.emits.push(FactSpec { event, about: about(&schema), schema });
+        }
     }
 
     /// Has a word before or after events that match `pattern`: the handler

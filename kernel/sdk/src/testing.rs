@@ -112,7 +112,7 @@ impl<P: Plugin> FakeHost<P> {
     /// What the plugin declares.
     #[must_use]
     pub fn descriptor() -> Descriptor {
-        Register::<P>::collect("0.0.0-test").descriptor
+        Register::<P>::descriptor("0.0.0-test")
     }
 
     /// Asks and waits for the end, dropping chunks.

@@ -103,7 +103,7 @@ impl<P: Plugin> FakeHost<P> {
     fn create(dir: Dir, space: &FakeSpace, config: &Value, link: FakeLink) -> Result<Self, Refusal> {
         let link = Arc::new(link);
         let config = json::from_json(config)?;
-        let instance = Instance::start(link.clone(), config, dir.path.clone(), "0.0.0-test")?;
+        let instance = Instance::start(link.clone(), config, dir.path.clone())?;
         Ok(Self {
             instance: RefCell::new(instance),
             link,
