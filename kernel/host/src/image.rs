@@ -15,8 +15,12 @@ use ksi_abi::{ABI_MAJOR, ABI_MINOR, FEATURE_CHILD_ONLY, FEATURE_PANIC_WALL, FEAT
 use ksi_protocol::{Code, Refusal};
 use ksi_trust::{Digest, Digests};
 use object::{
-    Architecture, Object, ObjectKind, ObjectSection,
-    read::{ReadCache, elf::ElfFile64},
+    Endianness,
+    elf::{self, FileHeader64},
+    read::{
+        ReadCache,
+        elf::{FileHeader as _, SectionHeader as _},
+    },
 };
 
 /// Why a file is not a plugin that this host can load.
@@ -149,29 +153,39 @@ impl Image {
 
 fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
     let not_a_library = |why: String| Error::NotALibrary { path: path.into(), why };
+    let broken = |error: object::read::Error| not_a_library(error.to_string());
     let cache = ReadCache::new(file);
-    let elf: ElfFile64<'_, object::Endianness, _> =
-        ElfFile64::parse(&cache).map_err(|error| not_a_library(error.to_string()))?;
-    let ours = match std::env::consts::ARCH {
-        "x86_64" => Architecture::X86_64,
-        "aarch64" => Architecture::Aarch64,
-        "riscv64" => Architecture::Riscv64,
-        _ => Architecture::Unknown,
-    };
-    if elf.architecture() != ours {
+    // Headers only: to read symbols, too, takes longer than all the rest.
+    let header = FileHeader64::<Endianness>::parse(&cache).map_err(broken)?;
+    let endian = header.endian().map_err(broken)?;
+    let (theirs, ours) = (header.e_machine(endian), machine());
+    if theirs != ours {
+        return Err(not_a_library(format!("it is built for {theirs:?}, this machine is {ours:?}")));
+    }
+    if header.e_type(endian) != elf::ET_DYN {
         return Err(not_a_library(format!(
-            "it is built for {:?}, this machine is {ours:?}",
-            elf.architecture()
+            "it is of type {:?}, not a shared library",
+            header.e_type(endian)
         )));
     }
-    if elf.kind() != ObjectKind::Dynamic {
-        return Err(not_a_library(format!("it is {:?}, not a shared library", elf.kind())));
-    }
-    let section = elf.section_by_name(SECTION).ok_or_else(|| Error::NotAPlugin(path.into()))?;
-    if section.size() > 64 * 1024 {
+    let sections = header.sections(endian, &cache).map_err(broken)?;
+    let (_, section) =
+        sections.section_by_name(endian, SECTION.as_bytes()).ok_or_else(|| Error::NotAPlugin(path.into()))?;
+    if section.sh_size(endian) > 64 * 1024 {
         return Err(Error::Header { path: path.into(), why: "it is absurdly large" });
     }
-    section.data().map(<[u8]>::to_vec).map_err(|error| not_a_library(error.to_string()))
+    section.data(endian, &cache).map(<[u8]>::to_vec).map_err(broken)
+}
+
+/// The number of this machine in ELF; one that nothing has where it is none of
+/// those that KSI runs on.
+fn machine() -> elf::Machine {
+    match std::env::consts::ARCH {
+        "x86_64" => elf::EM_X86_64,
+        "aarch64" => elf::EM_AARCH64,
+        "riscv64" => elf::EM_RISCV,
+        _ => elf::EM_NONE,
+    }
 }
 
 /// The fields of a plugin header that survived the checks.
