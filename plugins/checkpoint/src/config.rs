@@ -8,7 +8,7 @@ use crate::{engine::Options, ledger::Limits, trail::Retention};
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Size of a file of the journal.
+    /// Size of a file of the journal; the first ones are smaller.
     pub segment_bytes: Option<u64>,
     /// Changes in memory at which they are written to the store, once nothing changes for a moment.
     pub checkpoint_bytes: Option<usize>,

@@ -52,7 +52,8 @@ use segment::{Preparation, Segment, Spare};
 /// How a journal is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Size of a file; one with a longer record is as long as that needs.
+    /// Size of a file; the first ones are smaller, and one with a longer record is
+    /// as long as that needs.
     pub segment_bytes: u64,
     /// Bytes that may wait for the committer before it says `busy`.
     pub queue_bytes: usize,
@@ -290,7 +291,7 @@ impl Journal {
             short => {
                 let index = short.map_or(self.next_index, |short| short.head.index);
                 self.next_index = self.next_index.max(index + 1);
-                let size = needed.max(self.segment_bytes);
+                let size = needed.max(segment::size(index, self.segment_bytes));
                 let head = Head { index, size, identity: self.identity };
                 Preparation { disk: self.disk.clone(), head }.run()?
             }
@@ -317,7 +318,7 @@ impl Journal {
         }
         let index = self.next_index;
         self.next_index += 1;
-        let head = Head { index, size: self.segment_bytes, identity: self.identity };
+        let head = Head { index, size: segment::size(index, self.segment_bytes), identity: self.identity };
         Some(Preparation { disk: self.disk.clone(), head })
     }
 

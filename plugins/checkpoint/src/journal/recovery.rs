@@ -22,7 +22,7 @@ use super::{
     format::{self, Chain, FRAME, FRAMES, Frame, Head, Opening, SECTOR},
     report::{Damage, Opened},
     scan::{Expected, Hole, Scan, scan},
-    segment::{Named, Preparation, Segment, Spare, UNFINISHED, damaged, read_padded},
+    segment::{self, Named, Preparation, Segment, Spare, UNFINISHED, damaged, read_padded},
 };
 use crate::{
     disk::{Disk, File},
@@ -87,7 +87,7 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, options: &Options) -> Result<Recover
     // What was renamed or removed here, and what the last process may not have lived to sync.
     disk.sync().map_err(|error| JournalError::io("sync", &disk.place(), error))?;
     let next_index = recovery.next_index;
-    let head = Head { index: next_index, size: options.segment_bytes, identity };
+    let head = Head { index: next_index, size: segment::size(next_index, options.segment_bytes), identity };
     let next = recovery.next.map_or(recovery.last + 1, |(next, _)| next);
     let chain = recovery.next.map_or(head.origin(), |(_, chain)| chain);
     let Recovery { segments, mut opened, active, .. } = recovery;

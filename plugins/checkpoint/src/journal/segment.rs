@@ -16,6 +16,9 @@ use crate::{
 
 /// The name of a file that is being made.
 pub(crate) const UNFINISHED: &str = "segment.new";
+/// Size of the first segment. Most journals are small, and a small one is opened
+/// sooner.
+const FIRST_BYTES: u64 = 256 << 10;
 /// Zeros are written and synced in such steps, so that the syncs of records
 /// in between do not wait for all of them.
 const STEP: u64 = 1 << 20;
@@ -57,6 +60,12 @@ pub(crate) fn damaged(index: u64) -> String {
 /// The name of one with damage that is no part of the journal any more.
 pub(crate) fn kept(index: u64) -> String {
     format!("{index:020}.kept")
+}
+
+/// The size of a segment: twice that of the one before, up to a limit.
+pub(crate) fn size(index: u64, limit: u64) -> u64 {
+    let doubled = u32::try_from(index.saturating_sub(1)).unwrap_or(u32::MAX).min(32);
+    limit.min(FIRST_BYTES << doubled)
 }
 
 /// A segment that is made and has no record.
@@ -167,4 +176,17 @@ pub(crate) fn read_padded(file: &dyn File, name: &str, length: u64) -> Result<Ve
     let mut bytes = vec![0; size(length)];
     file.read_at(&mut bytes[..size(there)], 0).map_err(io)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_begins_small_and_its_segments_grow_to_the_limit() {
+        let sizes = |limit| [1, 2, 3, 4, 5, u64::MAX].map(|index| size(index, limit));
+        assert_eq!(sizes(2 << 20), [256 << 10, 512 << 10, 1 << 20, 2 << 20, 2 << 20, 2 << 20]);
+        assert_eq!(sizes(64 << 10), [64 << 10; 6]);
+        assert_eq!(size(u64::MAX, u64::MAX), FIRST_BYTES << 32);
+    }
 }
