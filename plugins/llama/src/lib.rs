@@ -83,7 +83,7 @@ impl Plugin for Llama {
         config.check()?;
         let models_dir = config.models_dir.clone().unwrap_or_else(|| ctx.dir().join("models"));
         let home = config.home.as_deref().unwrap_or(ctx.dir());
-        let library = Library::open(models_dir, home)?;
+        let library = Library::new(models_dir, home);
         let shelf = Arc::new(Shelf::new(config.clone(), library));
         let workers = config.instances.then(|| Workers::new(&config, &shelf, home));
         Ok(Self { config, shelf, workers })

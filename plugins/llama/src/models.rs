@@ -57,26 +57,21 @@ pub fn is_toy(header: &Header) -> bool {
 pub struct Library {
     models_dir: PathBuf,
     builtin: PathBuf,
+    /// Whether the built-in model was found to lie there: not before somebody
+    /// wants it, since it is megabytes to read.
+    placed: Mutex<bool>,
     /// Headers by path, so that a listing does not read every vocabulary
     /// again. Entries of files that are gone are dropped by the next listing.
     seen: Mutex<HashMap<PathBuf, Seen>>,
 }
 
 impl Library {
-    /// Opens the directory and puts the built-in model into `own_dir`.
-    ///
-    /// # Errors
-    ///
-    /// `unavailable` where a directory or the file cannot be written.
-    pub fn open(models_dir: PathBuf, own_dir: &Path) -> Result<Self, Refusal> {
+    /// The models of a directory, and the built-in one, which will lie in
+    /// `own_dir`.
+    #[must_use]
+    pub fn new(models_dir: PathBuf, own_dir: &Path) -> Self {
         let builtin = own_dir.join(format!("{BUILTIN_NAME}.gguf"));
-        place(&builtin, BUILTIN).map_err(|error| {
-            Refusal::new(
-                Code::Unavailable,
-                format!("cannot write the built-in model to {}: {error}", builtin.display()),
-            )
-        })?;
-        Ok(Self { models_dir, builtin, seen: Mutex::default() })
+        Self { models_dir, builtin, placed: Mutex::default(), seen: Mutex::default() }
     }
 
     /// The user's models.
@@ -88,7 +83,12 @@ impl Library {
     /// Every model: the built-in one, then the directory's by name.
     #[must_use]
     pub fn list(&self) -> Vec<Entry> {
-        let mut entries = vec![self.entry(BUILTIN_NAME.to_owned(), self.builtin.clone(), true)];
+        let placed = self.place_builtin();
+        let mut builtin = self.entry(BUILTIN_NAME.to_owned(), self.builtin.clone(), true);
+        if let Err(error) = placed {
+            builtin.header = Err(format!("cannot be written: {error}"));
+        }
+        let mut entries = vec![builtin];
         let mut files = self.files();
         files.sort();
         for (name, path) in files {
@@ -108,9 +108,11 @@ impl Library {
     /// # Errors
     ///
     /// `not_found` with the names that there are; `unavailable` for a file
-    /// that is broken, with what is wrong.
+    /// that is broken, with what is wrong, and where the built-in model cannot
+    /// be written.
     pub fn find(&self, name: &str) -> Result<(Entry, Header), Refusal> {
         let found = if name == BUILTIN_NAME {
+            self.place_builtin().map_err(|error| self.unwritable(&error))?;
             Some(self.entry(BUILTIN_NAME.to_owned(), self.builtin.clone(), true))
         } else {
             let file = self.files().into_iter().find(|(stem, _)| stem == name);
@@ -121,6 +123,22 @@ impl Library {
             Ok(header) => Ok((entry, header)),
             Err(error) => Err(broken(name, &error)),
         }
+    }
+
+    /// Makes sure that the built-in model lies where it should.
+    fn place_builtin(&self) -> std::io::Result<()> {
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*placed {
+            place(&self.builtin, BUILTIN)?;
+            *placed = true;
+        }
+        Ok(())
+    }
+
+    fn unwritable(&self, error: &std::io::Error) -> Refusal {
+        let path = self.builtin.display();
+        Refusal::new(Code::Unavailable, format!("cannot write the built-in model to {path}: {error}"))
+            .hint("look at the disk and the rights of the directory")
     }
 
     fn unknown(&self, name: &str) -> Refusal {
@@ -206,7 +224,7 @@ mod tests {
 
     fn library() -> (tempfile::TempDir, Library) {
         let dir = tempfile::tempdir().unwrap();
-        let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
+        let library = Library::new(dir.path().join("models"), dir.path());
         (dir, library)
     }
 
@@ -219,8 +237,10 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_model_is_written_whole_and_repaired_when_damaged() {
+    fn the_built_in_model_is_written_whole_when_it_is_wanted_and_repaired_when_damaged() {
         let (_dir, library) = library();
+        assert!(!library.builtin.exists(), "nobody has asked for it");
+        library.find(BUILTIN_NAME).unwrap();
         assert_eq!(fs::read(&library.builtin).unwrap(), BUILTIN);
         for damage in [&BUILTIN[..1000], &vec![7; BUILTIN.len()]] {
             fs::write(&library.builtin, damage).unwrap();
@@ -229,6 +249,22 @@ mod tests {
         }
         let names: Vec<_> = fs::read_dir(library.builtin.parent().unwrap()).unwrap().flatten().collect();
         assert_eq!(names.len(), 1, "no unfinished file is left: {names:?}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_costs_the_built_in_model_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (models_dir, no_directory) = (dir.path().join("models"), dir.path().join("file"));
+        fs::write(&no_directory, "").unwrap();
+        fs::create_dir(&models_dir).unwrap();
+        fs::write(models_dir.join("own.gguf"), BUILTIN).unwrap();
+        let library = Library::new(models_dir, &no_directory);
+        let refusal = library.find(BUILTIN_NAME).unwrap_err();
+        assert_eq!(refusal.code, Code::Unavailable);
+        assert!(refusal.message.contains("cannot write the built-in model"), "{refusal}");
+        let list = library.list();
+        assert!(list[0].header.as_ref().unwrap_err().contains("cannot be written"));
+        assert!(library.find("own").is_ok());
     }
 
     #[test]

@@ -159,7 +159,7 @@ mod tests {
 
     fn header() -> Header {
         let dir = tempfile::tempdir().unwrap();
-        let library = crate::models::Library::open(dir.path().join("models"), dir.path()).unwrap();
+        let library = crate::models::Library::new(dir.path().join("models"), dir.path());
         library.find("ksi-tiny").unwrap().1
     }
 

@@ -10,7 +10,7 @@ fn shelf(config: Config) -> (tempfile::TempDir, Shelf, Header) {
     for name in ["a", "b", "c"] {
         std::fs::write(models.join(format!("{name}.gguf")), crate::models::BUILTIN).unwrap();
     }
-    let library = Library::open(models, dir.path()).unwrap();
+    let library = Library::new(models, dir.path());
     let header = library.find("ksi-tiny").unwrap().1;
     (dir, Shelf::new(config, library), header)
 }

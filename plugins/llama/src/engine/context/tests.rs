@@ -6,7 +6,7 @@ use crate::models::Library;
 
 fn context(slots: u32) -> (tempfile::TempDir, Context, Arc<AtomicBool>) {
     let dir = tempfile::tempdir().unwrap();
-    let library = Library::open(dir.path().join("models"), dir.path()).unwrap();
+    let library = Library::new(dir.path().join("models"), dir.path());
     let (entry, header) = library.find("ksi-tiny").unwrap();
     let model = Model::load(&entry.path, &header, &Tuning::default(), |_| true).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
