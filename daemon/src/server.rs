@@ -118,7 +118,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
     let auditing = tokio::spawn(apart(trail.clone().run(hub.clone())));
     let answering = tokio::spawn(apart(system.clone().run(system_requests)));
-    fleet.start().await;
+    fleet.start();
     let no_more = CancellationToken::new();
     sessions.clone().accept(listener, no_more.clone()).context("cannot let clients in")?;
     hub.tell("system:started", &json!({ "boot": hub.boot }));

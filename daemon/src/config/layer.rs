@@ -1,8 +1,8 @@
 //! Gathers the layers and lays them over each other.
 //!
-//! Each layer is checked by itself first, so that a mistake is reported even
-//! where a later layer hides it; then the merged whole is checked for what
-//! must be there.
+//! Each layer of the user's is checked by itself first, so that a mistake is
+//! reported even where a later layer hides it; then the merged whole is checked
+//! for what must be there.
 
 use std::{
     fs,
@@ -31,15 +31,16 @@ pub(super) fn is_variable(name: &str) -> bool {
 
 pub(super) fn load(sources: &Sources) -> Result<Config, Invalid> {
     let mut problems = Vec::new();
-    let mut merged = Table::new();
-    let files = [
-        match &sources.events {
-            None => tree::parse(&Arc::from(SHIPPED_NAME), SHIPPED),
-            Some(path) => read(path, true),
+    let (mut merged, manifest) = match &sources.events {
+        // Of a mistake in what is shipped only what no layer hides is the user's
+        // concern, and tests find it first.
+        None => match tree::parse(&Arc::from(SHIPPED_NAME), SHIPPED) {
+            Ok(shipped) => (shipped, Ok(Table::new())),
+            Err(found) => (Table::new(), Err(found)),
         },
-        read(&sources.file, false),
-    ];
-    for file in files {
+        Some(path) => (Table::new(), read(path, true)),
+    };
+    for file in [manifest, read(&sources.file, false)] {
         match file {
             Ok(layer) => add(&mut merged, layer, &mut problems),
             Err(found) => problems.extend(found),

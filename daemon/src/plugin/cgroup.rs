@@ -154,13 +154,11 @@ impl Group {
         Ok(())
     }
 
-    /// Puts a process in.
-    ///
-    /// # Errors
-    ///
-    /// As the file system says.
-    pub fn add(&self, pid: u32) -> io::Result<()> {
-        fs::write(self.dir.join("cgroup.procs"), pid.to_string())
+    /// What puts a process in. The kernel lets it wait until every processor has
+    /// come round, for 10 ms and more, so it belongs on a thread that may block.
+    pub fn adding(&self, pid: u32) -> impl FnOnce() -> io::Result<()> + Send + 'static {
+        let procs = self.dir.join("cgroup.procs");
+        move || fs::write(procs, pid.to_string())
     }
 
     /// Kills all that is in it.
@@ -299,7 +297,7 @@ mod tests {
         ] {
             assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), text, "{file}");
         }
-        group.add(42).unwrap();
+        group.adding(42)().unwrap();
         assert_eq!(fs::read_to_string(dir.join("cgroup.procs")).unwrap(), "42");
         drop(group);
         assert_eq!(fs::read_to_string(dir.join("cgroup.kill")).unwrap(), "1");

@@ -45,6 +45,9 @@ const KEEPER_GRACE: Duration = Duration::from_secs(2);
 /// asks before it has started hears that it will.
 pub(crate) const KEEPERS_NAMESPACES: [&str; 3] = ["work", "space", "audit"];
 
+/// Time that plugins of this process leave to the others to get a process.
+const HEAD_START: Duration = Duration::from_millis(50);
+
 /// Where libraries are looked for, and where plugins keep their own.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -87,6 +90,29 @@ struct Kept {
     ward: Option<Ward>,
 }
 
+/// Has plugins started. Those with a process of their own come first: it comes up
+/// while the others are loaded here.
+async fn begin(children: Vec<mpsc::Sender<Command>>, here: Vec<mpsc::Sender<Command>>) {
+    // A keeper that is gone, or quarantined, does nothing.
+    let mut launched = Vec::new();
+    for commands in &children {
+        let _ = commands.send(Command::new(Some(Input::Start)).0).await;
+        // One after the other: the second is heard once the process is there.
+        let (look, seen) = Command::new(None);
+        let _ = commands.send(look).await;
+        launched.push(seen);
+    }
+    let all = async {
+        for seen in launched {
+            let _ = seen.await;
+        }
+    };
+    let _ = timeout(HEAD_START, all).await;
+    for commands in here {
+        let _ = commands.send(Command::new(Some(Input::Start)).0).await;
+    }
+}
+
 /// All keepers.
 pub struct Fleet {
     means: Means,
@@ -124,25 +150,29 @@ impl Fleet {
                 let _ = declared.await;
             }
         }
-        self.start().await;
+        self.start();
     }
 
-    /// Starts every enabled plugin of the manifest that is not kept yet; does
+    /// Has every enabled plugin of the manifest started that is not kept yet; does
     /// not wait for them.
-    pub async fn start(&self) {
+    pub fn start(&self) {
         let config = self.config();
-        for plugin in config.plugins.values() {
+        let (mut children, mut here) = (Vec::new(), Vec::new());
+        // The others wait for the one that keeps work, and its disk takes a while.
+        let mut plugins: Vec<_> = config.plugins.values().collect();
+        plugins.sort_by_key(|plugin| !plugin.keeps_work);
+        for plugin in plugins {
             if self.lock().contains_key(&plugin.name) {
                 continue;
             }
-            let spec = self.spec(plugin.clone());
-            let commands = self.keep(spec, true, None);
-            if plugin.enabled {
-                // A keeper that was just made is there. One that is quarantined
-                // does nothing.
-                let _ = commands.send(Command::new(Some(Input::Start)).0).await;
+            let commands = self.keep(self.spec(plugin.clone()), true, None);
+            match plugin.placement {
+                _ if !plugin.enabled => {}
+                Placement::Child => children.push(commands),
+                Placement::InProcess => here.push(commands),
             }
         }
+        tokio::spawn(apart(begin(children, here)));
     }
 
     /// Stops every plugin, and waits until they are gone, or for `grace`. The

@@ -54,9 +54,9 @@ fn links_in(models: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Puts a child that has done nothing yet into a control group of its own, where
-/// there can be one, and tells its sandbox.
-#[must_use]
-pub fn put_into_group(
+/// there can be one, and tells its sandbox. A group that holds the child to
+/// nothing only helps to end what came of it, and is not waited for.
+pub async fn put_into_group(
     cgroups: &Cgroups,
     plugin: &str,
     generation: u32,
@@ -67,13 +67,17 @@ pub fn put_into_group(
         return None;
     }
     let (group, told) = cgroups.make(plugin, generation, &sandbox.limits);
+    let holds = matches!(told, Cgroup::Holds(_));
     sandbox.cgroup = told;
     let group = group?;
-    match group.add(child?) {
-        Ok(()) => Some(group),
-        Err(error) => {
+    let adding = group.adding(child?);
+    let adding = tokio::task::spawn_blocking(adding);
+    if holds {
+        let added = adding.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+        if let Err(error) = added {
             sandbox.cgroup = Cgroup::Off(format!("cannot put the child into its group: {error}"));
-            None
+            return None;
         }
     }
+    Some(group)
 }

@@ -83,8 +83,8 @@ pub async fn run(means: &Means, spec: &Spec, places: &Places) -> Result<Probe, R
     let mut sandbox = grants::of(spec);
     let name = &spec.plugin.name;
     let Spawned { mut child, host, link } = means.spawner.spawn(&spec.dir).await.map_err(failed)?;
-    let group =
-        grants::put_into_group(&means.cgroups, &format!("{name}-probe"), number, child.id(), &mut sandbox);
+    let probes = format!("{name}-probe");
+    let group = grants::put_into_group(&means.cgroups, &probes, number, child.id(), &mut sandbox).await;
     let setup = Frame::Setup(Setup {
         version: PROTOCOL_VERSION,
         name: name.clone(),

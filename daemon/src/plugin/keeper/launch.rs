@@ -180,7 +180,8 @@ impl Keeper {
         let spawned = self.means.spawner.spawn(&self.spec.dir).await.map_err(failed)?;
         let (mut child, host) = (Box::new(spawned.child), spawned.host);
         let name = &self.spec.plugin.name;
-        let cgroup = grants::put_into_group(&self.means.cgroups, name, generation, child.id(), &mut sandbox);
+        let cgroup =
+            grants::put_into_group(&self.means.cgroups, name, generation, child.id(), &mut sandbox).await;
         let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
         let link = Link::new(guest, spawned.link).map_err(failed)?;
         let port = self.attach(Handle::Link(link.clone()));
