@@ -97,6 +97,10 @@ impl Batch {
         self.tokens.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// Tokens that still fit.
     pub(super) fn room(&self) -> usize {
         self.capacity - self.tokens.len()

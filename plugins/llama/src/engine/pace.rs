@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-/// How much later than alone a speaker's next token may come.
+/// How much later than alone a speaker's next token may come for one prompt.
 const PAUSE: Duration = Duration::from_millis(150);
 /// Least tokens of a chunk: fewer leave the processor waiting for memory.
 const CHUNK_MIN: usize = 16;
@@ -21,11 +21,14 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Tokens of prompts to put beside those who speak; a multiple of
-    /// `CHUNK_MIN`.
-    pub(super) fn chunk(&self) -> usize {
+    /// `CHUNK_MIN`. A moment of each reader weighs as much as one of each
+    /// speaker: where many wait for their first token and few speak, as when all
+    /// have come together, the few wait longer, and soon all speak together.
+    pub(super) fn chunk(&self, speakers: usize, readers: usize) -> usize {
         let Some(seconds) = self.seconds_per_token else { return CHUNK_FIRST };
+        let pause = PAUSE.as_secs_f64() * readers.div_ceil(speakers.max(1)) as f64;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
-        let tokens = (PAUSE.as_secs_f64() / seconds.max(1e-9)).clamp(0.0, 65_536.0) as usize;
+        let tokens = (pause / seconds.max(1e-9)).clamp(0.0, 65_536.0) as usize;
         (tokens / CHUNK_MIN * CHUNK_MIN).max(CHUNK_MIN)
     }
 
@@ -63,20 +66,30 @@ mod tests {
 
     #[test]
     fn a_slow_machine_reads_in_small_chunks_and_a_fast_one_in_large_ones() {
-        let chunk_at = |tokens_per_second: u64| {
+        let pace_at = |tokens_per_second: u64| {
             let mut pace = Pace::default();
             for _ in 0..20 {
                 pace.observe(100, Duration::from_millis(100_000 / tokens_per_second));
             }
-            pace.chunk()
+            pace
         };
-        assert_eq!(Pace::default().chunk(), CHUNK_FIRST);
+        assert_eq!(Pace::default().chunk(1, 1), CHUNK_FIRST);
+        let chunk_at = |tokens_per_second| pace_at(tokens_per_second).chunk(4, 1);
         assert_eq!([15, 250, 3000].map(chunk_at), [16, 32, 448]);
         let mut pace = Pace::default();
         pace.observe(1, Duration::from_secs(1));
-        assert_eq!(pace.chunk(), CHUNK_FIRST, "a speaker's round");
+        assert_eq!(pace.chunk(1, 1), CHUNK_FIRST, "a speaker's round");
         pace.observe(100, Duration::ZERO);
-        assert_eq!(pace.chunk() % CHUNK_MIN, 0);
+        assert_eq!(pace.chunk(1, 1) % CHUNK_MIN, 0);
+    }
+
+    #[test]
+    fn few_speakers_wait_for_many_readers_and_many_for_few_as_for_one() {
+        let mut pace = Pace::default();
+        pace.observe(100, Duration::from_millis(400));
+        let chunks = [(15, 1), (4, 4), (4, 5), (1, 3), (1, 15)]
+            .map(|(speakers, readers)| pace.chunk(speakers, readers));
+        assert_eq!(chunks, [32, 32, 64, 112, 560]);
     }
 
     #[test]

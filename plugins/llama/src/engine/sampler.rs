@@ -18,6 +18,12 @@ use crate::constraint::Allowed;
 
 /// Tokens that a repetition penalty looks back on.
 const PENALTY_TOKENS: u16 = 64;
+/// Longest list of the likeliest tokens that is made here. To hand llama.cpp
+/// the whole vocabulary, and have it sorted there, takes several times as long,
+/// and all other generations of the batch wait meanwhile.
+const SHORTLIST_MAX: usize = 1024;
+/// Scores that are looked at together.
+const BLOCK: usize = 64;
 
 /// Checked settings of one generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,9 +96,12 @@ pub struct NotANumber;
 pub struct Sampler {
     /// `None` where the likeliest token is taken as it is.
     chain: Option<LlamaSampler>,
-    /// Reused for every token: it is as long as the vocabulary.
+    /// Reused for every token: it may be as long as the vocabulary.
     candidates: LlamaTokenDataArray,
     penalizes: bool,
+    /// How many of the likeliest tokens are enough to choose from; `None` where
+    /// all are needed.
+    enough: Option<usize>,
 }
 
 impl Sampler {
@@ -117,7 +126,14 @@ impl Sampler {
             chain.push(LlamaSampler::greedy());
         }
         let chain = (!chain.is_empty()).then(|| LlamaSampler::chain(chain, true));
-        let mut sampler = Self { chain, candidates: LlamaTokenDataArray::new(Vec::new(), false), penalizes };
+        let enough = match usize::try_from(settings.top_k) {
+            _ if penalizes => None,
+            _ if chain.is_none() => Some(1),
+            Ok(top_k) => Some(top_k).filter(|top_k| (1..=SHORTLIST_MAX).contains(top_k)),
+            Err(_) => None,
+        };
+        let candidates = LlamaTokenDataArray::new(Vec::new(), false);
+        let mut sampler = Self { chain, candidates, penalizes, enough };
         let recent = prompt.len().saturating_sub(usize::from(PENALTY_TOKENS));
         for token in &prompt[recent..] {
             sampler.accept(*token);
@@ -132,37 +148,25 @@ impl Sampler {
     ///
     /// [`NotANumber`] where the scores are useless.
     pub fn choose(&mut self, scores: &[f32], allowed: Option<&Allowed>) -> Result<LlamaToken, NotANumber> {
-        // llama.cpp aborts on an empty list, and computes with infinities what
-        // is not a number.
-        if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
-            return Err(NotANumber);
-        }
-        let open = || {
-            let tokens = (0..).map(LlamaToken).zip(scores.iter().copied());
-            tokens.filter(|(token, _)| allowed.is_none_or(|allowed| allowed.has(*token)))
+        let Self { chain, candidates, enough, .. } = self;
+        shortlist(scores, allowed, enough.unwrap_or(1), &mut candidates.data)?;
+        // One finite score is needed: llama.cpp aborts on an empty list.
+        let likeliest = candidates.data.first().ok_or(NotANumber)?.id();
+        let token = match chain {
+            None => likeliest,
+            Some(chain) => {
+                candidates.sorted = enough.is_some();
+                if enough.is_none() {
+                    candidates.data.clear();
+                    candidates.data.extend(open(scores, allowed));
+                }
+                candidates.selected = None;
+                chain.apply(candidates);
+                candidates.selected_token().ok_or(NotANumber)?
+            }
         };
-        // One finite score is needed.
-        let token = match likeliest(open()) {
-            Some((_, score)) if !score.is_finite() => None,
-            Some((token, _)) if self.chain.is_none() => Some(token),
-            None => None,
-            Some(_) => self.draw(open()),
-        };
-        let token = token.ok_or(NotANumber)?;
         self.accept(token);
         Ok(token)
-    }
-
-    /// Lets the chain choose.
-    fn draw(&mut self, tokens: impl Iterator<Item = (LlamaToken, f32)>) -> Option<LlamaToken> {
-        let chain = self.chain.as_mut()?;
-        let data = &mut self.candidates.data;
-        data.clear();
-        data.extend(tokens.map(|(token, score)| LlamaTokenData::new(token, score, 0.0)));
-        self.candidates.sorted = false;
-        self.candidates.selected = None;
-        chain.apply(&mut self.candidates);
-        self.candidates.selected_token()
     }
 
     fn accept(&mut self, token: LlamaToken) {
@@ -174,19 +178,81 @@ impl Sampler {
     }
 }
 
-/// The first of the tokens with the highest score.
-fn likeliest(tokens: impl Iterator<Item = (LlamaToken, f32)>) -> Option<(LlamaToken, f32)> {
-    let mut best: Option<(LlamaToken, f32)> = None;
-    for (token, score) in tokens {
-        if best.is_none_or(|(_, highest)| score > highest) {
-            best = Some((token, score));
+/// The tokens that may come, with their scores.
+fn open<'a>(scores: &'a [f32], allowed: Option<&'a Allowed>) -> impl Iterator<Item = LlamaTokenData> {
+    let tokens = (0..).map(LlamaToken).zip(scores);
+    tokens
+        .filter(move |(token, _)| allowed.is_none_or(|allowed| allowed.has(*token)))
+        .map(|(token, score)| LlamaTokenData::new(token, *score, 0.0))
+}
+
+/// Puts the `count` likeliest tokens that may come into `list`, the likeliest
+/// first and of equal ones the first; fewer where fewer have finite scores.
+///
+/// # Errors
+///
+/// Where a score is not a number, or infinite: llama.cpp would compute with it.
+fn shortlist(
+    scores: &[f32],
+    allowed: Option<&Allowed>,
+    count: usize,
+    list: &mut Vec<LlamaTokenData>,
+) -> Result<(), NotANumber> {
+    let better = |a: &LlamaTokenData, b: &LlamaTokenData| {
+        b.logit().total_cmp(&a.logit()).then(a.id().0.cmp(&b.id().0))
+    };
+    list.clear();
+    // What is not above this is not among the likeliest.
+    let mut least = f32::NEG_INFINITY;
+    for (block, first) in scores.chunks(BLOCK).zip((0_i32..).step_by(BLOCK)) {
+        let (highest, sound) = survey(block);
+        if !sound {
+            return Err(NotANumber);
+        }
+        if highest <= least {
+            continue;
+        }
+        for (score, token) in block.iter().zip((first..).map(LlamaToken)) {
+            if *score > least && allowed.is_none_or(|allowed| allowed.has(token)) {
+                list.push(LlamaTokenData::new(token, *score, 0.0));
+            }
+        }
+        if list.len() >= count + BLOCK {
+            list.select_nth_unstable_by(count - 1, better);
+            list.truncate(count);
+            least = list[count - 1].logit();
         }
     }
-    best
+    list.sort_unstable_by(better);
+    list.truncate(count);
+    Ok(())
+}
+
+/// The highest of these scores, and whether all are finite or minus infinity.
+/// In lanes, so that the compiler looks at several at once.
+fn survey(block: &[f32]) -> (f32, bool) {
+    const LANES: usize = 16;
+    let (mut highest, mut sound) = ([f32::NEG_INFINITY; LANES], [true; LANES]);
+    let (whole, rest) = block.as_chunks::<LANES>();
+    let mut look = |lane: usize, score: f32| {
+        highest[lane] = if score > highest[lane] { score } else { highest[lane] };
+        sound[lane] &= score < f32::INFINITY;
+    };
+    for lanes in whole {
+        for (lane, score) in lanes.iter().enumerate() {
+            look(lane, *score);
+        }
+    }
+    for (lane, score) in rest.iter().enumerate() {
+        look(lane, *score);
+    }
+    (highest.into_iter().fold(f32::NEG_INFINITY, f32::max), sound == [true; LANES])
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn request(change: impl FnOnce(&mut Generate)) -> Generate {
@@ -250,6 +316,53 @@ mod tests {
                 assert_eq!(sampler.choose(scores, None), Err(NotANumber), "{scores:?}");
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_shortlist_has_the_likeliest_tokens_in_order(
+            scores in prop::collection::vec(prop_oneof![(-4_i8..4).prop_map(f32::from), Just(f32::NEG_INFINITY), -9.0..9.0_f32], 0..400),
+            count in 1..90_usize,
+        ) {
+            let mut expected: Vec<(i32, f32)> = (0..).zip(scores.iter().copied()).filter(|(_, score)| score.is_finite()).collect();
+            expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+            expected.truncate(count);
+            let mut list = Vec::new();
+            prop_assert_eq!(shortlist(&scores, None, count, &mut list), Ok(()));
+            let found: Vec<_> = list.iter().map(|data| (data.id().0, data.logit())).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_found_wherever_it_is() {
+        for at in 0..150 {
+            for score in [f32::NAN, f32::INFINITY] {
+                let mut scores = [1.0; 150];
+                scores[at] = score;
+                assert_eq!(shortlist(&scores, None, 1, &mut Vec::new()), Err(NotANumber), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shortlist_chooses_as_the_whole_vocabulary_does() {
+        let scores: Vec<f32> =
+            (0_u16..5_000).map(|token| f32::from(token.wrapping_mul(40_503) % 977) / 90.0).collect();
+        let settings = Settings::of(&request(|r| r.seed = Some(3))).unwrap();
+        let mut short = Sampler::new(&settings, 5_000, &[]);
+        let mut whole = Sampler::new(&settings, 5_000, &[]);
+        assert_eq!(short.enough, Some(40));
+        whole.enough = None;
+        for _ in 0..200 {
+            let chosen = short.choose(&scores, None).unwrap();
+            let (short, whole) = (scores[index(chosen)], scores[index(whole.choose(&scores, None).unwrap())]);
+            assert_eq!(short, whole);
+        }
+    }
+
+    fn index(token: LlamaToken) -> usize {
+        usize::try_from(token.0).unwrap()
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Scheduler {
         }
         let room = match self.batch.is_empty() {
             true => self.batch.room(),
-            false => self.batch.room().min(self.pace.chunk()),
+            false => self.batch.room().min(self.pace.chunk(self.batch.len(), readers.len())),
         };
         for (index, share) in readers.into_iter().zip(pace::share(room, &wants)) {
             self.add(index, share);
