@@ -488,6 +488,7 @@ fn unlisted(name: &str, library: String, placement: Placement) -> Result<config:
         emits: vec![own],
         listens: Vec::new(),
         intercepts: Vec::new(),
+        every_tenant: false,
         limits: config::Limits::default(),
         restart: config::Restart::of(placement),
         sandbox: config::Grants::default(),
