@@ -453,6 +453,7 @@ def audit():
     cases = {
         "whole": good,
         "empty-trail": chained([]),
+        "first-zero": [text.replace('"last":-1', '"last":0') for text in chained([], first=0)],
         "later": chained([lost] * 20, first=981),
         "spaces-in-a-record": chained(['{ "kind" : "lost" , "n" : 1 }']),
         "any-record": chained(["null", '"text"', "[1, 2, [3]]", "1e400"]),
