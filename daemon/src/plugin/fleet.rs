@@ -202,6 +202,7 @@ impl Fleet {
             last_error: None,
             degraded: None,
             quarantined: None,
+            not_granted: Vec::new(),
         };
         let board: Shared = Arc::new(Mutex::new(Board {
             status,
