@@ -453,6 +453,7 @@ def audit():
     cases = {
         "whole": good,
         "empty-trail": chained([]),
+        "first-zero": [text.replace('"last":-1', '"last":0') for text in chained([], first=0)],
         "later": chained([lost] * 20, first=981),
         "spaces-in-a-record": chained(['{ "kind" : "lost" , "n" : 1 }']),
         "any-record": chained(["null", '"text"', "[1, 2, [3]]", "1e400"]),
@@ -484,5 +485,41 @@ def audit():
     write("audit", "not-utf8", b'{"begin":"\xff"}')
 
 
-for build in (frame, json, pattern, gguf_header, config, lock, audit):
+def token():
+    secret = "0123456789abcdef" * 4
+    good = f"ksi_0a1b2c3d_{secret}"
+    cases = {
+        "good": good,
+        "spaces": f"  {good}\n",
+        "wide-spaces": f"\u2003{good}\u00a0",
+        "empty": "",
+        "blank": " \t\r\n",
+        "star": "*",
+        "prefix": "ksi_",
+        "no-prefix": good[4:],
+        "prefix-twice": f"ksi_{good}",
+        "no-secret": "ksi_0a1b2c3d",
+        "id-empty": f"ksi__{secret}",
+        "id-short": f"ksi_0a1b2c3_{secret}",
+        "id-long": f"ksi_0a1b2c3d4_{secret}",
+        "id-wide": f"ksi_0a1b2c\u00e9_{secret}",
+        "short": good[:-1],
+        "long": good + "0",
+        "bar-twice": f"ksi_0a1b2c3d__{secret[1:]}",
+        "bar-at-end": good[:-1] + "_",
+        "upper": good.upper(),
+        "upper-secret": good[:13] + secret.upper(),
+        "not-hex": good[:-1] + "g",
+        "wide": f"ksi_0a1b2c3d_\u00e9{secret[2:]}",
+        "nul": good.replace("8", "\0", 1),
+        "newline": f"{good}\n{good}",
+        "space-inside": good.replace("_0123", "_0 23"),
+        "huge": good + "0" * 4000,
+    }
+    for name, text in cases.items():
+        write("token", name, text)
+    write("token", "not-utf8", good[:-2].encode() + b"\xff\xfe")
+
+
+for build in (frame, json, pattern, gguf_header, config, lock, audit, token):
     build()

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{paths::Paths, token::Token};
+use ksi_protocol::{
+    paths::Paths,
+    token::{self, Token},
+};
 
 use crate::error::Error;
 
@@ -93,7 +96,7 @@ impl Options {
     #[must_use]
     pub fn token_from_env(self) -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        match (set("KSI_TOKEN"), set("KSI_TOKEN_FILE")) {
+        match (set(token::VARIABLE), set(token::FILE_VARIABLE)) {
             (Some(text), _) => self.token(Token::new(&text.to_string_lossy())),
             (None, Some(path)) => self.token_file(path),
             (None, None) => self,

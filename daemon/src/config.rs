@@ -244,6 +244,8 @@ pub struct Plugin {
     pub listens: Vec<Pattern>,
     /// What it may have a word on.
     pub intercepts: Vec<Pattern>,
+    /// Whether it may tell facts of tenants that have nothing to do with it.
+    pub every_tenant: bool,
     /// What it may use.
     pub limits: Limits,
     /// When and how often it is started again.
@@ -275,6 +277,7 @@ impl fmt::Debug for Plugin {
             .field("emits", &self.emits)
             .field("listens", &self.listens)
             .field("intercepts", &self.intercepts)
+            .field("every_tenant", &self.every_tenant)
             .field("limits", &self.limits)
             .field("sandbox", &self.sandbox)
             .field("restart", &self.restart)

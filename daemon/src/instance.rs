@@ -18,9 +18,11 @@
 //! process, so [`Instance::listen`] is for the start, before other threads
 //! make files.
 
+mod lock;
+
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
-    io::{self, ErrorKind, Read as _},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, ErrorKind},
     os::{
         fd::AsRawFd as _,
         unix::{
@@ -34,6 +36,8 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    thread::park_timeout,
+    time::{Duration, Instant},
 };
 
 use ksi_protocol::{limits::SOCKET_PATH_BYTES_MAX, paths::Paths};
@@ -48,6 +52,11 @@ use nix::{
 };
 
 use crate::takeover::{Takeover, copy_of};
+
+/// How long a start waits for what a daemon that is no more still has, and how
+/// often it looks.
+const LEAVING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Why this process cannot be the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +108,20 @@ pub enum Error {
         error: io::Error,
     },
     /// Another daemon holds the lock.
-    #[error("ksid is running already{}, socket {}\n  hint: `ksi status` asks it, `ksi stop` ends it", pid.map(|pid| format!(", pid {pid}")).unwrap_or_default(), socket.display())]
+    #[error("ksid is running already, pid {pid}, socket {}\n  hint: `ksi status` asks it, `ksi stop` ends it", socket.display())]
     Running {
-        /// Its pid, where the lock file says it.
-        pid: Option<u32>,
+        /// Its pid, as the lock file says it.
+        pid: u32,
         /// Its socket.
         socket: PathBuf,
+    },
+    /// The lock is held, and its daemon does not run.
+    #[error("the lock {} is held by another process, and {}\n  hint: `fuser {}` shows which one it is", path.display(), pid.map_or_else(|| "names no daemon".into(), |pid| format!("its daemon, pid {pid}, does not run any more")), path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// The daemon that it names.
+        pid: Option<u32>,
     },
     /// Linux takes no socket path of this length.
     #[error("the socket path {} has {bytes} bytes, and {SOCKET_PATH_BYTES_MAX} are possible\n  hint: KSI_SOCKET can name a shorter one", path.display())]
@@ -178,7 +195,7 @@ impl Instance {
         let failed = |error| Error::Lock { path: path.clone(), error };
         let (lock, inherited) = match Takeover::inherited().map_err(failed)? {
             Some(Takeover { listener, lock, own }) => (lock, Some((listener, own))),
-            None => (take_lock(&path, &paths.socket)?, None),
+            None => (lock::take(&path, &paths.socket)?, None),
         };
         // One that was handed over is not at its beginning.
         let pid = format!("{}\n", std::process::id());
@@ -296,39 +313,6 @@ fn private_dir(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn take_lock(path: &Path, socket: &Path) -> Result<File, Error> {
-    let failed = |error| Error::Lock { path: path.to_owned(), error };
-    loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // Who cannot be asked for its pid runs all the same.
-                let _ = (&file).take(32).read_to_string(&mut text);
-                return Err(Error::Running { pid: text.trim().parse().ok(), socket: socket.to_owned() });
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        // A file that was removed between opening and locking guards nothing.
-        let held = file.metadata().map_err(failed)?;
-        match fs::symlink_metadata(path) {
-            Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => return Ok(file),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-}
-
 /// The socket may lie elsewhere than the lock (`KSI_SOCKET`); then its
 /// directory must at least not let others replace it.
 fn check_socket_dir(socket: &Path) -> Result<(), Error> {
@@ -356,15 +340,25 @@ fn clear(path: &Path) -> Result<(), Error> {
         }
         Ok(_) => {}
     }
-    match probe(path) {
-        // With its backlog full, connecting would block: somebody is there.
-        Ok(()) | Err(Errno::EAGAIN) => Err(Error::Answered { path: path.to_owned() }),
-        Err(Errno::ECONNREFUSED) => match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        },
-        Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(failed(errno.into())),
+    // Whoever still has the socket of a daemon that is no more lets it go with
+    // its lock, a moment after it.
+    let patience = Instant::now() + LEAVING;
+    loop {
+        match probe(path) {
+            // With its backlog full, connecting would block: somebody is there.
+            Ok(()) | Err(Errno::EAGAIN) if Instant::now() > patience => {
+                return Err(Error::Answered { path: path.to_owned() });
+            }
+            Ok(()) | Err(Errno::EAGAIN) => park_timeout(LOOK),
+            Err(Errno::ECONNREFUSED) => {
+                return match fs::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
+                    _ => Ok(()),
+                };
+            }
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(failed(errno.into())),
+        }
     }
 }
 

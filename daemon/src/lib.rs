@@ -24,4 +24,5 @@ pub mod plugin;
 pub mod system;
 pub mod trail;
 pub mod trust;
+mod memory;
 pub mod server;

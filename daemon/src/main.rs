@@ -55,6 +55,12 @@ fn main() -> ExitCode {
     }
     // The file may be replaced while it runs.
     let program = Program::of_process();
+    if let Ok(program) = &program
+        && let Err(error) = program.without_token()
+    {
+        eprintln!("error: cannot start without the token in the environment: {error}");
+        return ExitCode::FAILURE;
+    }
     let args = Args::parse();
     let mut paths = Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
     if let Some(socket) = args.socket {

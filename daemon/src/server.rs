@@ -28,7 +28,7 @@ use crate::{
     hub::Hub,
     identity::Identity,
     instance::Instance,
-    notify,
+    memory, notify,
     orders::Orders,
     plugin::{
         actor::{Watchdog, apart},
@@ -57,9 +57,6 @@ const SESSIONS_GRACE: Duration = Duration::from_secs(5);
 
 /// Time that what was decided has to get into the audit trail.
 const TRAIL_GRACE: Duration = Duration::from_secs(2);
-
-/// Time from being ready to giving back what the start needed.
-const CALM: Duration = Duration::from_secs(1);
 
 /// What the daemon is started with.
 pub struct Options {
@@ -123,7 +120,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     sessions.clone().accept(listener, no_more.clone()).context("cannot let clients in")?;
     hub.tell("system:started", &json!({ "boot": hub.boot }));
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
-    let watching = tokio::spawn(watch_over(system.clone(), fleet.clone()));
+    let watching = tokio::spawn(watch_over(system.clone(), fleet.clone(), sessions.clone()));
     let ending = tokio::spawn(apart(fleet.clone().end_orphans()));
 
     let nobody = || Stop { reason: "nobody is left".into(), grace: None, again: false };
@@ -300,17 +297,8 @@ fn adopt_orphans() -> anyhow::Result<Offspring> {
     Ok(adopted)
 }
 
-/// Gives back what only the start needed, once the last plugin and whoever waited
-/// for the start have got what they wanted.
-async fn give_back_memory() {
-    tokio::time::sleep(CALM).await;
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(ksi_host::memory::settle).await {
-        tracing::debug!("memory of the start stays resident: {error}");
-    }
-}
-
 /// Tells the service manager that the daemon is ready, and then that it lives.
-async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
+async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>, sessions: Arc<Sessions>) {
     loop {
         let changed = fleet.changed();
         if !fleet.list().iter().any(is_starting) {
@@ -326,7 +314,7 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>) {
         changed.await;
     }
     notify::ready();
-    tokio::spawn(give_back_memory());
+    tokio::spawn(memory::give_back(sessions));
     let Some(interval) = notify::watchdog_interval() else { return };
     let mut ticks = tokio::time::interval(interval);
     loop {

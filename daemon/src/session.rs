@@ -24,6 +24,7 @@ use std::{
 
 use ksi_identity::{Authority, Principal};
 use ksi_kernel::{Quota, Role};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::account::{Accounts, Share};
@@ -57,6 +58,8 @@ pub struct Sessions {
     complaints: Complaints,
     next: AtomicU64,
     open: AtomicUsize,
+    /// Told when one has ended.
+    left: Notify,
     tracker: TaskTracker,
     closing: CancellationToken,
 }
@@ -74,6 +77,7 @@ impl Sessions {
             offspring,
             next: AtomicU64::new(1),
             open: AtomicUsize::new(0),
+            left: Notify::new(),
             tracker: TaskTracker::new(),
             closing: CancellationToken::new(),
         })
@@ -83,6 +87,11 @@ impl Sessions {
     #[must_use]
     pub fn count(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when one has ended since this was asked for last.
+    pub async fn left(&self) {
+        self.left.notified().await;
     }
 
     /// Closes what is open, after it was written.
@@ -112,5 +121,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.left.notify_one();
     }
 }

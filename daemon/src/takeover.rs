@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use ksi_protocol::{Code, Refusal};
+use ksi_protocol::{Code, Refusal, token};
 use rustix::{
     io::{FdFlags, fcntl_setfd},
     process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
@@ -62,6 +62,26 @@ impl Program {
             env::current_exe()?
         };
         Ok(Self { path, name, args: args.collect() })
+    }
+
+    /// Executes it anew where whoever starts it has left a token in the
+    /// environment: that is for a client, and would be kept here, and handed on,
+    /// for as long as the daemon runs.
+    ///
+    /// # Errors
+    ///
+    /// Where that is not possible. Otherwise it returns only where there was none.
+    pub fn without_token(&self) -> io::Result<()> {
+        let tokens = [token::VARIABLE, token::FILE_VARIABLE];
+        if tokens.iter().all(|name| env::var_os(name).is_none()) {
+            return Ok(());
+        }
+        let mut command = Command::new(&self.path);
+        command.arg0(&self.name).args(&self.args);
+        for name in tokens {
+            command.env_remove(name);
+        }
+        Err(command.exec())
     }
 
     /// Runs the file as it is now, only to check whether it could start.

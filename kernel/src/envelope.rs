@@ -110,6 +110,9 @@ pub struct Emission {
     pub parent: Option<Token>,
     /// Whose it is, where that request has ended or there was none.
     pub caller: Option<Arc<Caller>>,
+    /// That the sender has no business with the tenant of that caller, so that it
+    /// may only tell of it on behalf of a request.
+    pub stranger: bool,
     /// The causal chain that leads to this. Heeded only from a plugin.
     pub chain: Option<Arc<str>>,
 }
@@ -118,7 +121,7 @@ impl Emission {
     /// An emission without a cause.
     #[must_use]
     pub fn new(event: EventName, data: Bytes) -> Self {
-        Self { event, data, correlation_id: None, parent: None, caller: None, chain: None }
+        Self { event, data, correlation_id: None, parent: None, caller: None, stranger: false, chain: None }
     }
 }
 

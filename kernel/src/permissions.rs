@@ -184,6 +184,33 @@ fn what_belongs_to_a_tenant_is_heard_by_that_tenant() {
 }
 
 #[test]
+fn a_plugin_tells_of_a_stranger_only_on_behalf_of_a_request() {
+    check(
+        "> P attach plugin
+         > P declare a:do,a:said unavailable permission=a.use
+         > P own a:do
+         > A attach holds=a.* tenant=t
+         > A sub 1 a:*
+         > A request 1 a:do x
+         < P request 1 a:do x from A of A in t
+         > P emit a:said one of=t stranger=1
+         ! denied sender
+         # Of whom it knows, it tells when their requests have ended, too.
+         > P emit a:said two of=t
+         = 1
+         < A event 1 a:said two from P of P in t
+         # What a request says of whose it is goes before what the plugin says.
+         > P emit a:said three of=other stranger=1 parent=1
+         = 1
+         < A event 1 a:said three from P of A in t
+         > P reply 1 x
+         < A reply 1 x
+         > P emit a:said four of=t stranger=1 parent=1
+         ! denied sender",
+    );
+}
+
+#[test]
 fn what_a_plugin_does_for_somebody_is_done_in_that_ones_name() {
     check(
         "> P attach plugin

@@ -92,6 +92,9 @@ pub(crate) fn no_keeper(event: &EventName) -> Refusal {
         .hint("`ksi plugin list` shows how the plugin that keeps work fares")
 }
 
+/// What a plugin takes to tell of tenants that have nothing to do with it.
+pub(crate) const EVERY_TENANT: &str = "every_tenant";
+
 pub(crate) fn denied(role: Role, decision: &Decision<'_>) -> Refusal {
     let Decision { origin, caller, event, right, .. } = *decision;
     if let Some(manager) = event.manager().filter(|_| right == "may_call") {
@@ -104,6 +107,12 @@ pub(crate) fn denied(role: Role, decision: &Decision<'_>) -> Refusal {
         let hint = format!(
             "its descriptor must ask for `{event}`, and `{right}` of `{origin}` in the manifest grant it"
         );
+        return no(Blame::Sender, Code::Denied, message).hint(hint);
+    }
+    if right == EVERY_TENANT {
+        let message =
+            format!("`{origin}` may not tell `{event}` of a tenant that has asked and told it nothing");
+        let hint = format!("`{right}` of `{origin}` in the manifest lets it tell of any");
         return no(Blame::Sender, Code::Denied, message).hint(hint);
     }
     let verb = if decision.is_emission { "emit" } else { "ask" };

@@ -25,7 +25,7 @@ use crate::{
     kernel::Kernel,
     pending::{Address, Held, Matter, Pending, Request, Word},
     port::{EndpointId, Port, Role},
-    refusals::{self, Fault},
+    refusals::{self, EVERY_TENANT, Fault},
     registry::Receiver,
     subscriptions::Subscription,
 };
@@ -78,15 +78,21 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.admit(port, &emission.event, true)?;
         let chain = self.chains.next(port, &emission.event, emission.chain.as_deref())?;
         let events = self.registry.load();
-        let Emission { event, data, correlation_id, parent, caller, .. } = emission;
+        let Emission { event, data, correlation_id, parent, caller, stranger, .. } = emission;
         let cause = parent.and_then(|parent| self.pending.cause(port, parent).ok()).unwrap_or_default();
         let declared = events.get(event.as_str()).map(|entry| &entry.declared);
         let (emit, takes) = Permission::of(declared.and_then(|declared| declared.emit.as_ref()));
+        let stranger = stranger && cause.caller.is_none();
         let decision = Decision {
             is_emission: true,
             correlation_id: correlation_id.as_deref().or(cause.correlation_id.as_deref()),
-            right: if port.role == Role::Plugin { "emits" } else { takes },
-            allowed: port.authority.is_granted(|rights| &rights.emits, &event)
+            right: match port.role {
+                Role::Plugin if stranger => EVERY_TENANT,
+                Role::Plugin => "emits",
+                _ => takes,
+            },
+            allowed: !stranger
+                && port.authority.is_granted(|rights| &rights.emits, &event)
                 && port.authority.holds(emit, now_ms),
             audited: declared.is_some_and(|declared| declared.audited),
             ..port.authority.decision(&event, &data, now_ms)

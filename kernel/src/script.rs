@@ -177,6 +177,11 @@ impl Play {
                 emission.parent = words.option("parent");
                 emission.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
                 emission.correlation_id = words.named.get("corr").map(|&text| text.into());
+                emission.caller = words.named.get("of").map(|&tenant| {
+                    let principal = Principal::new(name, Some(tenant), 0);
+                    Arc::new(Caller { origin: name.into(), principal })
+                });
+                emission.stranger = words.named.contains_key("stranger");
                 let told = kernel.emit(port, emission, now_ms, effects);
                 return told.map(|n| Some(n.to_string())).map_err(|refusal| no(&refusal));
             }

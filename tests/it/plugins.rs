@@ -9,7 +9,7 @@ use std::{
 };
 
 use ksi_protocol::system::{Placement, PluginState};
-use ksi_tests::{Daemon, Home, library, wait_until};
+use ksi_tests::{Daemon, Home, library, stderr, wait_until};
 use serde_json::{Value, json};
 
 mod probe;
@@ -342,4 +342,19 @@ fn whoever_asks_during_a_restart_is_told_to_come_again() {
             assert!(refusal.retryable, "{refusal:?}");
         }
     });
+}
+
+#[test]
+fn a_library_that_the_manifest_does_not_know_is_told_what_it_asks_for_in_vain() {
+    let daemon = daemon();
+    let loaded = daemon.load("fixture_listener", "child").expect("it runs without");
+    assert_eq!(loaded["not_granted"], json!(["listens test:*"]));
+    let mut lines = daemon.lines();
+    lines.send(&json!({"emit": "test:told", "data": {}}));
+    // It was told before this was asked.
+    lines.ask("system:health", json!({})).unwrap();
+    assert_eq!(daemon.ask("listener:heard", json!({})).unwrap()["events"], json!([]));
+    let shown = stderr(&daemon.ksi(&["plugin", "reload", "listener"]));
+    assert!(shown.contains("not granted: listens test:*"), "{shown}");
+    assert!(named(&daemon, "plugin:inspect", "echo").unwrap()["status"].get("not_granted").is_none());
 }

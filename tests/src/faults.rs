@@ -2,7 +2,10 @@
 //! is left after each: the daemon lives, whoever waited was told, the next
 //! request is answered soon after, and no process is left behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -49,19 +52,33 @@ pub struct Tally {
     pub deaths: usize,
     /// What went wrong, one sentence each.
     pub broken: Vec<String>,
-    /// Times from a death to the first good answer of the next generation.
-    pub back: Vec<Duration>,
+    /// Times from a death to the first good answer of the next generation, by
+    /// what it died of; and to the next good answer from what it survived.
+    pub back: BTreeMap<&'static str, Vec<Duration>>,
 }
 
 impl Tally {
     /// The time within which the plugin was back after this share of deaths.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Duration {
-        let mut back = self.back.clone();
-        back.sort();
-        let at = (back.len() as f64 * share).ceil() as usize;
-        back.get(at.saturating_sub(1)).copied().unwrap_or_default()
+        let deadly = FAULTS.iter().filter(|(_, _, costs)| *costs != Costs::Nothing);
+        let back = deadly.filter_map(|(event, ..)| self.back.get(event)).flatten();
+        quantile(back.copied().collect(), share)
     }
+
+    /// Faults after which the plugin was late more often than not: a machine that
+    /// is busy makes any of them late now and then.
+    #[must_use]
+    pub fn late(&self) -> Vec<&'static str> {
+        let late = self.back.iter().filter(|(_, back)| quantile(back.to_vec(), 0.5) > BACK);
+        late.map(|(event, _)| *event).collect()
+    }
+}
+
+fn quantile(mut times: Vec<Duration>, share: f64) -> Duration {
+    times.sort();
+    let at = (times.len() as f64 * share).ceil() as usize;
+    times.get(at.saturating_sub(1)).copied().unwrap_or_default()
 }
 
 impl std::fmt::Display for Tally {
@@ -74,6 +91,10 @@ impl std::fmt::Display for Tally {
             self.deaths,
             self.broken.len()
         )?;
+        for (event, back) in &self.back {
+            let [half, all] = [0.5, 1.0].map(|share| quantile(back.clone(), share).as_millis());
+            write!(f, "\n  {event} p50 {half} ms, max {all} ms")?;
+        }
         self.broken.iter().try_for_each(|broken| write!(f, "\n  {broken}"))
     }
 }
@@ -133,14 +154,17 @@ pub fn carry_out(faults: usize) -> Tally {
             // some before it hangs.
             while daemon.ask("faulty:ok", json!({})).is_ok() {}
         }
-        if costs == Costs::Nothing {
+        let back = if costs == Costs::Nothing {
+            let since = Instant::now();
             if let Err(refusal) = daemon.ask("faulty:ok", json!({})) {
                 tally.broken.push(format!("after {event} it was refused: {refusal}"));
             }
+            since.elapsed()
         } else {
             tally.deaths += 1;
-            tally.back.push(comes_back(&daemon, &mut facts));
-        }
+            comes_back(&daemon, &mut facts)
+        };
+        tally.back.entry(event).or_default().push(back);
         if !daemon.is_alive() {
             tally.broken.push(format!("{event} cost the daemon its life"));
             return tally;

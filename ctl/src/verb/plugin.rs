@@ -297,6 +297,10 @@ async fn changed(
     let client = at.connect().await?;
     let status: PluginStatus = at.ask(&client, event, payload).await?;
     let text = format!("{} {done}: {}, {}", status.name, status.state.as_str(), status.placement.as_str());
+    if !status.not_granted.is_empty() {
+        let (name, lacks) = (&status.name, status.not_granted.join(", "));
+        at.out.note(&format!("not granted: {lacks}; [plugins.{name}] in ksi.toml can grant it"));
+    }
     let names = vec![status.name.clone()];
     at.out.print(&Report::text(&status, text)?.named(names))
 }
@@ -342,6 +346,7 @@ mod tests {
             last_error: None,
             degraded: None,
             quarantined: None,
+            not_granted: Vec::new(),
         }
     }
 

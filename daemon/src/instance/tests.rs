@@ -1,7 +1,7 @@
 //! Starting where others have been: left-overs, strangers, and a daemon that
 //! runs.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::{
     os::unix::{
         fs::symlink,
@@ -64,6 +64,63 @@ fn a_second_daemon_is_told_the_pid_and_the_socket_of_the_first() {
     );
     drop(first);
     assert!(Instance::acquire(&paths).is_ok());
+}
+
+/// A runtime directory whose daemon is dead, its pid, and a process that still
+/// has lock and socket, as the child has that it was about to start.
+fn left_behind() -> (TempDir, Paths, u32, std::process::Child) {
+    let (dir, paths) = home_with_dir();
+    let mut daemon = Command::new("/bin/true").spawn().unwrap();
+    daemon.wait().unwrap();
+    let mut lock = File::create(paths.lock_file()).unwrap();
+    lock.try_lock().unwrap();
+    writeln!(lock, "{}", daemon.id()).unwrap();
+    let listener = std::os::fd::OwnedFd::from(UnixListener::bind(&paths.socket).unwrap());
+    let child = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(lock).stderr(listener).spawn().unwrap();
+    (dir, paths, daemon.id(), child)
+}
+
+#[test]
+fn a_start_waits_for_what_a_child_of_a_killed_daemon_still_has() {
+    let (_dir, paths, _, mut child) = left_behind();
+    let stdin = child.stdin.take();
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            let instance = Instance::acquire(&paths)?;
+            instance.listen().map(drop)
+        });
+        std::thread::park_timeout(LEAVING / 5);
+        assert!(!started.is_finished());
+        drop(stdin);
+        started.join().unwrap().unwrap();
+    });
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_lock_that_stays_taken_is_refused_with_the_daemon_that_it_names() {
+    let (_dir, paths, pid, mut child) = left_behind();
+    let message = Instance::acquire(&paths).unwrap_err().to_string();
+    let lock = paths.lock_file();
+    assert!(
+        message.contains(&format!("the lock {} is held by another process", lock.display())),
+        "{message}"
+    );
+    assert!(message.contains(&format!("its daemon, pid {pid}, does not run any more")), "{message}");
+    fs::write(&lock, "").unwrap();
+    let message = Instance::acquire(&paths).unwrap_err().to_string();
+    assert!(message.contains("names no daemon"), "{message}");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_daemon_that_runs_is_not_waited_for() {
+    let (_dir, paths) = home();
+    let _first = Instance::acquire(&paths).unwrap();
+    let began = Instant::now();
+    assert!(matches!(Instance::acquire(&paths), Err(Error::Running { .. })));
+    assert!(began.elapsed() < LEAVING / 2);
 }
 
 #[test]

@@ -232,6 +232,7 @@ impl Fleet {
             last_error: None,
             degraded: None,
             quarantined: None,
+            not_granted: Vec::new(),
         };
         let board: Shared = Arc::new(Mutex::new(Board {
             status,
@@ -518,6 +519,7 @@ fn unlisted(name: &str, library: String, placement: Placement) -> Result<config:
         emits: vec![own],
         listens: Vec::new(),
         intercepts: Vec::new(),
+        every_tenant: false,
         limits: config::Limits::default(),
         restart: config::Restart::of(placement),
         sandbox: config::Grants::default(),

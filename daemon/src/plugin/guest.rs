@@ -2,7 +2,7 @@
 //! port, and the translation between deliveries and frames.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
@@ -30,6 +30,10 @@ pub const SUBS_FROM: Id = 1 << 62;
 
 /// Lines that are kept as the last words of a plugin.
 const WORDS_MAX: usize = 12;
+
+/// Tenants that a plugin has to do with and that are remembered. One that serves
+/// more of them is granted every tenant.
+const TENANTS_MAX: usize = 4096;
 
 /// Longest sentence in bytes that is kept of what a plugin says of itself.
 const COMPLAINT_BYTES_MAX: usize = 1024;
@@ -97,6 +101,9 @@ pub struct Guest {
     complaint: Mutex<Option<String>>,
     /// Facts that it tells and may not.
     not_told: Complaints,
+    /// Whose requests and events it was handed, of whom it may tell; `None` where
+    /// it may tell of all.
+    tenants: Option<Mutex<HashSet<Box<str>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,7 +113,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Guest {
     /// A plugin that is about to run; `life` hears what becomes of it.
     #[must_use]
-    pub fn new(name: &str, alias: Option<Alias>, life: mpsc::Sender<Life>) -> Self {
+    pub fn new(name: &str, alias: Option<Alias>, life: mpsc::Sender<Life>, every_tenant: bool) -> Self {
         Self {
             name: name.into(),
             alias,
@@ -115,7 +122,24 @@ impl Guest {
             words: Mutex::default(),
             complaint: Mutex::default(),
             not_told: Complaints::default(),
+            tenants: (!every_tenant).then(Mutex::default),
         }
+    }
+
+    /// It has to do with a tenant from now on.
+    fn meet(&self, caller: &Caller) {
+        let (Some(tenants), Some(tenant)) = (&self.tenants, caller.principal.tenant.as_deref()) else {
+            return;
+        };
+        let mut tenants = lock(tenants);
+        if tenants.len() < TENANTS_MAX && !tenants.contains(tenant) {
+            tenants.insert(tenant.into());
+        }
+    }
+
+    /// Whether it has nothing to do with a tenant.
+    fn is_stranger(&self, tenant: &str) -> bool {
+        self.tenants.as_ref().is_some_and(|tenants| !lock(tenants).contains(tenant))
     }
 
     /// Keeps a line; the oldest goes where there are too many.
@@ -218,6 +242,12 @@ impl Guest {
     /// The frame that a delivery is for the plugin.
     #[must_use]
     pub fn frame(&self, delivery: Delivery, now_ms: u64) -> Frame {
+        match &delivery {
+            Delivery::Request { envelope, .. } => self.meet(&envelope.caller),
+            Delivery::Event { envelope, .. } => self.meet(&envelope.caller),
+            Delivery::Intercept { caller: Some(caller), .. } => self.meet(caller),
+            _ => {}
+        }
         match delivery {
             Delivery::Request { token, envelope } => Frame::Request(Request {
                 work: envelope.work,
@@ -326,6 +356,7 @@ impl Guest {
                     Arc::new(Caller { origin: port.origin.clone(), principal: owner(&tenant) })
                 };
                 let emission = Emission {
+                    stranger: emit.tenant.as_deref().is_some_and(|tenant| self.is_stranger(tenant)),
                     correlation_id: emit.correlation_id.map(Into::into),
                     parent: emit.parent,
                     caller: emit.tenant.map(caller),

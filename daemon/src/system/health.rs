@@ -96,6 +96,7 @@ mod tests {
             last_error: None,
             degraded: None,
             quarantined: None,
+            not_granted: Vec::new(),
         }
     }
 

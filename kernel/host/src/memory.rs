@@ -4,7 +4,8 @@
 //! start runs much code once (configuration, schemas, recovery) and leaves
 //! holes in the heap. What stays resident of that is of no use: a page of code or
 //! of constants that is needed again comes from the page cache, and the heap grows
-//! again where it must, so it is given back ([`settle`]). This module frees nothing
+//! again where it must, so it is given back ([`settle`]); and so is what a rush leaves
+//! free ([`trim`]), which the allocator keeps for as long as it runs. This module frees nothing
 //! that is in use, and nothing depends on whether the system listens.
 #![expect(unsafe_code, reason = "the advice is about addresses")]
 
@@ -34,6 +35,15 @@ pub fn map_large() {
     }
 }
 
+/// Gives back free heap. Takes a few milliseconds for each 100 MB of it.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it returns pages that hold nothing, under the allocator's own locks.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
 /// Gives back free heap, and the code and constants that were touched so far. To
 /// be called once the start is over; takes a few milliseconds.
 ///
@@ -42,11 +52,7 @@ pub fn map_large() {
 /// Where `/proc` cannot be read, or the system refuses; then memory stays as it
 /// was, or some of it.
 pub fn settle() -> io::Result<()> {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it returns pages that hold nothing, under the allocator's own locks.
-    unsafe {
-        nix::libc::malloc_trim(0);
-    }
+    trim();
     for (start, end) in unchanged(&fs::read_to_string("/proc/self/smaps")?) {
         let Some(address) = NonNull::new(std::ptr::with_exposed_provenance_mut(start)) else { continue };
         // SAFETY: nobody may write the range, and every page of it is the file's, so what is dropped is

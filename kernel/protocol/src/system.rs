@@ -201,6 +201,11 @@ pub struct PluginStatus {
     /// Why an operator has quarantined it.
     #[serde(default)]
     pub quarantined: Option<String>,
+    /// What its library asks to hear or to have a word on and the manifest does
+    /// not grant, as `listens test:*`: it runs without. A library that is not in
+    /// the manifest is granted its own events alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_granted: Vec<String>,
 }
 
 /// Where a plugin's supervisor stands. Up is not ready: `starting` means that

@@ -13,6 +13,12 @@ pub const ID_DIGITS: usize = 8;
 /// Digits of the secret: 256 bits.
 pub const SECRET_DIGITS: usize = 64;
 
+/// Variable of the environment in which a client finds a token. The daemon has no
+/// use for it.
+pub const VARIABLE: &str = "KSI_TOKEN";
+/// ... and the one that names a file with a token.
+pub const FILE_VARIABLE: &str = "KSI_TOKEN_FILE";
+
 const PREFIX: &str = "ksi_";
 
 /// A token as somebody shows it; whether it is one is for the daemon to say. No

@@ -171,6 +171,9 @@ pub fn verify(reader: impl BufRead, key: Option<&Key>) -> Result<Proof, Flaw> {
         let what = format!("it is of version {}, this KSI reads version {VERSION}", begin.version);
         return Err(lines.flaw(None, what));
     }
+    if begin.first == 0 {
+        return Err(lines.flaw(None, "its first record has no position: they are counted from 1"));
+    }
     let own: Key = begin.public_key.parse().map_err(|error| lines.flaw(None, format!("its key: {error}")))?;
     if key.is_some_and(|key| *key != own) {
         return Err(lines.flaw(None, format!("it is signed with another key: {own}")));

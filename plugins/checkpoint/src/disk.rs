@@ -15,7 +15,10 @@ mod directory;
 #[cfg(test)]
 pub mod sim;
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 pub use directory::Directory;
 
@@ -29,7 +32,7 @@ pub trait Disk: Send + Sync {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where somebody else has it.
+    /// `WouldBlock` where somebody else has it, with the words who.
     fn lock(&self) -> io::Result<Box<dyn Lock>>;
 
     /// Names of all files, in no order.
@@ -79,3 +82,25 @@ pub trait File: Send + Sync {
 
 /// A lock that is held as long as it lives.
 pub trait Lock: Send + Sync {}
+
+/// How long whoever has a lock is usually waited for, and how often it is looked.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Takes the lock of a directory. Whoever has just been given up or killed, in
+/// this process or another, lets it go in a moment.
+///
+/// # Errors
+///
+/// Those of [`Disk::lock`].
+pub fn lock(disk: &dyn Disk, patience: Duration) -> io::Result<Box<dyn Lock>> {
+    let until = Instant::now() + patience;
+    loop {
+        match disk.lock() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::park_timeout(LOOK);
+            }
+            locked => return locked,
+        }
+    }
+}

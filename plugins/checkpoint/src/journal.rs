@@ -30,7 +30,7 @@ mod tests;
 use std::{
     io,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ksi_sdk::protocol::Bytes;
@@ -43,7 +43,7 @@ pub use records::Records;
 pub use report::{Damage, Opened, Retired, SegmentStat, Stat, VerifyReport};
 
 use crate::{
-    disk::{Disk, File},
+    disk::{self, Disk, File},
     record::Seq,
 };
 use format::{FRAME, FRAMES, Head, Key, Opening, Writer};
@@ -60,11 +60,13 @@ pub struct Options {
     /// Files whose records all lie before this position are not read at the
     /// opening. The caller has checkpointed them.
     pub check_from: Seq,
+    /// How long an opening waits for whoever has the directory.
+    pub lock_wait: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, queue_bytes: 64 << 20, check_from: 0 }
+        Self { segment_bytes: 16 << 20, queue_bytes: 64 << 20, check_from: 0, lock_wait: disk::PATIENCE }
     }
 }
 
@@ -116,8 +118,8 @@ impl Journal {
     /// [`Opened`].
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Opened), JournalError> {
         let place = disk.place();
-        let lock = disk.lock().map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => JournalError::Locked { place },
+        let lock = disk::lock(&*disk, options.lock_wait).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => JournalError::Locked { place, source: error },
             _ => JournalError::io("lock", &place, error),
         })?;
         let least = (FRAMES + Opening::FRAME + FRAME + 1) as u64;

@@ -14,7 +14,7 @@
 use std::{collections::HashSet, rc::Rc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use ksi_sdk::prelude::{Code, Refusal, json};
+use ksi_sdk::prelude::{Code, Ctx, Refusal, json};
 
 use crate::{
     StatePlugin,
@@ -238,15 +238,15 @@ pub(crate) fn check_distinct(steps: &[Step]) -> Result<(), Refusal> {
 
 impl StatePlugin {
     /// Makes steps; goes on to the end also where the asker does not wait for
-    /// it.
+    /// it, whose context `ctx` is.
     ///
     /// # Errors
     ///
     /// `conflict` where an expected version is not there; whatever keeps the
     /// state from being written.
-    pub(crate) async fn change(self: &Rc<Self>, steps: Vec<Step>) -> Result<Done, Refusal> {
-        let this = self.clone();
-        self.to_the_end(async move { this.make(&Rc::new(steps)).await }).await?
+    pub(crate) async fn change(self: &Rc<Self>, ctx: &Ctx, steps: Vec<Step>) -> Result<Done, Refusal> {
+        let (this, writing) = (self.clone(), self.begin_writing(ctx)?);
+        self.to_the_end(writing, async move { this.make(&Rc::new(steps)).await }).await?
     }
 
     async fn make(self: &Rc<Self>, steps: &Rc<Vec<Step>>) -> Result<Done, Refusal> {

@@ -42,6 +42,7 @@ mod values;
 mod watch;
 mod line;
 mod queues;
+mod writing;
 mod expiry;
 
 use config::Config;
@@ -53,6 +54,7 @@ use record::{BRIEF, Brief, COUNTER, ITEM, place_of_brief, place_of_item};
 use room::{Charge, Room};
 use signal::Signal;
 use watch::Watches;
+use writing::{Writing, Writings};
 
 /// Entries that are read at once at the start.
 const PAGE: usize = 1000;
@@ -67,6 +69,7 @@ pub struct StatePlugin {
     index: RefCell<Index>,
     watches: Watches,
     queues: Queues,
+    writings: Writings,
     /// Says that something may be due earlier than before.
     timing: Signal,
     stopping: Cell<bool>,
@@ -88,6 +91,7 @@ impl Plugin for StatePlugin {
             index: RefCell::default(),
             watches: Watches::default(),
             queues: Queues::default(),
+            writings: Writings::default(),
             timing: Signal::default(),
             stopping: Cell::new(false),
         })
@@ -177,12 +181,23 @@ impl StatePlugin {
         self.ctx.now_ms()
     }
 
+    /// A write that whoever is asking is charged for; to be begun before anything
+    /// of it is done.
+    fn begin_writing(&self, ctx: &Ctx) -> Result<Writing, Refusal> {
+        self.writings.begin(ctx.principal())
+    }
+
     /// Does work to its end, also where nobody waits for it any more.
-    async fn to_the_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Result<T, Refusal> {
+    async fn to_the_end<T: 'static>(
+        &self,
+        writing: Writing,
+        work: impl Future<Output = T> + 'static,
+    ) -> Result<T, Refusal> {
         let (done, end) = oneshot::channel();
         self.ctx.spawn(async move {
             // The asker may be gone; what was done is done.
             let _ = done.send(work.await);
+            drop(writing);
         });
         end.await.map_err(|_| Refusal::new(Code::ShuttingDown, "the plugin stopped before the work was done"))
     }

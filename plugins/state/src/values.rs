@@ -41,7 +41,7 @@ impl StatePlugin {
     pub(crate) async fn set(self: Rc<Self>, ctx: Ctx, ask: Set) -> Result<SetAnswer, Refusal> {
         let step = Step::set(ctx.tenant(), ask, self.now_ms())?;
         let expires_at_ms = step.expires_at_ms();
-        let done = self.change(vec![step]).await?;
+        let done = self.change(&ctx, vec![step]).await?;
         Ok(SetAnswer { version: done.version, expires_at_ms })
     }
 
@@ -72,7 +72,7 @@ impl StatePlugin {
     }
 
     pub(crate) async fn delete(self: Rc<Self>, ctx: Ctx, ask: Delete) -> Result<DeleteAnswer, Refusal> {
-        let done = self.change(vec![Step::delete(ctx.tenant(), &ask)?]).await?;
+        let done = self.change(&ctx, vec![Step::delete(ctx.tenant(), &ask)?]).await?;
         Ok(DeleteAnswer { deleted: done.deleted > 0 })
     }
 
@@ -100,7 +100,7 @@ impl StatePlugin {
             return Err(Refusal::new(Code::TooLarge, message)
                 .details(json!({ "path": "operations", "bytes": bytes, "bytes_max": BATCH_BYTES_MAX })));
         }
-        let done = self.change(steps).await?;
+        let done = self.change(&ctx, steps).await?;
         Ok(BatchAnswer { version: done.version, deleted: done.deleted })
     }
 

@@ -1,10 +1,10 @@
 //! Tenants: none sees, hears or changes anything of another's.
 
 use ksi_protocol::{Frame, frame::Class, token::Token};
-use ksi_tests::{Daemon, frames::Frames, wait_until};
+use ksi_tests::{Daemon, Home, frames::Frames, library, wait_until};
 use serde_json::{Value, json};
 
-use super::{code, create, frames_as, lines_as, ready};
+use super::{NO_MODEL, code, create, frames_as, lines_as, ready};
 
 /// Names that are easily taken for each other; those that are no names are
 /// refused before anything is kept under them.
@@ -103,6 +103,66 @@ fn facts_are_heard_by_their_tenant_and_by_whoever_sees_all() {
     let [a, b, owner] = ears.map(|mut ear| keys(heard(&mut ear)));
     assert_eq!((a, b), (vec!["of a".to_owned()], vec!["of b".to_owned()]));
     assert_eq!(owner, ["of a", "of b"]);
+}
+
+/// A daemon with a plugin that does as it is told, in a child.
+fn with_gossip(more: &str) -> Daemon {
+    let library = library("fixture_faulty");
+    let events = ["ok", "gossip", "call", "flooded"]
+        .map(|action| format!("[events.\"faulty:{action}\"]\npermission = \"faulty.use\"\n"));
+    let daemon = Home::with_config(&format!(
+        "{NO_MODEL}[plugins.faulty]\nlibrary = \"{}\"\nmay_call = [\"echo:*\"]\nemits = [\"faulty:*\"]\n{more}\n{}",
+        library.display(),
+        events.concat()
+    ));
+    let daemon = daemon.start();
+    daemon.ready();
+    daemon
+}
+
+#[test]
+fn a_plugin_tells_facts_of_those_who_have_to_do_with_it_and_of_nobody_else() {
+    let can = ["faulty.use", "echo.use"];
+    let daemon = with_gossip("");
+    let [a, b] = ["a", "b"].map(|tenant| create(&daemon, &can, Some(tenant)).token);
+    let mut ear = frames_as(&daemon, &b);
+    ear.subscribe(1, "faulty:flooded", Class::Live);
+    let gossip = |n: u64| {
+        let told = lines_as(&daemon, &a).ask("faulty:gossip", json!({"of": "b", "n": n}));
+        assert_eq!(code(&told), "ok", "it is asked, and what comes of it is another matter");
+    };
+    let mut heard_by_b = || heard(&mut ear).iter().map(|fact| fact["n"].clone()).collect::<Vec<_>>();
+    gossip(1);
+    assert!(heard_by_b().is_empty(), "it knows nothing of b");
+    wait_until("the log says so", || daemon.log().contains("may not tell `faulty:flooded` of a tenant"));
+    lines_as(&daemon, &b).ask("faulty:ok", json!({})).unwrap();
+    gossip(2);
+    assert_eq!(heard_by_b(), [2], "b has asked it something");
+    daemon.ask("plugin:restart", json!({"name": "faulty"})).unwrap();
+    gossip(3);
+    assert!(heard_by_b().is_empty(), "what is started anew knows nobody");
+
+    let daemon = with_gossip("every_tenant = true");
+    let [a, b] = ["a", "b"].map(|tenant| create(&daemon, &can, Some(tenant)).token);
+    let mut ear = frames_as(&daemon, &b);
+    ear.subscribe(1, "faulty:flooded", Class::Live);
+    lines_as(&daemon, &a).ask("faulty:gossip", json!({"of": "b", "n": 4})).unwrap();
+    assert_eq!(heard(&mut ear).len(), 1, "the manifest lets it");
+}
+
+#[test]
+fn a_plugin_that_asks_on_behalf_of_somebody_asks_what_that_one_may() {
+    let daemon = with_gossip("");
+    let ask = |can: &[&str], on_behalf: bool| {
+        let token = create(&daemon, can, None).token;
+        let call = json!({"event": "echo:say", "data": {"text": "hi"}, "on_behalf": on_behalf});
+        lines_as(&daemon, &token).ask("faulty:call", call)
+    };
+    assert_eq!(code(&ask(&["faulty.use"], false)), "ok", "with a right of its own");
+    let refused = ask(&["faulty.use"], true);
+    assert_eq!(code(&refused), "denied");
+    assert_eq!(refused.unwrap_err()["details"]["permission"], "echo.use");
+    assert_eq!(code(&ask(&["faulty.use", "echo.use"], true)), "ok");
 }
 
 #[test]

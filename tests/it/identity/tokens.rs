@@ -1,11 +1,14 @@
 //! Tokens: how they are made, shown and taken back, from the command line to the
 //! file.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::{
+    fs::{PermissionsExt as _, symlink},
+    process::CommandExt as _,
+};
 
 use ksi_client::{Client, Error, Options};
 use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, frame::Hello, token::Token};
-use ksi_tests::{Daemon, command, frames::Frames, stderr, stdout};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, built, command, frames::Frames, stderr, stdout};
 use serde_json::{Value, json};
 
 use super::{code, create, lines_as, ready};
@@ -37,6 +40,35 @@ fn a_token_that_is_none_is_refused_on_both_faces_and_ends_the_connection() {
         assert_eq!(frames.refused().1.code, Code::Denied);
         assert_eq!(frames.try_receive(), None);
     }
+}
+
+/// A daemon whose starter had a token in the environment; `ksid` stands in its
+/// home, as a link.
+fn started_with_a_token() -> Daemon {
+    let home = Home::with_config(WITHOUT_MODEL);
+    let link = home.path().join("ksid");
+    symlink(built().join("ksid"), &link).unwrap();
+    let daemon = home.start_with(|command| {
+        command.env("KSI_TOKEN", "ksi_0a1b2c3d").env("KSI_TOKEN_FILE", "/nowhere").arg0(&link);
+    });
+    daemon.ready();
+    daemon
+}
+
+#[test]
+fn a_daemon_does_not_keep_the_token_of_whoever_starts_it() {
+    let daemon = started_with_a_token();
+    let pid = std::fs::read_to_string(daemon.home.paths().lock_file()).unwrap();
+    assert_eq!(pid.trim(), daemon.pid().to_string(), "it is the process that was started");
+    // What it hands on tells what it has: this stands where its program stood.
+    let link = daemon.home.path().join("ksid");
+    let seen = daemon.home.path().join("environment");
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(&link, format!("#!/bin/sh\nenv > {}\nexit 1\n", seen.display())).unwrap();
+    std::fs::set_permissions(&link, std::fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(daemon.ask("system:restart", json!({})).unwrap_err()["code"], "conflict");
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.contains("KSI_HOME=") && !seen.contains("KSI_TOKEN"), "{seen}");
 }
 
 #[test]

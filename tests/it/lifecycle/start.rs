@@ -48,6 +48,17 @@ fn a_daemon_becomes_ready_and_nobody_else_can_reach_it() {
 }
 
 #[test]
+fn a_start_with_what_is_shipped_warns_of_nothing() {
+    let daemon = Home::new().start();
+    daemon.ready();
+    let log = daemon.log();
+    assert!(log.contains(" INFO "), "{log}");
+    let warnings: Vec<_> =
+        log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
+}
+
+#[test]
 fn after_a_crash_the_next_start_works() {
     let daemon = Daemon::without_model();
     let home = daemon.kill();

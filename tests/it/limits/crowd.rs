@@ -1,7 +1,10 @@
 //! Many connections of one user: together they have the share of one.
 
+use std::io::Write;
+
 use ksi_protocol::{Code, Frame, frame::Class};
 use ksi_tests::{
+    Daemon,
     frames::{Frames, emit, request},
     wait_until,
 };
@@ -140,4 +143,35 @@ fn what_a_user_may_send_in_a_second_is_for_the_configuration_to_say() {
         }
     }
     assert!(answered >= 20 && busy >= 100, "{answered} answered, {busy} busy");
+}
+
+#[test]
+fn what_a_crowd_has_left_unread_is_given_back_when_it_has_gone() {
+    let daemon = with("");
+    let before = resident(&daemon);
+    let lines = "{\"event\":\"echo:say\",\"data\":{\"text\":\"TEXT\"}}\n"
+        .replace("TEXT", &"x".repeat(2000))
+        .repeat(20);
+    let mut crowd: Vec<_> = (0..48).map(|_| daemon.raw()).collect();
+    for one in &crowd {
+        one.set_nonblocking(true).unwrap();
+    }
+    wait_until("answers wait", || {
+        for one in &mut crowd {
+            // Where it is full, or cut off for what it leaves unread, others go on.
+            let _ = one.write(lines.as_bytes());
+        }
+        resident(&daemon) > before + (48 << 20)
+    });
+    drop(crowd);
+    wait_until("the memory is given back", || resident(&daemon) < before + (24 << 20));
+}
+
+/// As the system sees it: the daemon need not be asked, which is a client that
+/// comes and goes.
+fn resident(daemon: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kib << 10
 }

@@ -13,5 +13,5 @@ fn main() -> std::process::ExitCode {
     };
     let tally = carry_out(faults);
     println!("{tally}");
-    u8::from(!tally.broken.is_empty() || tally.quantile(0.99) > BACK).into()
+    u8::from(!tally.broken.is_empty() || tally.quantile(0.99) > BACK || !tally.late().is_empty()).into()
 }

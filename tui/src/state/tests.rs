@@ -61,6 +61,7 @@ pub(crate) fn plugin(name: &str, state: PluginState) -> PluginStatus {
         last_error: None,
         degraded: None,
         quarantined: None,
+        not_granted: Vec::new(),
     }
 }
 

@@ -200,6 +200,7 @@ impl Fleet {
             emits: vec![own],
             listens: Vec::new(),
             intercepts: Vec::new(),
+            every_tenant: false,
             keeps_work: false,
             instances: false,
             ..manager.clone()

@@ -60,7 +60,9 @@ impl Keeper {
         self.reason = None;
         let outer = self.spec.plugin.namespace.clone();
         let alias = outer.map(|outer| Alias { inner: image.name.clone(), outer });
-        let guest = Guest::new(&self.spec.plugin.name, alias, life);
+        // Whoever keeps work speaks of all whose work it keeps.
+        let every_tenant = self.spec.plugin.every_tenant || self.spec.plugin.keeps_work;
+        let guest = Guest::new(&self.spec.plugin.name, alias, life, every_tenant);
         let generation = with(&self.board, |board| {
             board.status.generation += 1;
             board.status.generation
@@ -221,7 +223,12 @@ impl Keeper {
             kernel.keep(&running.port)?;
             self.means.hub.kept.notify_waiters();
         }
-        self.warn_of_what_is_not_granted(&descriptor);
+        let not_granted = self.not_granted(&descriptor);
+        for lacks in &not_granted {
+            let name = &self.spec.plugin.name;
+            tracing::warn!(plugin = name, "it asks for more than plugins.{name} grants: {lacks}");
+        }
+        with(&self.board, |board| board.status.not_granted = not_granted);
         let now_ms = self.means.hub.now_ms();
         for (id, pattern) in (SUBS_FROM..).zip(&descriptor.listens) {
             kernel.subscribe(&running.port, id, pattern.clone(), Class::Live, now_ms)?;
@@ -232,27 +239,21 @@ impl Keeper {
         Ok(())
     }
 
-    /// A plugin that asks for more than it is granted runs with what it is
-    /// granted, and whoever looks for the rest finds a word in the log.
-    fn warn_of_what_is_not_granted(&self, descriptor: &Descriptor) {
+    /// What a plugin asks to hear or to have a word on beyond what it is granted.
+    /// It runs with what it is granted, and whoever looks for the rest is told.
+    fn not_granted(&self, descriptor: &Descriptor) -> Vec<String> {
         let plugin = &self.spec.plugin;
         if self.spec.instance.is_some() {
             // It has what its manager asks for, and hears of nothing.
-            return;
+            return Vec::new();
         }
         let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
-        let asked = descriptor.listens.iter().map(|pattern| ("listens", pattern, &plugin.listens));
-        for (right, pattern, granted) in
-            asked.chain(intercepts.map(|one| ("intercepts", one, &plugin.intercepts)))
-        {
-            if !granted.iter().any(|granted| granted == pattern || granted.matches(pattern.as_str())) {
-                tracing::warn!(
-                    plugin = plugin.name,
-                    "it asks for `{pattern}`, and `plugins.{}.{right}` does not grant all of that",
-                    plugin.name
-                );
-            }
-        }
+        let listens = descriptor.listens.iter().map(|pattern| ("listens", pattern, &plugin.listens));
+        let asked = listens.chain(intercepts.map(|one| ("intercepts", one, &plugin.intercepts)));
+        let lacking = asked.filter(|(_, pattern, granted)| {
+            !granted.iter().any(|granted| granted == *pattern || granted.matches(pattern.as_str()))
+        });
+        lacking.map(|(right, pattern, _)| format!("{right} {pattern}")).collect()
     }
 
     /// Whether manifest and library say the same of who keeps work.

@@ -88,7 +88,8 @@ impl<P: Plugin> FakeHost<P> {
         let scripts = self.scripts.borrow();
         let sent = self.link.take(|sent| {
             let name = sent.name.as_str();
-            sent.kind == Kind::Request && (name.starts_with("space:") || scripts.contains_key(name))
+            let is_kept = name.starts_with("space:") && !self.space.is_stalled();
+            sent.kind == Kind::Request && (is_kept || scripts.contains_key(name))
         })?;
         let id = sent.id;
         let answer = match scripts.get(&sent.name) {

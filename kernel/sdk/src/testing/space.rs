@@ -27,6 +27,7 @@ struct Kept {
     entries: BTreeMap<Bytes, (Bytes, u64)>,
     version: u64,
     refusal: Option<Refusal>,
+    stalled: bool,
 }
 
 impl FakeSpace {
@@ -40,6 +41,16 @@ impl FakeSpace {
     /// away; `None` ends that.
     pub fn refuse(&self, refusal: Option<Refusal>) {
         self.0.borrow_mut().refusal = refusal;
+    }
+
+    /// Answers nothing from now on, as while the disk is slow; `false` ends that,
+    /// and what was asked meanwhile is answered with the next step.
+    pub fn stall(&self, stalled: bool) {
+        self.0.borrow_mut().stalled = stalled;
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.0.borrow().stalled
     }
 
     /// The value under a key.

@@ -1,16 +1,21 @@
 //! A directory of the file system.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use super::{Disk, File, Lock};
 
-/// The name of the file that is locked; its content means nothing.
+/// The name of the file that is locked. It names the process that has it, for
+/// people: what counts is the lock.
 const LOCK: &str = "lock";
 
 /// A directory of the file system. Files in it are for their owner only.
@@ -44,6 +49,11 @@ impl Directory {
     }
 }
 
+/// What a lock says of who has it.
+fn name() -> String {
+    std::process::id().to_string()
+}
+
 impl Disk for Directory {
     fn place(&self) -> String {
         self.path.display().to_string()
@@ -53,11 +63,26 @@ impl Disk for Directory {
         let file = fs::OpenOptions::new()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             .open(self.at(LOCK))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Box::new(lock)),
+            Ok(lock) => {
+                // On a full disk it names nobody, and is held all the same.
+                let _ = lock.set_len(0).and_then(|()| lock.write_all_at(name().as_bytes(), 0));
+                Ok(Box::new(lock))
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = (&mut file).take(32).read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process",
+                    pid if pid == name() => "this process",
+                    pid => &format!("process {pid}"),
+                };
+                Err(io::Error::new(io::ErrorKind::WouldBlock, format!("it is in use by {holder}")))
+            }
             Err((_, errno)) => Err(errno.into()),
         }
     }

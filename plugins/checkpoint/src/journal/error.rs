@@ -10,10 +10,12 @@ use super::report::Damage;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// Somebody else holds the lock.
-    #[error("the journal in {place} is in use by another process")]
+    #[error("cannot open the journal in {place}: {source}")]
     Locked {
         /// The directory.
         place: String,
+        /// Who does.
+        source: io::Error,
     },
     /// There is no space left. What was acknowledged before is safe.
     #[error("the disk is full: cannot {doing} {file}")]

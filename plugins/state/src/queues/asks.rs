@@ -19,6 +19,7 @@ use crate::{
     record::data_key,
     value,
     values::{in_range, moment},
+    writing::Writing,
 };
 
 /// Most items of one answer, and of one `ack`.
@@ -73,7 +74,8 @@ impl StatePlugin {
         };
         let expires_at_ms = moment(item.expires_at_ms);
         let open = self.open_queue(place);
-        let (id, length) = self.to_the_end(self.clone().add(open, item, ask.data)).await??;
+        let writing = self.begin_writing(&ctx)?;
+        let (id, length) = self.to_the_end(writing, self.clone().add(open, item, ask.data)).await??;
         Ok(PushAnswer { id, length, expires_at_ms })
     }
 
@@ -84,7 +86,7 @@ impl StatePlugin {
         let mut waiting = None;
         loop {
             let claim = self.clone().claim(open.clone(), want, ctx.cancel_token());
-            let answer = self.to_the_end(claim).await??;
+            let answer = self.to_the_end(self.begin_writing(&ctx)?, claim).await??;
             if !answer.items.is_empty() || want.wait.is_zero() || self.stopping.get() {
                 return Ok(answer);
             }
@@ -158,7 +160,7 @@ impl StatePlugin {
 
     pub(crate) async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Settled, Refusal> {
         let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
-        self.settle(open, ask.ids, ask.lease, |_| None).await
+        self.settle(self.begin_writing(&ctx)?, open, ask.ids, ask.lease, |_| None).await
     }
 
     pub(crate) async fn nack(self: Rc<Self>, ctx: Ctx, ask: Nack) -> Result<Settled, Refusal> {
@@ -169,12 +171,13 @@ impl StatePlugin {
             let deliveries = if item.dead { 0 } else { item.deliveries };
             Some(Item { lease: 0, hidden_until_ms, dead: false, deliveries, ..item })
         };
-        self.settle(open, ask.ids, ask.lease, back).await
+        self.settle(self.begin_writing(&ctx)?, open, ask.ids, ask.lease, back).await
     }
 
     /// Lets something become of items.
     async fn settle(
         self: &Rc<Self>,
+        writing: Writing,
         open: Open,
         ids: Vec<u64>,
         lease: Option<u64>,
@@ -199,7 +202,7 @@ impl StatePlugin {
         answer.missing.retain(|id| !answer.ids.contains(id));
         if !written.is_empty() {
             let this = self.clone();
-            self.to_the_end(async move { this.write_items(&open, &written).await }).await??;
+            self.to_the_end(writing, async move { this.write_items(&open, &written).await }).await??;
         }
         Ok(answer)
     }
@@ -269,7 +272,7 @@ impl StatePlugin {
                 removed += written.len() as u64;
             }
         };
-        Ok(PurgeAnswer { removed: self.to_the_end(work).await?? })
+        Ok(PurgeAnswer { removed: self.to_the_end(self.begin_writing(&ctx)?, work).await?? })
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is too long, too large, too deep, too much.
 
+use ksi_sdk::protocol::{frame::Caller, meta::Meta};
+
 use super::*;
 
 #[test]
@@ -141,4 +143,32 @@ fn a_state_that_is_not_ours_stops_the_start() {
     space.put("kno-place", &json!({"size": 1, "expires_at_ms": 0}));
     let Err(refusal) = Host::start_on(&space, json!({})) else { panic!("started") };
     assert!(refusal.message.contains("kno-place"), "{refusal}");
+}
+
+#[test]
+fn writes_that_were_given_up_count_until_they_are_made() {
+    let host = host();
+    let meta = |principal: &str| Meta {
+        caller: Some(Caller { principal: principal.into(), tenant: None, every_tenant: false }),
+        ..Meta::default()
+    };
+    let write = |principal: &str, n: usize| {
+        host.open_as("state:set", json!({"key": format!("{principal}{n}"), "value": n}), &meta(principal))
+    };
+    host.space().stall(true);
+    // Whoever vanishes has its writes made all the same ...
+    for n in 0..1024 {
+        host.cancel(&write("user:eve", n));
+    }
+    // ... and has no more of them than whoever waits.
+    let Some(Answer::Refusal(refusal)) = host.try_next(&write("user:eve", 1024)) else {
+        panic!("no refusal")
+    };
+    assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Busy, Some(100)), "{refusal}");
+    let other = write("user:bob", 0);
+    assert_eq!(host.try_next(&other), None, "another's waits for the disk");
+    host.space().stall(false);
+    assert!(matches!(host.next(&other), Answer::Reply(_)));
+    assert!(matches!(host.next(&write("user:eve", 1024)), Answer::Reply(_)));
+    assert_eq!(keys(&host).len(), 1000, "a page of them");
 }

@@ -1,0 +1,48 @@
+//! Memory given back to the system: what only the start needed, and later what a
+//! rush of clients has left free.
+//!
+//! Nothing is looked at while no client leaves.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::spawn_blocking, time::sleep};
+
+use crate::{plugin::fleet::resident_bytes, session::Sessions};
+
+/// Time from when the last plugin is ready, or a client has left, until memory
+/// is given back: whoever waited has got what it wanted by then, and many who
+/// leave at once are one rush.
+const CALM: Duration = Duration::from_secs(1);
+
+/// Bytes by which the daemon must have grown for that to be worth anything.
+const GROWN: u64 = 8 << 20;
+
+/// Gives memory back, for ever. To be begun once the start is over.
+pub(crate) async fn give_back(sessions: Arc<Sessions>) {
+    sleep(CALM).await;
+    if let Ok(Err(error)) = spawn_blocking(ksi_host::memory::settle).await {
+        tracing::debug!("memory of the start stays resident: {error}");
+    }
+    let mut least = resident();
+    loop {
+        sessions.left().await;
+        // What it has left behind may take longer to end than it took to go.
+        while {
+            sleep(CALM).await;
+            resident() > least + GROWN
+        } {
+            let before = resident();
+            // It does not panic.
+            let _ = spawn_blocking(ksi_host::memory::trim).await;
+            least = resident();
+            if before < least + GROWN {
+                break;
+            }
+        }
+        least = least.min(resident());
+    }
+}
+
+fn resident() -> u64 {
+    resident_bytes(std::process::id()).unwrap_or(0)
+}
