@@ -22,12 +22,14 @@ use tokio::{
 const INHERITED: [&str; 5] = ["PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE"];
 
 /// What every child is given: no debugger is started by a failing assertion of
-/// ggml, and a thread of OpenMP that waits for the others turns a thousand times,
-/// some tens of microseconds, before it sleeps. A model waits a few hundred times
-/// for each token, each time shorter than that; one that sleeps at once makes half
-/// as many tokens, and with the default, milliseconds, two models that share the
-/// processors keep each other from working.
-const GIVEN: [(&str, &str); 2] = [("GGML_NO_BACKTRACE", "1"), ("GOMP_SPINCOUNT", "1000")];
+/// ggml, and a thread of OpenMP that waits for the others turns 20,000 times, about
+/// a millisecond, before it sleeps: in the computations of a model they meet
+/// hundreds of times for each token. Where there are more threads than processors
+/// it turns a thousand times, which is what is meant by `active` then; with what
+/// OpenMP does by itself two models that share the processors would keep each
+/// other from working.
+const GIVEN: [(&str, &str); 3] =
+    [("GGML_NO_BACKTRACE", "1"), ("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "20000")];
 
 type Job = (Command, oneshot::Sender<io::Result<(Child, Host)>>);
 

@@ -3,7 +3,7 @@
 //!
 //! [`Ticket::generate`] hands a [`Job`] over and returns at once; the pieces of
 //! the answer go straight to the asker, and the whole through a one-shot
-//! channel. All calls into llama.cpp that need `unsafe` are in `context` and
+//! channel. All calls into C that need `unsafe` are in `context`, `crowd` and
 //! `log` below this module, and nowhere else in the plugin.
 //!
 //! # Invariants
@@ -21,6 +21,7 @@
 
 pub mod backend;
 mod context;
+mod crowd;
 pub mod embedder;
 pub mod figures;
 mod log;
@@ -47,8 +48,8 @@ use llama_cpp_2::token::LlamaToken;
 
 use crate::constraint::Constraint;
 use crate::tuning::Tuning;
-pub(crate) use context::BATCH_TOKENS_MAX;
 use context::Context;
+pub(crate) use context::STEP_TOKENS_MAX;
 use embedder::{Embedder, Texts};
 use figures::Figures;
 use model::Model;

@@ -7,7 +7,7 @@ use ksi_sdk::prelude::{Code, Refusal, json};
 
 use crate::budget::{Estimate, available_bytes};
 use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config, slot_count, thread_count};
-use crate::engine::{BATCH_TOKENS_MAX, RETRY_AFTER_MS, Setup};
+use crate::engine::{RETRY_AFTER_MS, STEP_TOKENS_MAX, Setup};
 use crate::gguf::Header;
 use crate::tuning::{CacheType, RopeScaling, Tuning};
 
@@ -73,7 +73,7 @@ impl Plan {
         };
         let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
         let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
-        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
+        let step = tuning.ubatch_size.unwrap_or(STEP_TOKENS_MAX);
         Ok(Self {
             name: name.to_owned(),
             context,

@@ -5,7 +5,7 @@ use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
 use crate::Llama;
 use crate::budget::{Estimate, available_bytes};
 use crate::config::{CONTEXT_DEFAULT, gpu_layer_count, slot_count, thread_count};
-use crate::engine::BATCH_TOKENS_MAX;
+use crate::engine::STEP_TOKENS_MAX;
 use crate::tuning::{CacheType, Preset, Setting};
 
 /// Show how a model would run if it were loaded now: what is set and where,
@@ -61,7 +61,7 @@ impl Llama {
         let context = tuning.context.unwrap_or(CONTEXT_DEFAULT).min(trained);
         let slots = slot_count(tuning.slots);
         let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
-        let step = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX);
+        let step = tuning.ubatch_size.unwrap_or(STEP_TOKENS_MAX);
         let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
         Ok(Profile {
             model,

@@ -154,7 +154,7 @@ pub struct Tuning {
     /// Threads while prompts are read; `threads` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads_batch: Option<u32>,
-    /// Most tokens that are decoded at once (512).
+    /// Most tokens that are decoded at once (1024).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
     /// Most tokens that are computed in one step (512).

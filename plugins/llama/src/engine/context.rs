@@ -29,9 +29,11 @@ use super::model::Model;
 use super::{Setup, log};
 use crate::tuning::{CacheType, FlashAttention, RopeScaling, Tuning};
 
-/// Most tokens that are decoded at once. Long enough to keep the processor
-/// busy, short enough that others get their next token in between.
-pub(crate) const BATCH_TOKENS_MAX: u32 = 512;
+/// Most tokens that are decoded at once. Enough for the prompts of several who
+/// have come together, few enough that one who comes later is not kept for long.
+const BATCH_TOKENS_MAX: u32 = 1024;
+/// Most tokens that are computed in one step: enough to keep the processor busy.
+pub(crate) const STEP_TOKENS_MAX: u32 = 512;
 /// llama.cpp rounds the context of a sequence up to this many tokens.
 const CONTEXT_STEP: u32 = 256;
 
@@ -161,7 +163,7 @@ impl Context {
         tune(&mut params, &setup.tuning);
         if model.pooling().is_some() {
             // A text is read in one piece, and each of its tokens counts.
-            let batch = setup.context.next_multiple_of(CONTEXT_STEP).max(BATCH_TOKENS_MAX);
+            let batch = setup.context.next_multiple_of(CONTEXT_STEP).max(STEP_TOKENS_MAX);
             params.n_batch = batch;
             params.n_ubatch = batch;
             params.embeddings = true;
@@ -206,6 +208,12 @@ impl Context {
 
     pub(super) fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    /// Threads that decode a batch of so many tokens.
+    pub(super) fn threads_for(&self, tokens: usize) -> u32 {
+        let threads = self.setup.threads;
+        if tokens > 1 { self.setup.tuning.threads_batch.unwrap_or(threads) } else { threads }
     }
 
     /// An empty batch with the limits of this context.
@@ -378,7 +386,7 @@ fn tune(params: &mut sys::llama_context_params, tuning: &Tuning) {
         CacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
     };
     params.n_batch = tuning.batch_size.unwrap_or(BATCH_TOKENS_MAX);
-    params.n_ubatch = tuning.ubatch_size.unwrap_or(BATCH_TOKENS_MAX).min(params.n_batch);
+    params.n_ubatch = tuning.ubatch_size.unwrap_or(STEP_TOKENS_MAX).min(params.n_batch);
     params.type_k = tuning.cache_type_k.map_or(params.type_k, cache);
     params.type_v = tuning.cache_type_v.map_or(params.type_v, cache);
     params.flash_attn_type = match tuning.flash_attn {

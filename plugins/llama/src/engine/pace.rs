@@ -10,6 +10,10 @@ const PAUSE: Duration = Duration::from_millis(150);
 const CHUNK_MIN: usize = 16;
 /// The first chunk, when nothing is known.
 const CHUNK_FIRST: usize = 64;
+/// Part of the time that prompts take by which they may begin later, and at most
+/// so much.
+const PATIENCE: f64 = 0.01;
+const PATIENCE_MAX: Duration = Duration::from_millis(5);
 /// Weight of the last round against all before.
 const WEIGHT: f64 = 0.25;
 
@@ -30,6 +34,13 @@ impl Pace {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
         let tokens = (pause / seconds.max(1e-9)).clamp(0.0, 65_536.0) as usize;
         (tokens / CHUNK_MIN * CHUNK_MIN).max(CHUNK_MIN)
+    }
+
+    /// How long prompts of so many tokens wait for others that may come with them;
+    /// not at all while nothing is known.
+    pub(super) fn patience(&self, tokens: usize) -> Duration {
+        let Some(seconds) = self.seconds_per_token else { return Duration::ZERO };
+        Duration::from_secs_f64((seconds * tokens as f64 * PATIENCE).min(PATIENCE_MAX.as_secs_f64()))
     }
 
     /// A round has read this many tokens of prompts. Rounds that read few say
@@ -81,6 +92,14 @@ mod tests {
         assert_eq!(pace.chunk(1, 1), CHUNK_FIRST, "a speaker's round");
         pace.observe(100, Duration::ZERO);
         assert_eq!(pace.chunk(1, 1) % CHUNK_MIN, 0);
+    }
+
+    #[test]
+    fn prompts_wait_for_others_a_hundredth_of_their_own_time() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.patience(1000), Duration::ZERO);
+        pace.observe(100, Duration::from_millis(500));
+        assert_eq!([0, 40, 1000].map(|tokens| pace.patience(tokens).as_millis()), [0, 2, 5]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use ksi_sdk::prelude::{Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
 use super::context::{Batch, Context, Fault};
+use super::crowd::Crowd;
 use super::figures::Figures;
 use super::pace::{self, Pace};
 use super::prefix::{self, Plan, View};
@@ -62,6 +63,7 @@ pub(super) struct Scheduler {
     stop: Arc<AtomicBool>,
     figures: Arc<Figures>,
     pace: Pace,
+    crowd: Crowd,
     /// Counts the jobs that got a slot.
     turn: u64,
 }
@@ -76,7 +78,8 @@ impl Scheduler {
         let slots = (0..context.setup().slots).map(|_| Slot::default()).collect();
         let batch = context.batch();
         let (waiting, pace) = (Queue::new(), Pace::default());
-        Self { context, batch, slots, waiting, inbox, stop, figures, pace, turn: 0 }
+        let crowd = Crowd::new(context.setup().threads);
+        Self { context, batch, slots, waiting, inbox, stop, figures, pace, crowd, turn: 0 }
     }
 
     /// Works until the engine is dropped.
@@ -85,7 +88,7 @@ impl Scheduler {
             if self.waiting.is_empty() && self.slots.iter().all(|slot| slot.running.is_none()) {
                 self.tell_load();
                 match self.inbox.recv() {
-                    Ok(job) => self.waiting.push(job.priority, job),
+                    Ok(job) => self.gather(job),
                     Err(_) => return,
                 }
             }
@@ -99,6 +102,22 @@ impl Scheduler {
             self.fill_slots();
             self.tell_load();
             self.decode_round();
+        }
+    }
+
+    /// Takes the first job after a rest, and waits a moment for others: those who
+    /// ask together read together, and then speak together.
+    fn gather(&mut self, first: Box<Job>) {
+        let mut tokens = 0;
+        let mut next = Some(first);
+        while let Some(job) = next {
+            tokens += job.prompt.len();
+            self.waiting.push(job.priority, job);
+            if self.waiting.len() >= self.slots.len() {
+                return;
+            }
+            // Where nobody can come any more, the loop finds out.
+            next = self.inbox.recv_timeout(self.pace.patience(tokens)).ok();
         }
     }
 
@@ -215,10 +234,13 @@ impl Scheduler {
             ),
             None => (Vec::new(), None),
         };
-        let began = Instant::now();
-        match self.context.decode(&mut self.batch, cancels, until) {
+        let threads = self.context.threads_for(self.batch.len());
+        let computing = self.crowd.begin();
+        let decoded = self.context.decode(&mut self.batch, cancels, until);
+        let took = self.crowd.end(&computing, threads);
+        match decoded {
             Ok(()) => {
-                self.pace.observe(read, began.elapsed());
+                self.pace.observe(read, took);
                 self.take_tokens();
             }
             Err(fault) => self.recover(fault),
