@@ -15,7 +15,7 @@
 #![expect(unsafe_code, reason = "the safe crate has no way to OpenMP")]
 
 use std::ffi::{c_uint, c_void};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -127,14 +127,14 @@ fn on_processors() -> Duration {
 /// Threads of OpenMP that do nothing, until dropped.
 struct Idlers {
     /// Dropped to end them.
-    stay: Option<Sender<()>>,
+    stay: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Idlers {
     /// None where the system has no threads left.
     fn start(count: u32) -> Option<Self> {
-        let (stay, leave) = channel::<()>();
+        let (stay, leave) = sync_channel::<()>(0);
         let idle = move || {
             have(count);
             // They count for as long as the thread lives that has asked for them.
