@@ -162,11 +162,11 @@ fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
     if theirs != ours {
         return Err(not_a_library(format!("it is built for {theirs:?}, this machine is {ours:?}")));
     }
-    if header.e_type(endian) != elf::ET_DYN {
-        return Err(not_a_library(format!(
-            "it is of type {:?}, not a shared library",
-            header.e_type(endian)
-        )));
+    match header.e_type(endian) {
+        elf::ET_DYN => {}
+        elf::ET_EXEC => return Err(not_a_library("it is a program".into())),
+        elf::ET_REL => return Err(not_a_library("it is an object file that was not linked".into())),
+        other => return Err(not_a_library(format!("it is of type {other} of ELF"))),
     }
     let sections = header.sections(endian, &cache).map_err(broken)?;
     let (_, section) =
