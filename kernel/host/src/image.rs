@@ -151,6 +151,15 @@ impl Image {
     }
 }
 
+/// Machines by their numbers in ELF and their names in Rust.
+const MACHINES: [(elf::Machine, &str); 5] = [
+    (elf::EM_X86_64, "x86_64"),
+    (elf::EM_AARCH64, "aarch64"),
+    (elf::EM_RISCV, "riscv64"),
+    (elf::EM_386, "x86"),
+    (elf::EM_ARM, "arm"),
+];
+
 fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
     let not_a_library = |why: String| Error::NotALibrary { path: path.into(), why };
     let broken = |error: object::read::Error| not_a_library(error.to_string());
@@ -158,9 +167,12 @@ fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
     // Headers only: to read symbols, too, takes longer than all the rest.
     let header = FileHeader64::<Endianness>::parse(&cache).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
-    let (theirs, ours) = (header.e_machine(endian), machine());
-    if theirs != ours {
-        return Err(not_a_library(format!("it is built for {theirs:?}, this machine is {ours:?}")));
+    let (theirs, ours) = (header.e_machine(endian), std::env::consts::ARCH);
+    if !MACHINES.contains(&(theirs, ours)) {
+        let known = MACHINES.iter().find(|(machine, _)| *machine == theirs);
+        let theirs =
+            known.map_or_else(|| format!("machine {} of ELF", theirs.0), |(_, name)| (*name).to_owned());
+        return Err(not_a_library(format!("it is built for {theirs}, this machine is {ours}")));
     }
     match header.e_type(endian) {
         elf::ET_DYN => {}
@@ -175,17 +187,6 @@ fn section(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
         return Err(Error::Header { path: path.into(), why: "it is absurdly large" });
     }
     section.data(endian, &cache).map(<[u8]>::to_vec).map_err(broken)
-}
-
-/// The number of this machine in ELF; one that nothing has where it is none of
-/// those that KSI runs on.
-fn machine() -> elf::Machine {
-    match std::env::consts::ARCH {
-        "x86_64" => elf::EM_X86_64,
-        "aarch64" => elf::EM_AARCH64,
-        "riscv64" => elf::EM_RISCV,
-        _ => elf::EM_NONE,
-    }
 }
 
 /// The fields of a plugin header that survived the checks.
