@@ -79,9 +79,11 @@ pub(super) struct Crowd {
     idlers: Option<Idlers>,
 }
 
-/// A computation under way.
+/// A computation of so many threads under way.
 pub(super) struct Computing {
     began: Instant,
+    threads: u32,
+    /// Not looked at where there is one thread, which waits for nobody.
     got: Duration,
 }
 
@@ -96,18 +98,19 @@ impl Crowd {
     }
 
     /// A computation begins.
-    pub(super) fn begin(&self) -> Computing {
-        Computing { began: Instant::now(), got: on_processors() }
+    pub(super) fn begin(&self, threads: u32) -> Computing {
+        let got = if threads > 1 { on_processors() } else { Duration::ZERO };
+        Computing { began: Instant::now(), threads, got }
     }
 
     /// It has ended: has the threads of the next one wait as it fits. How long it
     /// has taken.
-    pub(super) fn end(&mut self, computing: &Computing, threads: u32) -> Duration {
+    pub(super) fn end(&mut self, computing: &Computing) -> Duration {
         let now = Instant::now();
-        let took = now - computing.began;
-        // One thread waits for nobody.
+        let Computing { began, threads, got } = *computing;
+        let took = now - began;
         if threads > 1 {
-            let got = on_processors().saturating_sub(computing.got);
+            let got = on_processors().saturating_sub(got);
             match (self.gauge.observe(now, threads, took, got), &self.idlers) {
                 (true, None) => self.idlers = Idlers::start(self.many),
                 (false, Some(_)) => self.idlers = None,

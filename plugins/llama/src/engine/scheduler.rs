@@ -234,10 +234,9 @@ impl Scheduler {
             ),
             None => (Vec::new(), None),
         };
-        let threads = self.context.threads_for(self.batch.len());
-        let computing = self.crowd.begin();
+        let computing = self.crowd.begin(self.context.threads_for(self.batch.len()));
         let decoded = self.context.decode(&mut self.batch, cancels, until);
-        let took = self.crowd.end(&computing, threads);
+        let took = self.crowd.end(&computing);
         match decoded {
             Ok(()) => {
                 self.pace.observe(read, took);
