@@ -50,7 +50,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "KSI_SOCKET", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
     /// A file with a token, to speak in its name; KSI_TOKEN holds one itself.
-    #[arg(long, global = true, value_name = "PATH", env = "KSI_TOKEN_FILE", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "PATH", env = ksi_protocol::token::FILE_VARIABLE, hide_env_values = true)]
     pub(crate) token_file: Option<PathBuf>,
     /// How to print data.
     #[arg(
