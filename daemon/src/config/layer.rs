@@ -31,14 +31,15 @@ pub(super) fn is_variable(name: &str) -> bool {
 
 pub(super) fn load(sources: &Sources) -> Result<Config, Invalid> {
     let mut problems = Vec::new();
-    let (mut merged, manifest) = match &sources.events {
+    let mut merged = Table::new();
+    let manifest = match &sources.events {
         // Of a mistake in what is shipped only what no layer hides is the user's
         // concern, and tests find it first.
-        None => match tree::parse(&Arc::from(SHIPPED_NAME), SHIPPED) {
-            Ok(shipped) => (shipped, Ok(Table::new())),
-            Err(found) => (Table::new(), Err(found)),
-        },
-        Some(path) => (Table::new(), read(path, true)),
+        None => tree::parse(&Arc::from(SHIPPED_NAME), SHIPPED).map(|shipped| {
+            merged = shipped;
+            Table::new()
+        }),
+        Some(path) => read(path, true),
     };
     for file in [manifest, read(&sources.file, false)] {
         match file {
