@@ -27,11 +27,13 @@ pub(crate) async fn give_back(sessions: Arc<Sessions>) {
     loop {
         sessions.left().await;
         // What it has left behind may take longer to end than it took to go.
-        while {
+        loop {
             sleep(CALM).await;
-            resident() > least + GROWN
-        } {
             let before = resident();
+            if before <= least + GROWN {
+                least = least.min(before);
+                break;
+            }
             // It does not panic.
             let _ = spawn_blocking(ksi_host::memory::trim).await;
             least = resident();
@@ -39,7 +41,6 @@ pub(crate) async fn give_back(sessions: Arc<Sessions>) {
                 break;
             }
         }
-        least = least.min(resident());
     }
 }
 
