@@ -428,7 +428,6 @@ impl Keeper {
 
     fn announce(&mut self, before: PluginState, after: PluginState) {
         if before != after {
-            self.means.changed.notify_waiters();
             let name = &self.spec.plugin.name;
             tracing::info!(plugin = name, state = after.as_str(), "plugin is {}", after.as_str());
             if after == PluginState::Stopped {
@@ -444,6 +443,8 @@ impl Keeper {
             if after == PluginState::Ready {
                 self.means.hub.tell("plugin:ready", &self.birth());
             }
+            // Whoever waited for it finds it told.
+            self.means.changed.notify_waiters();
         }
         if after == PluginState::Stopped {
             // Also lets go of interceptors that refuse while their plugin is away.
