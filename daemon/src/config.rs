@@ -303,6 +303,8 @@ pub struct Grants {
     pub unix: bool,
     /// Whether it may start programs.
     pub exec: bool,
+    /// Whether it may use the graphics cards.
+    pub gpu: bool,
     /// Layers that are left out, on machines where they do harm.
     pub disable: Vec<Layer>,
 }

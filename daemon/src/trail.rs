@@ -11,7 +11,8 @@
 //! * What finds no room is counted, denials and permissions apart, and the
 //!   counts are written down as a record of their own, in their place.
 //! * A quarter of the room is for denials alone.
-//! * Nobody fills the trail with denials: those that repeat are counted.
+//! * Nobody fills the trail with denials, and no plugin with what it tells: those
+//!   that repeat are counted.
 //!
 //! # Failure
 //!
@@ -50,7 +51,7 @@ const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 4 << 20;
 /// Time for which decisions gather before they are written.
 const GATHER: Duration = Duration::from_millis(100);
-/// Time after which it is looked what was denied again meanwhile.
+/// Time after which it is looked what was counted meanwhile.
 const LOOK: Duration = Duration::from_secs(1);
 /// First and longest pause after the trail could not be written.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -121,7 +122,9 @@ pub struct Trail {
 struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
-    repeats: Repeats,
+    denials: Repeats,
+    /// What plugins tell; they do it because of requests, which are all written down.
+    facts: Repeats,
     /// A batch is being written.
     writing: bool,
     /// Why that does not work, where it has not for long.
@@ -148,8 +151,23 @@ impl Queue {
 
     /// Has those told that were counted; all of them with `None`.
     fn end_repeats(&mut self, now_ms: Option<u64>) {
-        let counted = self.repeats.end(now_ms);
-        self.waiting.extend(counted.into_iter().map(Waiting::Repeated));
+        let counted = [&mut self.denials, &mut self.facts].map(|repeats| repeats.end(now_ms));
+        self.waiting.extend(counted.into_iter().flatten().map(Waiting::Repeated));
+    }
+
+    /// Whether a decision is to be written down whole; it is counted otherwise.
+    fn admit(&mut self, decision: &ksi_identity::Decision<'_>) -> bool {
+        match decision.allowed {
+            false => self.denials.admit(decision),
+            true if decision.is_emission && decision.origin.starts_with("plugin:") => {
+                self.facts.admit(decision)
+            }
+            true => true,
+        }
+    }
+
+    fn counts(&self) -> bool {
+        !self.denials.is_empty() || !self.facts.is_empty()
     }
 
     fn push(&mut self, note: Note) {
@@ -173,7 +191,7 @@ impl Queue {
 /// Names are copied and the payload is referred to; all else happens later.
 impl Witness for Trail {
     fn decided(&self, decision: &ksi_identity::Decision<'_>) {
-        if !decision.allowed && !self.lock().repeats.admit(decision) {
+        if !self.lock().admit(decision) {
             return;
         }
         let caller = decision.caller;
@@ -241,7 +259,7 @@ impl Trail {
         let (waiting, repeat) = {
             let mut queue = self.lock();
             queue.end_repeats(Some(hub.now_ms()));
-            (queue.waiting.len(), !queue.repeats.is_empty())
+            (queue.waiting.len(), queue.counts())
         };
         if waiting >= BATCH_MAX {
             return;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ksi_protocol::Code;
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout, wait_until};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, library, stderr, stdout, wait_until};
 use serde_json::{Value, json};
 
 /// A daemon that is ready.
@@ -105,6 +105,26 @@ fn whoever_is_denied_the_same_without_end_does_not_fill_the_trail() {
     let (code, words) = ksi(&daemon, &["audit", "query", "--denied"]);
     assert!(code == 0 && words.contains("times more"), "{words}");
     assert_eq!(daemon.ask("audit:verify", json!({})).unwrap()["ok"], true);
+}
+
+#[test]
+fn a_plugin_that_tells_without_end_does_not_fill_the_trail() {
+    let faulty = format!(
+        "{WITHOUT_MODEL}[plugins.faulty]\nlibrary = \"{}\"\nemits = [\"faulty:*\"]\n",
+        library("fixture_faulty").display()
+    );
+    let daemon = Home::with_config(&faulty).start();
+    daemon.ready();
+    daemon.ask("faulty:flood", json!({"n": 5000})).expect("it tells");
+    let counted = |record: &Value| record["allowed"].as_u64().unwrap_or(1);
+    wait_until("all that was told is written down, or counted", || {
+        decisions(&daemon, "faulty:flooded").iter().map(counted).sum::<u64>() == 5000
+    });
+    let records = decisions(&daemon, "faulty:flooded").len();
+    assert!(records <= 44, "{records} records");
+    let (code, words) = ksi(&daemon, &["audit", "query", "--event", "faulty:flooded"]);
+    assert!(code == 0 && words.contains("allowed 4990 times more"), "{words}");
+    assert_eq!(decisions(&daemon, "faulty:flood").len(), 1, "what is asked is written down whole");
 }
 
 #[test]

@@ -126,7 +126,10 @@ fn listed(records: &[Entry]) -> Result<Report> {
                 repeated.principal.clone(),
                 repeated.event.clone(),
                 repeated.permission.clone(),
-                format!("DENIED {} times more", repeated.denied),
+                match repeated.denied {
+                    0 => format!("allowed {} times more", repeated.allowed),
+                    denied => format!("DENIED {denied} times more"),
+                },
             ])),
             Record::Lost(lost) => {
                 let what =

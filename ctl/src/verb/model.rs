@@ -307,6 +307,9 @@ async fn load(at: &Invocation, name: &str, context: Option<u32>) -> Result<()> {
     });
     let context =
         reply.get("context").and_then(Value::as_u64).map_or(String::new(), |n| format!(", context {n}"));
+    for note in reply.get("notes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        at.out.note(note);
+    }
     at.out.print(
         &Report::text(&reply, format!("llama/{name} loaded{took}{context}"))?
             .named(vec![format!("llama/{name}")]),

@@ -224,6 +224,7 @@ fn grants(mut section: Section<'_>) -> Grants {
         listen: section.get("listen", unset.listen, ports),
         unix: section.get("unix", unset.unix, switch),
         exec: section.get("exec", unset.exec, switch),
+        gpu: section.get("gpu", unset.gpu, switch),
         disable: section.get("disable", unset.disable, layers),
     };
     section.finish();

@@ -308,7 +308,7 @@ const WRONG: &[(&str, &str)] = &[
 fn grants_are_read_from_files_variables_and_flags() {
     let config = Given {
         file: "[plugins.llama]\nrequire = \"L3\"\n[plugins.llama.sandbox]\nread = [\"/srv/models\"]\n\
-               network = \"loopback\"\nlisten = [8080]\ndisable = [\"cgroup\"]\n",
+               network = \"loopback\"\nlisten = [8080]\ngpu = true\ndisable = [\"cgroup\"]\n",
         variables: &[("KSI_PLUGINS__LLAMA__SANDBOX__NETWORK", "53,443")],
         sets: &["plugins.llama.sandbox.exec=true"],
     }
@@ -320,6 +320,7 @@ fn grants_are_read_from_files_variables_and_flags() {
         network: Network::Ports(vec![53, 443]),
         listen: vec![8080],
         exec: true,
+        gpu: true,
         disable: vec![Layer::Cgroup],
         ..Grants::default()
     };

@@ -359,6 +359,8 @@ impl Actor {
             match output {
                 Output::Frame(Frame::Cancel { id }) if self.forget_timer(id) => {}
                 Output::Frame(frame) => self.guest.hear(turn, frame),
+                // At the end of the turn: behind all that has come by now.
+                Output::Timer { id, delay_ms: 0 } => self.add(Job::Fire(id)),
                 Output::Timer { id, delay_ms } => {
                     let actor = Arc::downgrade(self);
                     woken::note();

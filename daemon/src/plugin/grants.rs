@@ -30,6 +30,7 @@ pub fn of(spec: &Spec) -> Sandbox {
         listen: grants.listen.clone(),
         unix: grants.unix,
         exec: grants.exec,
+        gpu: grants.gpu,
         limits: Limits {
             memory_bytes: limits.memory_mb.map(|mb| mb << 20),
             files: Some(limits.files),

@@ -1,15 +1,16 @@
-//! Denials that repeat: whoever asks without end for what is denied shall not
-//! fill the trail, and push out of it what was written before.
+//! Decisions that repeat: whoever asks without end for what is denied shall not
+//! fill the trail, and push out of it what was written before; nor shall a plugin
+//! that tells much.
 //!
-//! Of each event that is denied to a principal the first few within a while are
-//! written down whole, and the others counted.
+//! Of each event and principal the first few within a while are written down
+//! whole, and the others counted.
 
 use std::collections::HashMap;
 
 use ksi_identity::Decision;
 use ksi_protocol::audit::Repeated;
 
-/// Denials of one event to one principal that are written down whole ...
+/// Decisions on one event of one principal that are written down whole ...
 const WHOLE_MAX: u32 = 10;
 /// ... within so many milliseconds.
 const WHILE_MS: u64 = 10_000;
@@ -20,11 +21,12 @@ const EVENTS_MAX: usize = 256;
 /// What stands for all other events.
 const OTHERS: &str = "**";
 
-/// What was denied of late, by principal and event.
+/// What was decided of late, by principal and event; either denials or what was
+/// allowed.
 #[derive(Debug, Default)]
 pub(super) struct Repeats(HashMap<String, HashMap<String, Window>>);
 
-/// One event, denied to one principal.
+/// One event of one principal.
 #[derive(Debug)]
 struct Window {
     begun_ms: u64,
@@ -45,6 +47,7 @@ impl Window {
                 tenant: principal.tenant.as_deref().map(str::to_owned),
                 event: event.to_owned(),
                 permission: decision.right.to_owned(),
+                allowed: 0,
                 denied: 0,
             },
         }
@@ -57,7 +60,7 @@ impl Repeats {
         self.0.is_empty()
     }
 
-    /// Whether a denial is to be written down whole; it is counted otherwise.
+    /// Whether a decision is to be written down whole; it is counted otherwise.
     pub(super) fn admit(&mut self, decision: &Decision<'_>) -> bool {
         let principal = &decision.caller.principal;
         if !self.0.contains_key(&*principal.name) {
@@ -77,11 +80,14 @@ impl Repeats {
             return true;
         }
         let counted = &mut window.counted;
-        if counted.denied == 0 {
+        if counted.allowed + counted.denied == 0 {
             counted.at_ms = decision.at_ms;
         }
         counted.until_ms = decision.at_ms;
-        counted.denied += 1;
+        match decision.allowed {
+            true => counted.allowed += 1,
+            false => counted.denied += 1,
+        }
         false
     }
 
@@ -92,7 +98,7 @@ impl Repeats {
         self.0.retain(|_, windows| {
             windows.retain(|_, window| {
                 let goes_on = now_ms.is_some_and(|now| now < window.begun_ms.saturating_add(WHILE_MS));
-                if !goes_on && window.counted.denied > 0 {
+                if !goes_on && window.counted.allowed + window.counted.denied > 0 {
                     counted.push(window.counted.clone());
                 }
                 goes_on
@@ -112,6 +118,10 @@ mod tests {
 
     /// Denies an event to a principal; whether that is written down whole.
     fn deny(repeats: &mut Repeats, principal: &str, event: &str, at_ms: u64) -> bool {
+        decide(repeats, principal, event, at_ms, false)
+    }
+
+    fn decide(repeats: &mut Repeats, principal: &str, event: &str, at_ms: u64, allowed: bool) -> bool {
         let principal = Principal::new(principal, None, u64::MAX);
         repeats.admit(&Decision {
             origin: "session:1",
@@ -121,10 +131,20 @@ mod tests {
             data: &ksi_protocol::empty(),
             correlation_id: None,
             right: "a.admin",
-            allowed: false,
+            allowed,
             audited: true,
             at_ms,
         })
+    }
+
+    #[test]
+    fn what_is_allowed_is_counted_as_that() {
+        let mut repeats = Repeats::default();
+        for n in 0..12 {
+            decide(&mut repeats, "plugin:x", "x:told", n, true);
+        }
+        let counted = repeats.end(None);
+        assert_eq!((counted[0].allowed, counted[0].denied), (2, 0));
     }
 
     fn told(repeats: &mut Repeats, now_ms: Option<u64>) -> Vec<(String, String, u64, u64, u64)> {

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum Record {
     /// Somebody was let do something, or not.
     Decision(Decision),
-    /// The same was denied again, so often that it was counted.
+    /// The same was denied again, or told again by a plugin, so often that it was
+    /// counted.
     Repeated(Repeated),
     /// Decisions that found no room to be written down, by their exact number.
     Lost(Lost),
@@ -56,12 +57,12 @@ pub struct Decision {
     pub size: u64,
 }
 
-/// The same was denied again: the first denials of an event to a principal are
-/// written down one by one, those that follow soon are counted.
+/// The same was denied again, or told again by a plugin: the first of an event and
+/// a principal are written down one by one, those that follow soon are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Repeated {
-    /// When the first of these was denied, milliseconds since 1970 ...
+    /// When the first of these was decided, milliseconds since 1970 ...
     pub at_ms: u64,
     /// ... and the last.
     pub until_ms: u64,
@@ -74,8 +75,18 @@ pub struct Repeated {
     pub event: String,
     /// What it takes.
     pub permission: String,
-    /// How often, besides those that are written down.
+    /// How often it was allowed, besides those that are written down ...
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub allowed: u64,
+    /// ... or denied.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub denied: u64,
+}
+
+/// One of the two counts is always zero.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Decisions that found no room to be written down.

@@ -77,6 +77,8 @@ pub struct Sandbox {
     pub unix: bool,
     /// Whether it may start programs.
     pub exec: bool,
+    /// Whether it may use the graphics cards.
+    pub gpu: bool,
     /// How much it may use.
     pub limits: Limits,
     /// Layers that the operator has switched off.

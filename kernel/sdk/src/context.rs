@@ -328,7 +328,7 @@ impl Ctx {
         self.core.link.now_ms()
     }
 
-    /// Waits.
+    /// Waits. For no time at all it waits until everything that has come by now is dealt with.
     pub fn sleep(&self, time: Duration) -> impl Future<Output = ()> + use<> {
         let core = self.core.clone();
         let id = core.next_id();
@@ -351,7 +351,6 @@ impl Ctx {
     /// the plugin.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.core.spawned.borrow_mut().push(Box::pin(task));
-        self.core.link.wake();
     }
 
     /// Runs what blocks on a thread of its own, and waits for it. Dropping the

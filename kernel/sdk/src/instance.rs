@@ -8,12 +8,16 @@
 //! only answers to what it asks itself, and its timers, get through.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     path::PathBuf,
     pin::Pin,
+    ptr,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -51,6 +55,7 @@ pub(crate) struct Instance<P> {
     plugin: Rc<P>,
     register: Register<P>,
     tasks: FuturesUnordered<LocalBoxFuture<'static, ()>>,
+    alarm: Arc<Alarm>,
     waker: Waker,
     /// Requests and interceptions whose handlers wait, by token, so that a
     /// cancel finds them.
@@ -81,11 +86,49 @@ async fn open<P: Plugin>(plugin: Rc<P>, ctx: Ctx) -> Result<(), Refusal> {
     plugin.open(ctx).await
 }
 
-struct WakeHost(Arc<dyn Link>);
+/// Rounds over the tasks that are ready, in one call of the host: a task that
+/// wakes itself for ever leaves room for what comes meanwhile.
+const ROUNDS: usize = 4;
 
-impl Wake for WakeHost {
+thread_local! {
+    /// The alarm of the instance that this thread runs.
+    static RUNNING: Cell<*const Alarm> = const { Cell::new(ptr::null()) };
+}
+
+/// What is woken: the host, unless the call that wakes is one of the instance's
+/// own, which looks again before it returns.
+struct Alarm {
+    link: Arc<dyn Link>,
+    rung: AtomicBool,
+}
+
+impl Wake for Alarm {
     fn wake(self: Arc<Self>) {
-        self.0.wake();
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if ptr::eq(RUNNING.get(), Arc::as_ptr(self)) {
+            self.rung.store(true, Ordering::Relaxed);
+        } else {
+            self.link.wake();
+        }
+    }
+}
+
+/// For as long as it lives, this thread runs the instance of an alarm.
+struct Run;
+
+impl Run {
+    fn begin(alarm: &Arc<Alarm>) -> Self {
+        RUNNING.set(Arc::as_ptr(alarm));
+        Self
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        RUNNING.set(ptr::null());
     }
 }
 
@@ -97,12 +140,14 @@ impl<P: Plugin> Instance<P> {
         let ctx = Ctx::new(core.clone(), EnvelopeFacts::default());
         let plugin = Rc::new(P::start(&ctx)?);
         let future = open(plugin.clone(), ctx).boxed_local();
+        let alarm = Arc::new(Alarm { link: link.clone(), rung: AtomicBool::new(false) });
         let mut instance = Self {
             core,
             plugin,
             register: Register::handlers(),
             tasks: FuturesUnordered::new(),
-            waker: Waker::from(Arc::new(WakeHost(link.clone()))),
+            waker: Waker::from(alarm.clone()),
+            alarm,
             running: Rc::default(),
             phase: Phase::Opening { future, held: VecDeque::new() },
             draining: None,
@@ -121,13 +166,30 @@ impl<P: Plugin> Instance<P> {
 
     /// Takes one message and runs until everything waits.
     pub(crate) fn deliver(&mut self, message: Message) -> u32 {
+        let _run = Run::begin(&self.alarm);
         let status = self.take(message);
-        self.run();
+        self.run_rounds();
         status
     }
 
     /// Runs until everything waits.
     pub(crate) fn run(&mut self) {
+        let _run = Run::begin(&self.alarm);
+        self.run_rounds();
+    }
+
+    fn run_rounds(&mut self) {
+        for _ in 0..ROUNDS {
+            self.alarm.rung.store(false, Ordering::Relaxed);
+            self.run_round();
+            if !self.alarm.rung.load(Ordering::Relaxed) && self.core.spawned.borrow().is_empty() {
+                return;
+            }
+        }
+        self.alarm.link.wake();
+    }
+
+    fn run_round(&mut self) {
         self.run_tasks();
         if let Err(refusal) = self.go_on_opening() {
             let payload = encode(&refusal).unwrap_or_default();

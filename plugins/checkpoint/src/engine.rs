@@ -5,8 +5,9 @@
 //! the journal is let go behind it. Reading looks into memory, then into the
 //! store. It knows nothing of what keys and values mean.
 //!
-//! The handle stays on the plugin's thread and never blocks it: the journal has a thread of its
-//! own, and so has the store.
+//! The handle stays on the plugin's thread. The journal has a thread of its own, and so has the store; but where the
+//! disk is swift a turn of the plugin ends with a sync on the plugin's thread, which spares a request that
+//! comes alone two switches of threads: see [`Engine::sync_at_turns_end`].
 //!
 //! # Invariants
 //!
@@ -26,11 +27,13 @@ pub mod leash;
 pub mod options;
 pub mod report;
 mod exports;
+mod facts;
 mod keeper;
 mod place;
 mod recovery;
 mod shared;
 mod thread;
+mod turn;
 mod waiting;
 #[cfg(test)]
 mod tests;
@@ -46,7 +49,7 @@ use std::{
         Arc,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
-    task::{Poll, Waker},
+    task::Waker,
     time::Instant,
 };
 
@@ -64,11 +67,12 @@ use self::{
     recovery::Opening,
     shared::{Shared, check_keys},
     thread::Job,
+    turn::Turn,
     waiting::Waiting,
 };
 use crate::{
     overlay::{merge, next_prefix, successor},
-    record::{Batch, Fact, Record, Seq},
+    record::{Batch, Record, Seq},
 };
 
 /// Jobs that may wait for the keeper; more are refused `busy`.
@@ -81,8 +85,7 @@ pub struct Engine {
     options: Options,
     epoch: u64,
     waiting: Waiting,
-    /// Everything up to here is synced soon.
-    hurried: Cell<Seq>,
+    turn: Turn,
     /// Position of the newest fact; at the start the newest record, which may be one.
     last_fact: Cell<Seq>,
     /// Who waits for a fact to be told.
@@ -132,7 +135,7 @@ impl Engine {
             options,
             epoch: recovery.epoch,
             waiting: Waiting::default(),
-            hurried: Cell::new(0),
+            turn: Turn::default(),
             last_fact: Cell::new(recovery.last_seq),
             fact_wakers: RefCell::default(),
             told: Cell::new(None),
@@ -169,34 +172,36 @@ impl Engine {
     /// `busy` while memory is full, `too_large` above what a record or a key may have,
     /// `unavailable` after an I/O error, `shutting_down` after `close`.
     pub fn commit(&self, batch: Batch) -> Result<Seq, Refusal> {
-        check_keys(&batch)?;
-        self.submit(Record::Changes(batch))
+        self.try_commit(batch).map_err(|(refusal, _)| refusal)
     }
 
-    /// Journals a fact.
+    /// The same; gives back what is refused, to be tried again.
     ///
     /// # Errors
     ///
     /// As [`Engine::commit`].
-    pub fn append_fact(&self, fact: Fact) -> Result<Seq, Refusal> {
-        let seq = self.submit(Record::Fact(fact))?;
-        self.last_fact.set(seq);
-        self.fact_wakers.take().into_iter().for_each(Waker::wake);
-        Ok(seq)
+    pub fn try_commit(&self, batch: Batch) -> Result<Seq, (Refusal, Batch)> {
+        if let Err(refusal) = check_keys(&batch) {
+            return Err((refusal, batch));
+        }
+        self.submit(Record::Changes(batch)).map_err(|(refusal, record)| match record {
+            Record::Changes(batch) => (refusal, batch),
+            Record::Fact(_) => (refusal, Batch::new()),
+        })
     }
 
-    fn submit(&self, record: Record) -> Result<Seq, Refusal> {
+    fn submit(&self, record: Record) -> Result<Seq, (Refusal, Record)> {
         let payload = Bytes::from(record.encode());
         let mut state = self.shared.state();
         if let Some(refusal) = &state.failed {
-            return Err(refusal.clone());
+            return Err((refusal.clone(), record));
         }
         let waiting = state.overlay.bytes().max(state.overlay.journaled() / 2);
         if waiting >= self.options.overlay_max_bytes {
             let ask = state.asks(Size::Much);
             drop(state);
             self.ask_checkpoint(ask);
-            return Err(shared::crowded());
+            return Err((shared::crowded(), record));
         }
         let seq = state.commit(record, payload)?;
         let size = self.options.size(state.overlay.due());
@@ -241,14 +246,6 @@ impl Engine {
     /// As [`Engine::durable`].
     pub async fn settled(&self, seq: Seq) -> Result<(), Refusal> {
         self.waiting.durable(&self.shared, seq).await
-    }
-
-    /// Has a position synced soon.
-    pub fn hurry(&self, seq: Seq) {
-        if self.hurried.get() < seq {
-            self.hurried.set(seq);
-            self.shared.hurry(seq);
-        }
     }
 
     /// Resolves with the reason once nothing is committed any more.
@@ -356,40 +353,6 @@ impl Engine {
         found.truncate(limit);
         self.durable(seq).await?;
         Ok(found)
-    }
-
-    /// Synced facts from a position on, as many as a page holds.
-    ///
-    /// # Errors
-    ///
-    /// `unavailable` where the journal cannot be read.
-    pub async fn facts(&self, from: Seq, limit: usize) -> Result<FactPage, Refusal> {
-        self.ask(|answer| Job::Facts { from, limit, answer }).await
-    }
-
-    /// Resolves when there is a synced fact after `seq`, with the position of the newest. After an opening
-    /// it resolves once without one: then nobody knows yet which of the records were facts.
-    ///
-    /// # Errors
-    ///
-    /// `unavailable` where the journal has stopped.
-    pub async fn fact_after(&self, seq: Seq) -> Result<Seq, Refusal> {
-        let told = std::future::poll_fn(|cx| {
-            if self.last_fact.get() > seq {
-                return Poll::Ready(Ok(self.last_fact.get()));
-            }
-            if let Some(refusal) = self.shared.stopped() {
-                return Poll::Ready(Err(refusal));
-            }
-            let mut wakers = self.fact_wakers.borrow_mut();
-            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                wakers.push(cx.waker().clone());
-            }
-            Poll::Pending
-        });
-        let told = told.await?;
-        self.durable(told).await?;
-        Ok(told)
     }
 
     /// Writes what is in memory to the store and lets go of journal that is not needed any more.

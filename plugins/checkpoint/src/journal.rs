@@ -20,6 +20,7 @@ pub mod report;
 pub mod archive;
 pub mod records;
 pub mod committer;
+pub mod queue;
 pub(crate) mod format;
 mod scan;
 mod segment;
@@ -36,9 +37,10 @@ use std::{
 use ksi_sdk::protocol::Bytes;
 
 pub use archive::Archive;
-pub use committer::{Committer, SubmitError};
+pub use committer::{Committer, Desk};
 pub use error::JournalError;
 pub use format::Chain;
+pub use queue::SubmitError;
 pub use records::Records;
 pub use report::{Damage, Opened, Retired, SegmentStat, Stat, VerifyReport};
 
@@ -301,6 +303,11 @@ impl Journal {
         let Spare { head, file } = spare;
         let name = segment::sound(head.index);
         Ok(Active { index: head.index, file, name, key: head.key(), size: head.size, end: FRAMES as u64 })
+    }
+
+    /// Whether so many bytes of frames fit into what is left of the segment.
+    fn has_room_for(&self, bytes: usize) -> bool {
+        self.active.as_ref().is_some_and(|active| active.size - active.end >= bytes as u64)
     }
 
     /// Whether a record of that length needs another segment.

@@ -186,6 +186,8 @@ impl Checkpoint {
             trail.abandon();
         });
         tell(ctx, &recovery);
+        let turns = ctx.clone();
+        ctx.spawn(engine.clone().sync_at_turns_end(async move || turns.sleep(Duration::ZERO).await));
         *self.open.borrow_mut() = Ok(Open { engine, work });
         Ok(())
     }

@@ -261,17 +261,18 @@ impl Work {
     /// Journals a step whose turn it is. Where memory is full, it is the first
     /// to be tried again.
     fn commit(self: &Rc<Self>, step: Step) -> Result<Seq, Refusal> {
-        match self.engine.commit(step.batch.clone()) {
+        let Step { batch, effects } = step;
+        match self.engine.try_commit(batch) {
             Ok(seq) => {
-                self.perform(seq, step.effects, None);
+                self.perform(seq, effects, None);
                 Ok(seq)
             }
-            Err(refusal) if refusal.code == Code::Busy => {
-                self.backlog.borrow_mut().push_front(step);
+            Err((refusal, batch)) if refusal.code == Code::Busy => {
+                self.backlog.borrow_mut().push_front(Step { batch, effects });
                 self.rearm();
                 Err(refusal)
             }
-            Err(refusal) => {
+            Err((refusal, _)) => {
                 self.journal_stopped(&refusal);
                 Err(refusal)
             }

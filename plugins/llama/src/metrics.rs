@@ -6,6 +6,7 @@ use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
 
 use crate::Llama;
 use crate::budget::resident_bytes;
+use crate::engine::backend;
 use crate::shelf::Resident;
 
 /// Show what the models in memory have done since each was loaded, and what
@@ -31,6 +32,22 @@ pub struct Metrics {
     pub memory_bytes: u64,
     /// Memory that the plugin and its instances have now, where the system tells.
     pub resident_bytes: Option<u64>,
+    /// Graphics cards that the models may use.
+    #[serde(default)]
+    pub cards: Vec<Card>,
+}
+
+/// A graphics card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Card {
+    /// As llama.cpp calls it: `CUDA0`.
+    pub name: String,
+    /// As its maker calls it.
+    pub about: String,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// What of it nobody uses now.
+    pub free_bytes: u64,
 }
 
 /// Figures of one model. Means are over all of its answers; 0 before the first.
@@ -81,6 +98,7 @@ impl Llama {
             evictions: get(&moves.evictions),
             expirations: get(&moves.expirations),
             resident_bytes: resident_bytes(),
+            cards: backend::cards(),
         })
     }
 }

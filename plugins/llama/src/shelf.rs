@@ -21,11 +21,15 @@ use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 
 use crate::config::{Config, gpu_layer_count};
 use crate::engine::model::{self, Model};
-use crate::engine::{Engine, RETRY_AFTER_MS, Ticket};
+use crate::engine::{Engine, RETRY_AFTER_MS, Ticket, backend};
 use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
 use crate::plan::{Plan, Step, Taken};
 use crate::vetting::{Source, Vetting};
+
+/// Said where layers are to be on a graphics card, and none is seen.
+const NO_CARD: &str = "no graphics card is seen, and all layers are on the processor: it takes a build for cards \
+                       (--features cuda, vulkan or metal), a driver, and `sandbox.gpu = true` for this plugin";
 
 /// A model in memory.
 struct Shelved {
@@ -222,6 +226,10 @@ impl Shelf {
         if template != "model" {
             notes.push(format!("chat template: {template}"));
         }
+        let gpu_layers = gpu_layer_count(setup.tuning.gpu_layers);
+        if gpu_layers > 0 && backend::cards().is_empty() {
+            notes.push(NO_CARD.to_owned());
+        }
         let engine = Engine::start(model, setup)?;
         let setup = engine.setup();
         let report = LoadReport {
@@ -230,7 +238,7 @@ impl Shelf {
             context: setup.context,
             slots: setup.slots,
             threads: setup.threads,
-            gpu_layers: gpu_layer_count(setup.tuning.gpu_layers),
+            gpu_layers,
             memory_bytes: bytes,
             template,
             toy: is_toy(header),

@@ -379,12 +379,14 @@ impl Workers {
             up.map(|ward| (ward.process.clone(), ward.report.load_ms, ward.bytes)).collect()
         };
         let nothing = encoded(&json!({}))?;
-        let mut models = Vec::new();
+        let (mut models, mut cards) = (Vec::new(), Vec::new());
         for (process, load_ms, bytes) in known {
             let nowhere = None::<&Chunks<LoadProgress>>;
             // One that has died meanwhile has no figures.
             if let Ok(told) = asking::forward(ctx, &process.plugin, "metrics", &nothing, nowhere).await {
-                let Metrics { models: told, .. } = decode(&told)?;
+                let Metrics { models: told, cards: seen, .. } = decode(&told)?;
+                // All of them see the same.
+                cards = seen;
                 models.extend(told.into_iter().map(|mut model| {
                     (model.load_ms, model.memory_bytes) = (load_ms, bytes);
                     model
@@ -402,6 +404,7 @@ impl Workers {
             expirations: count(&self.moves.expirations),
             memory_bytes: self.taken().bytes,
             resident_bytes: resident_bytes().map(|ours| ours + theirs),
+            cards,
         })
     }
 }

@@ -261,6 +261,24 @@ fn a_grant_opens_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn with_graphics_cards_a_driver_can_start_and_no_more() {
+    for (gpu, expected) in [(false, 0), (true, 3)] {
+        let config = format!(
+            "[plugins.llama]\nenabled = false\n[plugins.faulty]\nlibrary = \"{}\"\nmay_call = []\n\
+             emits = [\"faulty:*\"]\nsandbox = {{ gpu = {gpu} }}\n",
+            library("fixture_faulty").display(),
+        );
+        let daemon = Home::with_config(&config).start();
+        daemon.ready();
+        let done = daemon.ask("faulty:driver", json!({})).expect("it answers")["n"].as_u64();
+        let status = daemon.plugin("faulty");
+        if ["L3", "L4", "L5"].contains(&&*status.sandbox) {
+            assert_eq!(done, Some(expected), "gpu = {gpu} at {}", status.sandbox);
+        }
+    }
+}
+
+#[test]
 fn what_is_hidden_stays_hidden_inside_of_what_is_granted() {
     let home = Home::new();
     let said = home.path().join("said");

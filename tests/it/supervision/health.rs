@@ -46,8 +46,7 @@ fn a_plugin_that_says_it_cannot_do_all_degrades_the_whole_until_it_can_again() {
         assert_eq!(daemon.ksi(&["health"]).status.code(), Some(0));
         // Another plugin may still be telling that it is ready.
         let of_faulty = |fact: &Value| fact["data"]["name"] == "faulty" && fact["event"] != "plugin:ready";
-        let told: Vec<Value> =
-            std::iter::repeat_with(|| facts.receive()).filter(of_faulty).take(2).collect();
+        let told: Vec<Value> = std::iter::repeat_with(|| facts.receive()).filter(of_faulty).take(2).collect();
         assert_eq!(told[0]["data"], json!({"name": "faulty", "reason": "no disk"}));
         assert_eq!(
             (&told[0]["event"], &told[1]["event"]),

@@ -98,6 +98,9 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
+/// The bits that say of what kind a socket is; above them are flags.
+const KIND: u64 = 0xf;
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 type Built<T> = Result<T, seccompiler::BackendError>;
 
@@ -214,8 +217,17 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
         Network::Ports(ports) => (true, ports.contains(&53)),
     };
     let mut families = Vec::new();
-    if sandbox.unix {
+    if sandbox.unix || sandbox.gpu {
         families.push(libc::AF_UNIX);
+    }
+    if sandbox.gpu && !sandbox.unix {
+        // NVIDIA's driver is of no use without a socket of this kind, with which
+        // nobody else's can be reached that is of another.
+        let others = (0..=KIND).filter(|kind| *kind != number(libc::SOCK_SEQPACKET));
+        for kind in others {
+            let conditions = [(0, Is::Eq, number(libc::AF_UNIX)), (1, Is::MaskedEq(KIND), kind)];
+            deny_if(rules, libc::SYS_socket, &conditions)?;
+        }
     }
     if internet {
         families.extend([libc::AF_INET, libc::AF_INET6]);
@@ -238,8 +250,7 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
     for family in [libc::AF_INET, libc::AF_INET6] {
         let family = (0, Is::Eq, number(family));
         for kind in &kinds {
-            // Above the low bits are flags.
-            let kind = (1, Is::MaskedEq(0xf), number(*kind));
+            let kind = (1, Is::MaskedEq(KIND), number(*kind));
             deny_if(rules, libc::SYS_socket, &[family.clone(), kind])?;
         }
         let other = [vec![family], protocols.clone()].concat();

@@ -5,7 +5,7 @@
 //! checks. What does not exist cannot be granted and is passed over.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -51,8 +51,32 @@ const READ_FOR_NETWORK: [&str; 7] = [
 /// own.
 const READ_FOR_PROGRAMS: [&str; 4] = ["/usr", "/bin", "/sbin", "/proc"];
 
+/// What drivers of graphics cards are found by: their libraries where these are
+/// not with the system's, the cards on their bus, and lists of drivers.
+const READ_FOR_GPU: [&str; 13] = [
+    "/usr/local/cuda",
+    "/usr/local/nvidia",
+    "/opt/cuda",
+    "/opt/rocm",
+    "/proc/devices",
+    "/proc/driver/nvidia",
+    "/proc/modules",
+    "/proc/sys/vm/mmap_min_addr",
+    "/sys/bus/pci",
+    "/sys/devices",
+    "/sys/module",
+    "/etc/vulkan",
+    "/usr/share/vulkan",
+];
+
 /// Devices that harm nobody.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// Devices of graphics cards: Linux's own, and AMD's for computing. NVIDIA's are
+/// many, and all begin with its name; its driver gives up where it cannot write
+/// the names of its threads.
+const WRITE_FOR_GPU: [&str; 3] = ["/dev/dri", "/dev/kfd", "/proc/self/task"];
+const NVIDIA: &[u8] = b"nvidia";
 
 /// A granted path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +111,9 @@ impl View {
         if sandbox.network != Network::None || !sandbox.listen.is_empty() {
             read.extend(READ_FOR_NETWORK.map(PathBuf::from));
         }
+        if sandbox.gpu {
+            read.extend(READ_FOR_GPU.map(PathBuf::from));
+        }
         if sandbox.exec {
             read.extend(READ_FOR_PROGRAMS.map(PathBuf::from));
         }
@@ -96,6 +123,10 @@ impl View {
         read.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
         read.extend(sandbox.read.iter().map(PathBuf::from));
         let mut write: Vec<PathBuf> = DEVICES.map(PathBuf::from).into();
+        if sandbox.gpu {
+            write.extend(WRITE_FOR_GPU.map(PathBuf::from));
+            write.extend(nvidia_devices(Path::new("/dev")));
+        }
         write.push(own.clone());
         // The same, as the plugin is told it.
         write.push(setup.dir.clone().into());
@@ -130,6 +161,12 @@ impl View {
     }
 }
 
+/// What there is of NVIDIA's in a directory of devices.
+fn nvidia_devices(devices: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = devices.read_dir().into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().as_bytes().starts_with(NVIDIA)).map(|entry| entry.path())
+}
+
 /// Device and number of a directory.
 fn identity(dir: &Path) -> Result<(u64, u64), String> {
     let found = dir.metadata().map_err(|error| format!("own directory: {error}"))?;
@@ -151,6 +188,21 @@ fn in_order(mut granted: Vec<Granted>) -> Vec<Granted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_devices_of_nvidia_and_no_others_are_found() {
+        let dev = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidiactl", "nvidia-uvm", "nvme0", "sda"] {
+            std::fs::write(dev.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(dev.path().join("nvidia-caps")).unwrap();
+        let mut found: Vec<_> = nvidia_devices(dev.path())
+            .map(|path| path.strip_prefix(dev.path()).unwrap().display().to_string())
+            .collect();
+        found.sort();
+        assert_eq!(found, ["nvidia-caps", "nvidia-uvm", "nvidia0", "nvidiactl"]);
+        assert_eq!(nvidia_devices(Path::new("/nowhere")).count(), 0);
+    }
 
     #[test]
     fn each_place_is_granted_once_and_its_own_right_wins_over_its_parents() {

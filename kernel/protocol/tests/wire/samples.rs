@@ -302,6 +302,7 @@ fn sandbox() -> Sandbox {
         listen: vec![8080],
         unix: true,
         exec: true,
+        gpu: true,
         limits: Limits {
             memory_bytes: Some(1 << 30),
             files: Some(256),

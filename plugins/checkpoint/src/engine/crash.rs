@@ -66,7 +66,7 @@ impl Log for Direct {
         self.stopped.clone()
     }
 
-    fn hurry(&mut self, _: Seq) {
+    fn hurry(&mut self, _: Seq, _: usize) {
         let line = std::mem::take(&mut self.line);
         if let Err(error) = self.journal.append(&line) {
             self.stopped = Some(Arc::new(error));
@@ -74,7 +74,7 @@ impl Log for Direct {
     }
 
     fn close(mut self: Box<Self>) -> Result<(), Arc<JournalError>> {
-        self.hurry(Seq::MAX);
+        self.hurry(Seq::MAX, 1);
         self.stopped.map_or(Ok(()), Err)
     }
 }
@@ -143,7 +143,7 @@ impl Life {
 
     fn submit(&self, record: Record) -> Result<Seq, Refusal> {
         let payload = record.encode().into();
-        self.shared.state().commit(record, payload)
+        self.shared.state().commit(record, payload).map_err(|(refusal, _)| refusal)
     }
 }
 

@@ -40,5 +40,5 @@ pub(super) fn open_on_disk(dir: &Path, options: Options) -> Result<(Box<dyn Lock
 
 /// The journal with a thread of its own.
 pub(super) fn committer(journal: Journal, wakes: Arc<Wakes>) -> std::io::Result<Box<dyn Log>> {
-    Ok(Box::new(Committer::start(journal, Arc::new(move || wakes.wake()))?))
+    Ok(Box::new(Committer::start(journal, Box::new(move || wakes.wake()))?))
 }

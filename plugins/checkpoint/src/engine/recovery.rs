@@ -84,7 +84,7 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     batch.put(Bytes::from_static(EPOCH), number(recovery.epoch));
     let record = Record::Changes(batch);
     let payload = record.encode().into();
-    let seq = shared.state().commit(record, payload)?;
+    let seq = shared.state().commit(record, payload).map_err(|(refusal, _)| refusal)?;
     shared.wait_synced(seq)?;
     let store = Some(store);
     let mut keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };

@@ -21,7 +21,7 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::options::Size;
 use crate::{
-    journal::{Archive, Committer, JournalError, SubmitError},
+    journal::{Archive, Committer, Desk, JournalError, SubmitError},
     overlay::Overlay,
     record::{Batch, Record, Seq},
     store::KEY_MAX,
@@ -35,8 +35,12 @@ pub(super) trait Log: Send {
     fn next_seq(&self) -> Seq;
     /// Why nothing is taken any more, if so.
     fn stopped(&self) -> Option<Arc<JournalError>>;
-    /// Writes everything up to a position soon: somebody waits for it.
-    fn hurry(&mut self, seq: Seq);
+    /// Writes everything up to a position soon: so many wait for it.
+    fn hurry(&mut self, seq: Seq, waiting: usize);
+    /// Where the caller may write by himself, if anywhere.
+    fn desk(&self) -> Option<Desk> {
+        None
+    }
     /// Writes what waits, and takes nothing more.
     fn close(self: Box<Self>) -> Result<(), Arc<JournalError>>;
 }
@@ -46,8 +50,12 @@ impl Log for Committer {
         Self::submit(self, payload)
     }
 
-    fn hurry(&mut self, seq: Seq) {
-        Self::hurry(self, seq);
+    fn hurry(&mut self, seq: Seq, waiting: usize) {
+        Self::hurry(self, seq, waiting);
+    }
+
+    fn desk(&self) -> Option<Desk> {
+        Some(Self::desk(self))
     }
 
     fn next_seq(&self) -> Seq {
@@ -109,7 +117,7 @@ pub(super) struct Wakes {
 }
 
 impl Wakes {
-    /// Called by the committer after each sync, and when it stops.
+    /// Called after each sync by whoever wrote, and when the journal stops.
     pub(super) fn wake(&self) {
         // Taken, so that the keeper does not miss it between a look and a wait.
         let waits = *self.gate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +157,7 @@ impl Shared {
 
     /// Blocks until a position is synced. For the keeper's thread.
     pub(super) fn wait_synced(&self, seq: Seq) -> Result<(), Refusal> {
-        self.hurry(seq);
+        self.hurry(seq, 1);
         let mut gate = self.wakes.gate.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if self.archive.synced() >= seq {
@@ -164,11 +172,17 @@ impl Shared {
         }
     }
 
-    /// Somebody waits for a position.
-    pub(super) fn hurry(&self, seq: Seq) {
+    /// So many wait for a position.
+    pub(super) fn hurry(&self, seq: Seq, waiting: usize) {
         if let Some(log) = &mut self.state().log {
-            log.hurry(seq);
+            log.hurry(seq, waiting);
         }
+    }
+
+    /// Writes on this thread, where that is best; whether it did.
+    pub(super) fn write_here(&self) -> bool {
+        let desk = self.state().log.as_ref().and_then(|log| log.desk());
+        desk.is_some_and(|desk| desk.write_here())
     }
 
     /// Why the journal takes nothing any more, if so.
@@ -215,15 +229,21 @@ impl State {
         size
     }
 
-    /// Journals changes and takes them into memory.
-    pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, Refusal> {
-        let Some(log) = &mut self.log else { return Err(closed()) };
+    /// Journals changes and takes them into memory; gives back what is refused.
+    pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, (Refusal, Record)> {
+        let Some(log) = &mut self.log else { return Err((closed(), record)) };
         let length = payload.len();
-        let seq = log.submit(payload).map_err(|error| match error {
-            SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
-            SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
-            SubmitError::Stopped(why) => why.refusal(),
-        })?;
+        let seq = match log.submit(payload) {
+            Ok(seq) => seq,
+            Err(error) => {
+                let refusal = match error {
+                    SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
+                    SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
+                    SubmitError::Stopped(why) => why.refusal(),
+                };
+                return Err((refusal, record));
+            }
+        };
         let batch = match record {
             Record::Changes(batch) => batch,
             Record::Fact(_) => Batch::new(),

@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Wake},
+    task::{Context, Poll, Wake},
     thread::Thread,
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use super::{place::committer, recovery::Places, *};
 use crate::{
     disk::sim::{Fault, SimDisk},
+    record::Fact,
     store::simulated::SimulatedShelf,
 };
 
@@ -122,6 +123,36 @@ fn on_sim(disk: &SimDisk) -> Result<(Rc<Engine>, Recovery), Refusal> {
     block_on(Engine::start(small(), move || {
         Ok(((), recovery::recover(places, small(), Box::new(committer))?))
     }))
+}
+
+#[test]
+fn all_that_is_wanted_in_one_turn_is_synced_at_its_end_and_the_engine_can_be_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let turns = Rc::new(Cell::new(0));
+    let counted = turns.clone();
+    let ends = engine.clone().sync_at_turns_end(async move || {
+        counted.set(counted.get() + 1);
+        // Behind all that waits by now.
+        let mut passed = false;
+        std::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            if std::mem::replace(&mut passed, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    });
+    let mut ends = pin!(ends);
+    for round in 1..=300 {
+        let seqs: Vec<Seq> = (0..5_u8).map(|n| put(&engine, format!("{round}-{n}"), vec![n; 40])).collect();
+        let durable = join_all(seqs.iter().map(|seq| engine.durable(*seq)));
+        let Either::Right((told, _)) = block_on(select(ends.as_mut(), pin!(durable))) else {
+            panic!("the engine has stopped")
+        };
+        assert!(told.iter().all(Result::is_ok));
+        assert_eq!((turns.get(), engine.synced_seq()), (round, *seqs.last().unwrap()), "one turn for all");
+    }
+    block_on(engine.close()).unwrap();
+    block_on(ends);
 }
 
 #[test]

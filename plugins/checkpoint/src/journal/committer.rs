@@ -5,24 +5,29 @@
 //! next batch that somebody waits for, see [`Committer::hurry`]. It neither
 //! reads nor retires: that is done with the [`Archive`], on other threads.
 //!
+//! On a disk that is swift the two switches of threads cost more than the sync,
+//! so whoever has submitted may write by himself while the thread has nothing
+//! to do: see [`Desk::write_here`].
+//!
 //! # Invariants
 //!
-//! - The order of submissions is the order in the journal.
-//! - Nothing waits longer than [`LAZY`] to be written, besides the writes
+//! - The order of submissions is the order in the journal: what is written is
+//!   taken out of the line under the lock of the journal.
+//! - Nothing waits longer than [`LAZY`](super::queue::LAZY) to be written, besides the writes
 //!   before it.
-//! - No lock is held while the disk works.
+//! - Whoever submits waits for no lock that is held while the disk works.
 //! - One wake for each batch, whatever its length.
 //!
 //! # Failure
 //!
-//! The first error stops it for good: what waits is dropped, every submission
-//! is refused with that error, and there is one last wake.
+//! The first error stops it for good, wherever it was written: what waits is
+//! dropped, every submission is refused with that error, and there is one last
+//! wake.
 
 use std::{
     mem,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, TryRecvError, sync_channel},
     },
     thread,
@@ -32,10 +37,10 @@ use std::{
 use ksi_sdk::protocol::Bytes;
 
 use super::{
-    Journal, PAYLOAD_MAX, WRITE_MAX,
+    Journal,
     archive::Archive,
     error::JournalError,
-    format::FRAME,
+    queue::{Queue, SubmitError},
     segment::{Preparation, Spare},
 };
 use crate::record::Seq;
@@ -44,181 +49,51 @@ use crate::record::Seq;
 /// in the last one: who was just woken is about to submit again.
 const GATHER: u32 = 8;
 
-/// Longest time for which a record waits that nobody waits for.
-pub const LAZY: Duration = Duration::from_millis(5);
+/// Longest last write after which whoever has submitted may write by himself:
+/// on a slower disk a switch of threads does not show, and he has other things
+/// to do.
+pub const SWIFT: Duration = Duration::from_millis(1);
 
-/// Why a payload was not taken. Nothing of it is or will be in the journal.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SubmitError {
-    /// More waits to be written than memory may hold; ask again after the
-    /// next wake.
-    #[error("{0} bytes wait to be written")]
-    Busy(usize),
-    /// One record may not be that long.
-    #[error("a record of {bytes} bytes is too large, the limit is {limit}")]
-    TooLarge {
-        /// Its length.
-        bytes: usize,
-        /// What a record may have.
-        limit: usize,
-    },
-    /// The journal stopped after an error, or was closed.
-    #[error("{0}")]
-    Stopped(Arc<JournalError>),
-}
+/// Most bytes that he writes by himself.
+const HERE_MAX: usize = 64 << 10;
 
 /// The handle of the thread that owns the journal. `Send + Sync`; dropping it
 /// closes without waiting.
 pub struct Committer {
-    queue: Arc<Queue>,
+    desk: Desk,
     archive: Archive,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-struct Queue {
-    state: Mutex<State>,
-    changed: Condvar,
-    stopped: AtomicBool,
-    limit: usize,
-}
+/// Where one writes what is in line: the thread, or whoever has submitted.
+#[derive(Clone)]
+pub struct Desk(Arc<Place>);
 
-struct State {
-    waiting: Vec<Bytes>,
-    /// Bytes that wait or are being written, with their frames.
-    bytes: usize,
-    /// Position of the next submission.
-    next: Seq,
-    /// Somebody waits for everything up to here.
-    wanted: Seq,
-    /// How many wait, of those in line.
-    urgent: usize,
-    sleep: Sleep,
-    closing: bool,
-    stopped: Option<Arc<JournalError>>,
-}
-
-/// What the thread is woken for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sleep {
-    /// It is not asleep.
-    Awake,
-    /// Anything.
-    Sound,
-    /// That somebody waits for something.
-    Light,
-    /// That so many wait for what is in line.
-    Gathering(usize),
-}
-
-impl State {
-    /// Whether somebody waits for what waits here.
-    fn is_urgent(&self) -> bool {
-        self.wanted + (self.waiting.len() as Seq) >= self.next && !self.waiting.is_empty()
-    }
-
-    /// Whether the thread is to be woken; it is awake then.
-    fn rouses(&mut self) -> bool {
-        let rouses = match self.sleep {
-            Sleep::Awake => false,
-            Sleep::Sound => true,
-            Sleep::Light => self.is_urgent(),
-            Sleep::Gathering(count) => self.urgent >= count,
-        };
-        if rouses {
-            self.sleep = Sleep::Awake;
-        }
-        rouses
-    }
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stop(&self, error: Arc<JournalError>) {
-        let dropped = {
-            let mut state = self.lock();
-            state.stopped.get_or_insert(error);
-            state.bytes = 0;
-            mem::take(&mut state.waiting)
-        };
-        self.stopped.store(true, Ordering::Release);
-        drop(dropped);
-    }
-
-    /// Waits for something to write; `false` once there will be nothing.
-    /// `before` is how many waited for the last batch, and becomes how many
-    /// wait for this one; `patience` how long as many are waited for.
-    fn take(&self, batch: &mut Vec<Bytes>, before: &mut usize, patience: Duration) -> bool {
-        let mut state = self.lock();
-        // What comes meanwhile, and nobody waits for, needs not wake the thread.
-        state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
-        if state.waiting.is_empty() {
-            state = self.sleep(state, Sleep::Sound, None, |state| !state.waiting.is_empty());
-            state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
-        }
-        if *before > 1 {
-            let enough = |state: &State| state.urgent >= *before;
-            state = self.sleep(state, Sleep::Gathering(*before), Some(patience), enough);
-        }
-        *before = mem::take(&mut state.urgent);
-        mem::swap(batch, &mut state.waiting);
-        !batch.is_empty()
-    }
-
-    /// Sleeps until something is so, for so long at most, or until the end.
-    fn sleep<'a>(
-        &self,
-        mut state: MutexGuard<'a, State>,
-        how: Sleep,
-        longest: Option<Duration>,
-        over: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        let deadline = longest.map(|longest| Instant::now() + longest);
-        while !over(&state) && !state.closing {
-            state.sleep = how;
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => break,
-                Some(left) => {
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-        state.sleep = Sleep::Awake;
-        state
-    }
+struct Place {
+    queue: Queue,
+    writer: Mutex<Writer>,
+    /// Told of each batch.
+    wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Committer {
-    /// Starts the thread. `wake` is called from it after every synced batch
-    /// (once each), once when the journal stops, and must not block.
+    /// Starts the thread. `wake` is called after every synced batch (once
+    /// each), once when the journal stops, on the thread that wrote it, and must
+    /// not block.
     ///
     /// # Errors
     ///
     /// Where no thread can be started.
-    pub fn start(journal: Journal, wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+    pub fn start(journal: Journal, wake: Box<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
         let archive = journal.archive();
-        let state = State {
-            waiting: Vec::new(),
-            bytes: 0,
-            next: journal.next_seq(),
-            wanted: 0,
-            urgent: 0,
-            sleep: Sleep::Awake,
-            closing: false,
-            stopped: None,
-        };
-        let queue = Arc::new(Queue {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            stopped: AtomicBool::new(false),
-            limit: journal.queue_bytes,
+        let place = Arc::new(Place {
+            queue: Queue::new(journal.next_seq(), journal.queue_bytes),
+            writer: Mutex::new(Writer { journal, preparing: None, batch: Vec::new(), took: Duration::MAX }),
+            wake,
         });
-        let mut work = Work { journal, queue: queue.clone(), wake, preparing: None };
-        let thread = thread::Builder::new().name("journal".into()).spawn(move || work.run())?;
-        Ok(Self { queue, archive, thread: Some(thread) })
+        let own = place.clone();
+        let thread = thread::Builder::new().name("journal".into()).spawn(move || own.run())?;
+        Ok(Self { desk: Desk(place), archive, thread: Some(thread) })
     }
 
     /// Puts a payload in line and says which position it has. The order of
@@ -229,61 +104,30 @@ impl Committer {
     ///
     /// See [`SubmitError`].
     pub fn submit(&self, payload: impl Into<Bytes>) -> Result<Seq, SubmitError> {
-        let payload = payload.into();
-        let length = payload.len();
-        if length > PAYLOAD_MAX {
-            return Err(SubmitError::TooLarge { bytes: length, limit: PAYLOAD_MAX });
-        }
-        let (seq, wakes) = {
-            let mut state = self.queue.lock();
-            if let Some(error) = &state.stopped {
-                return Err(SubmitError::Stopped(error.clone()));
-            }
-            if state.closing {
-                return Err(SubmitError::Stopped(Arc::new(JournalError::Closed)));
-            }
-            // One that is longer than the limit is taken when nothing else waits.
-            if state.bytes > 0 && state.bytes + FRAME + length > self.queue.limit {
-                return Err(SubmitError::Busy(state.bytes));
-            }
-            state.bytes += FRAME + length;
-            state.waiting.push(payload);
-            let seq = state.next;
-            state.next += 1;
-            if state.bytes > WRITE_MAX {
-                // More than one write: it is no use to let more of it gather.
-                state.wanted = seq;
-            }
-            (seq, state.rouses())
-        };
-        if wakes {
-            self.queue.changed.notify_one();
-        }
-        Ok(seq)
+        self.queue().submit(payload.into())
     }
 
-    /// Somebody waits for a position: it is written as soon as may be. Without
-    /// that it is written with what comes next, or within [`LAZY`].
-    pub fn hurry(&self, seq: Seq) {
-        let wakes = {
-            let mut state = self.queue.lock();
-            // Nobody can wait for what is not there.
-            let seq = seq.min(state.next - 1);
-            if seq > state.wanted {
-                state.wanted = seq;
-                state.urgent += 1;
-            }
-            state.rouses()
-        };
-        if wakes {
-            self.queue.changed.notify_one();
-        }
+    /// So many wait for what is in line up to a position: it is written as soon
+    /// as may be. Without that it is written with what comes next, or within
+    /// [`LAZY`](super::queue::LAZY).
+    pub fn hurry(&self, seq: Seq, waiting: usize) {
+        self.queue().hurry(seq, waiting);
+    }
+
+    fn queue(&self) -> &Queue {
+        &self.desk.0.queue
+    }
+
+    /// Where whoever has submitted may write by himself.
+    #[must_use]
+    pub fn desk(&self) -> Desk {
+        self.desk.clone()
     }
 
     /// Position that the next [`Committer::submit`] returns.
     #[must_use]
     pub fn next_seq(&self) -> Seq {
-        self.queue.lock().next
+        self.queue().next()
     }
 
     /// Position up to which everything is on the disk. Never goes back.
@@ -295,15 +139,14 @@ impl Committer {
     /// Bytes that wait to be written, or are being written.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.queue.lock().bytes
+        self.queue().bytes()
     }
 
     /// Why nothing is accepted any more, if so. What is not synced by then may
     /// or may not be there after the next open.
     #[must_use]
     pub fn stopped(&self) -> Option<Arc<JournalError>> {
-        // Asked often, true once: the lock is not taken before.
-        self.queue.stopped.load(Ordering::Acquire).then(|| self.queue.lock().stopped.clone())?
+        self.queue().stopped()
     }
 
     /// Reads, verifies and retires; to be used on a thread that may block.
@@ -319,67 +162,103 @@ impl Committer {
     ///
     /// What stopped the journal, now or before.
     pub fn close(mut self) -> Result<(), Arc<JournalError>> {
-        self.closing();
+        self.queue().close();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has stopped the queue.
             let _ = thread.join();
         }
-        self.queue.lock().stopped.clone().map_or(Ok(()), Err)
-    }
-
-    fn closing(&self) {
-        self.queue.lock().closing = true;
-        self.queue.changed.notify_one();
+        self.stopped().map_or(Ok(()), Err)
     }
 }
 
 impl Drop for Committer {
     fn drop(&mut self) {
-        self.closing();
+        self.queue().close();
     }
 }
 
-/// What the thread has.
-struct Work {
-    journal: Journal,
-    queue: Arc<Queue>,
-    wake: Arc<dyn Fn() + Send + Sync>,
-    /// The next segment, while another thread makes it.
-    preparing: Option<(u64, Receiver<Option<Spare>>)>,
+impl Desk {
+    /// Writes and syncs what is in line on the calling thread, and says whether
+    /// it did. It does not while the thread is at it, nor after a write that took
+    /// long, nor where there is much to write or a new file to make; then
+    /// [`Committer::hurry`] has it done.
+    ///
+    /// It may block for as long as the disk takes. An error stops the journal.
+    #[must_use]
+    pub fn write_here(&self) -> bool {
+        // Whoever panicked with it has stopped the queue.
+        let Ok(mut writer) = self.0.writer.try_lock() else { return false };
+        let bytes = self.0.queue.bytes();
+        let fits = (1..=HERE_MAX).contains(&bytes) && writer.journal.has_room_for(bytes);
+        let writes = fits && writer.took <= SWIFT;
+        if writes {
+            self.0.write(&mut writer);
+        }
+        writes
+    }
 }
 
-impl Work {
-    fn run(&mut self) {
-        let mut guard = Guard { queue: self.queue.clone(), wake: self.wake.clone(), ended: false };
-        let mut batch = Vec::new();
+impl Place {
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        // Whoever panicked with it has stopped the queue, and nothing more is written.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the thread does.
+    fn run(&self) {
         let (mut before, mut patience) = (0, Duration::ZERO);
-        while self.queue.take(&mut batch, &mut before, patience) {
-            let begun = Instant::now();
-            if let Err(error) = self.write(&mut batch) {
-                self.queue.stop(error);
-                (self.wake)();
-                break;
-            }
-            patience = begun.elapsed() / GATHER;
+        while self.queue.wait(before, patience) {
+            let mut writer = self.lock();
+            before = self.write(&mut writer);
+            patience = writer.took / GATHER;
         }
-        guard.ended = true;
         // A segment that is half made is of no use, but its thread must not outlive the lock.
-        if let Some((_, spare)) = self.preparing.take() {
+        if let Some((_, spare)) = self.lock().preparing.take() {
             let _ = spare.recv();
         }
     }
 
-    fn write(&mut self, batch: &mut Vec<Bytes>) -> Result<(), Arc<JournalError>> {
+    /// Writes what is in line; how many waited for it.
+    fn write(&self, writer: &mut Writer) -> usize {
+        let mut guard = Guard { place: self, ended: false };
+        let waited = self.queue.take(&mut writer.batch);
+        if !writer.batch.is_empty() {
+            let begun = Instant::now();
+            if let Err(error) = writer.write(self) {
+                self.queue.stop(error);
+                (self.wake)();
+            }
+            writer.took = begun.elapsed();
+        }
+        guard.ended = true;
+        waited
+    }
+}
+
+/// Who has it writes.
+struct Writer {
+    journal: Journal,
+    /// The next segment, while another thread makes it.
+    preparing: Option<(u64, Receiver<Option<Spare>>)>,
+    batch: Vec<Bytes>,
+    /// How long the last write took.
+    took: Duration,
+}
+
+impl Writer {
+    fn write(&mut self, place: &Place) -> Result<(), Arc<JournalError>> {
+        let mut batch = mem::take(&mut self.batch);
         let mut left = &batch[..];
         while !left.is_empty() {
             self.prepare(left[0].len());
             let written = self.journal.write(left)?;
             let (done, rest) = left.split_at(written);
             left = rest;
-            self.queue.lock().bytes -= super::format::frames_len(done);
-            (self.wake)();
+            place.queue.written(super::format::frames_len(done));
+            (place.wake)();
         }
         batch.clear();
+        self.batch = batch;
         Ok(())
     }
 
@@ -415,55 +294,18 @@ impl Work {
     }
 }
 
-/// Stops the queue where the thread ends by a panic, so that nobody waits for
+/// Stops the queue where a write ends by a panic, so that nobody waits for
 /// ever.
-struct Guard {
-    queue: Arc<Queue>,
-    wake: Arc<dyn Fn() + Send + Sync>,
+struct Guard<'a> {
+    place: &'a Place,
     ended: bool,
 }
 
-impl Drop for Guard {
+impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.queue.stop(Arc::new(JournalError::Panicked));
-            (self.wake)();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Positions 11 to 13 wait.
-    fn state(wanted: Seq, sleep: Sleep) -> State {
-        let waiting = vec![Bytes::new(); 3];
-        State { waiting, bytes: 0, next: 14, wanted, urgent: 3, sleep, closing: false, stopped: None }
-    }
-
-    #[test]
-    fn what_is_written_already_makes_nothing_urgent() {
-        assert!(!state(10, Sleep::Light).is_urgent());
-        assert!(state(11, Sleep::Light).is_urgent());
-        assert!(!State { waiting: Vec::new(), ..state(13, Sleep::Light) }.is_urgent());
-    }
-
-    #[test]
-    fn a_light_sleeper_is_roused_only_for_what_somebody_waits_for() {
-        let cases = [
-            (10, Sleep::Awake, false),
-            (13, Sleep::Awake, false),
-            (10, Sleep::Sound, true),
-            (10, Sleep::Light, false),
-            (11, Sleep::Light, true),
-            (13, Sleep::Gathering(4), false),
-            (10, Sleep::Gathering(3), true),
-        ];
-        for (wanted, sleep, roused) in cases {
-            let mut state = state(wanted, sleep);
-            assert_eq!(state.rouses(), roused, "{wanted} {sleep:?}");
-            assert!(!state.rouses(), "once is enough");
+            self.place.queue.stop(Arc::new(JournalError::Panicked));
+            (self.place.wake)();
         }
     }
 }

@@ -84,7 +84,7 @@ fn fits(query: &Query, pattern: Option<&Pattern>, record: &Record) -> bool {
     };
     match record {
         Record::Decision(one) => is_of(&one.principal, &one.event, one.allowed),
-        Record::Repeated(many) => is_of(&many.principal, &many.event, false),
+        Record::Repeated(many) => is_of(&many.principal, &many.event, many.denied == 0),
         // What is lost or let go is of interest to whoever asks for everything.
         Record::Lost(_) | Record::Retired(_) => {
             query.principal.is_none() && pattern.is_none() && query.allowed.is_none()

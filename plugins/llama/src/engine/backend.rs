@@ -6,9 +6,10 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ksi_sdk::prelude::{Code, Refusal, json};
-use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices, llama_backend::LlamaBackend};
 
 use super::log;
+use crate::metrics::Card;
 
 /// The one backend. Never freed: models on other threads may still use it.
 static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
@@ -33,6 +34,26 @@ pub fn get() -> Result<&'static LlamaBackend, Refusal> {
     let backend = LlamaBackend::init()
         .map_err(|error| Refusal::new(Code::Internal, format!("llama.cpp cannot be set up: {error}")))?;
     Ok(BACKEND.get_or_init(|| backend))
+}
+
+/// Graphics cards that models can be put on; none before the backend is made, and
+/// in a build that knows none.
+#[must_use]
+pub fn cards() -> Vec<Card> {
+    if BACKEND.get().is_none() {
+        return Vec::new();
+    }
+    let cards = list_llama_ggml_backend_devices().into_iter().filter(|device| {
+        matches!(device.device_type, LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu)
+    });
+    cards
+        .map(|device| Card {
+            name: device.name,
+            about: device.description,
+            memory_bytes: device.memory_total as u64,
+            free_bytes: device.memory_free as u64,
+        })
+        .collect()
 }
 
 /// Whether this build runs on a processor that lacks these.

@@ -7,10 +7,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::*;
+use super::{super::committer::SWIFT, *};
 use crate::disk::{Directory, Disk, Lock, sim::Fault};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -23,9 +23,9 @@ struct Bell {
 }
 
 impl Bell {
-    fn waker(self: &Arc<Self>) -> Arc<dyn Fn() + Send + Sync> {
+    fn waker(self: &Arc<Self>) -> Box<dyn Fn() + Send + Sync> {
         let bell = self.clone();
-        Arc::new(move || {
+        Box::new(move || {
             *bell.rung.lock().unwrap() += 1;
             bell.changed.notify_all();
         })
@@ -163,7 +163,7 @@ fn what_nobody_waits_for_is_written_soon_all_the_same() {
     let bell = Arc::new(Bell::default());
     let committer = Committer::start(journal, bell.waker()).unwrap();
     // Nobody can wait for what is not there.
-    committer.hurry(Seq::MAX);
+    committer.hurry(Seq::MAX, 1);
     for last in [1, 2, 30] {
         while committer.next_seq() <= last {
             committer.submit(vec![7; 100]).unwrap();
@@ -299,7 +299,7 @@ fn after_an_error_nothing_is_acknowledged_and_the_next_open_goes_on() {
 fn closing_writes_what_waits_and_a_closed_one_takes_nothing() {
     let disk = SimDisk::default();
     let (journal, _) = open_with(&disk, 1 << 20).unwrap();
-    let committer = Committer::start(journal, Arc::new(|| {})).unwrap();
+    let committer = Committer::start(journal, Box::new(|| {})).unwrap();
     for _ in 0..50 {
         committer.submit(vec![3; 40]).unwrap();
     }
@@ -319,12 +319,110 @@ fn a_thread_that_panics_stops_the_journal_instead_of_leaving_all_to_wait() {
         sender.send(()).unwrap();
         assert!(first.fetch_add(1, Ordering::Relaxed) > 0, "the first wake panics");
     };
-    let committer = Committer::start(journal, Arc::new(wake)).unwrap();
+    let committer = Committer::start(journal, Box::new(wake)).unwrap();
     committer.submit(&b"one"[..]).unwrap();
     told.recv_timeout(DEADLINE).unwrap();
     told.recv_timeout(DEADLINE).unwrap();
     assert!(matches!(*committer.stopped().unwrap(), JournalError::Panicked));
     assert!(matches!(*committer.close().unwrap_err(), JournalError::Panicked));
+}
+
+/// Submits until one is written on this thread: what the thread of the journal writes on a busy machine may take long.
+fn written_here(committer: &Committer, bell: &Bell, payloads: &mut impl Iterator<Item = Vec<u8>>) -> Seq {
+    loop {
+        let seq = committer.submit(payloads.next().expect("one of many is written here")).unwrap();
+        if committer.desk().write_here() {
+            assert_eq!(committer.synced(), seq, "all that was in line");
+            return seq;
+        }
+        committer.hurry(seq, 1);
+        bell.wait(|| committer.synced() == seq);
+    }
+}
+
+#[test]
+fn whoever_submits_may_write_by_himself_while_the_thread_has_nothing_to_do() {
+    let disk = SimDisk::default();
+    let (journal, _) = open_with(&disk, 40_000).unwrap();
+    let bell = Arc::new(Bell::default());
+    let committer = Committer::start(journal, bell.waker()).unwrap();
+    assert!(!committer.desk().write_here(), "there is nothing to write");
+    let mut number = 0_u64;
+    let mut payloads = std::iter::repeat_with(|| {
+        number += 1;
+        [number.to_le_bytes(); 20].concat()
+    });
+    for _ in 0..300 {
+        // Some in line that nobody waits for, and that the thread may take any time.
+        for payload in payloads.by_ref().take(2) {
+            committer.submit(payload).unwrap();
+        }
+        let rung = bell.rung();
+        written_here(&committer, &bell, &mut payloads);
+        assert!(bell.rung() > rung, "it is told like any other");
+    }
+    let last = committer.next_seq() - 1;
+    committer.close().unwrap();
+    disk.power_cycle(0);
+    let (journal, _) = open_with(&disk, 40_000).unwrap();
+    let (records, damage) = all(&journal.archive());
+    assert_eq!((records.len() as Seq, damage.len()), (last, 0));
+    for (seq, payload) in records {
+        assert_eq!(payload[..8], seq.to_le_bytes(), "the order of submissions");
+    }
+}
+
+#[test]
+fn nobody_writes_by_himself_beside_the_thread_nor_much_nor_after_a_slow_write() {
+    let gate = Arc::new(Gate::default());
+    gate.open(1);
+    let disk = GatedDisk { inner: SimDisk::default(), gate: gate.clone() };
+    let (journal, _) =
+        Journal::open(Arc::new(disk), Options { segment_bytes: 1 << 20, ..Options::default() }).unwrap();
+    let bell = Arc::new(Bell::default());
+    let committer = Committer::start(journal, bell.waker()).unwrap();
+    let opened = gate.came();
+    committer.submit(&b"first"[..]).unwrap();
+    assert!(!committer.desk().write_here(), "how long a write takes is not known yet");
+    gate.wait_for(opened + 1);
+    committer.submit(&b"second"[..]).unwrap();
+    assert!(!committer.desk().write_here(), "the thread is at it");
+    let begun = Instant::now();
+    while begun.elapsed() <= SWIFT {
+        std::hint::spin_loop();
+    }
+    gate.open(1);
+    bell.wait(|| committer.synced() == 1);
+    assert!(!committer.desk().write_here(), "the disk is slow");
+    gate.open(1000);
+    committer.hurry(2, 1);
+    bell.wait(|| committer.synced() == 2);
+    written_here(&committer, &bell, &mut std::iter::repeat_with(|| vec![7; 100]).take(10_000));
+    let seq = committer.submit(vec![7; 100_000]).unwrap();
+    assert!(!committer.desk().write_here(), "that is much");
+    bell.wait(|| committer.synced() == seq);
+    committer.close().unwrap();
+}
+
+#[test]
+fn an_error_of_who_writes_by_himself_stops_the_journal_for_all() {
+    let disk = SimDisk::default();
+    let (journal, _) = open_with(&disk, 1 << 20).unwrap();
+    let bell = Arc::new(Bell::default());
+    let committer = Committer::start(journal, bell.waker()).unwrap();
+    let mut payloads = std::iter::repeat_with(|| vec![7; 100]).take(10_000);
+    let synced = written_here(&committer, &bell, &mut payloads);
+    disk.fail_at(disk.steps() + 1, Fault::Io);
+    let rung = bell.rung();
+    committer.submit(&b"lost"[..]).unwrap();
+    if !committer.desk().write_here() {
+        committer.hurry(synced + 1, 1);
+    }
+    bell.wait(|| committer.stopped().is_some());
+    assert_eq!((committer.synced(), bell.rung()), (synced, rung + 1));
+    assert!(matches!(committer.submit(&b"more"[..]).unwrap_err(), SubmitError::Stopped(_)));
+    assert!(!committer.desk().write_here());
+    assert!(committer.close().is_err());
 }
 
 /// A disk on which the making of a second segment takes until a third is begun, or a while.
