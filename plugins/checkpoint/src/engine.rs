@@ -171,37 +171,38 @@ impl Engine {
     ///
     /// `busy` while memory is full, `too_large` above what a record or a key may have,
     /// `unavailable` after an I/O error, `shutting_down` after `close`.
-    pub fn commit(&self, batch: Batch) -> Result<Seq, Refusal> {
-        self.try_commit(batch).map_err(|(refusal, _)| refusal)
+    pub fn commit(&self, mut batch: Batch) -> Result<Seq, Refusal> {
+        self.try_commit(&mut batch)
     }
 
-    /// The same; gives back what is refused, to be tried again.
+    /// The same; leaves what is refused where it is, to be tried again.
     ///
     /// # Errors
     ///
     /// As [`Engine::commit`].
-    pub fn try_commit(&self, batch: Batch) -> Result<Seq, (Refusal, Batch)> {
-        if let Err(refusal) = check_keys(&batch) {
-            return Err((refusal, batch));
+    pub fn try_commit(&self, batch: &mut Batch) -> Result<Seq, Refusal> {
+        check_keys(batch)?;
+        let mut record = Record::Changes(std::mem::take(batch));
+        let committed = self.submit(&mut record);
+        if let (Err(_), Record::Changes(refused)) = (&committed, record) {
+            *batch = refused;
         }
-        self.submit(Record::Changes(batch)).map_err(|(refusal, record)| match record {
-            Record::Changes(batch) => (refusal, batch),
-            Record::Fact(_) => (refusal, Batch::new()),
-        })
+        committed
     }
 
-    fn submit(&self, record: Record) -> Result<Seq, (Refusal, Record)> {
+    /// Leaves what is refused where it is.
+    fn submit(&self, record: &mut Record) -> Result<Seq, Refusal> {
         let payload = Bytes::from(record.encode());
         let mut state = self.shared.state();
         if let Some(refusal) = &state.failed {
-            return Err((refusal.clone(), record));
+            return Err(refusal.clone());
         }
         let waiting = state.overlay.bytes().max(state.overlay.journaled() / 2);
         if waiting >= self.options.overlay_max_bytes {
             let ask = state.asks(Size::Much);
             drop(state);
             self.ask_checkpoint(ask);
-            return Err((shared::crowded(), record));
+            return Err(shared::crowded());
         }
         let seq = state.commit(record, payload)?;
         let size = self.options.size(state.overlay.due());

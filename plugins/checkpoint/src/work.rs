@@ -260,19 +260,18 @@ impl Work {
 
     /// Journals a step whose turn it is. Where memory is full, it is the first
     /// to be tried again.
-    fn commit(self: &Rc<Self>, step: Step) -> Result<Seq, Refusal> {
-        let Step { batch, effects } = step;
-        match self.engine.try_commit(batch) {
+    fn commit(self: &Rc<Self>, mut step: Step) -> Result<Seq, Refusal> {
+        match self.engine.try_commit(&mut step.batch) {
             Ok(seq) => {
-                self.perform(seq, effects, None);
+                self.perform(seq, step.effects, None);
                 Ok(seq)
             }
-            Err((refusal, batch)) if refusal.code == Code::Busy => {
-                self.backlog.borrow_mut().push_front(Step { batch, effects });
+            Err(refusal) if refusal.code == Code::Busy => {
+                self.backlog.borrow_mut().push_front(step);
                 self.rearm();
                 Err(refusal)
             }
-            Err((refusal, _)) => {
+            Err(refusal) => {
                 self.journal_stopped(&refusal);
                 Err(refusal)
             }

@@ -141,9 +141,9 @@ impl Life {
         all.into_iter().filter(|(key, _)| key.first() != Some(&crate::record::keys::META)).collect()
     }
 
-    fn submit(&self, record: Record) -> Result<Seq, Refusal> {
+    fn submit(&self, mut record: Record) -> Result<Seq, Refusal> {
         let payload = record.encode().into();
-        self.shared.state().commit(record, payload).map_err(|(refusal, _)| refusal)
+        self.shared.state().commit(&mut record, payload)
     }
 }
 

@@ -14,7 +14,7 @@ impl Engine {
     ///
     /// As [`Engine::commit`].
     pub fn append_fact(&self, fact: Fact) -> Result<Seq, Refusal> {
-        let seq = self.submit(Record::Fact(fact)).map_err(|(refusal, _)| refusal)?;
+        let seq = self.submit(&mut Record::Fact(fact))?;
         self.last_fact.set(seq);
         self.fact_wakers.take().into_iter().for_each(Waker::wake);
         Ok(seq)

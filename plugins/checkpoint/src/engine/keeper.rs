@@ -303,7 +303,7 @@ impl Keeper {
         let seq = {
             let mut state = self.shared.state();
             // Nothing of before is to be seen again once this is in line.
-            let seq = state.commit(Record::Changes(Batch::new()), payload).map_err(|(refusal, _)| refusal)?;
+            let seq = state.commit(&mut Record::Changes(Batch::new()), payload)?;
             state.overlay.reset();
             if let Record::Changes(batch) = record {
                 state.overlay.apply(seq, batch, 0);

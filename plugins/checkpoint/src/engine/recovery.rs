@@ -82,9 +82,9 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let shared = Arc::new(Shared::new(overlay, archive, log, wakes, figures));
     let mut batch = Batch::new();
     batch.put(Bytes::from_static(EPOCH), number(recovery.epoch));
-    let record = Record::Changes(batch);
+    let mut record = Record::Changes(batch);
     let payload = record.encode().into();
-    let seq = shared.state().commit(record, payload).map_err(|(refusal, _)| refusal)?;
+    let seq = shared.state().commit(&mut record, payload)?;
     shared.wait_synced(seq)?;
     let store = Some(store);
     let mut keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };

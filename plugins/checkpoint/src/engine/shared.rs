@@ -229,23 +229,17 @@ impl State {
         size
     }
 
-    /// Journals changes and takes them into memory; gives back what is refused.
-    pub(super) fn commit(&mut self, record: Record, payload: Bytes) -> Result<Seq, (Refusal, Record)> {
-        let Some(log) = &mut self.log else { return Err((closed(), record)) };
+    /// Journals changes and takes them into memory; leaves what is refused where it is.
+    pub(super) fn commit(&mut self, record: &mut Record, payload: Bytes) -> Result<Seq, Refusal> {
+        let Some(log) = &mut self.log else { return Err(closed()) };
         let length = payload.len();
-        let seq = match log.submit(payload) {
-            Ok(seq) => seq,
-            Err(error) => {
-                let refusal = match error {
-                    SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
-                    SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
-                    SubmitError::Stopped(why) => why.refusal(),
-                };
-                return Err((refusal, record));
-            }
-        };
+        let seq = log.submit(payload).map_err(|error| match error {
+            SubmitError::Busy(_) => Refusal::new(Code::Busy, error.to_string()).retry_after_ms(20),
+            SubmitError::TooLarge { .. } => Refusal::new(Code::TooLarge, error.to_string()),
+            SubmitError::Stopped(why) => why.refusal(),
+        })?;
         let batch = match record {
-            Record::Changes(batch) => batch,
+            Record::Changes(batch) => std::mem::take(batch),
             Record::Fact(_) => Batch::new(),
         };
         self.overlay.apply(seq, batch, length);
