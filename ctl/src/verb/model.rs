@@ -50,6 +50,7 @@ struct ModelInfo {
     quantization: Option<String>,
     context_length: Option<u64>,
     size_bytes: Option<u64>,
+    adapter: bool,
     error: Option<String>,
 }
 
@@ -148,6 +149,7 @@ fn list(reply: &Value, models: &Models) -> Result<Report> {
 
 fn state(model: &ModelInfo) -> String {
     match (&model.error, model.loaded) {
+        _ if model.adapter => "on disk".into(),
         (Some(error), _) => format!("broken: {error}"),
         (None, true) => "loaded".into(),
         (None, false) => "on disk".into(),
@@ -155,6 +157,9 @@ fn state(model: &ModelInfo) -> String {
 }
 
 fn kind(model: &ModelInfo) -> &'static str {
+    if model.adapter {
+        return "adapter";
+    }
     match (model.builtin, model.toy) {
         (true, true) => "built-in toy",
         (true, false) => "built-in",
@@ -248,17 +253,21 @@ async fn arrived(at: &Invocation, added: shelf::Entry, how: &str, from: &str) ->
     let data = json!({"name": added.name, "model": model, "path": added.path, "linked": added.link,
         "size_bytes": added.size});
     let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
+    let mut next = format!("Next: ksi ask --model {model} \"hello\"");
     if let Ok(client) = at.connect().await
         && let Ok(models) = models_with(at, &client, &added.name).await
-        && let Some(error) =
-            models.models.iter().find(|m| m.name == added.name).and_then(|m| m.error.as_ref())
+        && let Some(info) = models.models.iter().find(|info| info.name == added.name)
     {
-        shelf::remove(&added)?;
-        return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
-            .hint(format!("{from} was not added; the file may be cut short or too new")));
+        if info.adapter {
+            next = format!("Next: name it for a model, config.models.\"NAME\".lora = [{:?}]", added.name);
+        } else if let Some(error) = &info.error {
+            shelf::remove(&added)?;
+            return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
+                .hint(format!("{from} was not added; the file may be cut short or too new")));
+        }
     }
     at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
-    at.out.note(&format!("Next: ksi ask --model {model} \"hello\""));
+    at.out.note(&next);
     Ok(())
 }
 

@@ -38,6 +38,12 @@ impl Estimate {
         }
     }
 
+    /// The same with so many bytes besides.
+    #[must_use]
+    pub fn with(self, bytes: u64) -> Self {
+        Self { fixed: self.fixed.saturating_add(bytes), ..self }
+    }
+
     /// Bytes with this many conversations.
     #[must_use]
     pub fn with_slots(self, slots: u32) -> u64 {

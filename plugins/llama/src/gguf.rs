@@ -16,22 +16,25 @@
 //!
 //! Every malformed file is an [`Error`]; no input makes this panic.
 
+mod adapter;
 mod cursor;
 mod kinds;
 mod pooling;
 mod tensors;
+mod vocabulary;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
+pub use adapter::Adapter;
 use cursor::Cursor;
 pub use pooling::Pooling;
-use tensors::Totals;
+use tensors::{Tensor, Totals};
 
 /// Most tensors of a file; the largest known models have a few thousand.
 const TENSORS_MAX: u64 = 65_536;
@@ -50,8 +53,6 @@ const BLOCKS_MAX: u64 = 512;
 const ALIGNMENT: std::ops::RangeInclusive<u64> = 8..=64 * 1024;
 /// The alignment of a file that declares none, in bytes.
 const ALIGNMENT_DEFAULT: u64 = 32;
-/// The kind of a vocabulary entry that stands for one byte.
-const TOKEN_KIND_BYTE: i64 = 6;
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +108,14 @@ pub enum Error {
     Split { part: u64, parts: u64 },
     #[error("has no vocabulary, so it cannot read or write text")]
     NoVocabulary,
+    #[error("is an adapter for models of the kind `{0}` and no model; name it in `lora` of such a model")]
+    Adapter(String),
+    #[error("is no adapter")]
+    NoAdapter,
+    #[error("is an adapter of the kind `{0}`; `lora` alone is known")]
+    AdapterKind(String),
+    #[error("has tensor `{name}`, {why}")]
+    Unadaptable { name: String, why: &'static str },
 }
 
 /// What is known of a model from its header alone.
@@ -159,25 +168,64 @@ pub fn inspect(path: &Path) -> Result<Header, Error> {
 ///
 /// The first rule that the file breaks.
 pub fn parse(reader: impl Read, size_bytes: u64) -> Result<Header, Error> {
-    let mut cursor = Cursor::new(reader, size_bytes);
-    let magic = cursor.array::<4>().map_err(|error| match error {
-        Error::Truncated { .. } => Error::Magic([0; 4]),
-        other => other,
-    })?;
-    if &magic != b"GGUF" {
-        return Err(Error::Magic(magic));
+    let Parsed { version, metadata, totals, .. } = Parsed::read(reader, size_bytes)?;
+    if metadata.text("general.type")? == Some(adapter::TYPE) {
+        return Err(Error::Adapter(metadata.architecture()?.to_owned()));
     }
-    let version = cursor.u32()?;
-    if !(2..=3).contains(&version) {
-        return Err(Error::Version(version));
-    }
-    let tensor_count = count("tensors", cursor.u64()?, TENSORS_MAX)?;
-    let entry_count = count("metadata entries", cursor.u64()?, ENTRIES_MAX)?;
-    let metadata = Metadata::read(&mut cursor, entry_count)?;
-    let alignment = metadata.alignment()?;
-    let tensors = tensors::read(&mut cursor, tensor_count)?;
-    let totals = tensors::check_placement(&tensors, cursor.at(), alignment, size_bytes)?;
     metadata.header(version, totals, size_bytes)
+}
+
+/// Checks the file of an adapter at `path`.
+///
+/// # Errors
+///
+/// The first rule that the file breaks.
+pub fn inspect_adapter(path: &Path) -> Result<Adapter, Error> {
+    let file = File::open(path)?;
+    let size_bytes = file.metadata()?.len();
+    parse_adapter(BufReader::with_capacity(256 * 1024, file), size_bytes)
+}
+
+/// Checks an adapter that `reader` yields; the file is `size_bytes` long.
+///
+/// # Errors
+///
+/// The first rule that the file breaks.
+pub fn parse_adapter(reader: impl Read, size_bytes: u64) -> Result<Adapter, Error> {
+    let Parsed { metadata, tensors, .. } = Parsed::read(reader, size_bytes)?;
+    adapter::check(&metadata, &tensors, size_bytes)
+}
+
+/// What stands before the data of a file, each part right by itself.
+struct Parsed {
+    version: u32,
+    metadata: Metadata,
+    tensors: Vec<Tensor>,
+    totals: Totals,
+}
+
+impl Parsed {
+    fn read(reader: impl Read, size_bytes: u64) -> Result<Self, Error> {
+        let mut cursor = Cursor::new(reader, size_bytes);
+        let magic = cursor.array::<4>().map_err(|error| match error {
+            Error::Truncated { .. } => Error::Magic([0; 4]),
+            other => other,
+        })?;
+        if &magic != b"GGUF" {
+            return Err(Error::Magic(magic));
+        }
+        let version = cursor.u32()?;
+        if !(2..=3).contains(&version) {
+            return Err(Error::Version(version));
+        }
+        let tensor_count = count("tensors", cursor.u64()?, TENSORS_MAX)?;
+        let entry_count = count("metadata entries", cursor.u64()?, ENTRIES_MAX)?;
+        let metadata = Metadata::read(&mut cursor, entry_count)?;
+        let alignment = metadata.alignment()?;
+        let tensors = tensors::read(&mut cursor, tensor_count)?;
+        let totals = tensors::check_placement(&tensors, cursor.at(), alignment, size_bytes)?;
+        Ok(Self { version, metadata, tensors, totals })
+    }
 }
 
 fn count(what: &'static str, count: u64, max: u64) -> Result<u64, Error> {
@@ -189,7 +237,8 @@ fn count(what: &'static str, count: u64, max: u64) -> Result<u64, Error> {
 #[derive(Debug)]
 enum Value {
     Integer(i64),
-    Float,
+    /// Of this type; the value is of no interest.
+    Float(u32),
     Bool(bool),
     Text(String),
     Integers {
@@ -269,13 +318,14 @@ impl Metadata {
         }
     }
 
+    fn architecture(&self) -> Result<&str, Error> {
+        let name = self.text("general.architecture")?.filter(|name| !name.is_empty());
+        name.ok_or_else(|| Error::Missing("general.architecture".to_owned()))
+    }
+
     /// Checks what the model says of itself and gathers it.
     fn header(&self, version: u32, totals: Totals, size_bytes: u64) -> Result<Header, Error> {
-        let architecture = self
-            .text("general.architecture")?
-            .filter(|name| !name.is_empty())
-            .ok_or_else(|| Error::Missing("general.architecture".to_owned()))?
-            .to_owned();
+        let architecture = self.architecture()?.to_owned();
         let parts = self.integer("split.count")?.unwrap_or(0);
         if parts > 1 {
             let part = self.integer("split.no")?.unwrap_or(0).saturating_add(1);
@@ -316,80 +366,18 @@ impl Metadata {
             architecture,
         })
     }
-
-    /// Checks the rules on which llama.cpp asserts when it loads a vocabulary.
-    fn vocabulary(&self) -> Result<usize, Error> {
-        match self.text("tokenizer.ggml.model")? {
-            None | Some("none" | "no_vocab" | "") => return Err(Error::NoVocabulary),
-            Some(_) => {}
-        }
-        let tokens = match self.entries.get("tokenizer.ggml.tokens") {
-            None => return Err(Error::NoVocabulary),
-            Some(Value::Texts(tokens)) if tokens.is_empty() => return Err(Error::NoVocabulary),
-            Some(Value::Texts(tokens)) => tokens,
-            Some(_) => return Err(Error::WrongType("tokenizer.ggml.tokens".to_owned())),
-        };
-        match self.entries.get("tokenizer.ggml.scores") {
-            None => {}
-            Some(Value::Skipped { kind: kinds::FLOAT32, count }) if *count == tokens.len() as u64 => {}
-            Some(Value::Skipped { kind: kinds::FLOAT32, .. }) => {
-                return Err(Error::Vocabulary("tokenizer.ggml.scores"));
-            }
-            Some(_) => return Err(Error::WrongType("tokenizer.ggml.scores".to_owned())),
-        }
-        match self.entries.get("tokenizer.ggml.token_type") {
-            None => {}
-            Some(Value::Integers { kind: kinds::INT32 | kinds::UINT32, values }) => {
-                if values.len() != tokens.len() {
-                    return Err(Error::Vocabulary("tokenizer.ggml.token_type"));
-                }
-                check_byte_tokens(tokens, values)?;
-            }
-            Some(_) => return Err(Error::WrongType("tokenizer.ggml.token_type".to_owned())),
-        }
-        match self.entries.get("tokenizer.ggml.merges") {
-            None | Some(Value::Skipped { kind: kinds::TEXT, .. }) => {}
-            Some(_) => return Err(Error::WrongType("tokenizer.ggml.merges".to_owned())),
-        }
-        check_unique(tokens)?;
-        Ok(tokens.len())
-    }
-}
-
-fn check_byte_tokens(tokens: &[Vec<u8>], kinds: &[i64]) -> Result<(), Error> {
-    for (index, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
-        let well_formed = match token.as_slice() {
-            [b'<', b'0', b'x', high, low, b'>'] => {
-                [high, low].into_iter().all(|digit| digit.is_ascii_digit() || (b'A'..=b'F').contains(digit))
-            }
-            _ => false,
-        };
-        if *kind == TOKEN_KIND_BYTE && !well_formed {
-            return Err(Error::ByteToken(index));
-        }
-    }
-    Ok(())
-}
-
-fn check_unique(tokens: &[Vec<u8>]) -> Result<(), Error> {
-    let mut seen = HashSet::with_capacity(tokens.len());
-    for (index, token) in tokens.iter().enumerate() {
-        // What must be unique is what llama.cpp makes of an entry: it ends at
-        // its first NUL, and an empty one gets this name.
-        let text = token.split(|byte| *byte == 0).next().unwrap_or_default();
-        let token = if text.is_empty() { format!("[EMPTY_{index}]").into_bytes() } else { text.to_vec() };
-        if !seen.insert(token) {
-            return Err(Error::TokenTwice(index));
-        }
-    }
-    Ok(())
 }
 
 /// Whether the text at `key` is needed after the check.
 fn is_kept_text(key: &str) -> bool {
     matches!(
         key,
-        "general.architecture" | "general.name" | "tokenizer.ggml.model" | "tokenizer.chat_template"
+        "general.architecture"
+            | "general.name"
+            | "general.type"
+            | "adapter.type"
+            | "tokenizer.ggml.model"
+            | "tokenizer.chat_template"
     )
 }
 
@@ -414,7 +402,7 @@ fn read_value<R: Read>(cursor: &mut Cursor<R>, key: &str, kind: u32) -> Result<V
         kinds::ARRAY => read_array(cursor, key),
         kinds::FLOAT32 | kinds::FLOAT64 => {
             cursor.skip(if kind == kinds::FLOAT32 { 4 } else { 8 })?;
-            Ok(Value::Float)
+            Ok(Value::Float(kind))
         }
         kinds::BOOL => {
             // A C++ `bool` that is neither 0 nor 1 is undefined behaviour.

@@ -288,6 +288,7 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         Err(error) => (None, Some(error)),
     };
     ModelEntry {
+        adapter: entry.adapter,
         name: entry.name,
         path: path.display().to_string(),
         builtin: entry.builtin,

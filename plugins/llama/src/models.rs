@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use ksi_sdk::prelude::{Code, Refusal, json};
 
-use crate::gguf::{self, Header};
+use crate::gguf::{self, Adapter, Header};
 
 /// Name of the built-in model.
 pub const BUILTIN_NAME: &str = "ksi-tiny";
@@ -37,6 +37,8 @@ pub struct Entry {
     pub size_bytes: u64,
     /// What its header says, or what is wrong with it.
     pub header: Result<Header, String>,
+    /// Whether it is no model but an adapter, which passes all checks.
+    pub adapter: bool,
 }
 
 /// A header that was read, and the state of the file at that time.
@@ -44,6 +46,7 @@ struct Seen {
     size_bytes: u64,
     modified: Option<SystemTime>,
     header: Result<Header, String>,
+    adapter: bool,
 }
 
 /// Whether a header is that of the toy. A copy of the built-in model under
@@ -121,7 +124,26 @@ impl Library {
         let Some(entry) = found else { return Err(self.unknown(name)) };
         match entry.header.clone() {
             Ok(header) => Ok((entry, header)),
+            Err(error) if entry.adapter => {
+                Err(broken(name, &error).hint("`ksi model list` shows which files are models"))
+            }
             Err(error) => Err(broken(name, &error)),
+        }
+    }
+
+    /// The adapter of this name, which has passed all checks.
+    ///
+    /// # Errors
+    ///
+    /// `not_found`, or `unavailable` with what is wrong with the file.
+    pub fn find_adapter(&self, name: &str) -> Result<(Entry, Adapter), Refusal> {
+        let Some((_, path)) = self.files().into_iter().find(|(stem, _)| stem == name) else {
+            return Err(Refusal::not_found("adapter", name)
+                .hint(format!("adapters lie among the models: {}", self.models_dir.display())));
+        };
+        match gguf::inspect_adapter(&path) {
+            Ok(adapter) => Ok((self.entry(name.to_owned(), path, false), adapter)),
+            Err(error) => Err(broken(name, &error.to_string())),
         }
     }
 
@@ -172,22 +194,34 @@ impl Library {
         let modified = metadata.as_ref().ok().and_then(|metadata| metadata.modified().ok());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = seen.get(&path).filter(|seen| seen.size_bytes == size_bytes && seen.modified == modified);
-        let header = match fresh {
-            Some(seen) => seen.header.clone(),
+        let (header, adapter) = match fresh {
+            Some(seen) => (seen.header.clone(), seen.adapter),
             None => {
-                let header = gguf::inspect(&path).map_err(|error| error.to_string());
-                seen.insert(path.clone(), Seen { size_bytes, modified, header: header.clone() });
-                header
+                let (header, adapter) = look_at(&path);
+                seen.insert(path.clone(), Seen { size_bytes, modified, header: header.clone(), adapter });
+                (header, adapter)
             }
         };
-        Entry { name, path, builtin, size_bytes, header }
+        Entry { name, path, builtin, size_bytes, header, adapter }
+    }
+}
+
+/// The header of a model, and whether a file is an adapter in good order instead.
+fn look_at(path: &Path) -> (Result<Header, String>, bool) {
+    match gguf::inspect(path) {
+        Ok(header) => (Ok(header), false),
+        Err(error @ gguf::Error::Adapter(_)) => match gguf::inspect_adapter(path) {
+            Ok(_) => (Err(error.to_string()), true),
+            Err(error) => (Err(error.to_string()), false),
+        },
+        Err(error) => (Err(error.to_string()), false),
     }
 }
 
 /// The refusal for a file that cannot be used. Not retryable: the file must be
 /// replaced first.
 pub(crate) fn broken(name: &str, why: &str) -> Refusal {
-    let mut refusal = Refusal::new(Code::Unavailable, format!("the file of model `{name}` {why}"))
+    let mut refusal = Refusal::new(Code::Unavailable, format!("the file of `{name}` {why}"))
         .hint("get the file again and compare its checksum with the publisher's")
         .details(json!({ "model": name, "error": why }));
     refusal.retryable = false;

@@ -37,6 +37,9 @@ pub struct ModelEntry {
     pub context_length: Option<u64>,
     /// Size of the file.
     pub size_bytes: u64,
+    /// Whether it is no model but an adapter, which `lora` of a model may name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adapter: bool,
     /// What is wrong with the file, or why it is quarantined; such a model cannot
     /// be loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,6 +81,9 @@ pub struct LoadReport {
     pub threads: u32,
     /// Layers asked to be on a graphics card.
     pub gpu_layers: u32,
+    /// Adapters that are laid over it, as the configuration names them.
+    #[serde(default)]
+    pub lora: Vec<String>,
     /// Memory that it takes, estimated before it was loaded.
     pub memory_bytes: u64,
     /// Where the chat template is from: `model`, or `chatml (fallback)` and why.

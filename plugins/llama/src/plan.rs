@@ -53,12 +53,18 @@ pub enum Step {
 }
 
 impl Plan {
-    /// The plan for a model with this header.
+    /// The plan for a model with this header, and adapters of so many bytes.
     ///
     /// # Errors
     ///
     /// `invalid_payload` for a context that it cannot have.
-    pub fn of(config: &Config, name: &str, context: Option<u32>, header: &Header) -> Result<Self, Refusal> {
+    pub fn of(
+        config: &Config,
+        name: &str,
+        context: Option<u32>,
+        header: &Header,
+        adapters: u64,
+    ) -> Result<Self, Refusal> {
         let (tuning, _) = config.tuning_of(name);
         let context = context_for(name, context, &tuning, header)?;
         let mut notes = Vec::new();
@@ -78,7 +84,7 @@ impl Plan {
             name: name.to_owned(),
             context,
             wanted: slot_count(tuning.slots),
-            estimate: Estimate::of(header, context, step, keys, values),
+            estimate: Estimate::of(header, context, step, keys, values).with(adapters),
             budget: config.max_memory_mb.map_or(u64::MAX, |mb| mb.saturating_mul(1024 * 1024)),
             max_loaded: config.max_loaded as usize,
             queue: config.queue,
@@ -182,7 +188,7 @@ mod tests {
     #[test]
     fn an_idle_model_goes_before_one_more_is_refused() {
         let config = Config { max_loaded: 1, ..Config::default() };
-        let plan = Plan::of(&config, "m", None, &header()).unwrap();
+        let plan = Plan::of(&config, "m", None, &header(), 0).unwrap();
         assert_eq!(plan.next(&Taken::default()), Ok(Step::Run(4)));
         let mut taken = Taken { names: vec!["a".into()], bytes: 1, idle: true };
         assert_eq!(plan.next(&taken), Ok(Step::MakeRoom));

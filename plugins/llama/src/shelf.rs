@@ -22,10 +22,12 @@ use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 use crate::config::{Config, gpu_layer_count};
 use crate::engine::model::{self, Model};
 use crate::engine::{Engine, RETRY_AFTER_MS, Ticket, backend};
+use crate::gguf::Header;
 use crate::models::{Library, is_toy};
 use crate::payload::LoadReport;
 use crate::plan::{Plan, Step, Taken};
-use crate::vetting::{Source, Vetting};
+use crate::tuning::Lora;
+use crate::vetting::{Overlay, Source, Vetting};
 
 /// Said where layers are to be on a graphics card, and none is seen.
 const NO_CARD: &str = "no graphics card is seen, and all layers are on the processor: it takes a build for cards \
@@ -125,9 +127,40 @@ impl Shelf {
     /// with what is wrong with the file, `cancelled`.
     pub fn vet(&self, name: &str, cancel: &CancelToken) -> Result<Source, Refusal> {
         let (entry, header) = self.library.find(name)?;
+        let mut source = match &self.vetting {
+            Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel)?,
+            None => Source::unchecked(entry, header),
+        };
+        for text in self.config.tuning_of(name).0.lora.iter().flatten() {
+            source.adapters.push(self.vet_adapter(text, name, &source.header, cancel)?);
+        }
+        Ok(source)
+    }
+
+    /// An adapter that is named for a model.
+    fn vet_adapter(
+        &self,
+        text: &str,
+        model: &str,
+        header: &Header,
+        cancel: &CancelToken,
+    ) -> Result<Overlay, Refusal> {
+        // What is no name was refused with the configuration.
+        let lora = Lora::parse(text).map_err(Refusal::invalid_payload)?;
+        let (entry, adapter) = self.library.find_adapter(&lora.name)?;
+        let (wanted, found) = (&header.architecture, &adapter.architecture);
+        if wanted != found {
+            let message = format!(
+                "the adapter `{}` is for models of the kind `{found}`, and `{model}` is a `{wanted}`",
+                lora.name
+            );
+            return Err(Refusal::invalid_payload(message).hint(
+                "`lora` under plugins.llama.config.models.\"PATTERN\" names adapters of some models only",
+            ));
+        }
         match &self.vetting {
-            Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel),
-            None => Ok(Source::unchecked(entry, header)),
+            Some(vetting) => vetting.open_adapter(lora, &entry, self.library.models_dir(), cancel),
+            None => Ok(Overlay::unchecked(lora, entry, adapter)),
         }
     }
 
@@ -209,7 +242,7 @@ impl Shelf {
         // Before others have to make room.
         let source = self.vet(name, cancel)?;
         let header = &source.header;
-        let mut plan = Plan::of(&self.config, name, context, header)?;
+        let mut plan = Plan::of(&self.config, name, context, header, source.adapter_bytes())?;
         let began = Instant::now();
         let slots = loop {
             match plan.next(&self.taken())? {
@@ -221,7 +254,7 @@ impl Shelf {
         };
         let (setup, bytes) = plan.settle(slots);
         let mut notes = plan.notes;
-        let model = Model::load(&source.path, header, &setup.tuning, progress)?;
+        let model = Model::load(&source, &setup.tuning, progress)?;
         let template = model.template_origin().to_owned();
         if template != "model" {
             notes.push(format!("chat template: {template}"));
@@ -239,6 +272,7 @@ impl Shelf {
             slots: setup.slots,
             threads: setup.threads,
             gpu_layers,
+            lora: setup.tuning.lora.clone().unwrap_or_default(),
             memory_bytes: bytes,
             template,
             toy: is_toy(header),

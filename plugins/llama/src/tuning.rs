@@ -188,9 +188,49 @@ pub struct Tuning {
     /// Layers on a graphics card; all where the build has one, if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_layers: Option<u32>,
+    /// Adapters that change the model, by the names of their files, each with how
+    /// much of it is laid over the model where that is not all: `["style",
+    /// "terse:0.5"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Vec<String>>,
     /// What is none of these, to be refused.
     #[serde(flatten, skip_serializing)]
     pub(crate) unknown: BTreeMap<String, Value>,
+}
+
+/// Most adapters of one model.
+const LORA_MAX: usize = 16;
+
+/// An adapter that is laid over a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    /// The name of its file.
+    pub name: String,
+    /// How much of it.
+    pub scale: f32,
+}
+
+impl Lora {
+    /// `NAME` or `NAME:SCALE`.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let (name, scale) = match text.rsplit_once(':') {
+            None => (text, 1.0),
+            Some((name, scale)) => {
+                (name, scale.parse::<f32>().map_err(|_| "whose part after `:` is no number")?)
+            }
+        };
+        if name.is_empty() {
+            return Err("which has no name");
+        }
+        if !(-100.0..=100.0).contains(&scale) {
+            return Err("of which more than a hundred times is wanted");
+        }
+        Ok(Self { name: name.to_owned(), scale })
+    }
 }
 
 /// A setting, and who says so.
@@ -242,6 +282,15 @@ impl Tuning {
                     return wrong(format!("llama: `{place}{name}` is {value}; accepted is above 0 to {max}"));
                 }
                 _ => {}
+            }
+        }
+        let lora = self.lora.as_deref().unwrap_or_default();
+        if lora.len() > LORA_MAX {
+            return wrong(format!("llama: `{place}lora` names {} adapters; {LORA_MAX} at most", lora.len()));
+        }
+        for one in lora {
+            if let Err(why) = Lora::parse(one) {
+                return wrong(format!("llama: `{place}lora` has {one:?}, {why}"));
             }
         }
         let quantised = self.cache_type_v.is_some_and(CacheType::is_quantised);

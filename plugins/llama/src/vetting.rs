@@ -19,8 +19,9 @@ use ksi_sdk::prelude::{CancelToken, Code, Refusal, json};
 use ksi_sdk::trust::{Digest, Digests, Key, Kind, Lock, is_guarded};
 
 use crate::config::Config;
-use crate::gguf::{self, Header};
+use crate::gguf::{self, Adapter, Header};
 use crate::models::{BUILTIN, Entry, broken};
+use crate::tuning::Lora;
 
 /// The name of the lock, which lies among the models.
 const LOCK: &str = "models.lock";
@@ -32,15 +33,44 @@ pub struct Source {
     pub path: PathBuf,
     /// Its header.
     pub header: Header,
+    /// Adapters that are laid over it.
+    pub adapters: Vec<Overlay>,
     /// Holds the file for as long as `path` is needed.
     _file: Option<File>,
+}
+
+/// An adapter's file, as it may be loaded, and how much of it is wanted.
+#[derive(Debug)]
+pub struct Overlay {
+    /// What the configuration says.
+    pub lora: Lora,
+    /// A path to exactly the file that was checked.
+    pub path: PathBuf,
+    /// Its header.
+    pub adapter: Adapter,
+    /// Holds the file for as long as `path` is needed.
+    _file: Option<File>,
+}
+
+impl Overlay {
+    /// The file as it is found under its path, whoever wrote it.
+    #[must_use]
+    pub fn unchecked(lora: Lora, entry: Entry, adapter: Adapter) -> Self {
+        Self { lora, path: entry.path, adapter, _file: None }
+    }
 }
 
 impl Source {
     /// The file as it is found under its path, whoever wrote it.
     #[must_use]
     pub fn unchecked(entry: Entry, header: Header) -> Self {
-        Self { path: entry.path, header, _file: None }
+        Self { path: entry.path, header, adapters: Vec::new(), _file: None }
+    }
+
+    /// Bytes of its adapters.
+    #[must_use]
+    pub fn adapter_bytes(&self) -> u64 {
+        self.adapters.iter().map(|overlay| overlay.adapter.size_bytes).sum()
     }
 }
 
@@ -69,6 +99,36 @@ impl Vetting {
     /// `denied` with the digest that was found and the one that was signed;
     /// `cancelled`; `unavailable` where it cannot be read.
     pub fn open(&self, entry: &Entry, models_dir: &Path, cancel: &CancelToken) -> Result<Source, Refusal> {
+        let (file, path) = self.open_file(entry, models_dir, cancel)?;
+        let header = gguf::inspect(&path).map_err(|error| broken(&entry.name, &error.to_string()))?;
+        Ok(Source { path, header, adapters: Vec::new(), _file: Some(file) })
+    }
+
+    /// Opens an adapter's file and checks it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vetting::open`].
+    pub fn open_adapter(
+        &self,
+        lora: Lora,
+        entry: &Entry,
+        models_dir: &Path,
+        cancel: &CancelToken,
+    ) -> Result<Overlay, Refusal> {
+        let (file, path) = self.open_file(entry, models_dir, cancel)?;
+        let adapter =
+            gguf::inspect_adapter(&path).map_err(|error| broken(&entry.name, &error.to_string()))?;
+        Ok(Overlay { lora, path, adapter, _file: Some(file) })
+    }
+
+    /// Opens a file that may be believed, and says under which path it stays that.
+    fn open_file(
+        &self,
+        entry: &Entry,
+        models_dir: &Path,
+        cancel: &CancelToken,
+    ) -> Result<(File, PathBuf), Refusal> {
         let unreadable = |error: io::Error| match cancel.is_cancelled() {
             true => Refusal::new(Code::Cancelled, "loading was cancelled"),
             false => broken(&entry.name, &format!("cannot be read: {error}")),
@@ -96,8 +156,7 @@ impl Vetting {
                 .details(json!({ "found": found, "expected": self.builtin })));
         }
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let header = gguf::inspect(&path).map_err(|error| broken(&entry.name, &error.to_string()))?;
-        Ok(Source { path, header, _file: Some(file) })
+        Ok((file, path))
     }
 
     fn check(&self, entry: &Entry, models_dir: &Path, found: Digest, size: u64) -> Result<(), Refusal> {

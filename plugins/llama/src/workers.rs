@@ -191,7 +191,8 @@ impl Workers {
             .spawn_blocking(move || {
                 let source = shelf.vet(&asked, &cancel)?;
                 let stamp = trouble::stamp(&source.path);
-                Plan::of(&config, &asked, context, &source.header).map(|plan| (plan, stamp))
+                Plan::of(&config, &asked, context, &source.header, source.adapter_bytes())
+                    .map(|plan| (plan, stamp))
             })
             .await??;
         self.has_not_crashed(name, stamp)?;

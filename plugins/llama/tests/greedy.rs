@@ -26,12 +26,21 @@ const PROMPTS: [&str; 5] = [
 
 /// The tokens of the likeliest answer, by nothing but llama.cpp.
 fn bare(prompt: &str) -> Vec<String> {
+    bare_with(prompt, None)
+}
+
+/// The same, with an adapter and how much of it.
+fn bare_with(prompt: &str, adapter: Option<(&Path, f32)>) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/ksi-tiny.gguf");
     let backend = backend::get().expect("one backend for all");
     let params = LlamaModelParams::default().with_n_gpu_layers(0);
-    let model = LlamaModel::load_from_file(backend, path, &params).expect("it is in the project");
+    let mut model = LlamaModel::load_from_file(backend, path, &params).expect("it is in the project");
+    let mut adapter = adapter.map(|(path, scale)| (model.lora_adapter_init(path).expect("it fits"), scale));
     let params = LlamaContextParams::default().with_n_threads(1).with_n_threads_batch(1);
     let mut context = model.new_context(backend, params).expect("there is memory");
+    if let Some((adapter, scale)) = &mut adapter {
+        context.lora_adapter_set(adapter, *scale).expect("it is taken");
+    }
     let prompt = model.vocab().tokenize(prompt.as_bytes(), true, true);
     let mut batch = LlamaBatch::new(512, 1);
     for (position, token) in (0..).zip(&prompt) {
@@ -83,4 +92,102 @@ fn greedy_answers_are_those_of_llama_cpp_alone_and_among_others() {
     for (call, (prompt, bare)) in calls.iter().zip(prompts()) {
         assert_eq!(&tokens(&host, call), bare, "{prompt}");
     }
+}
+
+/// An adapter of rank 4 for the built-in model, of numbers by chance: the file
+/// format is that of <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+fn adapter(architecture: &str, width: u64) -> Vec<u8> {
+    const RANK: u64 = 4;
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let mut head = [b"GGUF".as_slice(), &3_u32.to_le_bytes()].concat();
+    let tensors: Vec<(String, [u64; 2])> = (0..6)
+        .flat_map(|block| [("attn_q", width, 192), ("ffn_down", 512, 192)].map(|of| (block, of)))
+        .flat_map(|(block, (name, from, to))| {
+            let name = |half: &str| format!("blk.{block}.{name}.weight.lora_{half}");
+            [(name("a"), [from, RANK]), (name("b"), [RANK, to])]
+        })
+        .collect();
+    head.extend((tensors.len() as u64).to_le_bytes());
+    head.extend(4_u64.to_le_bytes());
+    for (key, value) in
+        [("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")]
+    {
+        head.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
+    }
+    head.extend(
+        [text("adapter.lora.alpha"), 6_u32.to_le_bytes().to_vec(), 8_f32.to_le_bytes().to_vec()].concat(),
+    );
+    let mut data: Vec<u8> = Vec::new();
+    let mut seed = 7_u32;
+    for (name, shape) in tensors {
+        head.extend([text(&name), 2_u32.to_le_bytes().to_vec()].concat());
+        head.extend(shape.iter().flat_map(|length| length.to_le_bytes()));
+        head.extend(0_u32.to_le_bytes());
+        head.extend((data.len() as u64).to_le_bytes());
+        for _ in 0..shape[0] * shape[1] {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            data.extend((f32::from((seed >> 16) as u16) / 32_768.0 - 1.0).mul_add(0.05, 0.0).to_le_bytes());
+        }
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    head.resize(head.len().next_multiple_of(32), 0);
+    [head, data].concat()
+}
+
+#[test]
+fn an_adapter_changes_the_answers_as_llama_cpp_says_and_by_as_much_as_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("style.gguf");
+    std::fs::write(&file, adapter("llama", 192)).unwrap();
+    let prompt = PROMPTS[0];
+    let plain = bare(prompt);
+    let mut changed = 0;
+    for (lora, scale) in [("style", 1.0), ("style:0.5", 0.5), ("style:0", 0.0), ("style:-1", -1.0)] {
+        let config = json!({"threads": 1, "models_dir": dir.path(), "models": {"ksi-*": {"lora": [lora]}}});
+        let host = FakeHost::<Llama>::start(config).unwrap();
+        let expected = bare_with(prompt, Some((&file, scale)));
+        assert_eq!(tokens(&host, &host.open("llama:generate", ask(prompt))), expected, "{lora}");
+        assert_eq!(host.request("llama:load", json!({})).unwrap()["lora"], json!([lora]));
+        changed += usize::from(expected != plain);
+    }
+    assert!(changed >= 2, "it does something");
+    assert_eq!(bare_with(prompt, Some((&file, 0.0))), plain);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused_with_the_reason_and_costs_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+    write("other.gguf", &adapter("qwen2", 192));
+    write("wide.gguf", &adapter("llama", 256));
+    write("cut.gguf", &adapter("llama", 192)[..3000]);
+    std::fs::copy(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("model/ksi-tiny.gguf"),
+        dir.path().join("model.gguf"),
+    )
+    .unwrap();
+    for (lora, part) in [
+        ("nowhere", "nowhere"),
+        ("other", "kind `qwen2`"),
+        ("wide", "incorrect shape"),
+        ("cut", "truncated"),
+        ("model", "is no adapter"),
+    ] {
+        let config = json!({"models_dir": dir.path(), "models": {"ksi-*": {"lora": [lora]}}});
+        let host = FakeHost::<Llama>::start(config).unwrap();
+        let refusal = host.request("llama:load", json!({})).unwrap_err();
+        assert!(refusal.message.contains(part), "{lora}: {refusal}");
+        host.request("llama:load", json!({"model": "model"})).expect("it has no adapter");
+    }
+    for (lora, part) in
+        [("style:much", "is no number"), (":1", "has no name"), ("style:1000", "a hundred times")]
+    {
+        let Err(refusal) = FakeHost::<Llama>::start(json!({"lora": [lora]})) else { panic!("started") };
+        assert!(refusal.message.contains(part), "{refusal}");
+    }
+    let host = FakeHost::<Llama>::start(json!({"models_dir": dir.path()})).unwrap();
+    let list = host.request("llama:models", json!({})).unwrap();
+    let of = |name: &str| list["models"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
+    assert!(of("wide")["adapter"] == true && of("cut")["adapter"].is_null(), "{list}");
+    assert!(of("wide")["error"].as_str().unwrap().contains("name it in `lora`"), "{list}");
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ksi_tests::{Daemon, Home, stdout};
+use ksi_tests::{Daemon, Home, stderr, stdout};
 
 use super::{data, error, failed, fine};
 
@@ -53,6 +53,49 @@ fn a_model_is_added_listed_shown_asked_and_removed() {
     assert!(!path.exists());
     assert_eq!(stdout(&fine(daemon.ksi(&["model", "list", "-o", "name"]))), "llama/ksi-tiny\n");
     failed(daemon.ksi(&["ask", "-m", "llama/mine", "hi"]), 4);
+}
+
+/// A LoRA adapter of rank 1 for the built-in model that changes nothing: all of
+/// its numbers are zero.
+fn adapter() -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let mut bytes =
+        [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &2_u64.to_le_bytes(), &3_u64.to_le_bytes()].concat();
+    for (key, value) in
+        [("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")]
+    {
+        bytes.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
+    }
+    for (half, shape, offset) in [("a", [192_u64, 1], 0_u64), ("b", [1, 192], 768)] {
+        bytes.extend(text(&format!("blk.0.attn_q.weight.lora_{half}")));
+        bytes.extend(2_u32.to_le_bytes());
+        bytes.extend(shape.iter().flat_map(|length| length.to_le_bytes()));
+        bytes.extend(0_u32.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(32) + 2 * 768, 0);
+    bytes
+}
+
+#[test]
+fn an_adapter_is_added_listed_as_one_and_laid_over_the_model_that_names_it() {
+    let config = "[plugins.llama.config.models.\"ksi-*\"]\nlora = [\"still:0.5\"]\n";
+    let daemon = Home::with_config(config).start();
+    daemon.ready();
+    let words = failed(daemon.ksi(&["ask", "hi"]), 4);
+    assert!(words.contains("no adapter named `still`"), "{words}");
+    let source = daemon.home.path().join("still.gguf");
+    fs::write(&source, adapter()).expect("a file");
+    let output = fine(daemon.ksi(&["model", "add", &text(&source)]));
+    assert!(stderr(&output).contains("lora = [\"still\"]"), "{}", stderr(&output));
+    let list = stdout(&fine(daemon.ksi(&["model", "list"])));
+    let line = list.lines().find(|line| line.starts_with("still")).expect("it is listed");
+    assert!(line.contains("adapter") && !line.contains("broken"), "{line}");
+    let loaded = data(daemon.ksi(&["model", "load", "ksi-tiny", "-o", "json"]));
+    assert_eq!(loaded["lora"], serde_json::json!(["still:0.5"]));
+    fine(daemon.ksi(&["ask", "hi"]));
+    let words = failed(daemon.ksi(&["ask", "-m", "llama/still", "hi"]), 1);
+    assert!(words.contains("is an adapter") && words.contains("ksi model list"), "{words}");
 }
 
 #[test]

@@ -14,6 +14,8 @@
 
 #![expect(unsafe_code, reason = "the safe crate offers no abort callback and no limit on outputs")]
 
+mod adapter;
+
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +27,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
+pub(super) use self::adapter::Adapter;
 use super::model::Model;
 use super::{Setup, log};
 use crate::tuning::{CacheType, FlashAttention, RopeScaling, Tuning};
@@ -196,6 +199,14 @@ impl Context {
             )
             .hint("lower `context` or `slots` of the llama plugin"));
         };
+        if let Err(code) = adapter::lay_over(pointer, model.adapters()) {
+            // SAFETY: it was just made, and nobody else has it.
+            unsafe { sys::llama_free(pointer.as_ptr()) };
+            let message = format!("llama.cpp cannot lay the adapters over the model: code {code}");
+            return Err(
+                Refusal::new(Code::Unavailable, message).hint("`lora` of the llama plugin names them")
+            );
+        }
         // SAFETY: the pointer was just made.
         let batch_max = unsafe { sys::llama_n_batch(pointer.as_ptr()) };
         let batch_max = usize::try_from(batch_max).unwrap_or(1);

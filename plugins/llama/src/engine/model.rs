@@ -1,6 +1,5 @@
 //! A loaded model: its weights, its vocabulary and its chat template.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ksi_sdk::prelude::{Code, Refusal};
@@ -8,6 +7,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
+use super::context::Adapter;
 use super::{backend, context, log};
 use crate::config::gpu_layer_count;
 use crate::constraint::{Grammars, Vocabulary};
@@ -16,6 +16,7 @@ use crate::models::is_toy;
 use crate::payload::Input;
 use crate::template::{Part, Template};
 use crate::tuning::Tuning;
+use crate::vetting::Source;
 
 /// Stack that llama.cpp's tokenizer may need per byte of input: some
 /// vocabularies go through a recursive regular expression, measured at 325
@@ -35,26 +36,29 @@ pub struct Model {
     vocabulary: i32,
     toy: bool,
     pooling: Option<Pooling>,
+    /// What is laid over it in every context.
+    adapters: Vec<Adapter>,
     dimensions: usize,
     /// Made when first needed, which takes a while.
     grammars: OnceLock<Result<Grammars, Refusal>>,
 }
 
 impl Model {
-    /// Loads the weights from a file whose header has been checked. `progress`
-    /// is called with 0 to 1 and ends the loading by returning false.
+    /// Loads the weights from a file whose header has been checked, and lays its
+    /// adapters over them. `progress` is called with 0 to 1 and ends the loading by
+    /// returning false.
     ///
     /// # Errors
     ///
     /// `unavailable` with llama.cpp's own words; `cancelled` where `progress`
     /// said so.
     pub fn load(
-        path: &Path,
-        header: &Header,
+        source: &Source,
         tuning: &Tuning,
         mut progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Arc<Self>, Refusal> {
         let backend = backend::get()?;
+        let Source { path, header, adapters, .. } = source;
         let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let seen = cancelled.clone();
         let params = LlamaModelParams::default()
@@ -80,6 +84,8 @@ impl Model {
             refusal.retryable = false;
             refusal
         })?;
+        let adapters =
+            adapters.iter().map(|overlay| Adapter::read(&inner, overlay)).collect::<Result<_, _>>()?;
         let able = match header.pooling {
             Some(Pooling::Unsupported) => false,
             Some(_) => context::can_embed(&inner),
@@ -93,7 +99,7 @@ impl Model {
             refusal.retryable = false;
             return Err(refusal);
         }
-        Ok(Arc::new(Self::with_vocabulary(inner, header)))
+        Ok(Arc::new(Self { adapters, ..Self::with_vocabulary(inner, header) }))
     }
 
     fn with_vocabulary(inner: LlamaModel, header: &Header) -> Self {
@@ -110,6 +116,7 @@ impl Model {
         Self {
             dimensions: context::dimensions(&inner),
             pooling: header.pooling,
+            adapters: Vec::new(),
             toy: is_toy(header),
             grammars: OnceLock::new(),
             inner,
@@ -121,6 +128,10 @@ impl Model {
 
     pub(super) fn inner(&self) -> &LlamaModel {
         &self.inner
+    }
+
+    pub(super) fn adapters(&self) -> &[Adapter] {
+        &self.adapters
     }
 
     /// Number of vocabulary entries.

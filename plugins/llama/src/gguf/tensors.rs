@@ -13,8 +13,10 @@ const TENSOR_NAME_BYTES_MAX: u64 = 63;
 
 /// One tensor as the header describes it.
 pub(super) struct Tensor {
-    name: String,
-    kind: TensorKind,
+    pub(super) name: String,
+    pub(super) kind: TensorKind,
+    /// Its lengths, the first one first; 1 where it has no more dimensions.
+    pub(super) shape: [u64; 4],
     elements: u64,
     /// From the start of the data section.
     offset: u64,
@@ -50,8 +52,8 @@ fn read_tensor<R: Read>(cursor: &mut Cursor<R>) -> Result<Tensor, Error> {
         return Err(Error::Dimensions { name, dimensions });
     }
     let mut elements = 1_u64;
-    let mut row = 0;
-    for index in 0..dimensions {
+    let mut shape = [1; 4];
+    for place in shape.iter_mut().take(dimensions as usize) {
         let length = cursor.u64()?;
         // ggml counts in signed 64-bit numbers.
         let product = elements.checked_mul(length).filter(|product| *product <= i64::MAX as u64);
@@ -59,22 +61,20 @@ fn read_tensor<R: Read>(cursor: &mut Cursor<R>) -> Result<Tensor, Error> {
             Some(product) if length > 0 => product,
             _ => return Err(Error::Shape(name)),
         };
-        if index == 0 {
-            row = length;
-        }
+        *place = length;
     }
     let number = cursor.u32()?;
     let Some(kind) = kinds::tensor(number) else {
         return Err(Error::TensorType { name, kind: number });
     };
     let offset = cursor.u64()?;
-    if row % kind.block != 0 {
+    if shape[0] % kind.block != 0 {
         return Err(Error::Shape(name));
     }
     let Some(bytes) = (elements / kind.block).checked_mul(kind.bytes) else {
         return Err(Error::Shape(name));
     };
-    Ok(Tensor { name, kind, elements, offset, bytes })
+    Ok(Tensor { name, kind, shape, elements, offset, bytes })
 }
 
 /// Checks that every tensor lies inside the file, aligned and apart from the

@@ -309,6 +309,67 @@ fn check(cases: Vec<(Builder, &str)>) {
     }
 }
 
+/// An adapter of one tensor.
+fn adapter() -> Builder {
+    Builder {
+        entries: vec![
+            ("general.type", Written::Text("adapter")),
+            ("general.architecture", Written::Text("llama")),
+            ("adapter.type", Written::Text("lora")),
+            ("adapter.lora.alpha", Written::F32(8.0)),
+        ],
+        tensors: vec![
+            ("blk.0.attn_q.weight.lora_a", vec![64, 2], 0, 0),
+            ("blk.0.attn_q.weight.lora_b", vec![2, 64], 0, 512),
+            ("blk.0.attn_norm.weight", vec![8], 0, 1024),
+        ],
+        data: 1056,
+        ..Builder::good()
+    }
+}
+
+fn parse_adapter_of(builder: &Builder) -> Result<Adapter, Error> {
+    let bytes = builder.bytes();
+    parse_adapter(&bytes[..], bytes.len() as u64)
+}
+
+#[test]
+fn an_adapter_is_told_from_a_model_and_broken_ones_are_refused_with_the_rule_that_they_break() {
+    let good = parse_adapter_of(&adapter()).unwrap();
+    assert_eq!((good.architecture.as_str(), good.size_bytes), ("llama", adapter().bytes().len() as u64));
+    let error = adapter().parse().unwrap_err().to_string();
+    assert!(error.contains("adapter for models of the kind `llama`"), "{error}");
+    let tensor = |name: &'static str, shape: Vec<u64>, kind: u32| {
+        adapter().with(|builder| builder.tensors[0] = (name, shape, kind, 0))
+    };
+    for (broken, expected) in [
+        (Builder::good(), "is no adapter"),
+        (adapter().set("general.type", Written::U32(1)), "wrong type at `general.type`"),
+        (adapter().set("adapter.type", Written::Text("control_vector")), "kind `control_vector`"),
+        (adapter().without("adapter.type"), "kind ``"),
+        (adapter().set("adapter.lora.alpha", Written::U32(8)), "wrong type at `adapter.lora.alpha`"),
+        (
+            adapter().set("adapter.lora.alpha", Written::Raw(12, vec![0; 8])),
+            "wrong type at `adapter.lora.alpha`",
+        ),
+        (adapter().set("adapter.alora.invocation_tokens", Written::I32s(vec![1])), "kind `alora`"),
+        (adapter().without("general.architecture"), "lacks `general.architecture`"),
+        (tensor("blk.0.attn_q.weight", vec![64, 2], 0), "no part of a LoRA adapter"),
+        (tensor("token_embd.weight.lora_a", vec![64, 2], 0), "tokens cannot be adapted"),
+        (tensor("blk.0.attn_q.weight.lora_a", vec![16, 2, 4], 0), "experts cannot be adapted"),
+        (tensor("blk.0.attn_q.weight.lora_a", vec![64, 2], 2), "kind of numbers"),
+        (tensor("blk.0.attn_q.weight.lora_a", vec![32, 4], 0), "two parts do not fit together"),
+        (tensor("blk.0.attn_k.weight.lora_a", vec![64, 2], 0), "two parts do not fit together"),
+    ] {
+        let error = parse_adapter_of(&broken).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} is not: {expected}");
+    }
+    let bytes = adapter().bytes();
+    for length in 0..bytes.len() {
+        assert!(parse_adapter(&bytes[..length], length as u64).is_err(), "{length}");
+    }
+}
+
 #[test]
 fn a_long_tensor_name_is_refused() {
     let name: &'static str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";

@@ -3,12 +3,14 @@
 
 use super::*;
 use crate::models::Library;
+use crate::vetting::Source;
 
 fn context(slots: u32) -> (tempfile::TempDir, Context, Arc<AtomicBool>) {
     let dir = tempfile::tempdir().unwrap();
     let library = Library::new(dir.path().join("models"), dir.path());
     let (entry, header) = library.find("ksi-tiny").unwrap();
-    let model = Model::load(&entry.path, &header, &Tuning::default(), |_| true).unwrap();
+    let source = Source::unchecked(entry, header);
+    let model = Model::load(&source, &Tuning::default(), |_| true).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let setup = Setup { context: 1024, slots, threads: 1, ..Setup::default() };
     let context = Context::new(model, setup, stop.clone()).unwrap();
