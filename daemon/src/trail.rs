@@ -123,7 +123,7 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     denials: Repeats,
-    /// What plugins tell; they do it because of requests, which are all written down.
+    /// What plugins tell, each in its own name.
     facts: Repeats,
     /// A batch is being written.
     writing: bool,

@@ -290,9 +290,12 @@ fn wait(socket: &UnixStream, link: &Link) -> Result<bool, Error> {
     Ok(ready(&fds[0]))
 }
 
+/// Fires what is due by now; what becomes due meanwhile comes after what has
+/// arrived by then.
 fn fire_timers(link: &Link, instance: &mut Instance) -> Result<(), Error> {
+    let now = Instant::now();
     loop {
-        let Some(id) = link.lock().take_timer(Instant::now()) else { return Ok(()) };
+        let Some(id) = link.lock().take_timer(now) else { return Ok(()) };
         instance.fire(id)?;
     }
 }

@@ -287,14 +287,16 @@ impl<P: Plugin> FakeHost<P> {
     }
 
     /// Runs the plugin until it waits for the test, for the time or for a
-    /// thread.
+    /// thread. Who waits for no time at all comes last.
     fn run(&self) {
         loop {
             while self.link.take_woken() {
                 self.instance.borrow_mut().run();
             }
-            let Some(answer) = self.answer_by_itself() else { return };
-            self.instance.borrow_mut().deliver(answer);
+            let now = |id| message(Kind::Timer, id, Bytes::new());
+            let due = || self.link.next_timer(self.link.now()).map(now);
+            let Some(next) = self.answer_by_itself().or_else(due) else { return };
+            self.instance.borrow_mut().deliver(next);
         }
     }
 

@@ -249,7 +249,8 @@ impl Engine {
         self.waiting.durable(&self.shared, seq).await
     }
 
-    /// Resolves with the reason once nothing is committed any more.
+    /// Resolves with the reason once nothing is committed any more. For one task alone: it is told of a store that
+    /// has failed.
     pub async fn stopped(&self) -> Refusal {
         // No position is so high: this ends with the journal.
         match select(pin!(self.settled(Seq::MAX)), pin!(self.shared.failed())).await {

@@ -70,7 +70,7 @@ pub enum Error {
     Count { what: &'static str, count: u64, max: u64 },
     #[error("has a {what} of {bytes} bytes; at most {max} are accepted")]
     Long { what: &'static str, bytes: u64, max: u64 },
-    #[error("has a key or name that is empty or not UTF-8")]
+    #[error("has a key or name that is empty, not UTF-8, or has a NUL in it")]
     Name,
     #[error("has `{0}` twice")]
     Twice(String),
@@ -392,7 +392,8 @@ fn read_value<R: Read>(cursor: &mut Cursor<R>, key: &str, kind: u32) -> Result<V
     match kind {
         kinds::TEXT if is_kept_text(key) => {
             let bytes = cursor.text("string", TEXT_BYTES_MAX)?;
-            String::from_utf8(bytes).map(Value::Text).map_err(|_| Error::WrongType(key.to_owned()))
+            let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
+            text.map(Value::Text).ok_or_else(|| Error::WrongType(key.to_owned()))
         }
         kinds::TEXT => {
             let bytes = cursor.text_length("string", TEXT_BYTES_MAX)?;

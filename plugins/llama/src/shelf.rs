@@ -148,6 +148,10 @@ impl Shelf {
         // What is no name was refused with the configuration.
         let lora = Lora::parse(text).map_err(Refusal::invalid_payload)?;
         let (entry, adapter) = self.library.find_adapter(&lora.name)?;
+        if header.quantization.contains("NVFP4") {
+            let message = format!("`{model}` is stored as NVFP4, over which llama.cpp lays no adapter");
+            return Err(Refusal::invalid_payload(message).hint("take another file of the model"));
+        }
         let (wanted, found) = (&header.architecture, &adapter.architecture);
         if wanted != found {
             let message = format!(

@@ -190,12 +190,12 @@ impl Workers {
         let (mut plan, stamp) = ctx
             .spawn_blocking(move || {
                 let source = shelf.vet(&asked, &cancel)?;
-                let stamp = trouble::stamp(&source.path);
+                let stamp = trouble::Stamp::of(&source);
                 Plan::of(&config, &asked, context, &source.header, source.adapter_bytes())
                     .map(|plan| (plan, stamp))
             })
             .await??;
-        self.has_not_crashed(name, stamp)?;
+        self.has_not_crashed(name, &stamp)?;
         let began = Instant::now();
         let slots = loop {
             match plan.next(&self.taken())? {

@@ -5,7 +5,7 @@
 //! checks. What does not exist cannot be granted and is passed over.
 
 use std::{
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -52,8 +52,9 @@ const READ_FOR_NETWORK: [&str; 7] = [
 const READ_FOR_PROGRAMS: [&str; 4] = ["/usr", "/bin", "/sbin", "/proc"];
 
 /// What drivers of graphics cards are found by: their libraries where these are
-/// not with the system's, the cards on their bus, and lists of drivers.
-const READ_FOR_GPU: [&str; 13] = [
+/// not with the system's, the cards on their bus, and lists of drivers. What is
+/// on the bus lies below `/sys/devices`, see [`View::of`].
+const READ_FOR_GPU: [&str; 16] = [
     "/usr/local/cuda",
     "/usr/local/nvidia",
     "/opt/cuda",
@@ -63,8 +64,11 @@ const READ_FOR_GPU: [&str; 13] = [
     "/proc/modules",
     "/proc/sys/vm/mmap_min_addr",
     "/sys/bus/pci",
-    "/sys/devices",
-    "/sys/module",
+    "/sys/dev/char",
+    "/sys/devices/virtual/kfd",
+    "/sys/module/amdgpu",
+    "/sys/module/nvidia",
+    "/sys/module/nvidia_uvm",
     "/etc/vulkan",
     "/usr/share/vulkan",
 ];
@@ -72,11 +76,9 @@ const READ_FOR_GPU: [&str; 13] = [
 /// Devices that harm nobody.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// Devices of graphics cards: Linux's own, and AMD's for computing. NVIDIA's are
-/// many, and all begin with its name; its driver gives up where it cannot write
-/// the names of its threads.
-const WRITE_FOR_GPU: [&str; 3] = ["/dev/dri", "/dev/kfd", "/proc/self/task"];
-const NVIDIA: &[u8] = b"nvidia";
+/// AMD's device for computing, and what NVIDIA's driver writes the names of its
+/// threads to: it gives up where it cannot.
+const WRITE_FOR_GPU: [&str; 2] = ["/dev/kfd", "/proc/self/task"];
 
 /// A granted path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +115,7 @@ impl View {
         }
         if sandbox.gpu {
             read.extend(READ_FOR_GPU.map(PathBuf::from));
+            read.extend(found(Path::new("/sys/devices"), |name| name.starts_with("pci")));
         }
         if sandbox.exec {
             read.extend(READ_FOR_PROGRAMS.map(PathBuf::from));
@@ -125,7 +128,9 @@ impl View {
         let mut write: Vec<PathBuf> = DEVICES.map(PathBuf::from).into();
         if sandbox.gpu {
             write.extend(WRITE_FOR_GPU.map(PathBuf::from));
-            write.extend(nvidia_devices(Path::new("/dev")));
+            write.extend(found(Path::new("/dev"), is_nvidias));
+            // What computes, and not what shows something on a screen.
+            write.extend(found(Path::new("/dev/dri"), |name| name.starts_with("renderD")));
         }
         write.push(own.clone());
         // The same, as the plugin is told it.
@@ -161,10 +166,18 @@ impl View {
     }
 }
 
-/// What there is of NVIDIA's in a directory of devices.
-fn nvidia_devices(devices: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = devices.read_dir().into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().as_bytes().starts_with(NVIDIA)).map(|entry| entry.path())
+/// Whether a device is one of NVIDIA's that computing needs: the cards, and what
+/// manages them and their memory.
+fn is_nvidias(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("nvidia") else { return false };
+    matches!(rest, "ctl" | "-uvm" | "-uvm-tools")
+        || (!rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What there is in a directory under such names.
+fn found(directory: &Path, is_wanted: fn(&str) -> bool) -> impl Iterator<Item = PathBuf> {
+    let entries = directory.read_dir().into_iter().flatten().flatten();
+    entries.filter(move |entry| entry.file_name().to_str().is_some_and(is_wanted)).map(|entry| entry.path())
 }
 
 /// Device and number of a directory.
@@ -190,18 +203,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_devices_of_nvidia_and_no_others_are_found() {
+    fn the_devices_of_nvidia_that_compute_and_no_others_are_found() {
         let dev = tempfile::tempdir().unwrap();
-        for name in ["nvidia0", "nvidiactl", "nvidia-uvm", "nvme0", "sda"] {
+        for name in ["nvidia0", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia-modeset", "nvidia", "nvme0"] {
             std::fs::write(dev.path().join(name), "").unwrap();
         }
         std::fs::create_dir(dev.path().join("nvidia-caps")).unwrap();
-        let mut found: Vec<_> = nvidia_devices(dev.path())
+        let mut names: Vec<_> = found(dev.path(), is_nvidias)
             .map(|path| path.strip_prefix(dev.path()).unwrap().display().to_string())
             .collect();
-        found.sort();
-        assert_eq!(found, ["nvidia-caps", "nvidia-uvm", "nvidia0", "nvidiactl"]);
-        assert_eq!(nvidia_devices(Path::new("/nowhere")).count(), 0);
+        names.sort();
+        assert_eq!(names, ["nvidia-uvm", "nvidia0", "nvidia12", "nvidiactl"]);
+        assert_eq!(found(Path::new("/nowhere"), is_nvidias).count(), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake},
     thread::Thread,
@@ -152,6 +152,51 @@ fn all_that_is_wanted_in_one_turn_is_synced_at_its_end_and_the_engine_can_be_clo
         assert_eq!((turns.get(), engine.synced_seq()), (round, *seqs.last().unwrap()), "one turn for all");
     }
     block_on(engine.close()).unwrap();
+    block_on(ends);
+}
+
+/// Whether it was woken.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoever_waits_for_the_end_is_told_of_a_store_that_failed_beside_who_syncs() {
+    let disk = SimDisk::default();
+    let broken = Arc::new(AtomicBool::new(false));
+    let step = broken.clone();
+    let places = Places {
+        journal: Arc::new(disk.clone()),
+        exports: Arc::new(disk.clone()),
+        shelf: Box::new(SimulatedShelf::new(Arc::new(move || match step.load(Ordering::Relaxed) {
+            true => Err(std::io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }))),
+    };
+    let (engine, _) = block_on(Engine::start(small(), move || {
+        Ok(((), recovery::recover(places, small(), Box::new(committer))?))
+    }))
+    .unwrap();
+    let (told, syncs) = (Arc::new(Flag::default()), Arc::new(Flag::default()));
+    let (watcher, syncer) = (told.clone().into(), syncs.clone().into());
+    let mut stopped = pin!(engine.stopped());
+    assert!(stopped.as_mut().poll(&mut Context::from_waker(&watcher)).is_pending());
+    let mut ends = pin!(engine.clone().sync_at_turns_end(async || ()));
+    for n in 0..3_u8 {
+        engine.hurry(put(&engine, vec![n], "x"));
+        assert!(ends.as_mut().poll(&mut Context::from_waker(&syncer)).is_pending());
+    }
+    told.0.store(false, Ordering::Relaxed);
+    broken.store(true, Ordering::Relaxed);
+    block_on(engine.checkpoint()).unwrap_err();
+    wait_until("a word of it", || told.0.load(Ordering::Relaxed));
+    assert!(stopped.as_mut().poll(&mut Context::from_waker(&watcher)).is_ready());
+    let _ = block_on(engine.close());
     block_on(ends);
 }
 

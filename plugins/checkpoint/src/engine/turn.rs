@@ -78,9 +78,9 @@ impl Engine {
     }
 
     /// Has what is wanted synced at the end of each turn of the plugin, when `turn_ends` resolves: all of it at
-    /// once, and on this thread where the disk is swift. Ends with the journal.
+    /// once, and on this thread where the disk is swift. Ends with the journal, which [`Engine::close`] ends.
     pub async fn sync_at_turns_end(self: Rc<Self>, turn_ends: impl AsyncFn()) {
-        while let Either::Left(_) = select(pin!(self.turn.wanted()), pin!(self.stopped())).await {
+        while let Either::Left(_) = select(pin!(self.turn.wanted()), pin!(self.settled(Seq::MAX))).await {
             turn_ends().await;
             let (seq, waiting) = self.turn.take();
             if seq > self.synced_seq() && !self.shared.write_here() {

@@ -1,6 +1,6 @@
 //! Who waits for a position to be synced.
 //!
-//! A sync wakes one task from the committer's thread, whichever waits; that one wakes the others on their own thread, all that
+//! A sync wakes one task from the thread that wrote, whichever waits; that one wakes the others on their own thread, all that
 //! are due at once. So a sync costs one wake across threads, however many wait for it.
 
 use std::{

@@ -57,7 +57,7 @@ pub const SWIFT: Duration = Duration::from_millis(1);
 /// Most bytes that he writes by himself.
 const HERE_MAX: usize = 64 << 10;
 
-/// The handle of the thread that owns the journal. `Send + Sync`; dropping it
+/// The handle of the journal that is written, and of the thread that does so. `Send + Sync`; dropping it
 /// closes without waiting.
 pub struct Committer {
     desk: Desk,

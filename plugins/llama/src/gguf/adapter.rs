@@ -63,7 +63,8 @@ fn check_pairs(tensors: &[Tensor]) -> Result<(), Error> {
         if of.ends_with("token_embd.weight") {
             return Err(unadaptable("and tokens cannot be adapted"));
         }
-        if tensor.shape[2..] != [1, 1] {
+        // Of these the model has many in one, and llama.cpp does not compare how many.
+        if tensor.shape[2..] != [1, 1] || of.contains("exps") {
             return Err(unadaptable("and experts cannot be adapted"));
         }
         if !KINDS.contains(&tensor.kind.name) {

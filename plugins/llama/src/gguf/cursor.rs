@@ -89,10 +89,14 @@ impl<R: Read> Cursor<R> {
         Ok(buffer)
     }
 
-    /// A string that names something: UTF-8 and not empty.
+    /// A string that names something: UTF-8 and not empty. Nor has it a NUL, at
+    /// which it would end for llama.cpp, and be another name.
     pub(super) fn name(&mut self, what: &'static str, max: u64) -> Result<String, Error> {
         let bytes = self.text(what, max)?;
-        String::from_utf8(bytes).ok().filter(|name| !name.is_empty()).ok_or(Error::Name)
+        String::from_utf8(bytes)
+            .ok()
+            .filter(|name| !name.is_empty() && !name.contains('\0'))
+            .ok_or(Error::Name)
     }
 
     pub(super) fn skip(&mut self, bytes: u64) -> Result<(), Error> {

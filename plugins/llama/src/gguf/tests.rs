@@ -230,7 +230,7 @@ fn a_broken_head_is_refused_with_the_rule_that_it_breaks() {
             good().with(|b| b.entries.push(("general.file_type", Written::U32(1)))),
             "`general.file_type` twice",
         ),
-        (good().set("", Written::U32(1)), "empty or not UTF-8"),
+        (good().set("", Written::U32(1)), "empty, not UTF-8"),
     ]);
 }
 
@@ -357,6 +357,10 @@ fn an_adapter_is_told_from_a_model_and_broken_ones_are_refused_with_the_rule_tha
         (tensor("blk.0.attn_q.weight", vec![64, 2], 0), "no part of a LoRA adapter"),
         (tensor("token_embd.weight.lora_a", vec![64, 2], 0), "tokens cannot be adapted"),
         (tensor("blk.0.attn_q.weight.lora_a", vec![16, 2, 4], 0), "experts cannot be adapted"),
+        (tensor("blk.0.ffn_gate_exps.weight.lora_a", vec![64, 2], 0), "experts cannot be adapted"),
+        (tensor("blk.0.attn_q.weight.lora_a\0_norm.weight", vec![64, 2], 24), "has a NUL in it"),
+        (adapter().set("adapter.lora.alpha\0", Written::U32(8)), "has a NUL in it"),
+        (adapter().set("general.architecture", Written::Text("llama\0x")), "`general.architecture`"),
         (tensor("blk.0.attn_q.weight.lora_a", vec![64, 2], 2), "kind of numbers"),
         (tensor("blk.0.attn_q.weight.lora_a", vec![32, 4], 0), "two parts do not fit together"),
         (tensor("blk.0.attn_k.weight.lora_a", vec![64, 2], 0), "two parts do not fit together"),

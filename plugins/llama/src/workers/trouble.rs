@@ -16,6 +16,7 @@ use ksi_sdk::protocol::system::PluginStatus;
 
 use super::Workers;
 use crate::models::Entry;
+use crate::vetting::Source;
 
 /// Processes that a file may kill before it is not loaded any more.
 const CRASHES_MAX: u32 = 3;
@@ -41,10 +42,24 @@ pub(super) struct Crashes {
 }
 
 /// What tells one content of a file from another: its size, and when it changed.
-pub(super) type Stamp = Option<(u64, Option<SystemTime>)>;
+type FileStamp = Option<(u64, Option<SystemTime>)>;
 
-/// The stamp of a file.
-pub(super) fn stamp(path: &Path) -> Stamp {
+/// The same of all files that are loaded together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp {
+    model: FileStamp,
+    adapters: Vec<FileStamp>,
+}
+
+impl Stamp {
+    /// That of a model with its adapters.
+    pub(super) fn of(source: &Source) -> Self {
+        let adapters = source.adapters.iter().map(|overlay| stamp(&overlay.path)).collect();
+        Self { model: stamp(&source.path), adapters }
+    }
+}
+
+fn stamp(path: &Path) -> FileStamp {
     std::fs::metadata(path).ok().map(|metadata| (metadata.len(), metadata.modified().ok()))
 }
 
@@ -93,13 +108,13 @@ impl Workers {
         }
         let crashes = self.crashes.borrow();
         let crashes = crashes.get(&entry.name)?;
-        crashes.forbids(stamp(&entry.path)).then(|| crashes.describe())
+        (crashes.is_too_many() && crashes.stamp.model == stamp(&entry.path)).then(|| crashes.describe())
     }
 
-    /// Refuses a file that has killed too many processes.
-    pub(super) fn has_not_crashed(&self, name: &str, stamp: Stamp) -> Result<(), Refusal> {
+    /// Refuses files that have killed too many processes.
+    pub(super) fn has_not_crashed(&self, name: &str, stamp: &Stamp) -> Result<(), Refusal> {
         let crashes = self.crashes.borrow();
-        match crashes.get(name).filter(|known| known.forbids(stamp)) {
+        match crashes.get(name).filter(|known| known.is_too_many() && known.stamp == *stamp) {
             Some(known) => Err(refused(name, &known.describe(), &known.why)),
             None => Ok(()),
         }
@@ -132,9 +147,9 @@ impl Workers {
 }
 
 impl Crashes {
-    /// Whether a file with this stamp is not loaded any more.
-    fn forbids(&self, stamp: Stamp) -> bool {
-        self.count >= CRASHES_MAX && self.stamp == stamp
+    /// Whether what did it is not loaded any more.
+    fn is_too_many(&self) -> bool {
+        self.count >= CRASHES_MAX
     }
 
     fn describe(&self) -> String {
