@@ -155,15 +155,11 @@ impl Queue {
         self.waiting.extend(counted.into_iter().flatten().map(Waiting::Repeated));
     }
 
-    /// Whether a decision is to be written down whole; it is counted otherwise.
+    /// Whether a decision that may repeat is to be written down whole; it is counted
+    /// otherwise.
     fn admit(&mut self, decision: &ksi_identity::Decision<'_>) -> bool {
-        match decision.allowed {
-            false => self.denials.admit(decision),
-            true if decision.is_emission && decision.origin.starts_with("plugin:") => {
-                self.facts.admit(decision)
-            }
-            true => true,
-        }
+        let repeats = if decision.allowed { &mut self.facts } else { &mut self.denials };
+        repeats.admit(decision)
     }
 
     fn counts(&self) -> bool {
@@ -188,10 +184,16 @@ impl Queue {
     }
 }
 
+/// Whether there may be any number of such decisions: denials, and what a plugin
+/// tells. What a principal asks for and gets is written down each time.
+fn may_repeat(decision: &ksi_identity::Decision<'_>) -> bool {
+    !decision.allowed || (decision.is_emission && decision.origin.starts_with("plugin:"))
+}
+
 /// Names are copied and the payload is referred to; all else happens later.
 impl Witness for Trail {
     fn decided(&self, decision: &ksi_identity::Decision<'_>) {
-        if !self.lock().admit(decision) {
+        if may_repeat(decision) && !self.lock().admit(decision) {
             return;
         }
         let caller = decision.caller;
