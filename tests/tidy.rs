@@ -282,6 +282,32 @@ fn dependencies_inside_the_workspace_point_only_where_they_may() {
 }
 
 #[test]
+fn scripts_name_packages_that_there_are() {
+    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().expect("cargo metadata");
+    let is_there = |wanted: &str| match wanted.strip_suffix('*') {
+        Some(start) => metadata.packages.iter().any(|package| package.name.starts_with(start)),
+        None => metadata.packages.iter().any(|package| package.name.as_str() == wanted),
+    };
+    let (mut named, mut complaints) = (0, Vec::new());
+    for (name, path) in files(&root().join("scripts")) {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        for line in text.lines().filter(|line| line.contains("scripts/cargo ")) {
+            let words: Vec<&str> = line.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+            let packages =
+                words.windows(2).filter(|pair| ["-p", "--exclude"].contains(&pair[0])).map(|pair| pair[1]);
+            for package in packages {
+                named += 1;
+                if !is_there(package) {
+                    complaints.push(format!("{name}: there is no package `{package}`"));
+                }
+            }
+        }
+    }
+    assert!(named > 10, "{named}");
+    no_complaints(&complaints);
+}
+
+#[test]
 fn pure_crates_stay_away_from_io() {
     let metadata = MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
