@@ -288,7 +288,7 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         Err(error) => (None, Some(error)),
     };
     ModelEntry {
-        adapter: entry.adapter,
+        adapter: entry.adapter.is_some(),
         name: entry.name,
         path: path.display().to_string(),
         builtin: entry.builtin,

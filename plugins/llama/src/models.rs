@@ -37,8 +37,8 @@ pub struct Entry {
     pub size_bytes: u64,
     /// What its header says, or what is wrong with it.
     pub header: Result<Header, String>,
-    /// Whether it is no model but an adapter, which passes all checks.
-    pub adapter: bool,
+    /// What it is where it is no model but an adapter, which passes all checks.
+    pub adapter: Option<Adapter>,
 }
 
 /// A header that was read, and the state of the file at that time.
@@ -46,7 +46,7 @@ struct Seen {
     size_bytes: u64,
     modified: Option<SystemTime>,
     header: Result<Header, String>,
-    adapter: bool,
+    adapter: Option<Adapter>,
 }
 
 /// Whether a header is that of the toy. A copy of the built-in model under
@@ -124,7 +124,7 @@ impl Library {
         let Some(entry) = found else { return Err(self.unknown(name)) };
         match entry.header.clone() {
             Ok(header) => Ok((entry, header)),
-            Err(error) if entry.adapter => {
+            Err(error) if entry.adapter.is_some() => {
                 Err(broken(name, &error).hint("`ksi model list` shows which files are models"))
             }
             Err(error) => Err(broken(name, &error)),
@@ -141,9 +141,11 @@ impl Library {
             return Err(Refusal::not_found("adapter", name)
                 .hint(format!("adapters lie among the models: {}", self.models_dir.display())));
         };
-        match gguf::inspect_adapter(&path) {
-            Ok(adapter) => Ok((self.entry(name.to_owned(), path, false), adapter)),
-            Err(error) => Err(broken(name, &error.to_string())),
+        let entry = self.entry(name.to_owned(), path, false);
+        match (entry.adapter.clone(), &entry.header) {
+            (Some(adapter), _) => Ok((entry, adapter)),
+            (None, Ok(_)) => Err(broken(name, &gguf::Error::NoAdapter.to_string())),
+            (None, Err(error)) => Err(broken(name, error)),
         }
     }
 
@@ -195,10 +197,11 @@ impl Library {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = seen.get(&path).filter(|seen| seen.size_bytes == size_bytes && seen.modified == modified);
         let (header, adapter) = match fresh {
-            Some(seen) => (seen.header.clone(), seen.adapter),
+            Some(seen) => (seen.header.clone(), seen.adapter.clone()),
             None => {
                 let (header, adapter) = look_at(&path);
-                seen.insert(path.clone(), Seen { size_bytes, modified, header: header.clone(), adapter });
+                let now = Seen { size_bytes, modified, header: header.clone(), adapter: adapter.clone() };
+                seen.insert(path.clone(), now);
                 (header, adapter)
             }
         };
@@ -206,15 +209,14 @@ impl Library {
     }
 }
 
-/// The header of a model, and whether a file is an adapter in good order instead.
-fn look_at(path: &Path) -> (Result<Header, String>, bool) {
+/// The header of a model, or why it is none, and that of an adapter.
+fn look_at(path: &Path) -> (Result<Header, String>, Option<Adapter>) {
     match gguf::inspect(path) {
-        Ok(header) => (Ok(header), false),
         Err(error @ gguf::Error::Adapter(_)) => match gguf::inspect_adapter(path) {
-            Ok(_) => (Err(error.to_string()), true),
-            Err(error) => (Err(error.to_string()), false),
+            Ok(adapter) => (Err(error.to_string()), Some(adapter)),
+            Err(error) => (Err(error.to_string()), None),
         },
-        Err(error) => (Err(error.to_string()), false),
+        inspected => (inspected.map_err(|error| error.to_string()), None),
     }
 }
 

@@ -130,15 +130,20 @@ impl Disk for GatedDisk {
     }
 }
 
-#[test]
-fn what_gathers_during_a_sync_is_one_batch_with_one_wake() {
+/// A committer whose syncs wait for the gate, all but that of its opening.
+fn gated(options: Options) -> (Arc<Gate>, Arc<Bell>, Committer) {
     let gate = Arc::new(Gate::default());
     gate.open(1);
     let disk = GatedDisk { inner: SimDisk::default(), gate: gate.clone() };
-    let (journal, _) =
-        Journal::open(Arc::new(disk), Options { segment_bytes: 1 << 20, ..Options::default() }).unwrap();
+    let (journal, _) = Journal::open(Arc::new(disk), Options { segment_bytes: 1 << 20, ..options }).unwrap();
     let bell = Arc::new(Bell::default());
     let committer = Committer::start(journal, bell.waker()).unwrap();
+    (gate, bell, committer)
+}
+
+#[test]
+fn what_gathers_during_a_sync_is_one_batch_with_one_wake() {
+    let (gate, bell, committer) = gated(Options::default());
     let opened = gate.came();
     assert_eq!(committer.submit(&b"first"[..]).unwrap(), 1);
     gate.wait_for(opened + 1);
@@ -175,13 +180,7 @@ fn what_nobody_waits_for_is_written_soon_all_the_same() {
 
 #[test]
 fn what_waits_is_bounded_and_goes_on_after_the_next_wake() {
-    let gate = Arc::new(Gate::default());
-    gate.open(1);
-    let disk = GatedDisk { inner: SimDisk::default(), gate: gate.clone() };
-    let options = Options { segment_bytes: 1 << 20, queue_bytes: 3000, ..Options::default() };
-    let (journal, _) = Journal::open(Arc::new(disk), options).unwrap();
-    let bell = Arc::new(Bell::default());
-    let committer = Committer::start(journal, bell.waker()).unwrap();
+    let (gate, bell, committer) = gated(Options { queue_bytes: 3000, ..Options::default() });
     assert_eq!(
         committer.submit(vec![1; 5000]).unwrap(),
         1,
@@ -374,13 +373,7 @@ fn whoever_submits_may_write_by_himself_while_the_thread_has_nothing_to_do() {
 
 #[test]
 fn nobody_writes_by_himself_beside_the_thread_nor_much_nor_after_a_slow_write() {
-    let gate = Arc::new(Gate::default());
-    gate.open(1);
-    let disk = GatedDisk { inner: SimDisk::default(), gate: gate.clone() };
-    let (journal, _) =
-        Journal::open(Arc::new(disk), Options { segment_bytes: 1 << 20, ..Options::default() }).unwrap();
-    let bell = Arc::new(Bell::default());
-    let committer = Committer::start(journal, bell.waker()).unwrap();
+    let (gate, bell, committer) = gated(Options::default());
     let opened = gate.came();
     committer.submit(&b"first"[..]).unwrap();
     assert!(!committer.desk().write_here(), "how long a write takes is not known yet");
