@@ -309,12 +309,16 @@ pub struct Grants {
     pub disable: Vec<Layer>,
 }
 
-/// `[plugins.NAME.limits]`: what a plugin may use. All but `holding` is for a
-/// child only; inside the daemon a plugin is trusted.
+/// `[plugins.NAME.limits]`: what a plugin may use. All but the first three are
+/// for a child only; inside the daemon a plugin is trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Requests that it may hold; more are refused `busy`.
     pub holding: u32,
+    /// Requests and emissions a second; `None`: any number.
+    pub per_second: Option<u32>,
+    /// Instances of it at a time.
+    pub instances: usize,
     /// Address space in MiB; `None`: not limited.
     pub memory_mb: Option<u64>,
     /// Open files.
@@ -329,7 +333,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { holding: 1024, memory_mb: None, files: 256, file_mb: None, processes: 1024, cpu_percent: None }
+        Self {
+            holding: 1024,
+            per_second: None,
+            instances: 16,
+            memory_mb: None,
+            files: 256,
+            file_mb: None,
+            processes: 1024,
+            cpu_percent: None,
+        }
     }
 }
 

@@ -27,10 +27,11 @@ use ksi_kernel::Declared;
 use ksi_protocol::{
     Code, EventName, LOCAL_TENANT, Pattern, Refusal,
     frame::Request,
+    limits::fair_share,
     token::{CreateToken, CreatedToken, RevokedTokens, Token, TokenInfo},
 };
 
-use self::tokens::{Record, Tokens, unbelieved};
+use self::tokens::{Record, TOKENS_MAX, Tokens, unbelieved};
 use crate::config::{Audit, Config};
 
 /// The owner, where the configuration gives that user no name.
@@ -141,8 +142,9 @@ impl Identity {
     /// # Errors
     ///
     /// `invalid_payload` for a name or capability that is none, `denied` where it
-    /// would give more than whoever asks holds; `busy` and `unavailable` as
-    /// the file of tokens says.
+    /// would give more than whoever asks holds; `busy` where as many have come of
+    /// that one as its share is, unless it sees every tenant; `busy` and
+    /// `unavailable` as the file of tokens says.
     pub fn create(&self, asker: &Principal, ask: CreateToken, now_ms: u64) -> Result<CreatedToken, Refusal> {
         let CreateToken { name, can, tenant, expires_in_ms } = ask;
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
@@ -180,6 +182,12 @@ impl Identity {
         // What has expired is of no use to anybody.
         let mut records: Vec<_> = state.tokens.list().to_vec();
         records.retain(|record| record.info.expires_ms.is_none_or(|expires| now_ms < expires));
+        let own = descendants(&records, &asker.payer).len();
+        let share = fair_share(TOKENS_MAX, records.len() - own);
+        if own >= share && !asker.holds(Permission::EVERY_TENANT.0, now_ms) {
+            let message = format!("{own} tokens come of `{}`; the rest is for others", asker.payer);
+            return Err(Refusal::new(Code::Busy, message).hint("`ksi token revoke ID` takes one back"));
+        }
         let (record, token) = loop {
             let (record, token) = Record::fresh(info.clone())?;
             if !records.iter().any(|other| other.info.id == record.info.id) {

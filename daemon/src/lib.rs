@@ -5,6 +5,7 @@
 //! them apart in the order of the stop. [`hub`] is the middle: the kernel, and
 //! the way from its decisions to whoever is meant.
 
+mod complaints;
 pub mod config;
 pub mod takeover;
 pub mod identity;
@@ -17,7 +18,6 @@ pub mod secrets;
 pub mod wire;
 pub mod woken;
 mod jitter;
-mod rate;
 pub mod hub;
 pub mod session;
 pub mod plugin;

@@ -338,6 +338,8 @@ fn session_limits(config: &Config) -> Limits {
             in_flight: config.daemon.in_flight_max,
             subscriptions: config.daemon.subscriptions_max,
             holding: limits::IN_FLIGHT_MAX,
+            // All connections of one user are counted together.
+            per_second: None,
         },
         share: config.limits,
         handshake_timeout: config.daemon.handshake_timeout,

@@ -29,9 +29,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::account::{Accounts, Share};
 use crate::{
+    complaints::Complaints,
     hub::{Handle, Hub, Port},
     plugin::offspring::Offspring,
-    rate::Complaints,
 };
 
 /// What sessions may take.

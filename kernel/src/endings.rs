@@ -36,8 +36,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Ends what was taken out of the table against the will of its holder.
     fn revoke(&self, token: Token, entry: Pending<H>, refusal: Refusal, effects: &mut Effects<H>) {
-        if let Some(holder) = &entry.holder {
-            effects.push(holder, Delivery::Cancel { token });
+        if let Some(hold) = &entry.holder {
+            effects.push(&hold.port, Delivery::Cancel { token });
         }
         self.end(token, entry, refusal.into(), effects);
     }
@@ -51,8 +51,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         while let Some(&child) = open.get(next) {
             next += 1;
             let Some(entry) = self.pending.take(child) else { continue };
-            if let Some(holder) = &entry.holder {
-                effects.push(holder, Delivery::Cancel { token: child });
+            if let Some(hold) = &entry.holder {
+                effects.push(&hold.port, Delivery::Cancel { token: child });
             }
             let (matter, children) = self.discharge(child, entry);
             open.extend(children);
@@ -65,9 +65,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     }
 
     fn discharge(&self, token: Token, entry: Pending<H>) -> (Matter<H>, Vec<Token>) {
-        if let Some(holder) = &entry.holder {
-            holder.let_go();
-        }
+        drop(entry.holder);
         if let Some(parent) = entry.parent {
             self.pending.unlink(parent, token);
         }
@@ -158,8 +156,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if entry.is_request() {
             return self.revoke(token, entry, refusal, effects);
         }
-        if let Some(holder) = &entry.holder {
-            effects.push(holder, Delivery::Cancel { token });
+        if let Some(hold) = &entry.holder {
+            effects.push(&hold.port, Delivery::Cancel { token });
         }
         if let Matter::Word(word) = self.settle(token, entry, effects) {
             let now_ms = now_ms.unwrap_or(word.asked_ms);
@@ -176,7 +174,7 @@ fn overdue<H>(entry: &Pending<H>) -> Refusal {
             refusals::timeout(&request.event, after)
         }
         Matter::Word(word) => {
-            let origin = entry.holder.as_ref().map_or("an interceptor", |holder| &holder.origin);
+            let origin = entry.holder.as_ref().map_or("an interceptor", |hold| &hold.port.origin);
             refusals::interceptor_silent(origin, word.held.event())
         }
         // Has no deadline, nor anybody to tell.

@@ -72,9 +72,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             let refusal = gone(&word);
             return Err((word, refusal));
         }
-        if !to.port.hold() {
-            return Err((word, refusals::holder_busy(&to.port)));
-        }
+        let hold = match to.port.hold(&word.payer) {
+            Ok(hold) => hold,
+            Err(refusal) => return Err((word, refusal)),
+        };
         let token = self.pending.issue();
         let parent = word.held.request();
         word.fail_open = to.spec.fail_open;
@@ -93,7 +94,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             origin: Arc::clone(word.held.origin()),
             caller: word.held.caller().cloned(),
         };
-        let holder = Some(Arc::clone(&to.port));
+        let holder = Some(hold);
         let matter = Matter::Word(word);
         self.pending.insert(token, Pending { holder, deadline_ms, parent, children: Vec::new(), matter });
         self.pending.schedule(deadline_ms, effects);

@@ -55,6 +55,7 @@ mod port;
 mod permissions;
 #[cfg(test)]
 mod races;
+mod rate;
 mod refusals;
 mod registry;
 mod routing;
@@ -69,5 +70,6 @@ pub use figures::Figures;
 pub use interception::EMISSION_LIMIT;
 pub use kernel::Kernel;
 pub use port::{EndpointId, Port, Quota, Role};
+pub use rate::Rate;
 pub use refusals::{Blame, Fault};
 pub use registry::Declared;

@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! - No two shards are locked at once, and nothing else is locked under one.
-//! - An entry with a holder is charged to it; whoever takes the entry out, or
-//!   the holder off it, takes back the charge.
+//! - An entry with a holder is charged to it, until it is taken out of the table
+//!   or the holder off it.
 //! - `earliest` is never later than the deadline of an entry whose insertion
 //!   has returned: a scan resets it first and looks second, an insertion writes
 //!   first and lowers it second.
@@ -35,7 +35,7 @@ use crate::{
     effects::Effects,
     envelope::{Answer, Envelope, Token},
     interceptors::Chain,
-    port::{EndpointId, Port, Role},
+    port::{EndpointId, Hold, Port, Role},
     refusals::{self, Fault},
 };
 
@@ -43,7 +43,7 @@ use crate::{
 pub(crate) struct Pending<H> {
     /// Who has to speak: owner or interceptor. `None` for a request over which
     /// interceptors have the word.
-    pub(crate) holder: Option<Arc<Port<H>>>,
+    pub(crate) holder: Option<Hold<H>>,
     /// When it ends of itself.
     pub(crate) deadline_ms: u64,
     /// The entry on whose behalf it exists.
@@ -91,12 +91,14 @@ pub(crate) struct Word<H> {
     pub(crate) asked_ms: u64,
     /// When what is held is too late.
     pub(crate) deadline_ms: u64,
+    /// On whose account it is.
+    pub(crate) payer: Arc<str>,
 }
 
 impl<H> Word<H> {
     /// The turn of nobody yet.
-    pub(crate) fn over(held: Held, rest: Chain<H>, deadline_ms: u64) -> Box<Self> {
-        Box::new(Self { held, rest, fail_open: false, asked_ms: 0, deadline_ms })
+    pub(crate) fn over(held: Held, payer: Arc<str>, rest: Chain<H>, deadline_ms: u64) -> Box<Self> {
+        Box::new(Self { held, rest, fail_open: false, asked_ms: 0, deadline_ms, payer })
     }
 }
 
@@ -168,7 +170,7 @@ impl Held {
 
 impl<H> Pending<H> {
     pub(crate) fn is_held_by(&self, port: &Port<H>) -> bool {
-        self.holder.as_ref().is_some_and(|holder| holder.id == port.id)
+        self.holder.as_ref().is_some_and(|hold| hold.port.id == port.id)
     }
 
     pub(crate) fn is_request(&self) -> bool {
@@ -269,9 +271,9 @@ impl<H> Table<H> {
 
     /// Entrusts a request to an owner that is charged for it. Returns the
     /// credit that came early, or `None` where the request has ended.
-    pub(crate) fn entrust(&self, token: Token, owner: &Arc<Port<H>>) -> Option<u32> {
+    pub(crate) fn entrust(&self, token: Token, hold: Hold<H>) -> Option<u32> {
         let mut entry = self.entries.get_mut(&token)?;
-        entry.holder = Some(Arc::clone(owner));
+        entry.holder = Some(hold);
         match &entry.matter {
             Matter::Request(request) => Some(request.credit),
             Matter::Word(_) | Matter::Fact => None,
@@ -280,24 +282,24 @@ impl<H> Table<H> {
 
     /// Who has to speak.
     pub(crate) fn holder(&self, token: Token) -> Option<Arc<Port<H>>> {
-        self.entries.get(&token)?.holder.clone()
+        self.entries.get(&token)?.holder.as_ref().map(|hold| Arc::clone(&hold.port))
     }
 
     /// Takes a request off its owner, who has spoken, where `wanted` finds
-    /// somebody who wants a word about that. Returns these and the deadline.
+    /// somebody who wants a word about that. Returns these, the deadline and the
+    /// charge.
     pub(crate) fn review(
         &self,
         token: Token,
         owner: &Port<H>,
         wanted: impl FnOnce(&Request<H>) -> Option<Chain<H>>,
-    ) -> Option<(Chain<H>, EventName, u64)> {
+    ) -> Option<(Chain<H>, EventName, u64, Hold<H>)> {
         let mut entry = self.entries.get_mut(&token).filter(|entry| entry.is_held_by(owner))?;
         let Matter::Request(request) = &entry.matter else { return None };
         let chain = wanted(request)?;
         let event = request.event.clone();
-        entry.holder = None;
-        owner.let_go();
-        Some((chain, event, entry.deadline_ms))
+        let hold = entry.holder.take()?;
+        Some((chain, event, entry.deadline_ms, hold))
     }
 
     /// Where to send a chunk of a request that `owner` holds.
@@ -320,7 +322,7 @@ impl<H> Table<H> {
         if let (None, Matter::Request(request)) = (&entry.holder, &mut entry.matter) {
             request.credit = request.credit.saturating_add(n);
         }
-        entry.holder.clone()
+        entry.holder.as_ref().map(|hold| Arc::clone(&hold.port))
     }
 
     /// What `port` holds under this token, for what comes of it.

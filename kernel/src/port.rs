@@ -11,20 +11,21 @@
 //!   another id, so nothing that was meant for the old one reaches it.
 //! - The lock on `asks` is taken before a shard of the pending table, never
 //!   while one is held; likewise `subscriptions` before a shard of the index.
+//!   Nothing else is locked while `holding` is.
 
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use foldhash::fast::RandomState;
 use ksi_identity::Authority;
-use ksi_protocol::{Pattern, frame::Id, limits};
+use ksi_protocol::{Pattern, Refusal, frame::Id, limits};
 
-use crate::envelope::Token;
+use crate::{envelope::Token, rate::Rate, refusals};
 
 /// Names an endpoint. The index is used again after a detachment, each time
 /// with a higher generation.
@@ -58,8 +59,12 @@ pub struct Quota {
     /// Subscriptions.
     pub subscriptions: u32,
     /// Requests and words that are waited for from it; more are refused
-    /// `busy` to their askers, the receiver to blame.
+    /// `busy` to their askers, the receiver to blame. Nobody has more of them than
+    /// [`limits::fair_share`] says; beyond that the sender is to blame.
     pub holding: u32,
+    /// What it asks and tells a second, of which a second's worth may come at once;
+    /// more is refused `busy`. `None`: any number.
+    pub per_second: Option<u32>,
 }
 
 impl Default for Quota {
@@ -68,6 +73,7 @@ impl Default for Quota {
             in_flight: limits::IN_FLIGHT_MAX,
             subscriptions: limits::SUBSCRIPTIONS_MAX,
             holding: limits::IN_FLIGHT_MAX,
+            per_second: None,
         }
     }
 }
@@ -87,8 +93,9 @@ pub struct Port<H> {
     /// What it may send and hear, and in whose name.
     pub authority: Authority,
     closed: AtomicBool,
+    sent: Rate,
     /// Requests and words that are waited for from it.
-    holding: AtomicU32,
+    holding: Mutex<Holding>,
     handled: AtomicU64,
     /// What it waits for, by its own ids; its size is the charge.
     asks: Mutex<HashMap<Id, Token, RandomState>>,
@@ -106,7 +113,8 @@ impl<H> Port<H> {
             quota,
             authority,
             closed: AtomicBool::new(false),
-            holding: AtomicU32::new(0),
+            sent: Rate::default(),
+            holding: Mutex::default(),
             handled: AtomicU64::new(0),
             asks: Mutex::default(),
             subscriptions: Mutex::default(),
@@ -132,18 +140,42 @@ impl<H> Port<H> {
     /// Requests and words that are waited for from it.
     #[must_use]
     pub fn holding(&self) -> u32 {
-        self.holding.load(Ordering::SeqCst)
+        locked(&self.holding).all
     }
 
-    /// Charges it for one more; false where its quota is used up.
-    pub(crate) fn hold(&self) -> bool {
-        let more = |held: u32| (held < self.quota.holding).then_some(held + 1);
-        self.holding.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    /// Charges it for one more, on whose account that is.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where its quota is used up, or the share that one may have of it.
+    pub(crate) fn hold(self: &Arc<Self>, payer: &Arc<str>) -> Result<Hold<H>, Refusal> {
+        let mut holding = locked(&self.holding);
+        let (all, most) = (holding.all, self.quota.holding);
+        if all >= most {
+            return Err(refusals::holder_busy(&self.origin, most));
+        }
+        let own = holding.by.get(payer).copied().unwrap_or(0);
+        let share = limits::fair_share(most as usize, (all - own) as usize);
+        if own as usize >= share {
+            return Err(refusals::share_used(&self.origin, payer, own));
+        }
+        holding.all += 1;
+        if own == 0 {
+            holding.by.insert(Arc::clone(payer), 1);
+        } else if let Some(own) = holding.by.get_mut(payer) {
+            *own += 1;
+        }
+        Ok(Hold { port: Arc::clone(self), payer: Arc::clone(payer) })
     }
 
-    /// Takes back one charge.
-    pub(crate) fn let_go(&self) {
-        self.holding.fetch_sub(1, Ordering::SeqCst);
+    /// Counts one thing more that it asks or tells.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where that was too much of late.
+    pub(crate) fn send(&self, now_ms: u64) -> Result<(), Refusal> {
+        let Some(rate) = self.quota.per_second else { return Ok(()) };
+        self.sent.take(rate, now_ms).map_err(|wait_ms| refusals::too_fast(&self.origin, rate, wait_ms))
     }
 
     /// Requests that it has answered.
@@ -168,6 +200,36 @@ impl<H> Port<H> {
 
     pub(crate) fn subscriptions(&self) -> MutexGuard<'_, HashMap<Id, Pattern>> {
         locked(&self.subscriptions)
+    }
+}
+
+/// What is waited for from a port.
+#[derive(Default)]
+struct Holding {
+    all: u32,
+    /// The same by those on whose account it is; nobody with none.
+    by: HashMap<Arc<str>, u32, RandomState>,
+}
+
+/// One request or word that is waited for from a port, which is charged for it
+/// until this is dropped.
+pub(crate) struct Hold<H> {
+    /// From whom.
+    pub(crate) port: Arc<Port<H>>,
+    /// On whose account.
+    pub(crate) payer: Arc<str>,
+}
+
+impl<H> Drop for Hold<H> {
+    fn drop(&mut self) {
+        let mut holding = locked(&self.port.holding);
+        holding.all -= 1;
+        if let Some(own) = holding.by.get_mut(&self.payer) {
+            *own -= 1;
+            if *own == 0 {
+                holding.by.remove(&self.payer);
+            }
+        }
     }
 }
 

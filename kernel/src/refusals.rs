@@ -9,10 +9,7 @@ use ksi_identity::{Caller, Decision, Permission};
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Id};
 use serde_json::json;
 
-use crate::{
-    envelope::Token,
-    port::{Port, Role},
-};
+use crate::{envelope::Token, port::Role};
 
 /// Milliseconds after which it makes sense to try a busy peer again: long
 /// enough not to spin, short beside any request worth limiting.
@@ -182,8 +179,20 @@ pub(crate) fn asker_busy(limit: u32) -> Refusal {
         .hint("wait for answers before asking more")
 }
 
-pub(crate) fn holder_busy<H>(port: &Port<H>) -> Refusal {
-    let (origin, limit) = (&port.origin, port.quota.holding);
+pub(crate) fn share_used(origin: &str, payer: &str, own: u32) -> Refusal {
+    let message =
+        format!("`{payer}` has {own} requests that `{origin}` is to answer; the rest is for others");
+    no(Blame::Sender, Code::Busy, message)
+        .retry_after_ms(BUSY_RETRY_MS)
+        .hint("wait for answers before asking more")
+}
+
+pub(crate) fn too_fast(origin: &str, rate: u32, wait_ms: u64) -> Refusal {
+    let message = format!("`{origin}` may ask and tell {rate} times a second, and that is more");
+    no(Blame::Sender, Code::Busy, message).retry_after_ms(wait_ms)
+}
+
+pub(crate) fn holder_busy(origin: &str, limit: u32) -> Refusal {
     no(
         Blame::Receiver,
         Code::Busy,

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ksi_identity::{Decision, Permission};
+use ksi_identity::{Caller, Decision, Permission};
 use ksi_protocol::{
     EventName, Refusal,
     frame::{Id, Stage},
@@ -58,9 +58,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         };
         let mut listening = 0;
         self.listening(port.id, &envelope, bit, |_| listening += 1);
+        let payer = Arc::clone(&envelope.caller.principal.payer);
         let held = Held::Emission { from: port.id, envelope, bit, kept };
         let deadline_ms = now_ms.saturating_add(millis(EMISSION_LIMIT));
-        self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
+        self.consult(Word::over(held, payer, rest, deadline_ms), now_ms, effects);
         Ok(listening)
     }
 
@@ -76,6 +77,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             return Err(refusals::detached());
         }
         self.admit(port, &emission.event, true)?;
+        port.send(now_ms)?;
         let chain = self.chains.next(port, &emission.event, emission.chain.as_deref())?;
         let events = self.registry.load();
         let Emission { event, data, correlation_id, parent, caller, stranger, .. } = emission;
@@ -100,12 +102,13 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.decide(port.role, &decision)?;
         let (bit, _) = Permission::of(declared.and_then(|declared| declared.permission.as_ref()));
         let work = declared.and_then(|declared| declared.work.clone());
-        let kept = work.as_ref().map(|_| self.charge_keeper(&event)).transpose()?;
+        let caller = cause.caller.or(caller).unwrap_or_else(|| Arc::clone(&port.authority.caller));
+        let kept = work.as_ref().map(|_| self.charge_keeper(&event, &caller)).transpose()?;
         let envelope = Envelope {
             event,
             data,
             origin: Arc::clone(&port.origin),
-            caller: cause.caller.or(caller).unwrap_or_else(|| Arc::clone(&port.authority.caller)),
+            caller,
             correlation_id: correlation_id.or(cause.correlation_id),
             idempotency_key: None,
             parent,
@@ -120,24 +123,19 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Charges the port that keeps work for a durable fact that it will be
     /// handed. It is charged until it answers.
-    fn charge_keeper(&self, event: &EventName) -> Result<Token, Refusal> {
+    fn charge_keeper(&self, event: &EventName, caller: &Caller) -> Result<Token, Refusal> {
         let events = self.registry.load();
         let absent = || refusals::no_keeper(event);
         let keeper = events.keeper().ok_or_else(absent)?;
-        if !keeper.hold() {
-            return Err(refusals::holder_busy(keeper));
-        }
+        let holder = Some(keeper.hold(&caller.principal.payer)?);
         let token = self.pending.issue();
-        let holder = Some(Arc::clone(keeper));
         let (parent, children, matter) = (None, Vec::new(), Matter::Fact);
         self.pending.insert(token, Pending { holder, deadline_ms: u64::MAX, parent, children, matter });
         if keeper.is_open() {
             return Ok(token);
         }
         // Whoever detached it may have missed this.
-        if self.pending.take(token).is_some() {
-            keeper.let_go();
-        }
+        self.pending.take(token);
         Err(absent())
     }
 
@@ -216,6 +214,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         effects: &mut Effects<H>,
     ) -> Result<(), Refusal> {
         self.admit(port, &ask.event, false)?;
+        port.send(now_ms)?;
         let chain = self.chains.next(port, &ask.event, ask.chain.as_deref())?;
         let events = self.registry.load();
         let entry = events.find(&ask.event);
@@ -306,8 +305,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         match if to.dispatched { None } else { heard() } {
             None => self.hand_over(token, envelope, to, effects),
             Some(rest) => {
+                let payer = Arc::clone(&envelope.caller.principal.payer);
                 let held = Held::Request { token, envelope };
-                self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
+                self.consult(Word::over(held, payer, rest, deadline_ms), now_ms, effects);
             }
         }
         Ok(())
@@ -322,10 +322,11 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         effects: &mut Effects<H>,
     ) {
         let port = to.port;
-        if !port.hold() {
-            return self.fail(token, refusals::holder_busy(port), effects);
-        }
-        let Some(early) = self.pending.entrust(token, port) else { return port.let_go() };
+        let hold = match port.hold(&envelope.caller.principal.payer) {
+            Ok(hold) => hold,
+            Err(refusal) => return self.fail(token, refusal, effects),
+        };
+        let Some(early) = self.pending.entrust(token, hold) else { return };
         if !port.is_open() {
             return self.fail(token, to.gone(), effects);
         }
@@ -367,12 +368,14 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         };
         let chain =
             |request: &Request<H>| self.interceptors.chain(Stage::After, &request.event, &request.asker);
-        let Some((rest, event, deadline_ms)) = self.pending.review(token, port, chain) else {
+        let Some((rest, event, deadline_ms, hold)) = self.pending.review(token, port, chain) else {
             return self.conclude(port, token, last(data), effects);
         };
         port.count_handled();
         let held = Held::Answer { token, event, origin: Arc::clone(&port.origin), data, last };
-        self.consult(Word::over(held, rest, deadline_ms), now_ms, effects);
+        let payer = Arc::clone(&hold.payer);
+        drop(hold);
+        self.consult(Word::over(held, payer, rest, deadline_ms), now_ms, effects);
         Ok(())
     }
 

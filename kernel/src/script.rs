@@ -253,6 +253,7 @@ impl Play {
             in_flight: words.option("in_flight").unwrap_or(default.in_flight),
             subscriptions: words.option("subs").unwrap_or(default.subscriptions),
             holding: words.option("holding").unwrap_or(default.holding),
+            per_second: words.option("per_second"),
         };
         let rights = |patterns: [Vec<Pattern>; 4]| {
             let [may_call, emits, listens, intercepts] = patterns;

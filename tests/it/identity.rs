@@ -22,7 +22,7 @@ fn ready() -> Daemon {
 }
 
 /// Has the owner make a token.
-fn create(daemon: &Daemon, can: &[&str], tenant: Option<&str>) -> CreatedToken {
+pub(crate) fn create(daemon: &Daemon, can: &[&str], tenant: Option<&str>) -> CreatedToken {
     let made = daemon.ask("token:create", json!({"name": "test", "can": can, "tenant": tenant}));
     serde_json::from_value(made.expect("the owner may")).expect("a token")
 }
@@ -37,7 +37,7 @@ fn lines_as(daemon: &Daemon, token: &Token) -> Lines {
 }
 
 /// The same in frames.
-fn frames_as(daemon: &Daemon, token: &Token) -> Frames {
+pub(crate) fn frames_as(daemon: &Daemon, token: &Token) -> Frames {
     let mut frames = Frames::new(daemon.raw());
     let token = Some(token.clone());
     frames.send(&Frame::Hello(Hello {

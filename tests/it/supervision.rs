@@ -5,5 +5,6 @@
 mod chains;
 mod doctor;
 mod freeze;
+mod grants;
 mod health;
 mod quarantine;

@@ -205,6 +205,8 @@ fn limits(mut section: Section<'_>) -> Limits {
     let unset = Limits::default();
     let limits = Limits {
         holding: section.get("holding", unset.holding, whole(1..=1_000_000)),
+        per_second: section.get_optional("per_second", unset.per_second, whole(1..=1_000_000)),
+        instances: section.get("instances", unset.instances, whole(1..=1024)),
         memory_mb: section.get_optional("memory_mb", unset.memory_mb, whole(16..=1 << 24)),
         files: section.get("files", unset.files, whole(16..=1 << 20)),
         file_mb: section.get_optional("file_mb", unset.file_mb, whole(1..=1 << 24)),

@@ -309,3 +309,34 @@ fn while_the_file_is_not_believed_no_token_is_taken_and_health_says_so() {
     identity.configure(&config(""));
     assert!(identity.trouble().is_none() && may(&identity, &made.token, "echo.use", 1));
 }
+
+#[test]
+fn one_who_makes_tokens_without_end_leaves_room_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = keeping(dir.path(), "");
+    let owner = owner(&identity);
+    let greedy = identity.create(&owner, asked(&["token.use"]), 5).unwrap();
+    let modest = identity.create(&owner, asked(&["token.use"]), 5).unwrap();
+    {
+        // As if it had made them one by one, half of them with others of them.
+        let mut state = identity.lock();
+        let mut records = state.tokens.list().to_vec();
+        let mut giver = name_of(&greedy.info.id);
+        for n in 0..TOKENS_MAX / 2 - 1 {
+            let (record, _) = Record::fresh(TokenInfo { giver, ..greedy.info.clone() }).unwrap();
+            giver = name_of(if n % 2 == 0 { &record.info.id } else { &greedy.info.id });
+            records.push(record);
+        }
+        state.tokens.replace(records).unwrap();
+        identity.appoint(&state);
+    }
+    let made = |token: &Token| {
+        let asker = identity.of_token(token, 9).unwrap();
+        identity.create(&asker, asked(&["token.use"]), 9)
+    };
+    let refusal = made(&greedy.token).unwrap_err();
+    assert_eq!(refusal.code, Code::Busy);
+    assert!(refusal.message.contains(&greedy.info.id), "{refusal}");
+    made(&modest.token).expect("another has room");
+    identity.create(&owner, asked(&["token.use"]), 9).expect("and whoever sees every tenant");
+}

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Most tokens at a time.
-const TOKENS_MAX: usize = 4096;
+pub(super) const TOKENS_MAX: usize = 4096;
 
 /// Largest file that is read: far more than that many tokens take.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;

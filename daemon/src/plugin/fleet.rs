@@ -12,6 +12,7 @@ use std::{
 };
 
 use ksi_host::Image;
+use ksi_identity::Rights;
 use ksi_protocol::{
     Code, Descriptor, EventName, Pattern, Refusal,
     sandbox::Probe,
@@ -26,6 +27,7 @@ use tokio::{
 use self::instances::Ward;
 use super::{
     actor::apart,
+    grants,
     keeper::{Board, Command, Keeper, Means, Shared, Spec, quarantined, with},
     probe,
     supervisor::Input,
@@ -138,19 +140,40 @@ impl Fleet {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts the policies of a new configuration in force, and starts plugins
-    /// that are new in it. Those that run go on as they were started, until
-    /// they are reloaded.
+    /// Puts the policies of a new configuration in force, and what it grants
+    /// plugins, and starts those that are new in it. Otherwise those that run go
+    /// on as they were started, until they are reloaded.
     pub async fn reconfigure(&self) {
-        let all: Vec<_> = self.lock().values().map(|kept| kept.commands.clone()).collect();
-        for commands in all {
+        let all: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(name, kept)| (name.clone(), kept.ward.clone(), kept.in_manifest, kept.commands.clone()))
+            .collect();
+        for (name, ward, in_manifest, commands) in all {
             let (command, declared) = Command::new(None);
+            let granted = self.rights(&name, ward.as_ref(), in_manifest);
+            let command = Command { granted, ..command };
             // A keeper that is gone has nothing to declare.
             if commands.send(command).await.is_ok() {
                 let _ = declared.await;
             }
         }
         self.start();
+    }
+
+    /// What one is granted by the configuration as it is now: nothing where it is
+    /// not in it any more. `None`: it never was.
+    fn rights(&self, name: &str, ward: Option<&Ward>, in_manifest: bool) -> Option<Rights> {
+        let listed = ward.is_some() || in_manifest;
+        listed.then(|| self.entry(name, ward).as_ref().map(grants::rights).unwrap_or_default())
+    }
+
+    /// What the configuration says of one now.
+    fn entry(&self, name: &str, ward: Option<&Ward>) -> Option<config::Plugin> {
+        match ward {
+            Some(ward) => self.spec_of(ward).ok().map(|spec| spec.plugin),
+            None => self.config().plugins.get(name).cloned(),
+        }
     }
 
     /// Has every enabled plugin of the manifest started that is not kept yet; does
@@ -283,6 +306,7 @@ impl Fleet {
         }
         let models = plugin.config.get("models_dir").and_then(|dir| dir.as_str()).map(PathBuf::from);
         Spec {
+            rights: grants::rights(&plugin),
             library,
             models,
             runtime_dir: self.places.runtime.clone(),
@@ -340,9 +364,9 @@ impl Fleet {
     ///
     /// `not_found`.
     pub fn inspect(&self, name: &str) -> Result<PluginInspection, Refusal> {
-        let config = self.config();
         let now_ms = self.means.hub.now_ms();
-        let may_call = config.plugins.get(name).map(|plugin| plugin.may_call.clone()).unwrap_or_default();
+        let ward = self.lock().get(name).and_then(|kept| kept.ward.clone());
+        let may_call = self.entry(name, ward.as_ref()).map(|plugin| plugin.may_call).unwrap_or_default();
         let inspection = self.lock().get(name).map(|kept| {
             with(&kept.board, |board| {
                 let descriptor = board.descriptor.clone();

@@ -1,16 +1,21 @@
-//! What a child is granted: made of its configuration and of what the daemon
-//! knows of this machine, anew for each start.
+//! What a plugin is granted. That of a child is made of its configuration and of
+//! what the daemon knows of this machine, anew for each start.
 
 use std::path::{Path, PathBuf};
 
-use ksi_protocol::sandbox::{Cgroup, Layer, Limits, Sandbox};
+use ksi_identity::Rights;
+use ksi_protocol::{
+    Pattern,
+    sandbox::{Cgroup, Layer, Limits, Sandbox},
+};
 
 use super::{
     cgroup::{Cgroups, Group},
     keeper::Spec,
 };
+use crate::config::Plugin;
 
-/// What a plugin is granted, but for its control group.
+/// What a child is granted, but for its control group.
 #[must_use]
 pub fn of(spec: &Spec) -> Sandbox {
     let (grants, limits) = (&spec.plugin.sandbox, &spec.plugin.limits);
@@ -42,6 +47,19 @@ pub fn of(spec: &Spec) -> Sandbox {
         require: spec.plugin.require,
         hide: vec![spec.runtime_dir.display().to_string()],
         cgroup: Cgroup::default(),
+    }
+}
+
+/// What a plugin may ask, tell, hear and have a word on.
+#[must_use]
+pub fn rights(plugin: &Plugin) -> Rights {
+    // What a plugin keeps is its own, so it need not be granted.
+    let may_call = plugin.may_call.iter().chain(&Pattern::parse("space:*")).cloned().collect();
+    Rights {
+        may_call,
+        emits: plugin.emits.clone(),
+        listens: plugin.listens.clone(),
+        intercepts: plugin.intercepts.clone(),
     }
 }
 

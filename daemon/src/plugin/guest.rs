@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
-use ksi_identity::{Caller, Permission, Principal, Rights};
+use ksi_identity::{Caller, Permission, Rights};
 use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
 use ksi_protocol::{
     Descriptor, EventName, Frame, Pattern, Refusal,
@@ -17,8 +17,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::{
+    complaints::Complaints,
     hub::{Port, Turn},
-    rate::Complaints,
     redaction,
     wire::ask,
     woken,
@@ -350,10 +350,9 @@ impl Guest {
                 turn.request(port, Ask { caller, vouched, ..ask(request) });
             }
             Frame::Emit(emit) => {
-                let owner =
-                    |tenant: &str| Principal::new(&port.authority.caller.principal.name, Some(tenant), 0);
+                let own = &port.authority.caller.principal;
                 let caller = |tenant: String| {
-                    Arc::new(Caller { origin: port.origin.clone(), principal: owner(&tenant) })
+                    Arc::new(Caller { origin: port.origin.clone(), principal: own.of_tenant(&tenant) })
                 };
                 let emission = Emission {
                     stranger: emit.tenant.as_deref().is_some_and(|tenant| self.is_stranger(tenant)),

@@ -15,6 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use ksi_identity::Rights;
 use ksi_kernel::Declared;
 use ksi_protocol::{
     Code, Descriptor, EventName, Frame, Refusal,
@@ -83,6 +84,8 @@ pub struct Means {
 pub struct Spec {
     /// From the manifest, or made up for a library that is not in it.
     pub plugin: config::Plugin,
+    /// What it may ask, tell, hear and have a word on.
+    pub rights: Rights,
     /// Where the library was found.
     pub library: PathBuf,
     /// A directory of its own.
@@ -114,6 +117,8 @@ pub struct Command {
     /// What is wanted; `None` to declare the events anew, after their policies
     /// have changed.
     pub input: Option<Input>,
+    /// With `None`: what it is granted from now on, where that may have changed.
+    pub granted: Option<Rights>,
     /// Why it is quarantined, with [`Input::Quarantine`].
     pub quarantine: Option<String>,
     /// With another specification than before.
@@ -129,7 +134,7 @@ impl Command {
     #[must_use]
     pub fn new(input: Option<Input>) -> (Self, oneshot::Receiver<PluginStatus>) {
         let (done, settled) = oneshot::channel();
-        (Self { input, quarantine: None, spec: None, anew: false, done }, settled)
+        (Self { input, granted: None, quarantine: None, spec: None, anew: false, done }, settled)
     }
 }
 
@@ -255,6 +260,14 @@ impl Keeper {
         self.lose("the daemon stops").await;
     }
 
+    /// Grants it this, from its next event on.
+    fn grant(&mut self, rights: Rights) {
+        if let Some(running) = &self.running {
+            running.port.authority.grant(rights.clone());
+        }
+        self.spec.rights = rights;
+    }
+
     fn command(&mut self, command: Command) -> Option<Input> {
         if let Some(spec) = command.spec {
             self.spec = *spec;
@@ -263,6 +276,9 @@ impl Keeper {
             self.placement = self.spec.plugin.placement;
         }
         if command.input.is_none() {
+            if let Some(rights) = command.granted {
+                self.grant(rights);
+            }
             self.declare(self.absent());
             // Whoever asked may be gone.
             let _ = command.done.send(self.publish());

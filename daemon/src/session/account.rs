@@ -1,5 +1,7 @@
 //! Accounts: what all connections of one user have open and waiting, charged
-//! to that user, so that many connections are worth no more than one.
+//! to that user, so that many connections are worth no more than one. A token
+//! has an account of its own, so that whoever has it takes nothing from the user
+//! who made it; those that were made with it have none.
 //!
 //! Whoever has used up the user's share is refused `busy` with a time after
 //! which to try again; other users do not notice. While more than one user is
@@ -15,14 +17,13 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicUsize, Ordering},
     },
 };
 
+use ksi_kernel::Rate;
 use ksi_protocol::{Code, Refusal};
 use tokio::sync::{Semaphore, SemaphorePermit};
-
-use crate::rate::Rate;
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
@@ -70,7 +71,7 @@ pub struct Accounts {
     places: usize,
     open: Mutex<HashMap<String, Weak<Account>>>,
     /// Users who are connected.
-    users: Arc<AtomicUsize>,
+    users: Arc<AtomicIsize>,
 }
 
 impl Accounts {
@@ -89,7 +90,6 @@ impl Accounts {
             return account;
         }
         open.retain(|_, account| account.strong_count() > 0);
-        self.users.fetch_add(1, Ordering::Relaxed);
         let account = Arc::new(Account {
             user: user.to_owned(),
             share: self.share,
@@ -112,7 +112,7 @@ impl Accounts {
 pub struct Account {
     user: String,
     share: Share,
-    users: Arc<AtomicUsize>,
+    users: Arc<AtomicIsize>,
     places: Semaphore,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
@@ -144,10 +144,24 @@ impl Account {
                 self.busy("connections opened within a second", rate as usize).retry_after_ms(wait_ms)
             })?;
         }
+        self.join()
+    }
+
+    /// Charges for a connection that somebody else was charged for until now.
+    ///
+    /// # Errors
+    ///
+    /// `busy` where the user has too many.
+    pub fn join(self: &Arc<Self>) -> Result<Connection, Refusal> {
         let most = self.share.connections;
         let more = |open: usize| (open < most).then_some(open + 1);
         match self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
-            Ok(_) => Ok(Connection(self.clone())),
+            Ok(open) => {
+                if open == 0 {
+                    self.users.fetch_add(1, Ordering::AcqRel);
+                }
+                Ok(Connection(self.clone()))
+            }
             Err(_) => Err(self.busy("connections open", most)),
         }
     }
@@ -249,19 +263,15 @@ impl Account {
     }
 }
 
-impl Drop for Account {
-    fn drop(&mut self) {
-        self.users.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A connection that is charged for.
 #[derive(Debug)]
 pub struct Connection(pub Arc<Account>);
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.users.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -334,7 +344,9 @@ mod tests {
         let connects = |now_ms| (0..100).filter(|_| account.connect(now_ms).is_ok()).count();
         assert_eq!(connects(NOW), 100);
         let other = accounts.of("uid:2");
-        assert_eq!(connects(NOW), 11);
+        let _there = other.connect(NOW).expect("nobody is there");
+        let _here = account.connect(NOW).expect("the first of a second's worth");
+        assert_eq!(connects(NOW), 10);
         let refusal = account.connect(NOW).unwrap_err();
         assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Busy, Some(100)));
         other.connect(NOW).expect("each user has a rate of its own");
@@ -344,14 +356,17 @@ mod tests {
     #[tokio::test]
     async fn only_in_company_does_a_user_wait_for_a_place() {
         let (accounts, account) = account(Share::default());
+        let _here = account.connect(NOW).unwrap();
         assert!(account.place().await.is_none());
         let other = accounts.of("uid:2");
+        assert!(account.place().await.is_none(), "nobody is there");
+        let there = other.connect(NOW).unwrap();
         let place = account.place().await;
         assert!(place.is_some());
         let waiting = tokio::time::timeout(std::time::Duration::from_millis(10), account.place()).await;
         assert!(waiting.is_err(), "there is one place on two threads");
         assert!(other.place().await.is_some(), "others have their own");
-        drop((place, other));
+        drop((place, there));
         assert!(account.place().await.is_none());
     }
 }

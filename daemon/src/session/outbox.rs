@@ -22,7 +22,7 @@ use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsRawFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -86,8 +86,10 @@ pub struct Outbox {
     /// without pays nothing for it.
     limited: AtomicBool,
     dropped: Arc<AtomicU64>,
-    /// Who pays for what waits here.
-    pub account: Arc<Account>,
+    /// Who pays for what waits here: whoever connected, or the token that it has
+    /// shown.
+    user: Arc<Account>,
+    token: OnceLock<Arc<Account>>,
     state: Mutex<State>,
 }
 
@@ -135,7 +137,8 @@ impl Outbox {
             touched_by: AtomicU64::new(0),
             limited: AtomicBool::new(false),
             dropped,
-            account: account.clone(),
+            user: account.clone(),
+            token: OnceLock::new(),
             state: Mutex::new(State {
                 account,
                 charged: 0,
@@ -160,6 +163,19 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who pays for what waits here.
+    #[must_use]
+    pub fn account(&self) -> &Arc<Account> {
+        self.token.get().unwrap_or(&self.user)
+    }
+
+    /// A token pays, from before anything is charged for.
+    pub fn charge(&self, account: Arc<Account>) {
+        self.lock().account = account.clone();
+        // A client shows one token at most.
+        let _ = self.token.set(account);
     }
 
     /// Lets the reader change what the face remembers.
@@ -207,7 +223,7 @@ impl Outbox {
     /// A subscription ends; what waits for it is not sent any more.
     pub fn remove_sub(&self, id: Id) {
         if self.lock().subs.remove(&id).is_some() {
-            self.account.unsubscribe(1);
+            self.account().unsubscribe(1);
         }
     }
 
@@ -229,7 +245,7 @@ impl Outbox {
 
     /// A request was asked; exactly one last answer comes for it.
     pub fn owe(&self) {
-        self.account.asked();
+        self.account().asked();
         self.owed.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -243,7 +259,7 @@ impl Outbox {
         state.check_overflow();
         state.recharge();
         if last {
-            self.account.answered(1);
+            self.account().answered(1);
             self.owed.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -303,7 +319,7 @@ impl Outbox {
     /// why, and would wait in vain for anything more.
     pub fn cut_off(&self) {
         self.flush();
-        self.account.lose_place();
+        self.account().lose_place();
         // A socket that is gone already is as good.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
@@ -348,16 +364,18 @@ impl Outbox {
         (state.answer_bytes, state.live_bytes) = (0, 0);
         state.credits.clear();
         state.recharge();
-        state.follows = Follows::default();
+        let follows = state.follows.clear();
+        state.account.unsubscribe(follows);
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.account.recharge(state.charged, 0);
-        self.account.unsubscribe(state.subs.len());
-        self.account.answered(*self.owed.get_mut());
+        state.account.recharge(state.charged, 0);
+        let subscriptions = state.subs.len() + state.follows.clear();
+        state.account.unsubscribe(subscriptions);
+        state.account.answered(*self.owed.get_mut());
     }
 }
 

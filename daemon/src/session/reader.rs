@@ -4,7 +4,7 @@
 mod subscriptions;
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use tokio::{net::UnixStream, time::Instant};
 use self::subscriptions::keep_up;
 use super::{
     Sessions,
-    account::Account,
+    account::Connection,
     face::{Face, Lines},
     outbox::Outbox,
     socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
@@ -63,7 +63,7 @@ pub(super) async fn run(
     stream: UnixStream,
     number: u64,
     principal: Arc<Principal>,
-    account: &Arc<Account>,
+    connection: Connection,
 ) {
     let greeting = Instant::now() + sessions.limits.handshake_timeout;
     let mut input = BytesMut::new();
@@ -77,8 +77,10 @@ pub(super) async fn run(
         return foreign(&stream, first).await;
     }
     let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
-    let outbox = Arc::new(Outbox::new(stream, face, account.clone(), sessions.hub.dropped.clone()));
-    let seat = Seat { sessions, number, user: principal, outbox: &outbox, port: OnceLock::new() };
+    let account = connection.0.clone();
+    let outbox = Arc::new(Outbox::new(stream, face, account, sessions.hub.dropped.clone()));
+    let connection = Mutex::new(connection);
+    let seat = Seat { sessions, number, user: principal, outbox: &outbox, connection, port: OnceLock::new() };
     let mut session = Session {
         hub: &sessions.hub,
         outbox: &outbox,
@@ -165,6 +167,8 @@ struct Seat<'a> {
     /// Who is at the other end, as the system says.
     user: Arc<Principal>,
     outbox: &'a Arc<Outbox>,
+    /// Who is charged for the connection.
+    connection: Mutex<Connection>,
     port: OnceLock<Arc<Port>>,
 }
 
@@ -183,6 +187,11 @@ impl Seat<'_> {
         }
         let Some(token) = token else { return Ok(self.port()) };
         let principal = hub.identity.of_token(token, hub.now_ms())?;
+        // Nothing else was charged for by now.
+        let account = self.sessions.accounts.of(&principal.payer);
+        let connection = account.join()?;
+        self.outbox.charge(account);
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
         Ok(self.port.get_or_init(|| self.attach(principal)))
     }
 
@@ -213,7 +222,7 @@ impl Session<'_> {
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
         loop {
             let before = input.len();
-            let place = self.outbox.account.place().await;
+            let place = self.outbox.account().place().await;
             let most = if place.is_some() { TURN_MAX } else { usize::MAX };
             let mut turn = self.hub.turn_of(self.outbox);
             let next = match self.json {
@@ -371,7 +380,7 @@ impl Session<'_> {
             Verb::Emit { event, data, correlation_id } => {
                 let emission =
                     Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
-                self.outbox.account.may_send(turn.now_ms())?;
+                self.outbox.account().may_send(turn.now_ms())?;
                 let told = turn.emit(self.seat.port(), emission)?;
                 if let Some(id) = id {
                     self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
@@ -448,7 +457,7 @@ impl Session<'_> {
                     correlation_id: emit.correlation_id.map(Into::into),
                     ..Emission::new(emit.event, emit.data)
                 };
-                let told = self.outbox.account.may_send(turn.now_ms());
+                let told = self.outbox.account().may_send(turn.now_ms());
                 match (told.and_then(|()| turn.emit(self.seat.port(), emission)), emit.id) {
                     (Ok(told), Some(id)) => {
                         let data = serde_json::json!({ "delivered": told });
@@ -482,7 +491,7 @@ impl Session<'_> {
     /// Whether its user has room for a request. What the daemon itself answers
     /// finds room at all times, so that an operator can see to the rest.
     fn may_ask(&self, event: &EventName, turn: &Turn<'_>) -> Result<(), Refusal> {
-        let asked = self.outbox.account.may_ask(turn.now_ms());
+        let asked = self.outbox.account().may_ask(turn.now_ms());
         asked.or_else(|busy| if NAMESPACES.contains(&event.namespace()) { Ok(()) } else { Err(busy) })
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use ksi_protocol::{Bytes, EventName, Pattern};
 
 use crate::{Caller, Decision, Principal};
@@ -28,7 +29,7 @@ enum Grant {
     /// What takes a permission that the principal holds, of its own tenant.
     Held,
     /// What these patterns cover, and those that the plugin has asked for.
-    Only(Rights),
+    Only(ArcSwap<Rights>),
 }
 
 /// What an endpoint may send and hear, and in whose name.
@@ -61,7 +62,15 @@ impl Authority {
     /// What is granted and asked for: that of a plugin.
     #[must_use]
     pub fn granted(origin: &str, rights: Rights) -> Self {
-        Self::new(origin, Principal::new(origin, None, u64::MAX), Grant::Only(rights))
+        let granted = Grant::Only(ArcSwap::from_pointee(rights));
+        Self::new(origin, Principal::new(origin, None, u64::MAX), granted)
+    }
+
+    /// From now on a plugin is granted this; to anybody else it is nothing.
+    pub fn grant(&self, rights: Rights) {
+        if let Grant::Only(granted) = &self.grant {
+            granted.store(Arc::new(rights));
+        }
     }
 
     /// What a plugin asks for, which counts as far as it is granted. Only the
@@ -76,7 +85,8 @@ impl Authority {
     #[must_use]
     pub fn is_granted(&self, right: Right, event: &EventName) -> bool {
         let Grant::Only(granted) = &self.grant else { return true };
-        covers(right(granted), event) && self.asked.get().is_some_and(|asked| covers(right(asked), event))
+        covers(right(&granted.load()), event)
+            && self.asked.get().is_some_and(|asked| covers(right(asked), event))
     }
 
     /// Whether a client's principal holds what an event takes; of anybody else

@@ -91,12 +91,16 @@ impl Directory {
                 Some(giver) => giver.map_or(0, |giver| state.members[giver].1.expires_ms),
             };
             member.expires_ms = member.expires_ms.min(ends);
+            let line = giver.flatten().map(|giver| &state.members[giver]);
+            let line = line.filter(|(giver, _)| giver.giver.is_some());
+            let payer = line.map_or_else(|| member.name.as_str().into(), |(_, giver)| giver.payer.clone());
             let known = places.get(&member.name).map(|&place| &before[place].1).filter(|known| {
                 known.tenant.as_deref() == member.tenant.as_deref() && known.expires_ms == member.expires_ms
             });
             let tenant = member.tenant.as_deref();
-            let principal =
-                known.cloned().unwrap_or_else(|| Principal::new(&member.name, tenant, member.expires_ms));
+            let principal = known
+                .cloned()
+                .unwrap_or_else(|| Principal::charged_to(payer, &member.name, tenant, member.expires_ms));
             let place = state.members.len();
             state.places.insert(member.name.clone(), place);
             state.members.push((member, principal));

@@ -47,6 +47,10 @@ pub struct Principal {
     pub tenant: Option<Box<str>>,
     /// From when on it holds nothing, milliseconds since 1970.
     pub expires_ms: u64,
+    /// To whose share it is charged what it has open: its own name or, of a token
+    /// that was made with a token, that of the first in this line. So whoever
+    /// makes more tokens has no more.
+    pub payer: Arc<str>,
     held: [AtomicU64; PERMISSIONS_MAX / 64],
 }
 
@@ -55,8 +59,25 @@ impl Principal {
     /// do.
     #[must_use]
     pub fn new(name: &str, tenant: Option<&str>, expires_ms: u64) -> Arc<Self> {
+        Self::charged_to(name.into(), name, tenant, expires_ms)
+    }
+
+    /// The same, of another tenant, and holding nothing: in its name a plugin tells
+    /// of what belongs to that one.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: &str) -> Arc<Self> {
+        Self::charged_to(self.payer.clone(), &self.name, Some(tenant), 0)
+    }
+
+    /// One that holds nothing, for which `payer` is charged.
+    pub(crate) fn charged_to(
+        payer: Arc<str>,
+        name: &str,
+        tenant: Option<&str>,
+        expires_ms: u64,
+    ) -> Arc<Self> {
         let (name, tenant) = (name.into(), tenant.map(Into::into));
-        Arc::new(Self { name, tenant, expires_ms, held: Default::default() })
+        Arc::new(Self { name, tenant, expires_ms, payer, held: Default::default() })
     }
 
     /// Whether it holds a permission now.

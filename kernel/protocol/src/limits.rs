@@ -34,6 +34,14 @@ pub const LIVE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// for more than it reads is cut off here.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How much of something bounded one may have while others have so much of it:
+/// half of what they leave, so that there is always room for somebody who comes
+/// later. The rule of dbus-broker's accounts.
+#[must_use]
+pub fn fair_share(most: usize, others: usize) -> usize {
+    most.saturating_sub(others).div_ceil(2)
+}
+
 /// Time that a request may take when neither its sender nor the manifest says
 /// otherwise.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

@@ -241,6 +241,8 @@ pub enum Act {
     Ptrace,
     /// Signal the daemon.
     Signal,
+    /// Have the system signal the daemon whenever something comes for a file.
+    SignalByFile,
     /// Set up an `io_uring`.
     IoUring,
     /// Open a socket of the kernel's cryptography.
@@ -255,7 +257,7 @@ pub enum Act {
 
 impl Act {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ReadOutside,
         Self::WriteOutside,
         Self::Exec,
@@ -264,6 +266,7 @@ impl Act {
         Self::ControlSocket,
         Self::Ptrace,
         Self::Signal,
+        Self::SignalByFile,
         Self::IoUring,
         Self::AfAlg,
         Self::Memory,
@@ -283,6 +286,7 @@ impl Act {
             Self::ControlSocket => "ask the daemon through its control socket",
             Self::Ptrace => "trace the daemon",
             Self::Signal => "signal the daemon",
+            Self::SignalByFile => "have the system signal the daemon",
             Self::IoUring => "set up an io_uring",
             Self::AfAlg => "open a socket of the kernel's cryptography",
             Self::Memory => "use more memory than granted",

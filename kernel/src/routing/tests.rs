@@ -597,3 +597,82 @@ fn under_a_freeze_only_what_is_declared_so_can_be_asked_and_what_is_in_flight_go
         ",
     );
 }
+
+#[test]
+fn one_has_no_more_of_a_receiver_than_half_of_what_others_leave() {
+    check(
+        "> A attach holds=* tenant=a
+         > C attach holds=* tenant=c
+         > B attach plugin holding=4
+         > B own b:do
+         > A request 1 b:do x
+         < B request 1 b:do x from A of A in a
+         > A request 2 b:do x
+         < B request 2 b:do x from A of A in a
+         > A request 3 b:do x
+         < A refused 3 busy sender
+         # Another has room, and so has whoever comes after that one.
+         > C request 1 b:do x
+         < B request 4 b:do x from C of C in c
+         > C request 2 b:do x
+         < C refused 2 busy sender
+         > B request 1 b:do x
+         < B request 6 b:do x from B
+         > B request 2 b:do x
+         < B refused 2 busy receiver
+         # Whoever has an answer may ask again.
+         > B reply 6 y
+         < B reply 1 y
+         > B reply 1 y
+         < A reply 1 y
+         > B reply 2 y
+         < A reply 2 y
+         > A request 3 b:do x
+         < B request 8 b:do x from A of A in a",
+    );
+}
+
+#[test]
+fn what_is_asked_in_somebodys_name_is_on_that_ones_account() {
+    check(
+        "> A attach holds=* tenant=a
+         > B attach plugin
+         > D attach plugin holding=4
+         > B own b:do
+         > D own d:do
+         > A request 1 b:do x
+         < B request 1 b:do x from A of A in a
+         > B request 1 d:do x parent=1
+         < D request 2 d:do x from B of A in a
+         > A request 2 d:do x
+         < D request 3 d:do x from A of A in a
+         > B request 2 d:do x parent=1
+         < B refused 2 busy sender
+         > B request 3 d:do x
+         < D request 5 d:do x from B",
+    );
+}
+
+#[test]
+fn what_is_sent_faster_than_the_quota_says_is_refused_with_the_time_to_wait() {
+    check(
+        "> A attach
+         > B attach plugin per_second=1
+         > A own a:do
+         > B request 1 a:do x
+         < A request 1 a:do x from B
+         > B emit b:told x
+         = 0
+         > B emit b:told x
+         ! busy sender
+         > B request 2 a:do x
+         < B refused 2 busy sender
+         # What it answers is not counted, nor what others ask.
+         > A reply 1 y
+         < B reply 1 y
+         > at 1000
+         = 60000
+         > B request 2 a:do x
+         < A request 3 a:do x from B",
+    );
+}

@@ -10,7 +10,8 @@ pub(crate) struct Config {
     pub(crate) entries_max: u64,
     /// Bytes that they may have, all together.
     pub(crate) bytes_max: u64,
-    /// Watches that may be open at once.
+    /// Watches that may be open at once. As many as requests that the plugin may
+    /// hold, of which nobody has all.
     pub(crate) watches_max: usize,
     /// Requests that may wait at once for an item of a queue.
     pub(crate) waiters_max: usize,
@@ -18,7 +19,7 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { entries_max: 1_000_000, bytes_max: 4 << 30, watches_max: 256, waiters_max: 512 }
+        Self { entries_max: 1_000_000, bytes_max: 4 << 30, watches_max: 1024, waiters_max: 1024 }
     }
 }
 

@@ -28,7 +28,7 @@ fn deniers(act: Act) -> &'static [Layer] {
         Act::ReadOutside | Act::WriteOutside => &[Landlock, Namespaces],
         Act::Exec | Act::Connect | Act::Bind | Act::Ptrace => &[Seccomp, Landlock, Namespaces],
         Act::Signal => &[Seccomp, Landlock],
-        Act::IoUring | Act::AfAlg | Act::Processes => &[Seccomp],
+        Act::SignalByFile | Act::IoUring | Act::AfAlg | Act::Processes => &[Seccomp],
         Act::Memory | Act::Files => &[Limits],
         // The daemon refuses what the layers let through.
         Act::ControlSocket => &[Layer::Process],
@@ -36,7 +36,8 @@ fn deniers(act: Act) -> &'static [Layer] {
 }
 
 /// What a child can do that is held by limits alone, on every machine.
-const FREE: [Act; 6] = [Act::ReadOutside, Act::WriteOutside, Act::Exec, Act::Connect, Act::Bind, Act::Signal];
+const FREE: [Act; 7] =
+    [Act::ReadOutside, Act::WriteOutside, Act::Exec, Act::Connect, Act::Bind, Act::Signal, Act::SignalByFile];
 
 /// A daemon with one plugin for each of them, none of which runs.
 fn daemon() -> Daemon {

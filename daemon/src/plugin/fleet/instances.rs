@@ -49,8 +49,8 @@ impl Fleet {
     /// # Errors
     ///
     /// `denied` to a plugin that may have none, `invalid_payload` for a key that
-    /// is none, `conflict` where it is there with another configuration,
-    /// `unavailable` with the reason why it does not run.
+    /// is none, `conflict` where it is there with another configuration, `busy`
+    /// where there are as many as it may have, `unavailable` with the reason why it does not run.
     pub async fn start_instance(&self, manager: &str, ask: StartInstance) -> Result<PluginStatus, Refusal> {
         let StartInstance { key, config: on_top } = ask;
         let (plugin, manager) = self.manager(manager)?;
@@ -79,6 +79,12 @@ impl Fleet {
             }
             Some(_) => drop(self.end(&name).await),
             None => {}
+        }
+        let most = plugin.limits.instances;
+        if self.lock().values().filter(|kept| is_of(kept, &ward.manager)).count() >= most {
+            let manager = &ward.manager.name;
+            return Err(Refusal::new(Code::Busy, format!("plugin {manager} has {most} instances"))
+                .hint(format!("stop one first; plugins.{manager}.limits.instances allows more")));
         }
         let commands = self.keep(spec, false, Some(ward));
         let (command, started) = Command::new(Some(Input::Start));

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use ksi_host::{Image, Instance, Library};
-use ksi_identity::{Authority, Rights};
+use ksi_identity::Authority;
 use ksi_kernel::{Declared, Quota, Role};
 use ksi_protocol::{
-    Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Pattern, Refusal,
+    Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Refusal,
     frame::{Class, Setup},
     json,
     system::{Death, Placement, PluginState},
@@ -25,6 +25,7 @@ use super::{
     with,
 };
 use crate::{
+    config,
     hub::{Handle, Port},
     plugin::{
         actor::{Actor, ActorHost},
@@ -96,16 +97,9 @@ impl Keeper {
 
     fn attach(&self, handle: Handle) -> Arc<Port> {
         let plugin = &self.spec.plugin;
-        let quota = Quota { holding: plugin.limits.holding, ..Quota::default() };
-        // What a plugin keeps is its own, so it need not be granted.
-        let may_call = plugin.may_call.iter().chain(&Pattern::parse("space:*")).cloned().collect();
-        let rights = Rights {
-            may_call,
-            emits: plugin.emits.clone(),
-            listens: plugin.listens.clone(),
-            intercepts: plugin.intercepts.clone(),
-        };
-        let authority = Authority::granted(&self.origin(), rights);
+        let config::Limits { holding, per_second, .. } = plugin.limits;
+        let quota = Quota { holding, per_second, ..Quota::default() };
+        let authority = Authority::granted(&self.origin(), self.spec.rights.clone());
         self.means.hub.kernel.attach(Role::Plugin, handle, quota, authority)
     }
 

@@ -11,6 +11,7 @@
 //! - No more events come than there is credit: what the client allows or, where
 //!   it says nothing, `WINDOW` more than were written to it. So a client that
 //!   does not read costs no more than its credit, and nothing is dropped.
+//! - Each is charged for as a request and as a subscription until it ends.
 //! - What the client may not hear of is passed over when it comes, so what is
 //!   taken from it is gone with the next fact.
 //! - What waits for a subscription that was ended is never sent, also where
@@ -139,17 +140,23 @@ impl Outbox {
         self.lock().follows.ear = Some(ear);
     }
 
-    /// Begins a durable subscription; what to ask of the kernel for it.
+    /// Begins a durable subscription; what to ask of the kernel for it. The
+    /// client may have `most` subscriptions in all.
     ///
     /// # Errors
     ///
-    /// `conflict` where its id is in use.
-    pub fn follow(&self, asked: Subscribe) -> Result<Ask, Refusal> {
+    /// `conflict` where its id is in use, `busy` where there are too many.
+    pub fn follow(&self, asked: Subscribe, most: usize) -> Result<Ask, Refusal> {
         let mut state = self.lock();
         let id = asked.id;
         state.follows.is_free(id)?;
         if state.subs.contains_key(&id) {
             return Err(in_use(id));
+        }
+        if state.subs.len() + state.follows.open.len() >= most {
+            let message = format!("{most} subscriptions exist, and that is the limit");
+            return Err(Refusal::new(Code::Busy, message)
+                .hint("unsubscribe first, or use a pattern that covers more"));
         }
         state.opened += 1;
         let following = Following {
@@ -162,7 +169,9 @@ impl Outbox {
             asked,
         };
         let ask = following.ask()?;
-        state.credits.begin(id, ask.credit)?;
+        state.account.subscribe()?;
+        let begun = state.credits.begin(id, ask.credit);
+        begun.inspect_err(|_| state.account.unsubscribe(1))?;
         state.follows.open.insert(id, following);
         self.limited.store(true, Ordering::Relaxed);
         self.owe();
@@ -178,12 +187,13 @@ impl Outbox {
     /// Ends a durable subscription; `None` where there is none of that id, else
     /// whether the plugin is to be told.
     pub fn end_follow(&self, id: Id) -> Option<bool> {
-        let follows = &mut self.lock().follows.open;
+        let mut state = self.lock();
+        let follows = &mut state.follows.open;
         let following = follows.get_mut(&id).filter(|following| following.stage != Stage::Ending)?;
         let runs = following.stage == Stage::Running;
         following.stage = Stage::Ending;
         if !runs {
-            follows.remove(&id);
+            state.remove_follow(id);
         }
         Some(runs)
     }
@@ -254,6 +264,11 @@ impl Follows {
 
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Drops all of them; how many those were.
+    pub(super) fn clear(&mut self) -> usize {
+        std::mem::take(self).open.len()
     }
 
     /// Whether there is something to be done about it, once.
@@ -340,8 +355,14 @@ impl State {
             return None;
         }
         let wanted = following.stage != Stage::Ending;
-        self.follows.open.remove(&id);
+        self.remove_follow(id);
         wanted.then_some(Said::Refusal { id, refusal })
+    }
+
+    fn remove_follow(&mut self, id: Id) {
+        if self.follows.open.remove(&id).is_some() {
+            self.account.unsubscribe(1);
+        }
     }
 
     /// Writes what was said into the socket's buffer.

@@ -96,9 +96,9 @@ impl Session<'_> {
             return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
         }
         self.outbox.is_free(id)?;
-        self.outbox.account.subscribe()?;
+        self.outbox.account().subscribe()?;
         let subscribed = self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms());
-        subscribed.inspect_err(|_| self.outbox.account.unsubscribe(1))?;
+        subscribed.inspect_err(|_| self.outbox.account().unsubscribe(1))?;
         let data = json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());
         self.outbox.open_sub(id, &Frame::Reply { id, data });
@@ -115,8 +115,9 @@ impl Session<'_> {
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
         self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
+        self.outbox.account().may_ask(turn.now_ms())?;
         let id = subscribe.id;
-        let ask = self.outbox.follow(subscribe)?;
+        let ask = self.outbox.follow(subscribe, self.seat.port().quota.subscriptions as usize)?;
         turn.request(self.seat.port(), ask);
         // Where it was refused at once, there is nothing to confirm any more.
         self.outbox.confirm(id);

@@ -10,7 +10,10 @@ use std::{
     fs,
     io::{BufRead, BufReader, Error, ErrorKind, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -71,6 +74,7 @@ fn attempt(act: Act, sandbox: &Sandbox, targets: &Targets) -> Outcome {
             ptrace::seize(daemon, ptrace::Options::empty()).map(|()| "traced".into()).map_err(name)
         }
         Act::Signal => kill(daemon, None).map(|()| "signalled".into()).map_err(name),
+        Act::SignalByFile => own(daemon),
         Act::IoUring => io_uring(),
         Act::AfAlg => af_alg(),
         Act::Memory => memory(sandbox.limits.memory_bytes),
@@ -143,6 +147,14 @@ fn ask(socket: &str) -> Outcome {
         Ok(line) if line.contains("\"refusal\"") => Err("the daemon refused".into()),
         Ok(_) => Ok("the daemon answered".into()),
     }
+}
+
+/// Makes a process the owner of a socket, without asking for signals to it.
+fn own(process: Pid) -> Outcome {
+    let (socket, _other) = UnixStream::pair().map_err(say)?;
+    // SAFETY: a descriptor that is open, and two integers.
+    let owned = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETOWN, process.as_raw()) };
+    Errno::result(owned).map(|_| "it owns a socket of ours".into()).map_err(name)
 }
 
 fn io_uring() -> Outcome {

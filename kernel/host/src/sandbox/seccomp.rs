@@ -98,6 +98,13 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
+/// Ways to say who owns a file and how that one is signalled, of `fcntl` and of
+/// `ioctl`; from `asm-generic/fcntl.h` and `asm-generic/sockios.h`.
+const F_SETSIG: libc::c_int = 10;
+const F_SETOWN_EX: libc::c_int = 15;
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
+
 /// The bits that say of what kind a socket is; above them are flags.
 const KIND: u64 = 0xf;
 
@@ -156,6 +163,14 @@ fn rules(sandbox: &Sandbox, own_network: bool) -> Built<Rules> {
     }
     // Input that is pushed into somebody's terminal.
     deny_if(&mut rules, libc::SYS_ioctl, &[(1, Is::Eq, libc::TIOCSTI)])?;
+    // Whoever owns a file is signalled when something comes for it, and it need
+    // not be oneself.
+    for command in [libc::F_SETOWN, F_SETSIG, F_SETOWN_EX] {
+        deny_if(&mut rules, libc::SYS_fcntl, &[(1, Is::Eq, number(command))])?;
+    }
+    for request in [FIOSETOWN, SIOCSPGRP] {
+        deny_if(&mut rules, libc::SYS_ioctl, &[(1, Is::Eq, request)])?;
+    }
     // Old personalities bring old holes; asking for the present one is fine.
     let asking = 0xffff_ffff;
     deny_if(&mut rules, libc::SYS_personality, &[(0, Is::Ne, 0), (0, Is::Ne, asking)])?;

@@ -174,6 +174,22 @@ fn a_tenant_has_a_name_that_cannot_lead_anywhere() {
     }
 }
 
+#[test]
+fn all_tokens_of_a_line_are_charged_to_its_first() {
+    let directory = Directory::default();
+    let given = |name: &str, giver: &str| Member { giver: Some(giver.into()), ..member(name, "*") };
+    directory.appoint(vec![
+        member("user:a", "*"),
+        given("token:1", "user:a"),
+        given("token:2", "token:1"),
+        given("token:3", "token:2"),
+        given("token:4", "user:a"),
+    ]);
+    let payers = ["user:a", "token:1", "token:2", "token:3", "token:4"]
+        .map(|name| directory.find(name).expect("it was appointed").payer.to_string());
+    assert_eq!(payers, ["user:a", "token:1", "token:1", "token:1", "token:4"]);
+}
+
 proptest! {
     /// Whatever is given and taken, nobody ever holds what its giver does not.
     #[test]

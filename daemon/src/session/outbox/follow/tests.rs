@@ -100,9 +100,9 @@ fn since(ask: &Ask) -> Option<u64> {
 #[tokio::test]
 async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
     let (outbox, mut client) = pair(Face::Frames);
-    let ask = outbox.follow(asked(Some(3), None)).unwrap();
+    let ask = outbox.follow(asked(Some(3), None), 100).unwrap();
     assert_eq!((ask.id, ask.event.as_str(), since(&ask)), (SUB, FOLLOW, Some(3)));
-    assert_eq!(outbox.follow(asked(None, None)).unwrap_err().code, Code::Conflict);
+    assert_eq!(outbox.follow(asked(None, None), 100).unwrap_err().code, Code::Conflict);
     assert_eq!(outbox.begin(SUB, None).unwrap_err().code, Code::Conflict);
     outbox.confirm(SUB);
     outbox.answer(gap(3, 6));
@@ -124,7 +124,7 @@ async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
 #[tokio::test]
 async fn one_that_is_refused_at_once_is_never_confirmed() {
     let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(Some(1), None)).unwrap();
+    outbox.follow(asked(Some(1), None), 100).unwrap();
     outbox.answer(gone(Code::Unavailable));
     outbox.confirm(SUB);
     let frames = frames(&outbox, &mut client).await;
@@ -134,7 +134,7 @@ async fn one_that_is_refused_at_once_is_never_confirmed() {
 #[tokio::test]
 async fn a_client_that_does_not_read_is_given_no_more_than_its_window() {
     let (outbox, mut client) = pair(Face::Frames);
-    let ask = outbox.follow(asked(None, None)).unwrap();
+    let ask = outbox.follow(asked(None, None), 100).unwrap();
     outbox.confirm(SUB);
     assert_eq!(ask.credit, Some(WINDOW));
     for seq in 1..=u64::from(WINDOW) {
@@ -156,7 +156,7 @@ async fn a_client_that_does_not_read_is_given_no_more_than_its_window() {
 #[tokio::test]
 async fn the_clients_own_credit_is_kept_to() {
     let (outbox, mut client) = pair(Face::Frames);
-    let ask = outbox.follow(asked(None, Some(1))).unwrap();
+    let ask = outbox.follow(asked(None, Some(1)), 100).unwrap();
     outbox.confirm(SUB);
     assert_eq!(ask.credit, Some(1));
     outbox.answer(fact(1, 1));
@@ -176,7 +176,7 @@ async fn the_clients_own_credit_is_kept_to() {
 #[tokio::test]
 async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
     let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(None, None)).unwrap();
+    outbox.follow(asked(None, None), 100).unwrap();
     outbox.confirm(SUB);
     for seq in 1..=40 {
         outbox.answer(fact(seq, 64 * 1024));
@@ -186,7 +186,7 @@ async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
     assert_eq!(outbox.end_follow(SUB), None);
     outbox.answer(fact(41, 1));
     outbox.answer(gone(Code::Cancelled));
-    outbox.follow(asked(None, None)).unwrap();
+    outbox.follow(asked(None, None), 100).unwrap();
     outbox.confirm(SUB);
     outbox.answer(fact(50, 1));
     let frames = frames(&outbox, &mut client).await;
@@ -198,7 +198,7 @@ async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
 #[tokio::test]
 async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
     let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(None, None)).unwrap();
+    outbox.follow(asked(None, None), 100).unwrap();
     outbox.confirm(SUB);
     // An empty gap says where it stands, and is nothing to the client.
     outbox.answer(gap(5, 4));
@@ -228,7 +228,7 @@ async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
 #[tokio::test]
 async fn one_whose_position_nobody_knows_ends_instead_of_losing_something() {
     let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(None, None)).unwrap();
+    outbox.follow(asked(None, None), 100).unwrap();
     outbox.confirm(SUB);
     outbox.answer(gone(Code::PluginRestarted));
     let frames = frames(&outbox, &mut client).await;
@@ -240,7 +240,7 @@ async fn lines_have_the_same() {
     let mut lines = Lines::default();
     assert_eq!(lines.open(Some("s".into())).unwrap(), 1);
     let (outbox, mut client) = pair(Face::Json(lines));
-    outbox.follow(Subscribe { id: 1, ..asked(None, None) }).unwrap();
+    outbox.follow(Subscribe { id: 1, ..asked(None, None) }, 100).unwrap();
     outbox.confirm(1);
     for delivery in [fact(7, 1), gap(8, 9), gone(Code::Conflict)] {
         let Delivery::Answer { token, event, answer, correlation_id, .. } = delivery else { continue };
@@ -263,4 +263,27 @@ async fn lines_have_the_same() {
     let gap = serde_json::json!({"gap": {"sub": "s", "missed": 2, "from_seq": 8, "to_seq": 9}});
     assert_eq!(lines[2], gap);
     assert_eq!((&lines[3]["id"], &lines[3]["refusal"]["code"]), (&"s".into(), &"conflict".into()));
+}
+
+#[tokio::test]
+async fn each_is_a_subscription_of_its_user_until_it_ends() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let share = Share { subscriptions: 2, ..Share::default() };
+    let account = Accounts::new(share, 2).of("uid:1");
+    let outbox = Outbox::new(ours, Face::Frames, account.clone(), Arc::default());
+    let follow = |id, most| outbox.follow(Subscribe { id, ..asked(None, None) }, most);
+    follow(1, 1).unwrap();
+    assert_eq!(follow(2, 1).unwrap_err().code, Code::Busy, "so many may a connection have");
+    follow(2, 100).unwrap();
+    assert_eq!(follow(3, 100).unwrap_err().code, Code::Busy, "so many may a user have");
+    assert_eq!(outbox.end_follow(1), Some(true));
+    assert_eq!(follow(3, 100).unwrap_err().code, Code::Busy, "until its last answer it is there");
+    let cancelled = Answer::from(Refusal::new(Code::Cancelled, "ended"));
+    let event = EventName::parse(FOLLOW).unwrap();
+    outbox.answer(Delivery::Answer { id: 1, token: 1, event, answer: cancelled, correlation_id: None });
+    follow(3, 100).unwrap();
+    outbox.kill();
+    drop(outbox);
+    account.subscribe().unwrap();
+    account.subscribe().expect("all was given back");
 }
