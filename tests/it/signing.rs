@@ -12,7 +12,7 @@ use ksi_protocol::system::PluginState;
 use ksi_tests::{Daemon, Home, command, library, stderr, stdout, wait_until};
 use serde_json::{Value, json};
 
-use crate::model::{TINY, add_model};
+use crate::model::{TINY, adapter::adapter, add_model};
 
 const REQUIRED: &str = "[security]\nrequire_signed = true\n";
 const WITHOUT_MODEL: &str = "[plugins.llama]\nenabled = false\n";
@@ -227,6 +227,37 @@ fn a_model_with_one_changed_byte_is_not_loaded_and_disturbs_nobody() {
     // As it was, it is loaded again.
     fs::write(models.join("mine.gguf"), TINY).unwrap();
     daemon.ask("llama:load", json!({"model": "mine"})).unwrap();
+}
+
+#[test]
+fn an_adapter_that_nobody_has_signed_is_not_laid_over_a_model_that_somebody_has() {
+    let config = format!("{REQUIRED}[plugins.llama.config.models.mine]\nlora = [\"style\"]\n");
+    let vault = Vault::signed(&config, &["checkpoint", "completion", "echo", "llama", "state"]);
+    let models = vault.home.paths().models_dir();
+    add_model(&models, "mine", TINY);
+    add_model(&models, "style", &adapter("llama", 192, 0.05));
+    for name in ["mine", "style"] {
+        fs::set_permissions(models.join(format!("{name}.gguf")), Permissions::from_mode(0o600)).unwrap();
+    }
+    vault.fine(&["key", "create", "models", "--no-password"]);
+    vault.fine(&["model", "sign", "mine"]);
+    let daemon = vault.start();
+    daemon.ready();
+    let load = || daemon.ask("llama:load", json!({"model": "mine"}));
+    let refusal = load().unwrap_err();
+    assert_eq!((&refusal["code"], &refusal["details"]["model"]), (&json!("denied"), &json!("style")));
+    let message = refusal["message"].as_str().unwrap();
+    let found = refusal["details"]["found"].as_str().unwrap();
+    assert!(message.contains("does not list it") && message.contains(found), "{message}");
+    assert!(daemon.ksi(&["model", "sign", "style"]).status.success());
+    assert_eq!(load().unwrap()["lora"], json!(["style"]));
+    // One byte of its numbers.
+    daemon.ask("llama:unload", json!({"model": "mine"})).unwrap();
+    let mut bytes = adapter("llama", 192, 0.05);
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(models.join("style.gguf"), bytes).unwrap();
+    let message = load().unwrap_err()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("not what was signed") && message.contains(found), "{message}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod pull;
 mod shelf;
 
 use std::{
+    collections::HashMap,
     fs,
     io::{self, IsTerminal, Write},
     path::Path,
@@ -34,6 +35,9 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, Deserialize)]
 struct Models {
     models: Vec<ModelInfo>,
+    /// What of the models directory was not looked at.
+    #[serde(default)]
+    notes: Vec<String>,
 }
 
 /// One model.
@@ -78,6 +82,7 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
         Model::List => {
             let client = at.connect().await?;
             let (reply, models) = models(at, &client).await?;
+            models.notes.iter().for_each(|note| at.out.warn(note));
             at.out.print(&list(&reply, &models)?)
         }
         Model::Show(name) => show(at, bare(&name)).await,
@@ -88,14 +93,20 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
         Model::Unload(name) => unload(at, bare(&name)).await,
         Model::Sign { models, all, key } => {
             let dir = at.paths.models_dir();
-            let candidates = if all { shelf::all(&dir)? } else { named(&dir, &models)? };
-            let candidates = candidates.into_iter().map(candidate).collect::<Vec<_>>();
+            let entries = if all { shelf::all(&dir)? } else { named(&dir, &models)? };
+            check_distinct(&entries)?;
+            let candidates = entries.into_iter().map(candidate).collect::<Vec<_>>();
             sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates)
         }
         Model::Verify { models } => {
             let dir = at.paths.models_dir();
             let candidates = named(&dir, &models)?.into_iter().map(candidate).collect::<Vec<_>>();
-            sign::verify(at, Kind::Models, &at.paths.models_lock(), &candidates, |file| dir.join(file))
+            let known = shelf::all(&dir)?;
+            let find = |file: &str| {
+                let known = known.iter().find(|entry| entry.path.file_name() == Some(file.as_ref()));
+                known.map_or_else(|| dir.join(file), |entry| entry.path.clone())
+            };
+            sign::verify(at, Kind::Models, &at.paths.models_lock(), &candidates, find)
         }
         Model::Rm { model, yes } => remove(at, bare(&model), yes).await,
     }
@@ -112,6 +123,18 @@ fn without_provider(name: &str) -> &str {
 
 fn named(dir: &Path, names: &[String]) -> Result<Vec<shelf::Entry>> {
     names.iter().map(|name| shelf::find(dir, without_provider(name))).collect()
+}
+
+/// A lock knows files by the last part of their paths.
+fn check_distinct(entries: &[shelf::Entry]) -> Result<()> {
+    let mut files = HashMap::new();
+    for entry in entries {
+        if let Some(other) = files.insert(entry.path.file_name(), &entry.name) {
+            let message = format!("`{other}` and `{}` have files of one name: one can be signed", entry.name);
+            return Err(Failure::usage(message).hint("rename one of the files"));
+        }
+    }
+    Ok(())
 }
 
 fn candidate(entry: shelf::Entry) -> Candidate {
@@ -261,7 +284,7 @@ async fn arrived(at: &Invocation, added: shelf::Entry, how: &str, from: &str) ->
         if info.adapter {
             next = format!("Next: name it for a model, config.models.\"NAME\".lora = [{:?}]", added.name);
         } else if let Some(error) = &info.error {
-            shelf::remove(&added)?;
+            shelf::remove(&at.paths.models_dir(), &added)?;
             return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
                 .hint(format!("{from} was not added; the file may be cut short or too new")));
         }
@@ -349,7 +372,7 @@ async fn remove(at: &Invocation, name: &str, yes: bool) -> Result<()> {
             at.out.warn(&format!("it could not be unloaded: {}", failure.message));
         }
     }
-    shelf::remove(&entry)?;
+    shelf::remove(&at.paths.models_dir(), &entry)?;
     let data = json!({"name": name, "path": entry.path, "removed": true});
     at.out.print(&Report::text(&data, format!("llama/{name} removed: {}", short(&entry.path)))?)
 }

@@ -30,8 +30,8 @@ const INPUT_BYTES_MAX: usize = 15 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Where GGUF files are looked for; a folder of the plugin's own if left
-    /// out.
+    /// Where GGUF files are looked for, in directories below and behind links as
+    /// well; a folder of the plugin's own if left out.
     pub models_dir: Option<PathBuf>,
     /// The model for requests that name none.
     pub default_model: String,
@@ -84,7 +84,7 @@ impl Default for Config {
             embedding_model: None,
             queue: 64,
             max_loaded: 2,
-            max_tokens_default: 256,
+            max_tokens_default: 2048,
             input_bytes_max: 1024 * 1024,
             require_signed: false,
             models_key: None,

@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
+use ksi_provider::Capability;
 use ksi_provider::request::invalid;
 use ksi_sdk::prelude::{Bytes, Code, Ctx, Rc, Refusal, json};
 use ksi_sdk::protocol::decode;
 use llama_cpp_2::token::LlamaToken;
 
-use crate::Llama;
 use crate::engine::embedder::Texts;
 use crate::engine::model::Model;
 use crate::payload::{Embed, Embedded, check_bytes};
 use crate::workers::encoded;
+use crate::{Llama, capabilities};
 
 /// Most texts of one request.
 const TEXTS_MAX: usize = 2048;
@@ -70,7 +71,7 @@ impl Llama {
         let time = ask.timeout_ms.map(Duration::from_millis).into_iter().chain(ctx.deadline()).min();
         let deadline = time.and_then(|time| received.checked_add(time));
         let cancel = ctx.cancel_token();
-        ticket.embed(answer, |asker| Texts { texts: tokens, cancel, deadline, asker })?;
+        ticket.embed(answer, |asker| Texts { texts: tokens, cancel, deadline, received, asker })?;
         let failed = |_| Refusal::new(Code::Internal, "the engine failed while it read the texts");
         let mut vectors = answered.await.map_err(failed)??;
         if ask.normalize {
@@ -96,7 +97,7 @@ impl Llama {
         let entries = ctx.spawn_blocking(move || shelf.library().list()).await?;
         let able = entries
             .into_iter()
-            .find(|entry| entry.header.as_ref().is_ok_and(|header| header.pooling.is_some()));
+            .find(|entry| capabilities(entry.header.as_ref().ok()).contains(&Capability::Embeddings));
         able.map(|entry| entry.name).ok_or_else(|| {
             Refusal::not_found("model", "for embeddings")
                 .hint("add one, all-MiniLM for example: ksi model add PATH.gguf")

@@ -253,20 +253,21 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Makes the context of a model and starts its thread.
+    /// Makes the context of a model, tries it with one token, and starts its
+    /// thread.
     ///
     /// # Errors
     ///
     /// `unavailable` with llama.cpp's own words where the context cannot be
-    /// made, which is nearly always a lack of memory.
+    /// made or used, which is nearly always a lack of memory.
     pub fn start(model: Arc<Model>, setup: Setup) -> Result<Arc<Self>, Refusal> {
         let (ready, started) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let figures = Arc::new(Figures::default());
         let (jobs, work): (Jobs, Box<dyn FnOnce(Context) + Send>) = if model.pooling().is_some() {
             let (jobs, inbox) = sync_channel(setup.places());
-            let stop = stop.clone();
-            (Jobs::Vectors(jobs), Box::new(move |context| Embedder::new(context, inbox, stop).run()))
+            let (stop, figures) = (stop.clone(), figures.clone());
+            (Jobs::Vectors(jobs), Box::new(move |context| Embedder::new(context, inbox, stop, figures).run()))
         } else {
             let (jobs, inbox) = sync_channel(setup.places());
             let (stop, figures) = (stop.clone(), figures.clone());
@@ -279,7 +280,8 @@ impl Engine {
                 .name("engine".to_owned())
                 .spawn(move || {
                     // The context is made, used and freed on this one thread.
-                    match Context::new(model, setup, stop) {
+                    let warm = |mut context: Context| context.warm_up().map(|()| context);
+                    match Context::new(model, setup, stop).and_then(warm) {
                         Ok(context) => {
                             if ready.send(Ok(())).is_ok() {
                                 work(context);

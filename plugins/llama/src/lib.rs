@@ -31,6 +31,7 @@ pub mod models;
 pub mod payload;
 pub mod plan;
 pub mod profile;
+pub mod progress;
 pub mod selftest;
 pub mod shelf;
 pub mod template;
@@ -41,6 +42,7 @@ pub mod tuning;
 pub mod vetting;
 mod workers;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +58,7 @@ use payload::{
     Embed, Embedded, Load, LoadProgress, LoadReport, ModelEntry, Models, Tokenize, Tokenized, Unload,
     Unloaded,
 };
+use progress::{Meter, Progress, told};
 use shelf::{Loaded, Shelf};
 use workers::{Workers, encoded};
 
@@ -71,6 +74,8 @@ pub struct Llama {
     shelf: Arc<Shelf>,
     /// Where models have processes of their own.
     workers: Option<Rc<Workers>>,
+    /// What was logged last of what was left out of the models directory.
+    left_out: RefCell<Vec<String>>,
 }
 
 impl Plugin for Llama {
@@ -86,7 +91,7 @@ impl Plugin for Llama {
         let library = Library::new(models_dir, home);
         let shelf = Arc::new(Shelf::new(config.clone(), library));
         let workers = config.instances.then(|| Workers::new(&config, &shelf, home));
-        Ok(Self { config, shelf, workers })
+        Ok(Self { config, shelf, workers, left_out: RefCell::default() })
     }
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
@@ -107,6 +112,7 @@ impl Plugin for Llama {
         on.request("llama:profile", Self::profile);
         on.request("llama:metrics", Self::metrics);
         on.stream("llama:selftest", Self::selftest);
+        on.emits::<Progress>("llama:progress");
         on.calls("plugin:instance:*");
         for fact in ["plugin:ready", "plugin:died", "plugin:held", "plugin:stopped"] {
             on.event(fact, Self::heard);
@@ -117,7 +123,10 @@ impl Plugin for Llama {
 impl Llama {
     async fn models(self: Rc<Self>, ctx: Ctx, _ask: ListModels) -> Result<Models, Refusal> {
         let shelf = self.shelf.clone();
-        let (entries, loaded) = ctx.spawn_blocking(move || (shelf.library().list(), shelf.loaded())).await?;
+        let looked =
+            ctx.spawn_blocking(move || (shelf.library().list(), shelf.library().notes(), shelf.loaded()));
+        let (entries, notes, loaded) = looked.await?;
+        self.warn_of(&ctx, &notes);
         let loaded = self.workers.as_ref().map_or(loaded, |workers| workers.loaded());
         let mut builtin_seen = false;
         let mut models: Vec<ModelEntry> = entries
@@ -132,7 +141,16 @@ impl Llama {
             .collect();
         // A stable sort: the others stay as they are.
         models.sort_by_key(|model| model.name != self.config.default_model);
-        Ok(Models { models })
+        Ok(Models { models, notes })
+    }
+
+    /// Logs what was left out of the models directory, unless it was said already.
+    fn warn_of(&self, ctx: &Ctx, notes: &[String]) {
+        let mut told = self.left_out.borrow_mut();
+        if *told != notes {
+            notes.iter().for_each(|note| ctx.warn(note));
+            notes.clone_into(&mut told);
+        }
     }
 
     async fn load(
@@ -247,17 +265,24 @@ impl Llama {
     ) -> Result<Loaded, Refusal> {
         let (shelf, cancel) = (self.shelf.clone(), ctx.cancel_token());
         let mut progress = progress;
-        let loaded = ctx
-            .spawn_blocking(move || {
-                let watched = cancel.clone();
-                shelf.load(&name, context, &cancel, move |part| !watched.is_cancelled() && progress(part))
+        // Of an instance the plugin itself tells.
+        let tells = self.config.instance.is_none();
+        let meter = Meter::default();
+        let (asked, moved) = (name.clone(), meter.clone());
+        let loading = ctx.spawn_blocking(move || {
+            let watched = cancel.clone();
+            shelf.load(&asked, context, &cancel, move |part| {
+                if tells {
+                    moved.set(part);
+                }
+                !watched.is_cancelled() && progress(part)
             })
-            .await??;
+        });
+        let loaded = told(ctx, &name, &meter, async { loading.await? }).await?;
         for warning in &loaded.warnings {
             ctx.debug(warning);
         }
-        // Of an instance the plugin itself tells.
-        if loaded.fresh && self.config.instance.is_none() {
+        if loaded.fresh && tells {
             let report = &loaded.report;
             ctx.info(&format!(
                 "loaded model {} in {} ms: {} slots of {} tokens, {} threads",

@@ -75,7 +75,7 @@ pub struct ModelMetrics {
     pub prompt_per_second: f64,
     /// Answer tokens per second, per conversation.
     pub generate_per_second: f64,
-    /// Mean time from the arrival of a request to its first token.
+    /// Mean time from the arrival of a request to its first token, or its vectors.
     pub first_token_ms: f64,
     /// Time that loading took.
     pub load_ms: u64,

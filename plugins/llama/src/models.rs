@@ -1,9 +1,11 @@
 //! The models that there are: one built into the library, and the GGUF files
-//! of one directory.
+//! of one directory and those below it.
 //!
-//! Names come from file names and lead to files only through the listing, so
+//! Names come from the paths in it and lead to files only through the listing, so
 //! a request can never name a path. Files are looked at again on every
 //! request; their headers are read again only when they have changed.
+
+mod scan;
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,6 +16,7 @@ use std::time::SystemTime;
 
 use ksi_sdk::prelude::{Code, Refusal, json};
 
+use self::scan::Scan;
 use crate::gguf::{self, Adapter, Header};
 
 /// Name of the built-in model.
@@ -21,8 +24,6 @@ pub const BUILTIN_NAME: &str = "ksi-tiny";
 /// The built-in model: a toy of 2.8 million weights that makes everything work
 /// without a download. `MODEL.md` beside it says how it was made.
 pub(crate) static BUILTIN: &[u8] = include_bytes!("../model/ksi-tiny.gguf");
-/// Most files of the directory that are looked at.
-const FILES_MAX: usize = 1000;
 
 /// A model file.
 #[derive(Debug, Clone)]
@@ -66,6 +67,8 @@ pub struct Library {
     /// Headers by path, so that a listing does not read every vocabulary
     /// again. Entries of files that are gone are dropped by the next listing.
     seen: Mutex<HashMap<PathBuf, Seen>>,
+    /// What the last look at the directory has left out, and why.
+    notes: Mutex<Vec<String>>,
 }
 
 impl Library {
@@ -74,7 +77,13 @@ impl Library {
     #[must_use]
     pub fn new(models_dir: PathBuf, own_dir: &Path) -> Self {
         let builtin = own_dir.join(format!("{BUILTIN_NAME}.gguf"));
-        Self { models_dir, builtin, placed: Mutex::default(), seen: Mutex::default() }
+        Self {
+            models_dir,
+            builtin,
+            placed: Mutex::default(),
+            seen: Mutex::default(),
+            notes: Mutex::default(),
+        }
     }
 
     /// The user's models.
@@ -92,9 +101,7 @@ impl Library {
             builtin.header = Err(format!("cannot be written: {error}"));
         }
         let mut entries = vec![builtin];
-        let mut files = self.files();
-        files.sort();
-        for (name, path) in files {
+        for (name, path) in self.files() {
             let mut entry = self.entry(name, path, false);
             if entry.name == BUILTIN_NAME {
                 entry.header = Err("has the name of the built-in model; rename the file".to_owned());
@@ -104,6 +111,12 @@ impl Library {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|path, _| entries.iter().any(|entry| &entry.path == path));
         entries
+    }
+
+    /// What the last look at the directory has left out, and why.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The model of this name, with a header that has passed all checks.
@@ -175,19 +188,11 @@ impl Library {
             .details(json!({ "known": known }))
     }
 
-    /// Names and paths of the files that look like models.
+    /// Names and paths of the files that look like models, by name.
     fn files(&self) -> Vec<(String, PathBuf)> {
-        // A directory that is not there yet holds no models.
-        let Ok(read) = fs::read_dir(&self.models_dir) else { return Vec::new() };
-        read.flatten()
-            .map(|file| file.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
-            .filter_map(|path| {
-                let stem = path.file_stem()?.to_str()?.to_owned();
-                (!stem.starts_with('.') && path.is_file()).then_some((stem, path))
-            })
-            .take(FILES_MAX)
-            .collect()
+        let Scan { files, notes, .. } = Scan::of(&self.models_dir);
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+        files
     }
 
     fn entry(&self, name: String, path: PathBuf, builtin: bool) -> Entry {
@@ -338,6 +343,21 @@ mod tests {
     }
 
     #[test]
+    fn a_model_in_a_directory_below_has_its_path_as_its_name() {
+        let (_dir, library) = library();
+        fs::create_dir_all(library.models_dir.join("sub")).unwrap();
+        for name in ["x", "sub/x", "sub/ksi-tiny"] {
+            fs::write(library.models_dir.join(format!("{name}.gguf")), BUILTIN).unwrap();
+        }
+        let list = library.list();
+        let names: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["ksi-tiny", "sub/ksi-tiny", "sub/x", "x"]);
+        assert!(list.iter().all(|entry| entry.header.is_ok()));
+        assert_eq!(library.find("sub/x").unwrap().0.path, library.models_dir.join("sub/x.gguf"));
+        assert_eq!(library.notes(), Vec::<String>::new());
+    }
+
+    #[test]
     fn a_changed_file_is_read_again() {
         let (_dir, library) = library();
         fs::create_dir(&library.models_dir).unwrap();
@@ -352,7 +372,7 @@ mod tests {
     fn an_unknown_name_is_refused_with_the_known_ones_and_never_taken_as_a_path() {
         let (dir, library) = library();
         let path = dir.path().join("ksi-tiny").display().to_string();
-        for name in ["nope", "../ksi-tiny", "", ".", path.as_str()] {
+        for name in ["nope", "../ksi-tiny", "sub/../x", "", ".", path.as_str()] {
             let refusal = library.find(name).unwrap_err();
             assert_eq!(refusal.code, Code::NotFound, "{name}");
             assert!(refusal.hint.contains("ksi-tiny"));

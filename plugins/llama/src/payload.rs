@@ -10,12 +10,15 @@ use ksi_sdk::prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize, json};
 pub struct Models {
     /// The default model first, then the built-in one, then by their names.
     pub models: Vec<ModelEntry>,
+    /// What of the models directory was not looked at, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A model.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelEntry {
-    /// Its name: the name of the file without `.gguf`.
+    /// Its name: the path of the file in the models directory, without `.gguf`.
     pub name: String,
     /// Where the file is.
     pub path: String,

@@ -93,6 +93,12 @@ impl Plan {
         })
     }
 
+    /// Conversations at the same time, where there is memory for them.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        self.wanted
+    }
+
     /// What is to be done next, with this in memory.
     ///
     /// # Errors

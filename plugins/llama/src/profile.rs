@@ -3,10 +3,10 @@
 use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
 
 use crate::Llama;
-use crate::budget::{Estimate, available_bytes};
-use crate::config::{CONTEXT_DEFAULT, gpu_layer_count, slot_count, thread_count};
-use crate::engine::STEP_TOKENS_MAX;
-use crate::tuning::{CacheType, Preset, Setting};
+use crate::budget::available_bytes;
+use crate::config::gpu_layer_count;
+use crate::plan::Plan;
+use crate::tuning::{Preset, Setting};
 
 /// Show how a model would run if it were loaded now: what is set and where,
 /// and the memory that it would take.
@@ -39,7 +39,7 @@ pub struct Profile {
     pub threads: u32,
     /// Layers asked to be on a graphics card.
     pub gpu_layers: u32,
-    /// Memory that it would take: an estimate.
+    /// Memory that it would take with its adapters: an estimate.
     pub memory_bytes: u64,
     /// Memory for all models together by `max_memory_mb`, where that is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,23 +55,24 @@ impl Llama {
         let mut config = self.config.clone();
         config.preset = ask.preset.unwrap_or(config.preset);
         let (shelf, name) = (self.shelf.clone(), model.clone());
-        let (_, header) = ctx.spawn_blocking(move || shelf.library().find(&name)).await??;
-        let (tuning, settings) = config.tuning_of(&model);
-        let trained = u32::try_from(header.context_length).unwrap_or(u32::MAX);
-        let context = tuning.context.unwrap_or(CONTEXT_DEFAULT).min(trained);
-        let slots = slot_count(tuning.slots);
-        let cache = |kind: Option<CacheType>| kind.unwrap_or(CacheType::F16);
-        let step = tuning.ubatch_size.unwrap_or(STEP_TOKENS_MAX);
-        let (keys, values) = (cache(tuning.cache_type_k), cache(tuning.cache_type_v));
+        let (header, adapters) = ctx
+            .spawn_blocking(move || {
+                let (_, header) = shelf.library().find(&name)?;
+                shelf.adapter_bytes(&name, &header).map(|bytes| (header, bytes))
+            })
+            .await??;
+        let (_, settings) = config.tuning_of(&model);
+        let mut plan = Plan::of(&config, &model, None, &header, adapters)?;
+        let (setup, memory_bytes) = plan.settle(plan.wanted());
         Ok(Profile {
             model,
             preset: config.preset,
             settings,
-            context,
-            slots,
-            threads: thread_count(tuning.threads, header.size_bytes),
-            gpu_layers: gpu_layer_count(tuning.gpu_layers),
-            memory_bytes: Estimate::of(&header, context, step, keys, values).with_slots(slots),
+            context: setup.context,
+            slots: setup.slots,
+            threads: setup.threads,
+            gpu_layers: gpu_layer_count(setup.tuning.gpu_layers),
+            memory_bytes,
             memory_max_bytes: config.max_memory_mb.map(|mb| mb.saturating_mul(1024 * 1024)),
             memory_free_bytes: available_bytes(),
         })

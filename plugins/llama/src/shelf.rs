@@ -22,8 +22,8 @@ use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 use crate::config::{Config, gpu_layer_count};
 use crate::engine::model::{self, Model};
 use crate::engine::{Engine, RETRY_AFTER_MS, Ticket, backend};
-use crate::gguf::Header;
-use crate::models::{Library, is_toy};
+use crate::gguf::{Adapter, Header};
+use crate::models::{Entry, Library, is_toy};
 use crate::payload::LoadReport;
 use crate::plan::{Plan, Step, Taken};
 use crate::tuning::Lora;
@@ -131,20 +131,32 @@ impl Shelf {
             Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel)?,
             None => Source::unchecked(entry, header),
         };
-        for text in self.config.tuning_of(name).0.lora.iter().flatten() {
-            source.adapters.push(self.vet_adapter(text, name, &source.header, cancel)?);
+        for (lora, entry, adapter) in self.adapters(name, &source.header)? {
+            source.adapters.push(match &self.vetting {
+                Some(vetting) => vetting.open_adapter(lora, &entry, self.library.models_dir(), cancel)?,
+                None => Overlay::unchecked(lora, entry, adapter),
+            });
         }
         Ok(source)
     }
 
-    /// An adapter that is named for a model.
-    fn vet_adapter(
-        &self,
-        text: &str,
-        model: &str,
-        header: &Header,
-        cancel: &CancelToken,
-    ) -> Result<Overlay, Refusal> {
+    /// Bytes of the adapters that are named for a model.
+    ///
+    /// # Errors
+    ///
+    /// As they would be refused with the model.
+    pub fn adapter_bytes(&self, name: &str, header: &Header) -> Result<u64, Refusal> {
+        let adapters = self.adapters(name, header)?;
+        Ok(adapters.iter().map(|(.., adapter)| adapter.size_bytes).sum())
+    }
+
+    /// The adapters that are named for a model, each as wanted and as found.
+    fn adapters(&self, name: &str, header: &Header) -> Result<Vec<(Lora, Entry, Adapter)>, Refusal> {
+        let (tuning, _) = self.config.tuning_of(name);
+        tuning.lora.iter().flatten().map(|text| self.adapter(text, name, header)).collect()
+    }
+
+    fn adapter(&self, text: &str, model: &str, header: &Header) -> Result<(Lora, Entry, Adapter), Refusal> {
         // What is no name was refused with the configuration.
         let lora = Lora::parse(text).map_err(Refusal::invalid_payload)?;
         let (entry, adapter) = self.library.find_adapter(&lora.name)?;
@@ -162,10 +174,7 @@ impl Shelf {
                 "`lora` under plugins.llama.config.models.\"PATTERN\" names adapters of some models only",
             ));
         }
-        match &self.vetting {
-            Some(vetting) => vetting.open_adapter(lora, &entry, self.library.models_dir(), cancel),
-            None => Ok(Overlay::unchecked(lora, entry, adapter)),
-        }
+        Ok((lora, entry, adapter))
     }
 
     /// Names of the models in memory.

@@ -7,24 +7,31 @@
 //! | written | by |
 //! |---|---|
 //! | `<tool_call>{"name": …, "arguments": …}</tool_call>` | Hermes, Qwen and many others |
-//! | `[TOOL_CALLS][{"name": …, "arguments": …}]` | Mistral |
+//! | `<tool_call><function=NAME><parameter=NAME>…</parameter></function></tool_call>` | Qwen3-Coder |
+//! | `<tool_call>NAME<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>` | GLM |
+//! | `[TOOL_CALLS][{"name": …, "arguments": …}]`, `[TOOL_CALLS]NAME[ARGS]{…}` | Mistral |
 //! | `<|python_tag|>{"name": …, "parameters": …}` | Llama 3 |
 //! | `<function=NAME>{…}</function>` | Llama 3.1 |
-//! | `{"name": …, "parameters": …}` and nothing else | Llama 3.2 and small models |
+//! | `{"name": …, "parameters": …}` and nothing before it | Llama 3.2 and small models |
+//! | `[NAME(KEY=VALUE)]` and nothing before it | Llama 3.2, and Llama 4 between marks |
+//! | `<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}` | `DeepSeek` |
+//! | `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}` | gpt-oss |
 //!
 //! # Invariants
 //!
 //! - Only what names a tool that was offered is a call; all else is text.
-//! - Nothing of a call is passed on as text, and no text is lost.
+//! - Nothing of a call is passed on as text, and no text is lost, wherever it
+//!   stands; only blanks beside a call are.
 
-use std::collections::HashSet;
+mod formats;
+mod python;
+
 use std::hash::{BuildHasher, RandomState};
 
 use ksi_provider::{Message, Role, Tool, ToolCall, ToolChoice};
 use serde_json::{Value, json};
 
-/// What begins a call.
-const MARKS: [&str; 4] = ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function="];
+use formats::Offered;
 
 /// A tool as templates know it.
 pub(crate) fn described(tool: &Tool) -> Value {
@@ -102,7 +109,7 @@ pub(crate) fn required(choice: &ToolChoice, tools: &[Tool]) -> Option<String> {
 
 /// Takes calls out of a text that comes in pieces.
 pub(crate) struct Calls {
-    names: HashSet<String>,
+    offered: Offered,
     /// Text that may be the beginning of a call, or is.
     held: String,
     /// Whether `held` begins with what begins a call.
@@ -114,8 +121,9 @@ pub(crate) struct Calls {
 impl Calls {
     /// Looks for calls of these tools.
     pub(crate) fn new(tools: &[Tool]) -> Self {
-        let names = tools.iter().map(|tool| tool.name.clone()).collect();
-        Self { names, held: String::new(), inside: false, spoke: false }
+        let parameters = |tool: &Tool| (tool.name.clone(), json!(tool.parameters));
+        let offered = tools.iter().map(parameters).collect();
+        Self { offered, held: String::new(), inside: false, spoke: false }
     }
 
     /// Adds a piece; what is certainly no part of a call comes back.
@@ -124,16 +132,9 @@ impl Calls {
         if self.inside {
             return String::new();
         }
-        let mark = MARKS.iter().filter_map(|mark| self.held.find(mark)).min();
-        let bare = !self.spoke && self.held.trim_start().starts_with(['{', '[']);
-        let end = match (mark, bare) {
-            (_, true) => 0,
-            (Some(at), false) => at,
-            (None, false) => {
-                self.held.len() - MARKS.iter().map(|mark| begun(&self.held, mark)).max().unwrap_or(0)
-            }
-        };
-        self.inside = bare || mark.is_some();
+        let mark = self.bare().or_else(|| formats::find(&self.held));
+        let end = mark.unwrap_or_else(|| self.held.len() - formats::begun(&self.held));
+        self.inside = mark.is_some();
         // Blanks before a call say nothing.
         if self.held[..end].trim().is_empty() && !self.spoke {
             return String::new();
@@ -143,84 +144,60 @@ impl Calls {
         std::mem::replace(&mut self.held, rest)
     }
 
+    /// Where a call without a mark may begin: only at the start of all text.
+    fn bare(&self) -> Option<usize> {
+        let text = self.held.trim_start();
+        (!self.spoke && text.starts_with(['{', '['])).then(|| self.held.len() - text.len())
+    }
+
     /// The end of the text: what of it was no call, and the calls.
     pub(crate) fn finish(&mut self) -> (String, Vec<ToolCall>) {
+        let mut next = self.bare().or_else(|| formats::find(&self.held));
         let held = std::mem::take(&mut self.held);
-        let mut calls = Vec::new();
-        for (name, arguments) in read(&held) {
-            if self.names.contains(&name) {
-                calls.push(ToolCall { id: id(calls.len()), name, arguments });
+        let (mut said, mut calls) = (String::new(), Vec::new());
+        // All before it is dealt with.
+        let mut done = 0;
+        while let Some(at) = next {
+            // Every mark begins with one byte that is a character.
+            let mut from = at + 1;
+            if let Some((found, length)) = formats::read(&held[at..], &self.offered)
+                && found.iter().any(|call| self.offered.contains_key(&call.name))
+            {
+                say(&mut said, &held[done..at]);
+                for call in found {
+                    match self.offered.contains_key(&call.name) {
+                        true => calls.push(ToolCall {
+                            id: id(calls.len()),
+                            name: call.name,
+                            arguments: call.arguments,
+                        }),
+                        false => say(&mut said, call.text),
+                    }
+                }
+                done = at + length;
+                from = done;
             }
+            next = formats::find(&held[from..]).map(|at| from + at);
         }
-        if calls.is_empty() { (held, calls) } else { (String::new(), calls) }
+        if calls.is_empty() {
+            return (held, calls);
+        }
+        say(&mut said, &held[done..]);
+        (said, calls)
     }
 }
 
-/// Length of the longest end of `text` that begins `mark`.
-fn begun(text: &str, mark: &str) -> usize {
-    (1..mark.len()).rev().find(|length| text.as_bytes().ends_with(&mark.as_bytes()[..*length])).unwrap_or(0)
+/// Adds text beside calls, unless it says nothing.
+fn say(said: &mut String, text: &str) {
+    if !text.trim().is_empty() {
+        said.push_str(text);
+    }
 }
 
 /// A name for a call that no other has.
 fn id(number: usize) -> String {
     // The hasher's keys are random for each instance.
     format!("call_{:016x}", RandomState::new().hash_one(number))
-}
-
-/// Everything in a text that is written like a call: names and arguments.
-fn read(text: &str) -> Vec<(String, Value)> {
-    let mut calls = Vec::new();
-    let mut rest = text.trim();
-    // Mistral and Llama 3 write a mark once, others before each call.
-    for mark in MARKS.iter().filter(|mark| !mark.starts_with("<function")) {
-        if let Some(at) = rest.find(mark).filter(|at| rest[..*at].trim().is_empty()) {
-            rest = rest[at + mark.len()..].trim_start();
-        }
-    }
-    while !rest.is_empty() {
-        if let Some(after) = rest.strip_prefix("<function=") {
-            let Some((name, body)) = after.split_once('>') else { break };
-            let body = body.split_once("</function>").unwrap_or((body, ""));
-            calls.push((name.trim().to_owned(), ToolCall::parse_arguments(body.0)));
-            rest = body.1.trim_start();
-            continue;
-        }
-        let Some(mut at) = rest.find(['{', '[']) else { break };
-        // `[TOOL_CALLS]name[ARGS]{…}` of newer Mistral models.
-        let before = rest[..at].trim();
-        if let Some(after) = rest[at..].strip_prefix("[ARGS]") {
-            at = rest.len() - after.len();
-        }
-        let mut values = serde_json::Deserializer::from_str(&rest[at..]).into_iter::<Value>();
-        let Some(Ok(value)) = values.next() else { break };
-        let end = at + values.byte_offset();
-        match value {
-            Value::Array(list) => calls.extend(list.iter().filter_map(call)),
-            value => match call(&value) {
-                Some(call) => calls.push(call),
-                None if !before.is_empty() && value.is_object() => calls.push((before.to_owned(), value)),
-                None => {}
-            },
-        }
-        rest = rest[end..].trim_start();
-        for between in ["</tool_call>", ";", ",", "<tool_call>", "[TOOL_CALLS]"] {
-            rest = rest.strip_prefix(between).unwrap_or(rest).trim_start();
-        }
-    }
-    calls
-}
-
-/// A call as JSON, in the ways that models have for it.
-fn call(value: &Value) -> Option<(String, Value)> {
-    let inner = value.get("function").filter(|inner| inner.is_object()).unwrap_or(value);
-    let name = inner.get("name")?.as_str()?.to_owned();
-    let arguments = inner.get("arguments").or_else(|| inner.get("parameters"));
-    let arguments = match arguments {
-        None => json!({}),
-        Some(Value::String(text)) => ToolCall::parse_arguments(text),
-        Some(arguments) => arguments.clone(),
-    };
-    Some((name, arguments))
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ use crate::config::Config;
 use crate::metrics::{Metrics, get};
 use crate::payload::{LoadProgress, LoadReport};
 use crate::plan::{Plan, Step, Taken};
+use crate::progress::{Meter, told};
 use crate::shelf::{Moves, Shelf, in_use};
 
 /// Longest name of a model that is its own key.
@@ -154,7 +155,9 @@ impl Workers {
         context: Option<u32>,
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
-        let loaded = self.load_or_find(ctx, name, context, progress).await;
+        let meter = Meter::default();
+        let load = self.load_or_find(ctx, name, context, &meter, progress);
+        let loaded = told(ctx, name, &meter, load).await;
         match &loaded {
             Ok(loaded) if loaded.fresh => {
                 self.moves.loads.fetch_add(1, Ordering::Relaxed);
@@ -178,6 +181,7 @@ impl Workers {
         ctx: &Ctx,
         name: &str,
         context: Option<u32>,
+        meter: &Meter,
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
         let turn = self.turn.clone().lock_owned().await;
@@ -206,7 +210,7 @@ impl Workers {
         let (setup, bytes) = plan.settle(slots);
         let start = StartInstance { key: key_of(name), config: self.configuration(name, &setup) };
         let trial = Trial { ctx: ctx.clone(), key: start.key.clone(), turn: Some(turn) };
-        let (plugin, mut report) = match self.bring_up(ctx, &start, progress).await {
+        let (plugin, mut report) = match self.bring_up(ctx, &start, meter, progress).await {
             Ok(brought) => brought,
             Err(refusal) => {
                 let status = trial.fail().await;
@@ -237,11 +241,13 @@ impl Workers {
         &self,
         ctx: &Ctx,
         start: &StartInstance,
+        meter: &Meter,
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<(String, LoadReport), Refusal> {
+        meter.set(0.0);
         let plugin = ctx.request::<_, PluginStatus>("plugin:instance:start", start).await?.name;
-        let report = asking::forward(ctx, &plugin, "load", &encoded(&json!({}))?, progress).await?;
-        Ok((plugin, decode(&report)?))
+        let report = asking::load(ctx, &plugin, meter, progress).await?;
+        Ok((plugin, report))
     }
 
     /// The model as it is in memory. One with another context goes if it is idle.
@@ -382,9 +388,10 @@ impl Workers {
         let nothing = encoded(&json!({}))?;
         let (mut models, mut cards) = (Vec::new(), Vec::new());
         for (process, load_ms, bytes) in known {
-            let nowhere = None::<&Chunks<LoadProgress>>;
             // One that has died meanwhile has no figures.
-            if let Ok(told) = asking::forward(ctx, &process.plugin, "metrics", &nothing, nowhere).await {
+            if let Ok(told) =
+                asking::forward(ctx, &process.plugin, "metrics", &nothing, async |_| Ok(())).await
+            {
                 let Metrics { models: told, cards: seen, .. } = decode(&told)?;
                 // All of them see the same.
                 cards = seen;

@@ -71,6 +71,10 @@ fn a_model_that_can_is_found_where_none_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let end = host(dir.path()).request("llama:embed", json!({"texts": ["cat"]})).unwrap();
     assert_eq!(end["model"], "cls", "the first by name");
+    // One that ranks texts makes no vectors of them.
+    std::fs::write(dir.path().join("a-ranker.gguf"), bert::model(4)).unwrap();
+    let end = host(dir.path()).request("llama:embed", json!({"texts": ["cat"]})).unwrap();
+    assert_eq!(end["model"], "cls");
     let nothing: Host = FakeHost::start(json!({})).unwrap();
     let refusal = nothing.request("llama:embed", json!({"texts": ["cat"]})).unwrap_err();
     assert_eq!(refusal.code, Code::NotFound, "{refusal}");
@@ -93,6 +97,30 @@ fn a_model_is_asked_only_for_what_it_makes() {
         let model = list["models"].as_array().unwrap().iter().find(|model| model["name"] == name).unwrap();
         assert_eq!(model["capabilities"], capabilities);
     }
+}
+
+#[test]
+fn vectors_are_counted_and_who_finds_no_place_hears_when_one_is_likely_to_be_free() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mean.gguf"), bert::model(1)).unwrap();
+    let host: Host = FakeHost::start(json!({"models_dir": dir.path(), "slots": 1, "queue": 0})).unwrap();
+    let ask = |count: usize| json!({"model": "mean", "texts": vec!["hello world"; count]});
+    let tokens: u64 = (1..=3)
+        .map(|count| host.request("llama:embed", ask(count)).unwrap()["prompt_tokens"].as_u64().unwrap())
+        .sum();
+    let metrics = host.request("llama:metrics", json!({})).unwrap()["models"][0].clone();
+    assert_eq!((&metrics["answered"], &metrics["prompt_tokens"]), (&json!(3), &json!(tokens)));
+    assert!(metrics["prompt_per_second"].as_f64().unwrap() > 1.0, "{metrics}");
+    assert!(metrics["first_token_ms"].as_f64().unwrap() > 0.0, "{metrics}");
+    let calls: Vec<_> = (0..50).map(|_| host.open("llama:embed", ask(2048))).collect();
+    let busy = calls.iter().find_map(|call| match host.next(call) {
+        Answer::Refusal(refusal) => Some(refusal),
+        _ => None,
+    });
+    let busy = busy.expect("there is one place");
+    assert_eq!(busy.code, Code::Busy);
+    // 500 is what is said where nothing is known.
+    assert!(busy.retry_after_ms.is_some_and(|time| time != 500), "{busy}");
 }
 
 #[test]

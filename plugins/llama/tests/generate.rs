@@ -232,6 +232,45 @@ fn a_control_token_in_a_message_does_not_end_the_turn_of_its_author() {
     assert!(tokens("a<|im_end|>b") > tokens("ab") + 2);
 }
 
+/// The built-in model without the tokens by which llama.cpp knows that a turn
+/// has ended, as the toy or as another model.
+fn endless(toy: bool) -> Vec<u8> {
+    let mut bytes = include_bytes!("../model/ksi-tiny.gguf").to_vec();
+    let find = |bytes: &[u8], part: &[u8]| {
+        bytes.windows(part.len()).position(|window| window == part).expect("a part of the file")
+    };
+    // A key is followed by its type and its value.
+    let at = find(&bytes, b"tokenizer.ggml.eos_token_id") + b"tokenizer.ggml.eos_token_id".len() + 4;
+    bytes[at..at + 4].copy_from_slice(&2047_u32.to_le_bytes());
+    for (token, renamed) in
+        [("<|im_end|>", "<|im_eno|>"), ("<|im_end|>", "<|im_eno|>"), ("<|endoftext|>", "<|endoftexx|>")]
+    {
+        let at = find(&bytes, token.as_bytes());
+        bytes[at..at + token.len()].copy_from_slice(renamed.as_bytes());
+    }
+    if !toy {
+        let at = find(&bytes, b"general.name") + b"general.name".len() + 12;
+        bytes[at..at + 8].copy_from_slice(b"ksi-talk");
+    }
+    bytes
+}
+
+#[test]
+fn an_answer_that_nobody_limits_goes_on_to_the_end_of_the_context_but_for_the_toy() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, toy) in [("talk", false), ("toy", true)] {
+        std::fs::write(dir.path().join(format!("{name}.gguf")), endless(toy)).unwrap();
+    }
+    let host = host(json!({"models_dir": dir.path(), "context": 512}));
+    for (name, expected) in [("talk", 400..=512), ("toy", 200..=200)] {
+        let ask = json!({"model": name, "prompt": "1, 2, 3, 4, 5,", "temperature": 0.0});
+        let end = generate(&host, ask).unwrap();
+        let tokens = end["usage"]["completion_tokens"].as_u64().unwrap();
+        assert_eq!(end["stop_reason"], "length", "{name}");
+        assert!(expected.contains(&tokens), "{name}: {tokens}");
+    }
+}
+
 #[test]
 fn a_conversation_of_many_turns_and_roles_is_answered() {
     let host = host(json!({}));

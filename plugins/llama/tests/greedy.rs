@@ -1,8 +1,12 @@
 //! What is generated is what llama.cpp itself generates, token for token: the
 //! scheduler around it changes nothing, whoever else is in the batch.
 
+#[path = "greedy/adapter.rs"]
+mod adapter;
+
 use std::path::Path;
 
+use adapter::adapter;
 use ksi_sdk::testing::{Answer, Call, FakeHost};
 use llama_cpp_2::{
     context::params::LlamaContextParams,
@@ -94,51 +98,11 @@ fn greedy_answers_are_those_of_llama_cpp_alone_and_among_others() {
     }
 }
 
-/// An adapter of rank 4 for the built-in model, of numbers by chance: the file
-/// format is that of <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
-fn adapter(architecture: &str, width: u64) -> Vec<u8> {
-    const RANK: u64 = 4;
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let mut head = [b"GGUF".as_slice(), &3_u32.to_le_bytes()].concat();
-    let tensors: Vec<(String, [u64; 2])> = (0..6)
-        .flat_map(|block| [("attn_q", width, 192), ("ffn_down", 512, 192)].map(|of| (block, of)))
-        .flat_map(|(block, (name, from, to))| {
-            let name = |half: &str| format!("blk.{block}.{name}.weight.lora_{half}");
-            [(name("a"), [from, RANK]), (name("b"), [RANK, to])]
-        })
-        .collect();
-    head.extend((tensors.len() as u64).to_le_bytes());
-    head.extend(4_u64.to_le_bytes());
-    for (key, value) in
-        [("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")]
-    {
-        head.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
-    }
-    head.extend(
-        [text("adapter.lora.alpha"), 6_u32.to_le_bytes().to_vec(), 8_f32.to_le_bytes().to_vec()].concat(),
-    );
-    let mut data: Vec<u8> = Vec::new();
-    let mut seed = 7_u32;
-    for (name, shape) in tensors {
-        head.extend([text(&name), 2_u32.to_le_bytes().to_vec()].concat());
-        head.extend(shape.iter().flat_map(|length| length.to_le_bytes()));
-        head.extend(0_u32.to_le_bytes());
-        head.extend((data.len() as u64).to_le_bytes());
-        for _ in 0..shape[0] * shape[1] {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            data.extend((f32::from((seed >> 16) as u16) / 32_768.0 - 1.0).mul_add(0.05, 0.0).to_le_bytes());
-        }
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    head.resize(head.len().next_multiple_of(32), 0);
-    [head, data].concat()
-}
-
 #[test]
 fn an_adapter_changes_the_answers_as_llama_cpp_says_and_by_as_much_as_is_wanted() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("style.gguf");
-    std::fs::write(&file, adapter("llama", 192)).unwrap();
+    std::fs::write(&file, adapter("llama", 192, 0.05)).unwrap();
     let prompt = PROMPTS[0];
     let plain = bare(prompt);
     let mut changed = 0;
@@ -158,9 +122,9 @@ fn an_adapter_changes_the_answers_as_llama_cpp_says_and_by_as_much_as_is_wanted(
 fn an_adapter_that_does_not_fit_is_refused_with_the_reason_and_costs_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
-    write("other.gguf", &adapter("qwen2", 192));
-    write("wide.gguf", &adapter("llama", 256));
-    write("cut.gguf", &adapter("llama", 192)[..3000]);
+    write("other.gguf", &adapter("qwen2", 192, 0.05));
+    write("wide.gguf", &adapter("llama", 256, 0.05));
+    write("cut.gguf", &adapter("llama", 192, 0.05)[..3000]);
     std::fs::copy(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("model/ksi-tiny.gguf"),
         dir.path().join("model.gguf"),

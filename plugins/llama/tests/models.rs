@@ -54,6 +54,33 @@ fn a_load_shows_its_progress_and_how_the_model_runs() {
     assert_eq!(again["load_ms"], 0);
 }
 
+/// What was told of loads.
+fn told(host: &FakeHost<Llama>) -> Vec<Value> {
+    host.emitted().into_iter().filter(|(event, _)| event == "llama:progress").map(|(_, fact)| fact).collect()
+}
+
+#[test]
+fn whoever_listens_hears_of_a_load_whatever_it_was_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), json!({}));
+    host.request("llama:generate", hello("default")).unwrap();
+    let told_of = told(&host);
+    assert_eq!(told_of.last(), Some(&json!({"model": "ksi-tiny", "progress": 1.0})), "{told_of:?}");
+    host.request("llama:generate", hello("default")).unwrap();
+    host.request("llama:load", json!({})).unwrap();
+    host.request("llama:load", json!({"model": "nope"})).unwrap_err();
+    assert!(told(&host).is_empty(), "nothing was loaded");
+    // A tensor's name, so that the header is sound and llama.cpp refuses.
+    let mut renamed = TINY.to_vec();
+    let at = renamed.windows(13).position(|part| part == b"output_norm.w").unwrap();
+    renamed[at] = b'X';
+    std::fs::write(dir.path().join("renamed.gguf"), renamed).unwrap();
+    let refusal = host.request("llama:load", json!({"model": "renamed"})).unwrap_err();
+    for fact in told(&host) {
+        assert!(refusal.message == fact["error"] || fact.get("error").is_none(), "{fact}");
+    }
+}
+
 #[test]
 fn another_context_loads_the_model_anew() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,8 @@
 //! How models run as they are told to, and what is told of it.
 
+#[path = "greedy/adapter.rs"]
+mod adapter;
+
 use ksi_sdk::testing::FakeHost;
 use plugin_llama::Llama;
 use serde_json::{Value, json};
@@ -79,6 +82,35 @@ fn the_profile_says_what_is_set_and_by_whom() {
     assert!(now["memory_bytes"].as_u64() > profile["memory_bytes"].as_u64(), "{now} {profile}");
     let report = host.request("llama:load", json!({})).unwrap();
     assert_eq!(report["memory_bytes"], now["memory_bytes"], "what was told is what is counted");
+}
+
+#[test]
+fn a_profile_is_what_the_load_does() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("style.gguf"), adapter::adapter("llama", 192, 0.05)).unwrap();
+    let mut bytes = Vec::new();
+    for more in [
+        json!({}),
+        json!({"lora": ["style:0.5"]}),
+        json!({"context": 64, "slots": 3}),
+        json!({"context": 100_000}),
+        json!({"context": 2048, "rope_scaling": "linear", "rope_freq_scale": 0.5}),
+        json!({"preset": "memory", "threads": 100_000}),
+    ] {
+        let mut config = json!({"models_dir": dir.path()});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let host = host(config);
+        let profile = host.request("llama:profile", json!({})).unwrap();
+        let report = host.request("llama:load", json!({})).unwrap();
+        for field in ["model", "context", "slots", "threads", "gpu_layers", "memory_bytes"] {
+            assert_eq!(profile[field], report[field], "{field}: {more}");
+        }
+        bytes.push(profile["memory_bytes"].as_u64().unwrap());
+    }
+    assert!(bytes[1] > bytes[0], "the adapter takes memory, too");
+    let without = host(json!({"lora": ["nowhere"]}));
+    let refusal = without.request("llama:profile", json!({})).unwrap_err();
+    assert_eq!(refusal, without.request("llama:load", json!({})).unwrap_err());
 }
 
 #[test]

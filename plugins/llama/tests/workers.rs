@@ -2,6 +2,7 @@
 //! what it asks of them and of the daemon, and what it says to its callers.
 
 use std::path::Path;
+use std::time::Duration;
 
 use ksi_sdk::prelude::{Code, Refusal};
 use ksi_sdk::testing::{Answer, Asked, Call, FakeHost};
@@ -82,6 +83,42 @@ fn a_process_is_told_its_model_and_how_that_runs_and_its_progress_is_passed_on()
     assert_eq!(loaded(&host), ["a"]);
     let again = host.request("llama:load", json!({"model": "a"})).unwrap();
     assert_eq!(again["load_ms"], 0);
+}
+
+#[test]
+fn whoever_listens_hears_how_far_a_load_is_at_most_ten_times_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["a", "b"], json!({}));
+    let told = || {
+        let facts = host.emitted().into_iter();
+        facts.filter(|(event, _)| event == "llama:progress").map(|(_, fact)| fact).collect::<Vec<_>>()
+    };
+    let tick = || host.advance(Duration::from_millis(100));
+    // Nobody has asked for the load itself.
+    let call = host.open("llama:generate", generate("a"));
+    let asked = host.expect("llama@a:load");
+    tick();
+    for part in [0.125, 0.25, 0.5] {
+        host.chunk(&asked, json!({ "progress": part }));
+    }
+    assert_eq!(told(), [json!({"model": "a", "progress": 0.0})]);
+    tick();
+    tick();
+    assert_eq!(told(), [json!({"model": "a", "progress": 0.5})], "the last, and once");
+    host.end(&asked, report("a"));
+    host.end(&host.expect("llama@a:generate"), generated("a"));
+    assert!(matches!(host.next(&call), Answer::End(_)));
+    assert_eq!(told(), [json!({"model": "a", "progress": 1.0})]);
+    host.script("plugin:instance:stop", |asked| Ok(status(asked, "stopped")));
+    let call = host.open("llama:load", json!({"model": "b"}));
+    host.refuse(&host.expect("llama@b:load"), Refusal::new(Code::Unavailable, "no memory"));
+    assert_eq!(refusal(&host, &call).message, "no memory");
+    assert_eq!(told(), [json!({"model": "b", "progress": 0.0, "error": "no memory"})]);
+    let call = host.open("llama:load", json!({"model": "b"}));
+    host.expect("llama@b:load");
+    host.cancel(&call);
+    let given_up = told();
+    assert!(given_up.last().is_some_and(|fact| fact["error"].is_string()), "{given_up:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
 use ksi_tests::{Daemon, Home, stderr, stdout};
 
 use super::{data, error, failed, fine};
+use crate::model::adapter::adapter;
 
 /// The file of the built-in model, to add under other names.
 fn builtin(daemon: &Daemon) -> PathBuf {
@@ -55,28 +56,6 @@ fn a_model_is_added_listed_shown_asked_and_removed() {
     failed(daemon.ksi(&["ask", "-m", "llama/mine", "hi"]), 4);
 }
 
-/// A LoRA adapter of rank 1 for the built-in model that changes nothing: all of
-/// its numbers are zero.
-fn adapter() -> Vec<u8> {
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let mut bytes =
-        [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &2_u64.to_le_bytes(), &3_u64.to_le_bytes()].concat();
-    for (key, value) in
-        [("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")]
-    {
-        bytes.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
-    }
-    for (half, shape, offset) in [("a", [192_u64, 1], 0_u64), ("b", [1, 192], 768)] {
-        bytes.extend(text(&format!("blk.0.attn_q.weight.lora_{half}")));
-        bytes.extend(2_u32.to_le_bytes());
-        bytes.extend(shape.iter().flat_map(|length| length.to_le_bytes()));
-        bytes.extend(0_u32.to_le_bytes());
-        bytes.extend(offset.to_le_bytes());
-    }
-    bytes.resize(bytes.len().next_multiple_of(32) + 2 * 768, 0);
-    bytes
-}
-
 #[test]
 fn an_adapter_is_added_listed_as_one_and_laid_over_the_model_that_names_it() {
     let config = "[plugins.llama.config.models.\"ksi-*\"]\nlora = [\"still:0.5\"]\n";
@@ -85,7 +64,7 @@ fn an_adapter_is_added_listed_as_one_and_laid_over_the_model_that_names_it() {
     let words = failed(daemon.ksi(&["ask", "hi"]), 4);
     assert!(words.contains("no adapter named `still`"), "{words}");
     let source = daemon.home.path().join("still.gguf");
-    fs::write(&source, adapter()).expect("a file");
+    fs::write(&source, adapter("llama", 192, 0.0)).expect("a file");
     let output = fine(daemon.ksi(&["model", "add", &text(&source)]));
     assert!(stderr(&output).contains("lora = [\"still\"]"), "{}", stderr(&output));
     let list = stdout(&fine(daemon.ksi(&["model", "list"])));
@@ -96,6 +75,33 @@ fn an_adapter_is_added_listed_as_one_and_laid_over_the_model_that_names_it() {
     fine(daemon.ksi(&["ask", "hi"]));
     let words = failed(daemon.ksi(&["ask", "-m", "llama/still", "hi"]), 1);
     assert!(words.contains("is an adapter") && words.contains("ksi model list"), "{words}");
+}
+
+#[test]
+fn even_the_toy_says_enough_to_be_measured() {
+    let daemon = started();
+    let report =
+        data(daemon.ksi(&["model", "bench", "ksi-tiny", "-n", "16", "--at-once", "2", "-o", "json"]));
+    let measured = &report["measured"][0];
+    assert_eq!(measured["at_once"], 2, "{report}");
+    for figure in ["prompt_per_second", "first_token_ms", "generate_per_second", "total_per_second"] {
+        assert!(measured[figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {report}");
+    }
+}
+
+#[test]
+fn models_in_directories_below_are_listed_asked_and_removed_by_their_paths() {
+    let daemon = started();
+    let models = daemon.home.paths().models_dir();
+    fs::create_dir_all(models.join("sub")).expect("a directory");
+    fs::copy(builtin(&daemon), models.join("sub/mine.gguf")).expect("a copy");
+    let names = stdout(&fine(daemon.ksi(&["model", "list", "-o", "name"])));
+    assert_eq!(names, "llama/ksi-tiny\nllama/sub/mine\n");
+    fine(daemon.ksi(&["ask", "-m", "llama/sub/mine", "hi"]));
+    let shown = data(daemon.ksi(&["model", "show", "sub/mine", "-o", "json"]));
+    assert_eq!(shown["loaded"], true, "{shown}");
+    fine(daemon.ksi(&["model", "rm", "llama/sub/mine", "--yes"]));
+    assert!(!models.join("sub/mine.gguf").exists());
 }
 
 #[test]

@@ -103,11 +103,14 @@ pub(super) async fn run(at: &Invocation, name: &str, tokens: u32, at_once: Vec<u
     at.out.print(&Report::list(&json!({ "model": model, "measured": all }), "measured", names, table)?)
 }
 
-/// A question that begins like no other, so that nothing of it was read before.
+/// A question that begins like no other, so that nothing of it was read before,
+/// and ends so that even a toy has something to say.
 fn ask(name: &str, tokens: u32, number: u32) -> Value {
     let words = (0..WORDS).map(|word| ["tea", "river", "stone", "seven"][word * 7 % 4]);
-    let prompt = format!("{number} {}", words.collect::<Vec<_>>().join(" "));
-    json!({"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 1.0, "seed": number})
+    let words = words.collect::<Vec<_>>().join(" ");
+    let text = format!("{number} {words}. Tell me a long story about a lamp and a river.");
+    json!({"model": name, "messages": [{"role": "user", "content": text}], "max_tokens": tokens,
+        "temperature": 1.0, "seed": number})
 }
 
 async fn one(client: Client, ask: Value, call: CallOptions) -> Result<Answer> {
@@ -168,7 +171,8 @@ mod tests {
 
     #[test]
     fn no_question_begins_like_another() {
-        let texts: Vec<Value> = (0..3).map(|number| ask("x", 5, number)["prompt"].clone()).collect();
+        let text = |number| ask("x", 5, number)["messages"][0]["content"].clone();
+        let texts: Vec<Value> = (0..3).map(text).collect();
         assert_ne!(texts[0].as_str().unwrap()[..1], texts[1].as_str().unwrap()[..1]);
     }
 }

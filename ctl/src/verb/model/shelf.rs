@@ -7,9 +7,10 @@
 //! - Nothing outside the directory is ever removed; of a link, only the link.
 
 use std::{
+    collections::{HashSet, VecDeque},
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -27,10 +28,13 @@ const COPY_BYTES: usize = 4 * 1024 * 1024;
 /// Longest name of a model.
 const NAME_BYTES_MAX: usize = 100;
 
+/// Directories within the directory, at most: as the llama plugin looks.
+const DEPTH_MAX: usize = 8;
+
 /// A model in the directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Its name, without `.gguf`.
+    /// Its name: the path in the directory, without `.gguf`.
     pub(super) name: String,
     /// Its file or link.
     pub(super) path: PathBuf,
@@ -156,7 +160,7 @@ fn copy(file: &mut File, to: &Path, size: u64, mut progress: impl FnMut(u64, u64
 ///
 /// Ends with 4 where there is none, and says so where it is built in.
 pub(super) fn find(dir: &Path, name: &str) -> Result<Entry> {
-    check_name(name)?;
+    name.split('/').try_for_each(check_name)?;
     let path = dir.join(format!("{name}.gguf"));
     let meta = path.symlink_metadata().map_err(|_| {
         Failure::new(Exit::NotFound, "not_found", format!("no model named `{name}` in {}", dir.display()))
@@ -166,30 +170,57 @@ pub(super) fn find(dir: &Path, name: &str) -> Result<Entry> {
     Ok(Entry { name: name.to_owned(), link: meta.is_symlink(), path, size })
 }
 
-/// All models of `dir`, by name.
+/// All models of `dir` and the directories below it, by name.
 ///
 /// # Errors
 ///
-/// Fails where the directory cannot be read; one that is not there is empty.
+/// Fails where a directory cannot be read; one that is not there is empty.
 pub(super) fn all(dir: &Path) -> Result<Vec<Entry>> {
-    let read = match fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|error| Failure::to_file("read", dir, &error))?,
-    };
-    let files = read.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> =
-        files.filter_map(|file| file.strip_suffix(".gguf").map(str::to_owned)).collect();
-    names.retain(|name| check_name(name).is_ok());
+    let mut names = Vec::new();
+    let mut seen: HashSet<_> = fs::metadata(dir).map(|meta| (meta.dev(), meta.ino())).into_iter().collect();
+    // The nearest first, as the llama plugin does it: links may lead in a circle.
+    let mut dirs = VecDeque::from([(dir.to_owned(), String::new(), DEPTH_MAX)]);
+    while let Some((dir, prefix, depth)) = dirs.pop_front() {
+        let read = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(|error| Failure::to_file("read", &dir, &error))?,
+        };
+        let mut files: Vec<_> = read.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        files.sort();
+        for file in files {
+            let path = dir.join(&file);
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => {
+                    if depth > 0 && check_name(&file).is_ok() && seen.insert((meta.dev(), meta.ino())) {
+                        dirs.push_back((path, format!("{prefix}{file}/"), depth - 1));
+                    }
+                }
+                _ => {
+                    let name = file.strip_suffix(".gguf").filter(|name| check_name(name).is_ok());
+                    names.extend(name.map(|name| format!("{prefix}{name}")));
+                }
+            }
+        }
+    }
     names.sort();
     names.iter().map(|name| find(dir, name)).collect()
 }
 
-/// Removes a model; of a link, only the link.
+/// Removes a model of `dir`; of a link, only the link.
 ///
 /// # Errors
 ///
-/// Fails where the system does.
-pub(super) fn remove(entry: &Entry) -> Result<()> {
+/// Refuses one that lies behind a link to another directory; fails where the
+/// system does.
+pub(super) fn remove(dir: &Path, entry: &Entry) -> Result<()> {
+    let place = entry.path.parent().unwrap_or(dir);
+    if let (Ok(place), Ok(dir)) = (place.canonicalize(), dir.canonicalize())
+        && !place.starts_with(&dir)
+    {
+        let message =
+            format!("`{}` lies outside of the models directory, in {}", entry.name, place.display());
+        return Err(Failure::usage(message).hint("remove the file there, or the link to its directory"));
+    }
     fs::remove_file(&entry.path).map_err(|error| Failure::to_file("remove", &entry.path, &error))
 }
 
@@ -229,9 +260,29 @@ mod tests {
         let (source, dir) = (gguf(temp.path()), temp.path().join("models"));
         let entry = add(&dir, &source, Some("y"), true, |_, _| ()).unwrap();
         assert!(entry.link && find(&dir, "y").unwrap().link);
-        remove(&entry).unwrap();
+        remove(&dir, &entry).unwrap();
         assert!(source.exists());
         assert_eq!(find(&dir, "y").unwrap_err().exit, Exit::NotFound);
+    }
+
+    #[test]
+    fn models_in_directories_are_found_and_those_behind_links_are_never_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, dir) = (gguf(temp.path()), temp.path().join("models"));
+        for place in [dir.join("sub/deeper"), dir.join(".hidden"), temp.path().join("elsewhere")] {
+            fs::create_dir_all(&place).unwrap();
+            fs::copy(&source, place.join("x.gguf")).unwrap();
+        }
+        fs::copy(&source, dir.join("x.gguf")).unwrap();
+        symlink(temp.path().join("elsewhere"), dir.join("more")).unwrap();
+        symlink(&dir, dir.join("sub/circle")).unwrap();
+        let names: Vec<String> = all(&dir).unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names, ["more/x", "sub/deeper/x", "x"]);
+        remove(&dir, &find(&dir, "sub/deeper/x").unwrap()).unwrap();
+        let refused = remove(&dir, &find(&dir, "more/x").unwrap()).unwrap_err();
+        assert!(refused.message.contains("elsewhere"), "{}", refused.message);
+        assert!(temp.path().join("elsewhere/x.gguf").exists());
+        assert!(all(&temp.path().join("nothing")).unwrap().is_empty());
     }
 
     #[test]
@@ -248,7 +299,9 @@ mod tests {
                 add(&dir, &gguf(temp.path()), Some(name), false, |_, _| ()).unwrap_err().exit as u8,
                 2
             );
-            assert_eq!(find(&dir, name).unwrap_err().exit as u8, 2, "{name}");
+            // Models that lie in directories may be found, but are not added.
+            let expected = if name == "a/b" { 4 } else { 2 };
+            assert_eq!(find(&dir, name).unwrap_err().exit as u8, expected, "{name}");
         }
         assert!(!dir.exists());
     }

@@ -286,6 +286,29 @@ impl Context {
         }
     }
 
+    /// Decodes a token and forgets it. Memory that llama.cpp takes only when it
+    /// computes is there afterwards, and a model that cannot be computed is known.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` with llama.cpp's words.
+    pub(super) fn warm_up(&mut self) -> Result<(), Refusal> {
+        let mut batch = self.batch();
+        let decoded = match batch.push(self.model.first_token(), 0, 0, true) {
+            true => self.decode(&mut batch, Vec::new(), None),
+            false => Err(Fault::Failed(-1)),
+        };
+        // SAFETY: the context is alive. Cards compute beside this thread.
+        unsafe { sys::llama_synchronize(self.pointer.as_ptr()) };
+        self.scored.clear();
+        self.forget_all();
+        decoded.map_err(|_| {
+            let reason = log::last_errors().unwrap_or_else(|| "no reason given".to_owned());
+            Refusal::new(Code::Unavailable, format!("llama.cpp cannot compute with the model: {reason}"))
+                .hint("lower `context` or `slots` of the llama plugin, or get the file again")
+        })
+    }
+
     /// Scores of the whole vocabulary after the token at this index of the
     /// last batch; `None` where it has none.
     pub(super) fn scores(&self, index: usize) -> Option<&[f32]> {

@@ -16,6 +16,7 @@ use ksi_sdk::prelude::{CancelToken, Code, Refusal};
 use llama_cpp_2::token::LlamaToken;
 
 use super::context::{Batch, Context, Fault};
+use super::figures::{Figures, Read};
 use super::{Asker, stopped};
 
 /// Texts to be turned into vectors.
@@ -26,6 +27,8 @@ pub struct Texts {
     pub cancel: CancelToken,
     /// When the answer is of no use any more.
     pub deadline: Option<Instant>,
+    /// When the request came in, for its timings.
+    pub received: Instant,
     /// Where the vectors go, in the order of the texts.
     pub asker: Asker<Vec<Vec<f32>>>,
 }
@@ -34,6 +37,7 @@ pub struct Texts {
 struct Running {
     job: Texts,
     vectors: Vec<Vec<f32>>,
+    started: Instant,
 }
 
 impl Running {
@@ -44,8 +48,17 @@ impl Running {
             || self.job.deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    fn end(self) {
+    /// Ends the last of so many that have shared so many slots.
+    fn end(self, jobs: usize, slots: u32, figures: &Figures) {
         let whole = self.vectors.len() == self.job.texts.len();
+        if whole {
+            let (from_arrival, from_start) = (self.job.received.elapsed(), self.started.elapsed());
+            let share = f64::from(slots) / jobs.max(1) as f64;
+            let read = Read { from_arrival, from_start, slot: from_start.mul_f64(share) };
+            figures.count_vectors(self.job.texts.iter().map(Vec::len).sum(), read);
+        } else {
+            figures.given_up.fetch_add(1, Ordering::Relaxed);
+        }
         let late = || Refusal::new(Code::Timeout, "the time was over before all texts were done");
         self.job.asker.tell(if whole { Ok(self.vectors) } else { Err(late().hint("give fewer at once")) });
     }
@@ -57,19 +70,26 @@ pub(super) struct Embedder {
     batch: Batch,
     inbox: Receiver<Texts>,
     stop: Arc<AtomicBool>,
+    figures: Arc<Figures>,
     jobs: VecDeque<Running>,
 }
 
 impl Embedder {
-    pub(super) fn new(context: Context, inbox: Receiver<Texts>, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        context: Context,
+        inbox: Receiver<Texts>,
+        stop: Arc<AtomicBool>,
+        figures: Arc<Figures>,
+    ) -> Self {
         let batch = context.batch();
-        Self { context, batch, inbox, stop, jobs: VecDeque::new() }
+        Self { context, batch, inbox, stop, figures, jobs: VecDeque::new() }
     }
 
     /// Works until the engine is dropped.
     pub(super) fn run(mut self) {
         loop {
             if self.jobs.is_empty() {
+                self.tell_load();
                 match self.inbox.recv() {
                     Ok(job) => self.take(job),
                     Err(_) => return,
@@ -84,18 +104,24 @@ impl Embedder {
                 }
                 return;
             }
+            self.tell_load();
             self.round();
-            let now = Instant::now();
+            let (now, jobs) = (Instant::now(), self.jobs.len());
             while let Some(at) = self.jobs.iter().position(|running| running.is_over(now)) {
                 if let Some(running) = self.jobs.remove(at) {
-                    running.end();
+                    running.end(jobs, self.context.setup().slots, &self.figures);
                 }
             }
         }
     }
 
     fn take(&mut self, job: Texts) {
-        self.jobs.push_back(Running { job, vectors: Vec::new() });
+        self.jobs.push_back(Running { job, vectors: Vec::new(), started: Instant::now() });
+    }
+
+    /// All of them share the slots, and none waits.
+    fn tell_load(&self) {
+        self.figures.running.store(self.jobs.len() as u64, Ordering::Relaxed);
     }
 
     /// One batch: the next texts of each job in turn, so that a large job does

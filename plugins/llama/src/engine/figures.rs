@@ -8,6 +8,16 @@ use super::Outcome;
 /// Weight of the last job against all before: one in eight.
 const WEIGHT: u64 = 8;
 
+/// Times of a job that made vectors.
+pub(super) struct Read {
+    /// From the arrival to the end.
+    pub(super) from_arrival: Duration,
+    /// From the start to the end.
+    pub(super) from_start: Duration,
+    /// A slot was its own for so long, had it not shared all of them.
+    pub(super) slot: Duration,
+}
+
 /// Counts since the model was loaded. Each only grows, but for the two that
 /// say how many there are now and the mean.
 #[derive(Debug, Default)]
@@ -30,7 +40,7 @@ pub struct Figures {
     pub prompt_us: AtomicU64,
     /// Microseconds from the first token to the end, together.
     pub generate_us: AtomicU64,
-    /// Microseconds from the arrival to the first token, together.
+    /// Microseconds from the arrival to the first token or the vectors, together.
     pub first_token_us: AtomicU64,
     /// Microseconds that a job has its slot, a sliding mean.
     slot_us: AtomicU64,
@@ -49,7 +59,23 @@ impl Figures {
         add(&self.prompt_us, micros(outcome.prompt_time));
         add(&self.generate_us, micros(outcome.generate_time));
         add(&self.first_token_us, micros(outcome.first_token));
-        let took = micros(outcome.prompt_time + outcome.generate_time);
+        self.observe(outcome.prompt_time + outcome.generate_time);
+    }
+
+    /// A job was answered with the vectors of texts of so many tokens.
+    pub(super) fn count_vectors(&self, tokens: usize, read: Read) {
+        let add = |counter: &AtomicU64, value: u64| {
+            counter.fetch_add(value, Ordering::Relaxed);
+        };
+        add(&self.answered, 1);
+        add(&self.prompt_tokens, tokens as u64);
+        add(&self.prompt_us, micros(read.from_start));
+        add(&self.first_token_us, micros(read.from_arrival));
+        self.observe(read.slot);
+    }
+
+    fn observe(&self, slot: Duration) {
+        let took = micros(slot);
         // Only the engine's thread writes it.
         let before = self.slot_us.load(Ordering::Relaxed);
         let mean = if before == 0 { took } else { before - before / WEIGHT + took / WEIGHT };

@@ -174,6 +174,12 @@ impl Model {
         self.template.describe()
     }
 
+    /// The token with which texts begin, or any.
+    pub(super) fn first_token(&self) -> LlamaToken {
+        let first = self.inner.vocab().bos();
+        if (0..self.vocabulary).contains(&first.0) { first } else { LlamaToken(0) }
+    }
+
     /// Whether a token ends the turn.
     #[must_use]
     pub fn is_end(&self, token: LlamaToken) -> bool {

@@ -4,7 +4,8 @@ use super::*;
 use proptest::prelude::*;
 
 fn tool(name: &str) -> Tool {
-    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"},
+        "days": {"type": "integer"}, "hourly": {"type": "boolean"}, "where": {"type": "object"}}});
     serde_json::from_value(json!({"name": name, "description": "d", "parameters": parameters})).unwrap()
 }
 
@@ -61,6 +62,98 @@ fn calls_are_read_in_every_common_way() {
 }
 
 #[test]
+fn calls_are_read_as_each_family_of_models_writes_them() {
+    let one = vec![("weather".to_owned(), json!({"city": "Oslo"}))];
+    let two = vec![one[0].clone(), ("time".to_owned(), json!({}))];
+    let rich = vec![(
+        "weather".to_owned(),
+        json!({"city": "12", "days": 3, "hourly": true, "where": {"x": [1]}, "other": 5}),
+    )];
+    let cases = [
+        // Qwen3-Coder.
+        (
+            "<tool_call>\n<function=weather>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n3\n\
+             </parameter>\n<parameter=hourly>\nTrue\n</parameter>\n<parameter=where>\n{\"x\": [1]}\n\
+             </parameter>\n<parameter=other>\n5\n</parameter>\n</function>\n</tool_call>",
+            &rich,
+        ),
+        (
+            "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n\
+             <function=time>\n</function>\n</tool_call>",
+            &two,
+        ),
+        ("<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>", &one),
+        // GLM.
+        (
+            "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>12</arg_value>\n<arg_key>days</arg_key>\n\
+             <arg_value>3</arg_value>\n<arg_key>hourly</arg_key>\n<arg_value>true</arg_value>\n\
+             <arg_key>where</arg_key>\n<arg_value>{\"x\": [1]}</arg_value>\n<arg_key>other</arg_key>\n\
+             <arg_value>5</arg_value>\n</tool_call>",
+            &rich,
+        ),
+        (
+            "<tool_call>weather<arg_key>city</arg_key><arg_value>Oslo</arg_value></tool_call>\
+             <tool_call>time</tool_call>",
+            &two,
+        ),
+        // Mistral, with a number of the call.
+        ("[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]{\"city\": \"Oslo\"}", &one),
+        // Llama 3.2 and 4.
+        ("[weather(city='12', days=3, hourly=True, where={\"x\": [1]}, other=5)]", &rich),
+        ("<|python_start|>[weather(city=\"Oslo\"), time()]<|python_end|>", &two),
+        // DeepSeek V3 and R1, then V3.1.
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n\
+             {\"city\": \"Oslo\"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n\
+             ```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            &two,
+        ),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{\"city\": \"Oslo\"}\
+             <｜tool▁call▁end｜><｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            &two,
+        ),
+        // gpt-oss, whose answer begins behind `<|start|>assistant`.
+        (
+            "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{\"city\": \"Oslo\"}<|call|>",
+            &one,
+        ),
+        (" to=functions.weather<|channel|>commentary json<|message|>{\"city\":\"Oslo\"}", &one),
+    ];
+    for (text, calls) in cases {
+        for size in [1, 2, 7, 1000] {
+            assert_eq!(parsed(text, size), (String::new(), calls.clone()), "{text} in pieces of {size}");
+        }
+    }
+    let thought = "<|channel|>analysis<|message|>Hm.<|end|>";
+    let text = format!(
+        "{thought}<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>\
+         {{\"city\":\"Oslo\"}}"
+    );
+    assert_eq!(parsed(&text, 3), (thought.to_owned(), one));
+}
+
+#[test]
+fn text_around_a_call_is_kept_and_so_is_a_call_of_what_was_not_offered() {
+    let call = "<tool_call>{\"name\": \"time\", \"arguments\": {}}</tool_call>";
+    let time = ("time".to_owned(), json!({}));
+    let cases = [
+        (format!("{call} Done."), " Done.", 1),
+        (format!("{call}\n{call}\n"), "", 2),
+        (format!("A{call}B{call}C"), "ABC", 2),
+        (format!("<tool_call>oh</tool_call>{call}"), "<tool_call>oh</tool_call>", 1),
+        ("[1] then [TOOL_CALLS]time{} and [TOOL_CALLS]".to_owned(), "[1] then  and [TOOL_CALLS]", 1),
+        ("[{\"name\": \"time\"}, {\"name\": \"rm\"}]".to_owned(), "{\"name\": \"rm\"}", 1),
+        ("{\"name\": \"time\"} {\"not\": \"a call\"}".to_owned(), " {\"not\": \"a call\"}", 1),
+    ];
+    for (text, said, count) in cases {
+        for size in [1, 3, 1000] {
+            assert_eq!(parsed(&text, size), (said.to_owned(), vec![time.clone(); count]), "{text}");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_call_of_an_offered_tool_is_text() {
     for text in [
         "Hello <b>world</b> [1] {2}",
@@ -71,6 +164,12 @@ fn what_is_no_call_of_an_offered_tool_is_text() {
         "<tool_call>{\"name\": \"weather\", ",
         "ends with <tool_ca",
         "[1, 2, 3]",
+        "[time(3)]",
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>Os",
+        "<function=weather><parameter=city>Oslo</parameter>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{\"city\": ",
+        "It is sent to=functions.weather of <|message|>{}",
+        "ends with <｜tool",
     ] {
         for size in [1, 3, 1000] {
             assert_eq!(parsed(text, size), (text.to_owned(), Vec::new()), "{text}");
@@ -109,5 +208,45 @@ proptest! {
         let (said, calls) = parsed(&text, size);
         prop_assert!(calls.is_empty());
         prop_assert_eq!(said, text);
+    }
+
+    #[test]
+    fn no_text_is_lost_whatever_marks_are_in_it(
+        parts in proptest::collection::vec(0usize..24, 0..12),
+        size in 1usize..9,
+    ) {
+        let marks = [
+            "<tool_call>", "</tool_call>", "<function=rm>", "</function>", "<parameter=a>", "</parameter>",
+            "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<|python_start|>", "rm(a='\\u00", ")]",
+            "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "{}", "{\"name\": \"rm\"}", "ä",
+            "<|channel|>commentary to=functions.rm", "<|message|>", "<arg_key>", "rm\n", "```json\n",
+        ];
+        let text: String = parts.iter().map(|part| marks[*part]).collect();
+        let (said, calls) = parsed(&text, size);
+        prop_assert!(calls.is_empty());
+        prop_assert_eq!(said, text);
+    }
+
+    #[test]
+    fn no_text_beside_a_call_is_lost(
+        texts in proptest::collection::vec("[a-z .,;!\n]{0,12}", 3),
+        kinds in proptest::collection::vec(0usize..8, 2),
+        size in 1usize..9,
+    ) {
+        let call = [
+            "<tool_call>{\"name\": \"time\", \"arguments\": {}}</tool_call>",
+            "<tool_call>\n<function=time>\n</function>\n</tool_call>",
+            "<tool_call>time\n</tool_call>",
+            "<function=time>{}</function>",
+            "[TOOL_CALLS]time[ARGS]{}",
+            "<|python_tag|>{\"name\": \"time\"}",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "<|channel|>commentary to=functions.time <|constrain|>json<|message|>{}<|call|>",
+        ];
+        let text = [&texts[0], call[kinds[0]], &texts[1], call[kinds[1]], &texts[2]].concat();
+        let (said, calls) = parsed(&text, size);
+        let expected: String = texts.iter().filter(|text| !text.trim().is_empty()).cloned().collect();
+        prop_assert_eq!(said, expected);
+        prop_assert_eq!(calls.len(), 2);
     }
 }

@@ -14,6 +14,8 @@ use ksi_sdk::protocol::{EventName, decode};
 
 use super::trouble::Health;
 use super::{Use, Workers, encoded, trouble};
+use crate::payload::{LoadProgress, LoadReport};
+use crate::progress::{Meter, told};
 use crate::sending::patiently;
 
 impl Workers {
@@ -72,12 +74,12 @@ impl Workers {
             }
         };
         let plugin = &using.process.plugin;
-        let mut answer = forward(ctx, plugin, action, data, out).await;
+        let mut answer = forward(ctx, plugin, action, data, passed_on(ctx, out)).await;
         if let Err(refusal) = &answer
             && is_unseen(refusal)
         {
             self.await_return(ctx, name, &using).await?;
-            answer = forward(ctx, plugin, action, data, out).await;
+            answer = forward(ctx, plugin, action, data, passed_on(ctx, out)).await;
         }
         match answer {
             Ok(end) => {
@@ -105,9 +107,15 @@ impl Workers {
 
     /// Has a process that has come back load its model again.
     pub(super) async fn reload(&self, ctx: &Ctx, plugin: &str) {
-        let Ok(nothing) = encoded(&json!({})) else { return };
-        let nowhere = None::<&Chunks<Delta>>;
-        match forward(ctx, plugin, "load", &nothing, nowhere).await {
+        let name = {
+            let wards = self.wards.borrow();
+            let theirs = wards.iter().find(|(_, ward)| ward.process.plugin == plugin);
+            theirs.map(|(name, _)| name.clone())
+        };
+        let Some(name) = name else { return };
+        let meter = Meter::default();
+        meter.set(0.0);
+        match told(ctx, &name, &meter, load(ctx, plugin, &meter, None)).await {
             Ok(_) => {
                 self.moves.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 self.set_health(plugin, Health::Up);
@@ -120,14 +128,41 @@ impl Workers {
     }
 }
 
+/// Has a process load its model, and shows how far that is.
+pub(super) async fn load(
+    ctx: &Ctx,
+    plugin: &str,
+    meter: &Meter,
+    out: Option<&Chunks<LoadProgress>>,
+) -> Result<LoadReport, Refusal> {
+    let mut pass_on = passed_on(ctx, out);
+    let nothing = encoded(&json!({}))?;
+    let end = forward(ctx, plugin, "load", &nothing, async |part| {
+        meter.set(decode::<LoadProgress>(part)?.progress);
+        pass_on(part).await
+    });
+    decode(&end.await?)
+}
+
+/// What sends parts of an answer on.
+fn passed_on<C: Serialize>(
+    ctx: &Ctx,
+    out: Option<&Chunks<C>>,
+) -> impl AsyncFnMut(&Bytes) -> Result<(), Refusal> {
+    async move |part: &Bytes| match out {
+        Some(out) => patiently(ctx, || out.send_raw(part)).await,
+        None => Ok(()),
+    }
+}
+
 /// Asks a process, on behalf of whoever the context is about; the end of the
-/// answer, whose parts go out as they come.
-pub(super) async fn forward<C: Serialize>(
+/// answer, whose parts go to `pass_on` as they come.
+pub(super) async fn forward(
     ctx: &Ctx,
     plugin: &str,
     action: &str,
     data: &[u8],
-    out: Option<&Chunks<C>>,
+    mut pass_on: impl AsyncFnMut(&Bytes) -> Result<(), Refusal>,
 ) -> Result<Bytes, Refusal> {
     let event = EventName::parse(&format!("{plugin}:{action}"))
         .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
@@ -135,11 +170,7 @@ pub(super) async fn forward<C: Serialize>(
     let mut answers = ctx.forward(&event, data, options)?;
     loop {
         match answers.next_raw().await {
-            Some(Ok(Part::Chunk(part))) => {
-                if let Some(out) = out {
-                    patiently(ctx, || out.send_raw(&part)).await?;
-                }
-            }
+            Some(Ok(Part::Chunk(part))) => pass_on(&part).await?,
             Some(Ok(Part::End(end))) => return Ok(end),
             Some(Err(refusal)) => return Err(refusal),
             None => return Err(Refusal::new(Code::Internal, "the answer had no end")),

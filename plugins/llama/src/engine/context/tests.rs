@@ -101,6 +101,27 @@ fn an_aborted_batch_leaves_the_context_as_good_as_new() {
 }
 
 #[test]
+fn a_warm_up_leaves_nothing_behind() {
+    let (_dir, mut context, _) = context(2);
+    let mut batch = prompt(&context, 8);
+    context.decode(&mut batch, Vec::new(), None).unwrap();
+    let expected = context.scores(7).unwrap().to_vec();
+    context.forget_all();
+    context.warm_up().unwrap();
+    assert!(context.scores(0).is_none(), "nobody has asked for them");
+    // Positions that are taken would be a fault.
+    context.decode(&mut batch, Vec::new(), None).unwrap();
+    assert_eq!(context.scores(7).unwrap(), expected);
+}
+
+#[test]
+fn a_context_that_cannot_compute_is_found_by_the_warm_up() {
+    let (_dir, mut context, stop) = context(1);
+    stop.store(true, Ordering::Release);
+    assert_eq!(context.warm_up().unwrap_err().code, Code::Unavailable);
+}
+
+#[test]
 fn contexts_are_made_at_the_same_time_without_harm() {
     let (_dir, context, _) = context(1);
     let model = context.model().clone();
