@@ -23,6 +23,9 @@ pub(crate) struct Question {
     pub(crate) prompt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) messages: Option<Vec<Message>>,
+    /// Whether the oldest of them may be left out where there is no room.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) trim: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) conversation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +99,8 @@ pub(crate) struct Summary {
     pub(crate) stop_reason: String,
     pub(crate) usage: Usage,
     pub(crate) timings: Timings,
+    pub(crate) limited_by: Option<LimitedBy>,
+    pub(crate) context: Option<Context>,
     pub(crate) conversation_id: Option<String>,
 }
 
@@ -113,6 +118,21 @@ pub(crate) struct Answered {
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
+}
+
+/// The budget that has limited the answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct LimitedBy {
+    pub(crate) budget: String,
+}
+
+/// What the model was given to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Context {
+    pub(crate) room: u64,
+    pub(crate) dropped_messages: u64,
 }
 
 /// How long the model took.
@@ -150,13 +170,47 @@ impl Summary {
             let first = millis(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
             line.push_str(&format!(" · first after {first}"));
         }
-        if self.stop_reason == "length" {
-            line.push_str(" · cut at its longest length");
-        }
         if !self.why.is_empty() {
             line.push_str(&format!(" · {}", self.why));
         }
         line
+    }
+
+    /// Says on standard error what a person has to know of the answer, and, where
+    /// that was asked for, who gave it and how fast.
+    pub(crate) fn tell(&self, out: Output, verbose: bool) {
+        for note in [self.trim_note(), self.cut_note()].into_iter().flatten() {
+            out.warn(&note);
+        }
+        if verbose {
+            out.note(&self.footer());
+        }
+    }
+
+    /// The warning that the answer is not whole, where that is so.
+    fn cut_note(&self) -> Option<String> {
+        if self.stop_reason != "length" {
+            return None;
+        }
+        let tokens = self.usage.completion_tokens;
+        let more = match &self.limited_by {
+            Some(LimitedBy { budget }) => {
+                format!("the budget `{budget}` paid for no more; --max-tokens NUMBER asks it for more")
+            }
+            None => "--max-tokens NUMBER allows more, as far as the model's context goes".into(),
+        };
+        Some(format!("(the answer was cut after {tokens} tokens; {more})"))
+    }
+
+    /// The warning that the model has not read all that was said, where that is so.
+    fn trim_note(&self) -> Option<String> {
+        let Context { room, dropped_messages } = self.context.as_ref()?;
+        let messages = match dropped_messages {
+            0 => return None,
+            1 => "1 earlier message was".into(),
+            n => format!("{n} earlier messages were"),
+        };
+        Some(format!("({messages} left out: there is room for {room} tokens before the answer)"))
     }
 
     /// The warning that no real model has answered, where that is so.
@@ -274,6 +328,36 @@ mod tests {
         let note = Summary { answered: mock, ..summary.clone() }.toy_note().unwrap();
         assert!(note.starts_with("(mock/echo is a stand-in and no model"), "{note}");
         assert_eq!(Summary { toy: false, ..summary }.toy_note(), None);
+    }
+
+    #[test]
+    fn an_answer_that_is_not_whole_says_so_and_how_to_get_more() {
+        let note = |end: Value| Summary::of(&end).unwrap().cut_note();
+        let mut end = json!({"stop_reason": "length", "usage": {"completion_tokens": 512}});
+        assert_eq!(
+            note(end.clone()).unwrap(),
+            "(the answer was cut after 512 tokens; --max-tokens NUMBER allows more, as far as the model's \
+             context goes)"
+        );
+        end["limited_by"] = json!({"budget": "few", "max_tokens": 512});
+        assert!(note(end.clone()).unwrap().contains("the budget `few`"));
+        end["stop_reason"] = json!("stop");
+        assert_eq!(note(end), None);
+    }
+
+    #[test]
+    fn what_the_model_has_not_read_is_told() {
+        let note = |dropped: u64| {
+            let end = json!({"context": {"tokens": 90, "room": 100, "dropped_messages": dropped}});
+            Summary::of(&end).unwrap().trim_note()
+        };
+        assert_eq!(note(0), None);
+        assert!(note(1).unwrap().starts_with("(1 earlier message was left out"));
+        assert_eq!(
+            note(4).unwrap(),
+            "(4 earlier messages were left out: there is room for 100 tokens before the answer)"
+        );
+        assert_eq!(Summary::of(&json!({})).unwrap().trim_note(), None, "nothing was put together");
     }
 
     #[test]

@@ -260,6 +260,9 @@ pub(crate) struct Sampling {
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// After each answer, say on standard error which model gave it and how fast
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
 }
 
 #[derive(Debug, Args)]
@@ -280,9 +283,6 @@ pub(crate) struct Ask {
     /// More urgent requests go first
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) priority: Option<i32>,
-    /// Afterwards, say on standard error which model answered and how fast
-    #[arg(short, long)]
-    pub(crate) verbose: bool,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
 }

@@ -88,6 +88,25 @@ fn usage_budgets_and_conversations_outlive_a_crash() {
 }
 
 #[test]
+fn whoever_waits_for_a_request_hears_how_it_ended_or_that_it_has_not() {
+    let daemon = Home::with_config(NO_MODEL).start();
+    daemon.ready();
+    let accepted = |model: &str| {
+        let mut lines = daemon.lines();
+        lines.send(&json!({"event": "completion:async", "data": {"prompt": "a b", "model": model}}));
+        lines.receive()["accepted"]["request_id"].clone()
+    };
+    let done =
+        daemon.ask("completion:wait", json!({"request_id": accepted("mock/slow:20")})).expect("it ends");
+    assert_eq!((&done["state"], &done["result"]["text"]), (&json!("done"), &json!("a b")), "{done}");
+    let brief = json!({"request_id": accepted("mock/hang"), "timeout_ms": 50});
+    let open = daemon.ask("completion:wait", brief.clone()).expect("a state");
+    assert!(["queued", "running"].contains(&open["state"].as_str().unwrap()), "{open}");
+    daemon.ask("completion:cancel", json!({"request_id": brief["request_id"]})).expect("it is open");
+    assert_eq!(daemon.ask("completion:wait", brief).expect("a state")["state"], "cancelled");
+}
+
+#[test]
 fn a_plugin_that_is_not_enabled_is_listed_with_what_to_do_and_a_fallback_answers_for_it() {
     let daemon = Home::with_config(NO_MODEL).start();
     daemon.ready();

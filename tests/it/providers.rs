@@ -4,8 +4,12 @@
 use std::os::unix::fs::PermissionsExt;
 
 use ksi_protocol::system::PluginState;
-use ksi_provider_http::testing::{Act, FakeServer, answer, chunk, chunked_stream, last_chunk};
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, wait_until};
+use ksi_provider_http::testing::{Act, FakeServer, answer, answer_with, chunk, chunked_stream, last_chunk};
+use ksi_tests::{Daemon, Home, Lines, WITHOUT_MODEL, stderr, wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 const KEY: &str = "sk-test-providers-0123456789";
@@ -13,8 +17,13 @@ const PROMPT: &str = "a prompt that nobody else may read";
 
 /// A daemon whose `openai` asks this server, with these ports granted.
 fn daemon(server: &FakeServer, ports: &[u16]) -> Daemon {
+    daemon_with(server, ports, "")
+}
+
+/// The same, with more of a configuration.
+fn daemon_with(server: &FakeServer, ports: &[u16], more: &str) -> Daemon {
     let home = Home::with_config(&format!(
-        "{WITHOUT_MODEL}[daemon]\nlog_level = \"trace\"\n\
+        "{WITHOUT_MODEL}{more}[daemon]\nlog_level = \"trace\"\n\
          [plugins.openai]\nenabled = true\nsandbox = {{ network = {ports:?} }}\nrestart = {{ failures_max = 1 }}\n\
          [plugins.openai.config]\nbase_url = \"{}/v1\"\napi_key = \"secret:openai\"\n",
         server.url()
@@ -28,6 +37,41 @@ fn daemon(server: &FakeServer, ports: &[u16]) -> Daemon {
 
 fn piece(text: &str) -> Vec<u8> {
     format!("data: {}\n\n", json!({ "choices": [{ "index": 0, "delta": { "content": text } }] })).into_bytes()
+}
+
+/// A request to the server through `completion`, with a fallback.
+fn routed(more: Value) -> Value {
+    let mut request = json!({"prompt": "a b", "model": "openai/m", "fallbacks": ["mock/fixed:spare"]});
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    request
+}
+
+/// Who was asked, and what became of it; and whether some of its text was sent.
+fn tried(told: &Value) -> Vec<(&str, &str, bool)> {
+    let list = told["tried"].as_array().unwrap_or_else(|| panic!("no attempts are told: {told}"));
+    assert_eq!(told["attempts"], list.len(), "{told}");
+    list.iter()
+        .map(|one| {
+            let provider = one["model"]["provider"].as_str().unwrap();
+            (provider, one["outcome"].as_str().unwrap(), one["text_sent"] == true)
+        })
+        .collect()
+}
+
+/// All pieces of an answer since it last started over, how often it did, and the end.
+fn heard(lines: &mut Lines) -> (String, usize, Value) {
+    let (mut text, mut restarts) = (String::new(), 0);
+    loop {
+        let line = lines.receive();
+        match line.get("chunk") {
+            Some(chunk) if chunk["restarted"].is_object() => {
+                text.clear();
+                restarts += 1;
+            }
+            Some(chunk) => text += chunk["text"].as_str().unwrap(),
+            None => return (text, restarts, line),
+        }
+    }
 }
 
 fn ask() -> Value {
@@ -79,6 +123,78 @@ fn a_sandboxed_provider_streams_what_its_server_says() {
 
     let said = daemon.log() + &daemon.ask("config:show", json!({})).unwrap().to_string();
     assert!(!said.contains(KEY) && !said.contains(PROMPT), "{said}");
+}
+
+#[test]
+fn every_way_in_which_a_server_fails_is_told_and_the_fallback_answers_where_it_may() {
+    let half = || vec![chunked_stream(), chunk(&piece("half "))];
+    let error = |status: &str, more: &str| answer_with(status, "application/json", more, "{}");
+    let server = FakeServer::start(vec![
+        // Asked again when it said so, and then no more.
+        error("429 Too Many Requests", "retry-after: 1\r\n"),
+        error("500 Internal Server Error", ""),
+        // Cut in the middle: nobody else may speak.
+        half(),
+        // The same where that is allowed, and then worse.
+        half(),
+        error("502 Bad Gateway", ""),
+        // It wants to be left alone for long.
+        error("503 Service Unavailable", "retry-after: 50\r\n"),
+    ]);
+    let daemon = daemon_with(
+        &server,
+        &[server.port()],
+        "[plugins.completion.config]\nretry = { attempts = 1, base_ms = 10 }\nbreaker = { failures = 100 }\n",
+    );
+    let end = daemon.ask("completion:request", routed(json!({}))).expect("the fallback answers");
+    assert_eq!(end["text"], "spare");
+    assert_eq!(
+        tried(&end),
+        [("openai", "busy", false), ("openai", "unavailable", false), ("mock", "answered", true)]
+    );
+    let started = |place: usize| end["tried"][place]["started_ms"].as_u64().unwrap();
+    assert!(started(1) >= started(0) + 1000, "not before it said: {end}");
+
+    let refusal = daemon.ask("completion:request", routed(json!({}))).expect_err("it is cut");
+    assert_eq!(refusal["details"]["failure"], "cut", "{refusal}");
+    assert_eq!(tried(&refusal["details"]), [("openai", "unavailable", true)]);
+
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "completion:request", "data": routed(json!({"restart": true}))}));
+    let (text, restarts, line) = heard(&mut lines);
+    assert_eq!((text.as_str(), restarts), ("spare", 1), "{line}");
+    assert_eq!(
+        tried(&line["data"]),
+        [("openai", "unavailable", true), ("openai", "unavailable", false), ("mock", "answered", true)]
+    );
+
+    let end = daemon.ask("completion:request", routed(json!({}))).expect("the fallback answers");
+    assert_eq!(tried(&end), [("openai", "unavailable", false), ("mock", "answered", true)]);
+    while server.was_asked().is_some() {}
+    let end = daemon.ask("completion:request", routed(json!({}))).expect("the fallback answers");
+    assert_eq!(tried(&end), [("mock", "answered", true)]);
+    assert!(server.was_asked().is_none(), "it is left alone");
+    let refusal =
+        daemon.ask("completion:request", routed(json!({"fallbacks": [], "timeout_ms": 2000}))).unwrap_err();
+    assert!(refusal["retry_after_ms"].as_u64().unwrap() > 2000, "nobody waits for it in vain: {refusal}");
+    assert!(server.was_asked().is_none());
+}
+
+#[test]
+fn a_provider_that_is_killed_in_the_middle_gives_way_to_the_fallback() {
+    let server = FakeServer::start(vec![vec![chunked_stream(), chunk(&piece("half ")), Act::Silence]]);
+    let daemon =
+        daemon_with(&server, &[server.port()], "[plugins.completion.config]\nretry = { attempts = 0 }\n");
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "completion:request", "data": routed(json!({"restart": true}))}));
+    assert_eq!(lines.receive()["chunk"]["text"], "half ");
+    let pid = daemon.plugin("openai").pid.expect("it is a process");
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    let (text, restarts, line) = heard(&mut lines);
+    assert_eq!((text.as_str(), restarts), ("spare", 1), "{line}");
+    assert_eq!(tried(&line["data"]), [("openai", "plugin_restarted", true), ("mock", "answered", true)]);
+    let status = daemon.ask("completion:status", json!({})).unwrap();
+    assert_eq!((&status["running"], &status["queued"]), (&json!(0), &json!(0)));
 }
 
 #[test]

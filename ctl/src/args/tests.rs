@@ -40,7 +40,7 @@ fn the_help_of_each_verb_shows_its_key_words() {
         ("stop", "--grace 30s"),
         ("restart", "--grace"),
         ("ask", "--model --system --max-tokens --temperature --seed --stop --verbose --top-k"),
-        ("chat", "--model --system --resume"),
+        ("chat", "--model --system --resume --verbose"),
         ("send", "--json --stream --wait --idempotency-key @FILE --help"),
         ("sub", "--count --class live latest --durable --since --consumer"),
         ("wait", "ID"),

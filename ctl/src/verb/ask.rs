@@ -56,9 +56,7 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
             at.out.print(&Report::data(end).named(vec![model]))?;
         }
     }
-    if options.verbose {
-        at.out.note(&summary.footer());
-    }
+    summary.tell(at.out, options.sampling.verbose);
     if let Some(note) = summary.toy_note() {
         at.out.warn(&note);
     }

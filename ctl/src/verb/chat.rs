@@ -1,7 +1,8 @@
 //! `chat`: a conversation in the terminal.
 //!
 //! The turns live here and in a file of their own, so that a conversation can
-//! be resumed; each turn sends them all, under one `conversation_id`. A thread
+//! be resumed; each turn sends them all, under one `conversation_id`, and what
+//! the model has no room for is left out, the oldest first, and told. A thread
 //! reads lines, because a terminal cannot be read asynchronously; it reads only
 //! when it is told to.
 
@@ -79,6 +80,7 @@ async fn turn(
     transcript.push(Message { role: "user", content: text });
     let question = Question {
         messages: Some(transcript.messages().to_vec()),
+        trim: true,
         conversation_id: Some(transcript.id().to_owned()),
         model: transcript.model().map(str::to_owned),
         system: transcript.system().map(str::to_owned),
@@ -97,6 +99,7 @@ async fn turn(
     printer.finish()?;
     match outcome {
         Ok(summary) => {
+            summary.tell(at.out, sampling.verbose);
             if let Some(note) = summary.toy_note().filter(|_| transcript.messages().len() == 1) {
                 at.out.warn(&note);
             }

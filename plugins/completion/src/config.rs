@@ -33,7 +33,8 @@ pub(crate) struct Config {
     /// it names no fallbacks itself.
     pub(crate) fallbacks: Vec<String>,
     pub(crate) policy: PolicyConfig,
-    /// Requests that may wait for one provider; more are refused `busy`.
+    /// Requests that may wait for one provider, half of them of one principal alone; more
+    /// are refused `busy`.
     pub(crate) queue_max: usize,
     /// Bytes that all requests may hold together; more are refused `busy`.
     pub(crate) queue_bytes_max: usize,
@@ -121,6 +122,9 @@ pub(crate) struct RetryConfig {
     pub(crate) jitter: bool,
     /// Longest wait for a model as long as there is another one to ask.
     pub(crate) patience_ms: u64,
+    /// Longest wait for a model at all. A provider that wants to be left alone for
+    /// longer is not waited for.
+    pub(crate) wait_max_ms: u64,
 }
 
 /// How results are kept for `completion:get`.
@@ -139,7 +143,7 @@ impl Default for Config {
             aliases: BTreeMap::new(),
             fallbacks: Vec::new(),
             policy: PolicyConfig::default(),
-            queue_max: 1024,
+            queue_max: 2048,
             queue_bytes_max: 64 * 1024 * 1024,
             timeout_ms: 600_000,
             hooks_timeout_ms: 5000,
@@ -157,7 +161,7 @@ impl Default for Config {
 
 impl Default for RetryConfig {
     fn default() -> Self {
-        Self { attempts: 2, base_ms: 200, jitter: true, patience_ms: 2000 }
+        Self { attempts: 2, base_ms: 200, jitter: true, patience_ms: 2000, wait_max_ms: 60_000 }
     }
 }
 
@@ -234,8 +238,8 @@ impl Config {
         if !(1..=1_048_576).contains(&self.answer_tokens) {
             return wrong("answer_tokens", "must be from 1 to 1048576".into());
         }
-        if self.retry.attempts > 10 || self.retry.base_ms > 60_000 {
-            return wrong("retry", "allows at most 10 attempts and a base of 60000 ms".into());
+        if let Some(why) = self.retry.fault() {
+            return wrong("retry", why.into());
         }
         let BreakerConfig { failures, open_ms, open_max_ms, .. } = self.breaker;
         if failures == 0 || open_ms == 0 || open_max_ms < open_ms {
@@ -263,18 +267,29 @@ impl Config {
 }
 
 impl RetryConfig {
-    /// Longest wait between two attempts.
-    const WAIT_MAX: Duration = Duration::from_secs(30);
+    fn fault(&self) -> Option<&'static str> {
+        let checks = [
+            (self.attempts <= 10, "allows at most 10 attempts"),
+            (self.base_ms <= 60_000, "has a base_ms of more than 60000"),
+            (
+                (1..=TIMEOUT_MS_MAX).contains(&self.wait_max_ms),
+                "has a wait_max_ms that is not from 1 to 86400000",
+            ),
+        ];
+        checks.into_iter().find(|(fits, _)| !fits).map(|(_, why)| why)
+    }
 
-    /// How long to wait after attempt number `attempt` (the first is 1) was
-    /// refused; `spread` is any number that differs between requests.
-    pub(crate) fn wait(&self, attempt: u32, refusal: &Refusal, spread: u64) -> Duration {
+    /// How long to wait after attempt number `attempt` (the first is 1) was refused, where
+    /// that is not too long; `spread` is any number that differs between requests.
+    pub(crate) fn wait(&self, attempt: u32, refusal: &Refusal, spread: u64) -> Option<Duration> {
         let doubled = self.base_ms.saturating_mul(1 << (attempt - 1).min(16));
         let spread_ms = match self.jitter {
             true => doubled / 2 + spread % (doubled / 2 + 1),
             false => doubled,
         };
-        Duration::from_millis(spread_ms.max(refusal.retry_after_ms.unwrap_or(0))).min(Self::WAIT_MAX)
+        let told_ms = refusal.retry_after_ms.unwrap_or(0);
+        let wait_ms = spread_ms.min(self.wait_max_ms).max(told_ms);
+        (wait_ms <= self.wait_max_ms).then_some(Duration::from_millis(wait_ms))
     }
 }
 
@@ -286,18 +301,29 @@ mod tests {
     fn waits_double_and_respect_what_the_provider_asked_for() {
         let retry = RetryConfig { jitter: false, ..RetryConfig::default() };
         let plain = Refusal::new(Code::Unavailable, "");
-        assert_eq!(retry.wait(1, &plain, 7), Duration::from_millis(200));
-        assert_eq!(retry.wait(3, &plain, 7), Duration::from_millis(800));
-        assert_eq!(retry.wait(1, &plain.clone().retry_after_ms(900), 7), Duration::from_millis(900));
-        assert_eq!(retry.wait(1, &plain.clone().retry_after_ms(u64::MAX), 7), RetryConfig::WAIT_MAX);
-        assert_eq!(retry.wait(60, &plain, 7), Duration::from_millis(200 << 16).min(RetryConfig::WAIT_MAX));
+        for (attempt, told, wait) in [
+            (1, None, Some(200)),
+            (3, None, Some(800)),
+            (1, Some(900), Some(900)),
+            (1, Some(60_000), Some(60_000)),
+            (1, Some(60_001), None),
+            (1, Some(u64::MAX), None),
+            (60, None, Some(60_000)),
+        ] {
+            let refusal = Refusal { retry_after_ms: told, ..plain.clone() };
+            assert_eq!(
+                retry.wait(attempt, &refusal, 7),
+                wait.map(Duration::from_millis),
+                "{attempt} {told:?}"
+            );
+        }
     }
 
     #[test]
     fn jitter_stays_between_half_and_all_of_a_wait() {
         let refusal = Refusal::new(Code::Unavailable, "");
         for spread in 0..1000 {
-            let wait = RetryConfig::default().wait(1, &refusal, spread * 7919).as_millis();
+            let wait = RetryConfig::default().wait(1, &refusal, spread * 7919).unwrap().as_millis();
             assert!((100..=200).contains(&wait), "{wait}");
         }
     }

@@ -1,9 +1,12 @@
 //! What a model reads: system text, named memories, the history of the
-//! conversation, and the request, as far as there is room.
+//! conversation, and the request, as far as there is room. A request that lets itself
+//! be trimmed has a history of its own: all before the last turn of its user.
 //!
 //! What does not fit is left out in this order, and told in the result: the oldest
 //! exchanges of the history, then memories, the last one first. System text and
 //! request are never left out. Pure; whoever counts tokens is handed in.
+
+use std::ops::Range;
 
 use ksi_provider::{Message, Role};
 
@@ -25,6 +28,24 @@ pub(crate) struct Sizes {
     pub(crate) memories: Vec<u64>,
     pub(crate) history: Vec<u64>,
     pub(crate) request: u64,
+}
+
+impl Sizes {
+    /// Those of the parts from their tokens: memories, history, request.
+    pub(crate) fn of(parts: &Parts, mut tokens: Vec<u64>) -> Self {
+        let request = tokens.split_off(parts.memories.len() + parts.history.len()).into_iter().sum();
+        let history = tokens.split_off(parts.memories.len());
+        Self { memories: tokens, history, request }
+    }
+}
+
+/// Which messages of a request lie between its system text and the last turn of its
+/// user, which ends it: those that may be left out where it lets itself be trimmed.
+pub(crate) fn earlier(messages: &[Message]) -> Range<usize> {
+    let system = messages.first().is_some_and(|message| message.role == Role::System);
+    let first = usize::from(system);
+    let last = messages.iter().rposition(|message| message.role == Role::User).unwrap_or(first);
+    first..last.max(first)
 }
 
 /// Puts together what fits into `room` tokens.
@@ -108,6 +129,28 @@ mod tests {
         let (parts, sizes) = parts();
         let (messages, report) = assemble(parts, &sizes, room, "test");
         (messages.into_iter().map(|message| message.content).collect(), report)
+    }
+
+    #[test]
+    fn system_text_and_last_turn_are_not_earlier() {
+        use Role::{Assistant, System, Tool, User};
+        for (roles, range) in [
+            (&[User][..], 0..0),
+            (&[System, User], 1..1),
+            (&[User, Assistant, User], 0..2),
+            (&[System, User, Assistant, User, Assistant, Tool], 1..3),
+            (&[System, Assistant, User], 1..2),
+        ] {
+            let messages: Vec<_> = roles.iter().map(|role| Message::new(*role, "x")).collect();
+            assert_eq!(earlier(&messages), range, "{roles:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_told_to_their_parts() {
+        let (parts, _) = parts();
+        let sizes = Sizes::of(&parts, vec![1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!((sizes.memories, sizes.history, sizes.request), (vec![1, 2], vec![3, 4, 5, 6], 15));
     }
 
     #[test]

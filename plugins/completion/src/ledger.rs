@@ -6,7 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
 };
 
@@ -16,11 +16,12 @@ use ksi_sdk::{
 };
 
 use crate::{
+    books::Who,
     config::Config,
     order::{Order, scoped},
     payload::{Completed, Load, Open, State, Status},
     provider::{Provider, Providers, Target},
-    queue::{Error, Job, Scheduler, Ticket},
+    queue::{Asker, Error, Job, Scheduler, Ticket},
     results::Results,
     signal::Signal,
 };
@@ -115,14 +116,16 @@ impl Ledger {
     pub(crate) fn admit(
         &mut self,
         id: String,
-        tenant: Option<&str>,
+        who: Who,
         order: &Order,
         target: &Target,
         now_ms: u64,
     ) -> Result<Rc<Entry>, Refusal> {
+        let tenant = who.tenant;
         let job = Job {
             lane: target.lane,
-            conversation: order.conversation.as_deref().map(|name| scoped(tenant, name)),
+            asker: Asker { principal: who.principal, agent: who.agent.unwrap_or_default() },
+            conversation: order.conversation.as_deref().map(|name| scoped(tenant.as_deref(), name)),
             priority: order.priority,
             bytes: order.bytes(),
         };
@@ -133,7 +136,7 @@ impl Ledger {
             lane: Cell::new(target.lane),
             model: RefCell::new(self.name(target)),
             conversation: order.conversation.clone(),
-            tenant: tenant.map(str::to_owned),
+            tenant,
             priority: order.priority,
             accepted_ms: now_ms,
             started_ms: Cell::new(None),
@@ -168,11 +171,15 @@ impl Ledger {
             Error::TooLarge { bytes, max } => {
                 Refusal::new(Code::TooLarge, error.to_string()).details(json!({ "bytes": bytes, "max": max }))
             }
-            Error::Requests(_) | Error::Bytes { .. } => {
+            Error::Requests(_) | Error::Share(_) | Error::Bytes { .. } => {
+                let hint = match error {
+                    Error::Share(_) => "wait for some of them, or ask another provider",
+                    _ => "try again later, or ask another provider",
+                };
                 let limit = self.scheduler.limit(lane).max(1) as u64;
                 let wait = self.mean_ms[lane] / limit;
                 Refusal::new(Code::Busy, format!("provider `{name}`: {error}"))
-                    .hint("try again later, or ask another provider")
+                    .hint(hint)
                     .retry_after_ms(wait.clamp(*RETRY_MS.start(), *RETRY_MS.end()))
             }
         }
@@ -226,8 +233,10 @@ impl Ledger {
         self.open.is_empty()
     }
 
-    pub(crate) fn position(&self, entry: &Entry) -> Option<usize> {
-        self.scheduler.position(entry.ticket)
+    /// The place of each request that waits for one of these lanes: 1 for the next one.
+    fn positions(&self, lanes: impl Iterator<Item = usize>) -> HashMap<Ticket, usize> {
+        let lanes: BTreeSet<_> = lanes.collect();
+        lanes.into_iter().flat_map(|lane| self.scheduler.waiting(lane).into_iter().zip(1..)).collect()
     }
 
     /// Load of every provider, of all requests.
@@ -264,27 +273,25 @@ impl Ledger {
     /// asked for.
     pub(crate) fn status(&self, ctx: &Ctx, only: Option<&Rc<Entry>>, now_ms: u64) -> Status {
         let providers = self.visible_loads(ctx);
-        let view = |entry: &Rc<Entry>| self.view(entry, now_ms);
-        Status {
-            queued: providers.iter().map(|load| load.queued).sum(),
-            running: providers.iter().map(|load| load.running).sum(),
-            requests: match only {
-                Some(entry) => vec![view(entry)],
-                None => self.seen(ctx).map(view).collect(),
-            },
-            providers,
-        }
-    }
-
-    fn view(&self, entry: &Entry, now_ms: u64) -> Open {
-        Open {
+        let entries: Vec<_> = match only {
+            Some(entry) => vec![entry],
+            None => self.seen(ctx).collect(),
+        };
+        let positions = self.positions(entries.iter().map(|entry| entry.lane.get()));
+        let view = |entry: &&Rc<Entry>| Open {
             request_id: entry.id.clone(),
             state: entry.state(),
             conversation_id: entry.conversation.clone(),
             model: entry.model.borrow().clone(),
-            position: self.position(entry),
+            position: Some(positions.get(&entry.ticket).copied().unwrap_or(0)),
             priority: entry.priority,
             age_ms: now_ms.saturating_sub(entry.accepted_ms),
+        };
+        Status {
+            queued: providers.iter().map(|load| load.queued).sum(),
+            running: providers.iter().map(|load| load.running).sum(),
+            requests: entries.iter().map(view).collect(),
+            providers,
         }
     }
 }

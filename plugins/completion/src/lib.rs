@@ -57,7 +57,7 @@ use payload::{
     AsyncRequest, BreakerInfo, By, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Forget,
     Forgotten, Get, GetAnswer, HistoryAnswer, HistoryRequest, PostLlmResult, PreLlmPrompt, ProviderInfo,
     ProvidersRequest, Request, Route, RouteRequest, Started, State, Status, StatusRequest, UsageAnswer,
-    UsageRequest,
+    UsageRequest, Wait,
 };
 use provider::Providers;
 use route::{Router, View, breaker, catalogue::Catalogue};
@@ -109,6 +109,7 @@ impl Plugin for Completion {
         on.request("completion:cancel", Self::cancel);
         on.request("completion:status", Self::status);
         on.request("completion:get", Self::get);
+        on.request("completion:wait", Self::wait);
         on.request("completion:providers", Self::providers);
         on.request("completion:route", Self::route);
         on.request("completion:usage", Self::usage);
@@ -160,7 +161,7 @@ impl Completion {
         let id = format!("{LIVE}{}", ctx.unique_id());
         let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry);
-        match (Work { place, ctx, order, sink: Sink::Chunks(out) }).carry().await {
+        match Work::new(place, ctx, order, Sink::Chunks(out)).carry().await {
             Ended::Done(completed) => Ok(*completed),
             Ended::Failed(refusal) => Err(refusal),
             Ended::Cancelled => Err(cancelled()),
@@ -180,7 +181,7 @@ impl Completion {
         let id = ctx.idempotency_key().map_or_else(|| format!("{LIVE}{}", ctx.unique_id()), str::to_owned);
         let (order, entry) = self.admit(&ctx, id, request)?;
         let place = Place::new(self, entry.clone());
-        let work = Work { place, ctx: ctx.clone(), order, sink: Sink::Facts };
+        let work = Work::new(place, ctx.clone(), order, Sink::Facts);
         let (tell, ended) = oneshot::channel();
         ctx.spawn(async move {
             let ended = work.carry_and_tell().await;
@@ -236,11 +237,22 @@ impl Completion {
 
     async fn get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<GetAnswer, Refusal> {
         let Get { request_id, wait_ms } = ask;
-        let wait_ms = integer("wait_ms", wait_ms, 0, order::TIMEOUT_MS_MAX)?.unwrap_or(0_u64);
+        let wait_ms = integer("wait_ms", wait_ms, 0, order::TIMEOUT_MS_MAX)?.unwrap_or(0);
+        self.became(&ctx, request_id, wait_ms).await
+    }
+
+    async fn wait(self: Rc<Self>, ctx: Ctx, ask: Wait) -> Result<GetAnswer, Refusal> {
+        let Wait { request_id, timeout_ms } = ask;
+        let timeout_ms = integer("timeout_ms", timeout_ms, 0, order::TIMEOUT_MS_MAX)?;
+        self.became(&ctx, request_id, timeout_ms.unwrap_or(order::TIMEOUT_MS_MAX)).await
+    }
+
+    /// What became of a request that may still take so long.
+    async fn became(&self, ctx: &Ctx, request_id: String, wait_ms: u64) -> Result<GetAnswer, Refusal> {
         if !is_live(&request_id) {
-            return kept::get(&ctx, request_id, wait_ms).await;
+            return kept::get(ctx, request_id, wait_ms).await;
         }
-        let open = self.ledger.borrow().visible(&ctx, &request_id).cloned();
+        let open = self.ledger.borrow().visible(ctx, &request_id).cloned();
         if let Some(entry) = open {
             if wait_ms > 0 {
                 let ended = pin!(entry.changed.until(|| entry.phase.get() == Phase::Ended));
@@ -252,7 +264,7 @@ impl Completion {
         }
         let now_ms = self.now_ms();
         let mut ledger = self.ledger.borrow_mut();
-        let ended = ledger.ended(&ctx, &request_id, now_ms).ok_or_else(|| unknown(&request_id))?;
+        let ended = ledger.ended(ctx, &request_id, now_ms).ok_or_else(|| unknown(&request_id))?;
         let state = ended.state();
         let (result, refusal) = match ended {
             Ended::Done(completed) => (Some((**completed).clone()), None),
@@ -365,6 +377,7 @@ impl Completion {
             loads: &self.ledger.borrow().loads(),
             tenant: ctx.tenant(),
             spent: &[],
+            needs: &[],
         };
         self.router.borrow().rank(order, &view, self.now_ms())
     }
@@ -382,9 +395,10 @@ impl Completion {
         let ranked = self.rank(ctx, &order);
         let could = |one: &&route::Ranked| learns && one.out == Some(payload::Stage::Capability);
         let Some(best) = ranked.iter().find(|one| one.is_eligible() || could(one)) else {
-            return Err(route::nobody(&ranked, &self.providers));
+            return Err(route::nobody(&ranked, &order, &self.providers));
         };
-        let entry = self.ledger.borrow_mut().admit(id, ctx.tenant(), &order, &best.target, self.now_ms())?;
+        let who = who(ctx, order.agent.as_deref(), None);
+        let entry = self.ledger.borrow_mut().admit(id, who, &order, &best.target, self.now_ms())?;
         Ok((order, entry))
     }
 

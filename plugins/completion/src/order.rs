@@ -11,6 +11,7 @@ use ksi_sdk::prelude::{Ctx, Duration, Refusal, json};
 
 use crate::{
     config::Config,
+    context,
     payload::{Memory, Request},
     provider::Providers,
 };
@@ -42,8 +43,12 @@ pub(crate) struct Order {
     pub(crate) memories: Vec<Memory>,
     /// Most tokens to read.
     pub(crate) context_tokens: Option<u64>,
-    /// How many are read, where somebody has counted.
+    /// Whether the oldest messages may be left out.
+    pub(crate) trim: bool,
+    /// How many are read, where that is known better than from here.
     pub(crate) prompt_tokens: Option<u64>,
+    /// Whether the model itself has counted them.
+    pub(crate) counted: bool,
     pub(crate) priority: i8,
     pub(crate) timeout: Duration,
     /// Whether another attempt may begin after text was sent.
@@ -98,7 +103,7 @@ impl Order {
         }
         let memories = memories(&request.memories)?;
         let context_tokens = integer("context_tokens", request.context_tokens, 1, 100_000_000)?;
-        let settings = settings(&request)?;
+        let (settings, trim) = (settings(&request)?, request.trim);
         let messages = messages(request)?;
         let whole = Generate { messages: Some(messages), ..settings };
         whole.check()?;
@@ -113,7 +118,9 @@ impl Order {
             remember,
             memories,
             context_tokens,
+            trim,
             prompt_tokens: None,
+            counted: false,
             priority,
             timeout: Duration::from_millis(timeout.unwrap_or(config.timeout_ms)),
             restart,
@@ -141,19 +148,33 @@ impl Order {
     }
 
     pub(crate) fn needs(&self) -> Needs {
-        let texts = self.messages.iter().map(|message| estimated_tokens(message.bytes())).sum::<u64>();
+        // What may be left out does not have to be read.
+        let (before, after) = match self.trim {
+            true => {
+                let earlier = context::earlier(&self.messages);
+                (&self.messages[..earlier.start], &self.messages[earlier.end..])
+            }
+            false => (&self.messages[..], &[][..]),
+        };
+        let sizes = || before.iter().chain(after).map(Message::bytes);
+        let texts = sizes().map(estimated_tokens).sum::<u64>();
         let memories = self.memories.iter().map(|memory| estimated_tokens(memory.text.len())).sum::<u64>();
-        let bytes = self.messages.iter().map(Message::bytes).sum::<usize>() as u64;
-        let counted = self.prompt_tokens;
+        let bytes = sizes().sum::<usize>() as u64;
+        let told = self.prompt_tokens;
         Needs {
             tools: !self.settings.tools.is_empty(),
             json_schema: matches!(self.settings.response_format, Some(ResponseFormat::JsonSchema(_))),
             answers: self.settings.choices.map_or(1, u64::from),
-            prompt_tokens: counted.unwrap_or(texts + memories) + estimated_tokens(self.schema_bytes()),
+            prompt_tokens: told.unwrap_or(texts + memories) + estimated_tokens(self.schema_bytes()),
             // No tokenizer does much better than this with what people write.
-            least_tokens: counted.unwrap_or(bytes / 8),
+            least_tokens: told.filter(|_| self.counted).unwrap_or(bytes / 8),
             max_tokens: self.settings.max_tokens.map(u64::from),
         }
+    }
+
+    /// Whether it would have less to read if it let itself be trimmed.
+    pub(crate) fn could_be_trimmed(&self) -> bool {
+        !self.trim && !context::earlier(&self.messages).is_empty()
     }
 
     /// The name by which providers know the conversation: no other tenant's has it.

@@ -59,9 +59,14 @@ pub struct Request {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub memories: Vec<Memory>,
-    /// Most tokens that the model is given to read. What is left out then is told in the result.
+    /// Most tokens that the model is given to read of memories, of what is remembered, and of `messages`
+    /// with `trim`. What is left out then is told in the result.
     #[schemars(range(min = 1, max = 100_000_000))]
     pub context_tokens: Option<i64>,
+    /// Lets the oldest of `messages` be left out where there is no room for all of them, as far as the
+    /// last one of the user; what was left out is told in the result. Without it they are refused then.
+    #[serde(default)]
+    pub trim: bool,
     /// Which agent asks; budgets may be per agent.
     #[schemars(length(min = 1, max = 128))]
     pub agent: Option<String>,
@@ -379,6 +384,18 @@ pub struct Get {
     /// Waits up to this long for the request to end; without it the answer comes at once.
     #[schemars(range(min = 0, max = 86_400_000))]
     pub wait_ms: Option<i64>,
+}
+
+/// Wait for the end of a request, and fetch what became of it; answers where it stands
+/// when it ends or the time is over.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    /// The request.
+    pub request_id: String,
+    /// How long to wait; without it as long as a request may take.
+    #[schemars(range(min = 0, max = 86_400_000))]
+    pub timeout_ms: Option<i64>,
 }
 
 /// What became of a request.

@@ -5,16 +5,25 @@
 //! when the one before has ended, even where that one went to another lane.
 //! A lane runs as many requests at once as its limit says.
 //!
-//! Among requests that may start, the higher priority goes first, and the
-//! earlier one among equals. A waiting request gains one level of priority
-//! for every [`Bounds::requests`] requests that arrive after it, so a steady
-//! stream of urgent requests delays the others but never starves them.
+//! Among requests that may start, the higher priority goes first. Among equals
+//! those who ask take turns: principals, and of one principal its agents, so that
+//! nobody waits longer because another one asks a lot. What one asks goes in the
+//! order of its arrival.
+//!
+//! Nobody starves. Of what one agent asks, a waiting request gains one level of
+//! priority for every [`Bounds::requests`] requests that arrive after it; and who
+//! has to wait for that many rounds of turns gains a level among the others.
+//!
+//! Nobody fills a queue alone: a principal may have as many requests wait in a
+//! lane as it leaves room for.
 //!
 //! It knows no futures, clocks or payloads: requests are tickets.
 //!
 //! # Invariants
 //!
 //! - At most `limit` tickets of a lane run, and at most one of a conversation.
+//! - A principal's waiting tickets in a lane are at most half of what those of others
+//!   leave of it, but for what was transferred there.
 //! - While no ticket of a conversation runs or is on its way to another lane,
 //!   exactly its first waiting one is in its lane's `ready` set; while one does,
 //!   no other is.
@@ -23,14 +32,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+mod turns;
+
+use turns::Ready;
+
 /// Names one request; tickets count upwards in the order of arrival.
 pub type Ticket = u64;
 
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Requests waiting in one lane; also the number of later arrivals that
-    /// raise a waiting request by one level of priority.
+    /// Requests waiting in one lane; also the number of later arrivals, or of rounds,
+    /// that raise what waits by one level of priority.
     pub requests: usize,
     /// Bytes of all requests, waiting and running.
     pub bytes: usize,
@@ -41,6 +54,8 @@ pub struct Bounds {
 pub struct Job {
     /// Index of its provider.
     pub lane: usize,
+    /// Whose it is.
+    pub asker: Asker,
     /// Its conversation; without one it is independent.
     pub conversation: Option<String>,
     /// Higher goes first.
@@ -49,12 +64,24 @@ pub struct Job {
     pub bytes: usize,
 }
 
+/// Who takes turns with others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// In whose name it is asked.
+    pub principal: String,
+    /// Which of its agents asks; empty where that is not told.
+    pub agent: String,
+}
+
 /// Why a request cannot be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The lane's queue is full.
     #[error("{0} requests wait already")]
     Requests(usize),
+    /// The principal has its share of the lane's queue.
+    #[error("{0} requests of yours wait already, and the rest of the queue is for others")]
+    Share(usize),
     /// The memory for requests is full.
     #[error("requests hold {held} bytes already, of {max} allowed")]
     Bytes {
@@ -73,13 +100,20 @@ pub enum Error {
     },
 }
 
-/// Order of waiting tickets: the virtual time of arrival, then the ticket.
-type Key = (i64, Ticket);
+/// Order of the waiting tickets of one asker: the virtual time of arrival, then the
+/// ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    arrival: i64,
+    ticket: Ticket,
+    priority: i8,
+}
 
 #[derive(Debug)]
 struct Slot {
     key: Key,
     lane: usize,
+    asker: Asker,
     conversation: Option<String>,
     bytes: usize,
     running: bool,
@@ -92,7 +126,36 @@ struct Lane {
     limit: usize,
     running: usize,
     queued: usize,
-    ready: BTreeSet<Key>,
+    /// How many of them are whose.
+    shares: HashMap<String, usize>,
+    ready: Ready,
+}
+
+impl Lane {
+    /// Whether one more of a principal may wait; one always may, as long as there is room.
+    fn admits(&self, principal: &str, max: usize) -> Result<(), Error> {
+        if self.queued >= max {
+            return Err(Error::Requests(max));
+        }
+        let own = self.shares.get(principal).copied().unwrap_or(0);
+        let left = max - (self.queued - own);
+        if own >= left.div_ceil(2) { Err(Error::Share(own)) } else { Ok(()) }
+    }
+
+    fn enters(&mut self, asker: &Asker) {
+        self.queued += 1;
+        *self.shares.entry(asker.principal.clone()).or_default() += 1;
+    }
+
+    fn leaves(&mut self, asker: &Asker) {
+        self.queued -= 1;
+        if let Some(share) = self.shares.get_mut(&asker.principal) {
+            *share -= 1;
+            if *share == 0 {
+                self.shares.remove(&asker.principal);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -113,11 +176,24 @@ pub struct Scheduler {
     arrived: Ticket,
 }
 
+impl Bounds {
+    /// What one level of priority is worth.
+    fn step(self) -> i64 {
+        i64::try_from(self.requests).unwrap_or(i64::MAX).min(1 << 32)
+    }
+}
+
 impl Scheduler {
     /// A scheduler with one lane for each limit.
     #[must_use]
     pub fn new(bounds: Bounds, limits: &[usize]) -> Self {
-        let lane = |&limit: &usize| Lane { limit, running: 0, queued: 0, ready: BTreeSet::new() };
+        let lane = |&limit: &usize| Lane {
+            limit,
+            running: 0,
+            queued: 0,
+            shares: HashMap::new(),
+            ready: Ready::new(bounds.step()),
+        };
         Self {
             bounds,
             lanes: limits.iter().map(lane).collect(),
@@ -135,35 +211,35 @@ impl Scheduler {
     /// Refuses what is beyond the bounds; nothing has changed then.
     pub fn push(&mut self, job: Job) -> Result<Ticket, Error> {
         let Bounds { requests, bytes } = self.bounds;
+        let Job { lane, asker, conversation, priority, .. } = job;
         if job.bytes > bytes {
             return Err(Error::TooLarge { bytes: job.bytes, max: bytes });
         }
         if self.bytes + job.bytes > bytes {
             return Err(Error::Bytes { held: self.bytes, max: bytes });
         }
-        if self.lanes[job.lane].queued >= requests {
-            return Err(Error::Requests(requests));
-        }
+        self.lanes[lane].admits(&asker.principal, requests)?;
         self.arrived += 1;
         let ticket = self.arrived;
-        let step = i64::try_from(requests).unwrap_or(i64::MAX / 256);
-        let key = (ticket.cast_signed() - i64::from(job.priority) * step, ticket);
+        let arrival = ticket.cast_signed() - i64::from(priority) * self.bounds.step();
+        let key = Key { arrival, ticket, priority };
         self.bytes += job.bytes;
-        self.lanes[job.lane].queued += 1;
-        let Job { lane, conversation, bytes, .. } = job;
-        match &conversation {
-            None => {
-                self.lanes[lane].ready.insert(key);
+        self.lanes[lane].enters(&asker);
+        let (name, bytes) = (conversation.clone(), job.bytes);
+        let slot = Slot { key, lane, asker, conversation, bytes, running: false, begun: false };
+        self.slots.insert(ticket, slot);
+        let Some(name) = name else {
+            self.make_ready(key);
+            return Ok(ticket);
+        };
+        let before = self.first(&name);
+        self.conversations.entry(name.clone()).or_default().waiting.insert(key);
+        if self.first(&name) == Some(key) {
+            self.make_ready(key);
+            if let Some(before) = before {
+                let slot = &self.slots[&before.ticket];
+                self.lanes[slot.lane].ready.remove(&slot.asker, before);
             }
-            Some(name) => {
-                self.hide(name);
-                self.conversations.entry(name.clone()).or_default().waiting.insert(key);
-            }
-        }
-        let name = conversation.clone();
-        self.slots.insert(ticket, Slot { key, lane, conversation, bytes, running: false, begun: false });
-        if let Some(name) = name {
-            self.expose(&name);
         }
         Ok(ticket)
     }
@@ -172,10 +248,10 @@ impl Scheduler {
     /// Call it until it has none.
     pub fn start(&mut self) -> Option<Ticket> {
         let lane = self.lanes.iter_mut().find(|lane| lane.running < lane.limit && !lane.ready.is_empty())?;
-        let key = lane.ready.pop_first()?;
+        let key = lane.ready.take()?;
         lane.running += 1;
-        lane.queued -= 1;
-        let slot = self.slots.get_mut(&key.1).expect("a ready ticket has a slot until it is released");
+        let slot = self.slots.get_mut(&key.ticket).expect("a ready ticket has a slot until it is released");
+        lane.leaves(&slot.asker);
         slot.running = true;
         slot.begun = true;
         if let Some(name) = &slot.conversation {
@@ -183,7 +259,7 @@ impl Scheduler {
             conversation.busy = true;
             conversation.waiting.remove(&key);
         }
-        Some(key.1)
+        Some(key.ticket)
     }
 
     /// Forgets a ticket, waiting or running; an unknown one is no error. Call
@@ -195,8 +271,8 @@ impl Scheduler {
         if slot.running {
             lane.running -= 1;
         } else {
-            lane.queued -= 1;
-            lane.ready.remove(&slot.key);
+            lane.leaves(&slot.asker);
+            lane.ready.remove(&slot.asker, slot.key);
         }
         let Some(name) = slot.conversation else { return };
         let conversation = self.conversations.get_mut(&name).expect("it lives while a ticket names it");
@@ -206,8 +282,8 @@ impl Scheduler {
         }
         if conversation.waiting.is_empty() && !conversation.busy {
             self.conversations.remove(&name);
-        } else {
-            self.expose(&name);
+        } else if let Some(first) = self.first(&name) {
+            self.make_ready(first);
         }
     }
 
@@ -222,25 +298,22 @@ impl Scheduler {
             from.running -= 1;
             true
         } else {
-            from.queued -= 1;
-            from.ready.remove(&slot.key)
+            from.leaves(&slot.asker);
+            from.ready.remove(&slot.asker, slot.key)
         };
-        self.lanes[lane].queued += 1;
+        self.lanes[lane].enters(&slot.asker);
         if is_ready {
-            self.lanes[lane].ready.insert(slot.key);
+            self.lanes[lane].ready.insert(&slot.asker, slot.key);
         }
     }
 
-    /// 0 for a running ticket, 1 for the next of its lane, and so on; `None`
-    /// for an unknown one. A conversation may make it wait longer.
+    /// The tickets of a lane that wait, in the order of their turns as it is now. A
+    /// conversation may make one wait longer.
     #[must_use]
-    pub fn position(&self, ticket: Ticket) -> Option<usize> {
-        let slot = self.slots.get(&ticket)?;
-        if slot.running {
-            return Some(0);
-        }
-        let before = |other: &&Slot| !other.running && other.lane == slot.lane && other.key < slot.key;
-        Some(1 + self.slots.values().filter(before).count())
+    pub fn waiting(&self, lane: usize) -> Vec<Ticket> {
+        let waiting = self.slots.values().filter(|slot| !slot.running && slot.lane == lane);
+        let order = self.lanes[lane].ready.order(waiting.map(|slot| (&slot.asker, slot.key)));
+        order.into_iter().map(|key| key.ticket).collect()
     }
 
     /// Requests of a lane that wait.
@@ -261,22 +334,13 @@ impl Scheduler {
         self.lanes[lane].limit
     }
 
-    /// Takes the conversation's first ticket out of its lane's ready set, so
-    /// that another may become the first.
-    fn hide(&mut self, name: &str) {
-        let Some(first) = self.first(name) else { return };
-        let lane = self.slots[&first.1].lane;
-        self.lanes[lane].ready.remove(&first);
+    /// Puts a waiting ticket into its lane's ready set.
+    fn make_ready(&mut self, key: Key) {
+        let slot = &self.slots[&key.ticket];
+        self.lanes[slot.lane].ready.insert(&slot.asker, key);
     }
 
-    /// Puts the conversation's first ticket into its lane's ready set, unless
-    /// one of its tickets has begun.
-    fn expose(&mut self, name: &str) {
-        let Some(first) = self.first(name) else { return };
-        let lane = self.slots[&first.1].lane;
-        self.lanes[lane].ready.insert(first);
-    }
-
+    /// The first ticket of a conversation, unless one has begun.
     fn first(&self, name: &str) -> Option<Key> {
         let conversation = self.conversations.get(name)?;
         if conversation.busy { None } else { conversation.waiting.first().copied() }

@@ -54,6 +54,7 @@ struct Health {
 pub(crate) struct Router {
     rules: breaker::Rules,
     patience_ms: u64,
+    wait_max_ms: u64,
     health: HashMap<Target, Health>,
     paces: Vec<Pace>,
 }
@@ -73,6 +74,8 @@ pub(crate) struct View<'a> {
     pub(crate) tenant: Option<&'a str>,
     /// Those that were tried and will not be tried again, and why.
     pub(crate) spent: &'a [(Target, String)],
+    /// What the order needs of those that it was prepared for.
+    pub(crate) needs: &'a [(Target, Needs)],
 }
 
 /// A candidate and where it stands.
@@ -83,6 +86,8 @@ pub(crate) struct Ranked {
     pub(crate) wait_ms: u64,
     pub(crate) out: Option<Stage>,
     retry_after_ms: Option<u64>,
+    /// Where its context is too small: how many tokens are read, and how many it has.
+    too_small: Option<(u64, u64)>,
     score_ms: f64,
     /// Whether it goes behind the others; its last reason says why.
     pub(crate) last_resort: bool,
@@ -114,6 +119,7 @@ impl Router {
         Self {
             rules: config.breaker_rules(),
             patience_ms: config.retry.patience_ms,
+            wait_max_ms: config.retry.wait_max_ms,
             health: HashMap::new(),
             paces: providers.all().iter().map(|provider| Pace::new(provider.limits)).collect(),
         }
@@ -126,7 +132,9 @@ impl Router {
         let mut ranked = Vec::new();
         for (tier, targets) in order.choice.tiers.iter().enumerate() {
             for target in targets {
-                ranked.push(self.judge(order, target, tier, &needs, view, now_ms));
+                let prepared = view.needs.iter().find(|(other, _)| other == target);
+                let needs = prepared.map_or(&needs, |(_, needs)| needs);
+                ranked.push(self.judge(order, target, tier, needs, view, now_ms));
             }
         }
         ranked.sort_by(|one, other| {
@@ -153,6 +161,7 @@ impl Router {
             wait_ms,
             out: None,
             retry_after_ms: None,
+            too_small: None,
             score_ms: 0.0,
             last_resort: false,
             reasons: Vec::new(),
@@ -163,6 +172,13 @@ impl Router {
         if let Some(why) = view.catalogue.lacks(target, provider, needs) {
             return out(ranked, Stage::Capability, why);
         }
+        let context = view.catalogue.context_length(target, provider);
+        if let Some(context) = context.filter(|context| needs.least_tokens > *context) {
+            let least = needs.least_tokens;
+            ranked.too_small = Some((least, context));
+            let why = format!("at least {least} tokens are to be read, and its context has {context}");
+            return out(ranked, Stage::Capability, why);
+        }
         if let Some(why) = policy::forbids(order, target, view) {
             return out(ranked, Stage::Policy, why);
         }
@@ -171,6 +187,12 @@ impl Router {
             ranked.retry_after_ms = Some(ms);
             let why = "it failed again and again and is left alone for now (circuit breaker)";
             return out(ranked, Stage::Health, why.into());
+        }
+        let pause_ms = self.paces[target.lane].pause_ms(now_ms);
+        if pause_ms > self.wait_max_ms {
+            ranked.retry_after_ms = Some(pause_ms);
+            let why = format!("{} asked to be left alone for {pause_ms} ms", provider.name);
+            return out(ranked, Stage::Health, why);
         }
         let measured = health.and_then(|health| {
             health.latency_ms.filter(|_| now_ms.saturating_sub(health.seen_ms) < LATENCY_AGE_MS)
@@ -248,7 +270,7 @@ impl Router {
     pub(crate) fn refused(&mut self, target: &Target, ticket: &Ticket, refusal: &Refusal, now_ms: u64) {
         let outcome = if is_sick(refusal) { Outcome::Failed } else { Outcome::Neither };
         self.end(target, ticket, outcome, now_ms);
-        if let Some(ms) = refusal.retry_after_ms.filter(|_| refusal.code == Code::Busy) {
+        if let Some(ms) = refusal.retry_after_ms.filter(|_| refusal.retryable || refusal.code.retryable()) {
             self.paces[target.lane].pause(ms, now_ms);
         }
     }
@@ -296,7 +318,7 @@ fn is_sick(refusal: &Refusal) -> bool {
 
 /// The refusal where no candidate can be asked. The stage that could pass by
 /// itself decides over the others.
-pub(crate) fn nobody(ranked: &[Ranked], providers: &Providers) -> Refusal {
+pub(crate) fn nobody(ranked: &[Ranked], order: &Order, providers: &Providers) -> Refusal {
     let at = |stage| ranked.iter().find(|one| one.out == Some(stage));
     let told: Vec<_> = ranked.iter().map(|one| one.candidate(providers)).collect();
     let sentence = |one: &Ranked| {
@@ -306,6 +328,7 @@ pub(crate) fn nobody(ranked: &[Ranked], providers: &Providers) -> Refusal {
     let (code, first) = match (at(Stage::Health), at(Stage::Policy), at(Stage::Capability)) {
         (Some(one), ..) => (Code::Unavailable, one),
         (None, Some(one), _) => (Code::Denied, one),
+        (None, None, Some(one)) if one.too_small.is_some() => (Code::TooLarge, one),
         (None, None, Some(one)) => (Code::InvalidPayload, one),
         (None, None, None) => {
             return Refusal::new(Code::Unavailable, "no model is left to ask")
@@ -316,9 +339,16 @@ pub(crate) fn nobody(ranked: &[Ranked], providers: &Providers) -> Refusal {
         1 => sentence(first),
         n => format!("none of {n} models can be asked; {}", sentence(first)),
     };
-    let refusal = Refusal::new(code, message)
-        .hint("`completion:route` shows every candidate with its reasons; `fallbacks` names others")
-        .details(json!({ "candidates": told }));
+    let mut details = json!({ "candidates": told });
+    let mut hint = "`completion:route` shows every candidate with its reasons; `fallbacks` names others";
+    if let Some((tokens, context)) = first.too_small {
+        (details["prompt_tokens"], details["context"]) = (json!(tokens), json!(context));
+        hint = match order.could_be_trimmed() {
+            true => "`trim` leaves out the oldest messages; `fallbacks` names models with more room",
+            false => "shorten it, or name models with more room in `fallbacks`",
+        };
+    }
+    let refusal = Refusal::new(code, message).hint(hint).details(details);
     match ranked.iter().filter_map(|one| one.retry_after_ms).min() {
         Some(ms) => refusal.retry_after_ms(ms),
         None => refusal,

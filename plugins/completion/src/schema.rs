@@ -41,7 +41,8 @@ fn check_text(
     let refused = |why: String| {
         let refusal = Failure::InvalidAnswer.refusal(why);
         match stop_reason {
-            StopReason::Length => refusal.hint("it was cut at its longest length; `max_tokens` allows more"),
+            StopReason::Length => refusal
+                .hint("it was cut at its longest length; `max_tokens` (`ksi ask --max-tokens`) allows more"),
             _ => refusal.hint("another model may keep the schema; `fallbacks` names others"),
         }
     };

@@ -22,14 +22,16 @@ use crate::{
     Completion,
     ledger::{Ended, Entry, Phase},
     order::Order,
-    payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started, Tried},
+    payload::{Cancelled, Chunk, Completed, Delta, Failed, Restarted, Started},
     route,
 };
 
 mod prepare;
 mod run;
+mod trail;
 
 use run::Run;
+use trail::Trail;
 
 /// Time that a fact may wait for room in the daemon.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
@@ -72,13 +74,18 @@ impl Drop for Place {
 
 /// An accepted request.
 pub(crate) struct Work {
-    pub(crate) place: Place,
-    pub(crate) ctx: Ctx,
-    pub(crate) order: Order,
-    pub(crate) sink: Sink,
+    place: Place,
+    ctx: Ctx,
+    order: Order,
+    sink: Sink,
+    trail: Trail,
 }
 
 impl Work {
+    pub(crate) fn new(place: Place, ctx: Ctx, order: Order, sink: Sink) -> Self {
+        Self { place, ctx, order, sink, trail: Trail::default() }
+    }
+
     /// Carries the request to its end, and writes that down.
     pub(crate) async fn carry(self) -> Ended {
         let ended = self.outcome().await;
@@ -93,7 +100,7 @@ impl Work {
             // `stopped` is looked at first: a request that was told to be
             // cancelled must not end as done.
             match select(stopped, performed).await {
-                Either::Left((why, _)) => Err(self.with_id(why, &[])),
+                Either::Left((why, _)) => Err(self.with_id(self.cut_off(why))),
                 Either::Right((result, _)) => result,
             }
         };
@@ -104,7 +111,20 @@ impl Work {
         }
     }
 
-    /// The same, and tells the end as a fact. It is told before the place is
+    /// What ends a request in the middle of its attempts. Where its time was over, that
+    /// alone says nothing about what was wrong; the last refusal does.
+    fn cut_off(&self, why: Refusal) -> Refusal {
+        self.trail.give_up(why.code, self.place.plugin.now_ms());
+        let Some(last) = self.trail.last().filter(|_| why.code == Code::Timeout) else { return why };
+        let message = format!("{}; the last refusal was: {}", why.message, last.message);
+        let refusal = Refusal { message, ..why };
+        match last.retry_after_ms {
+            Some(ms) => refusal.retry_after_ms(ms),
+            None => refusal,
+        }
+    }
+
+    /// Carries the request to its end as well, and tells that as a fact. It is told before the place is
     /// given up, so that a daemon without room for facts gets no new work, and
     /// a drain waits until the last one is told.
     pub(crate) async fn carry_and_tell(self) -> Ended {
@@ -147,7 +167,7 @@ impl Work {
             // What nobody can answer does not wait for its turn to hear that, and
             // what another one can, waits there.
             let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
-                return Err(self.with_id(route::nobody(&ranked, &plugin.providers), &[]));
+                return Err(self.with_id(route::nobody(&ranked, &self.order, &plugin.providers)));
             };
             plugin.ledger.borrow_mut().go_on_with(entry, &best.target, plugin.now_ms());
         }
@@ -200,7 +220,8 @@ impl Work {
     }
 
     /// Adds to a refusal which request it ended, and after which attempts.
-    fn with_id(&self, mut refusal: Refusal, tried: &[Tried]) -> Refusal {
+    fn with_id(&self, mut refusal: Refusal) -> Refusal {
+        let tried = self.trail.tried();
         let mut details = match refusal.details.take() {
             Some(Value::Object(details)) => details,
             None => serde_json::Map::new(),

@@ -81,6 +81,24 @@ fn formats_carry_the_whole_answer() {
 }
 
 #[test]
+fn an_answer_that_was_cut_says_so_and_how_to_get_more() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let ask = ["ask", "-q", "-m", "mock/echo", "a b c"];
+    let output = fine(daemon.ksi(&[&ask[..], &["--max-tokens", "2"]].concat()));
+    assert_eq!(stdout(&output), "a b \n");
+    assert!(stderr(&output).contains("cut after 2 tokens; --max-tokens"), "{}", stderr(&output));
+    let output = fine(daemon.ksi(&[&ask[..], &["--max-tokens", "3"]].concat()));
+    assert!(!stderr(&output).contains("cut after"), "{}", stderr(&output));
+    let schema = daemon.home.path().join("schema.json");
+    std::fs::write(&schema, r#"{"type":"array"}"#).expect("it can be written");
+    let schema = schema.display().to_string();
+    let cut = ["ask", "-m", "mock/fixed:[1, 2, 3]", "--schema", &schema, "--max-tokens", "2", "numbers"];
+    let words = failed(daemon.ksi(&cut), 1);
+    assert!(words.contains("cut at its longest length") && words.contains("--max-tokens"), "{words}");
+}
+
+#[test]
 fn a_reader_that_leaves_ends_it_quietly_and_cancels_the_request() {
     let daemon = Daemon::without_model();
     daemon.ready();

@@ -1,6 +1,6 @@
 //! `chat`: through a pipe, and at a terminal.
 
-use ksi_tests::{Daemon, stderr, stdout, terminal::Terminal, wait_until};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout, terminal::Terminal, wait_until};
 use serde_json::json;
 
 use super::{failed, fine};
@@ -23,6 +23,27 @@ fn piped_lines_are_questions_and_the_conversation_can_be_resumed() {
     assert_eq!(kept["messages"].as_array().map(Vec::len), Some(6), "{kept}");
     failed(daemon.ksi(&["chat", "--resume", "nobody"]), 4);
     failed(daemon.ksi(&["chat", "--resume", "../nobody"]), 2);
+}
+
+#[test]
+fn a_turn_says_how_fast_it_was_and_what_was_cut_or_left_out() {
+    let daemon = Home::with_config(&format!(
+        "{WITHOUT_MODEL}[plugins.completion.config.providers.mock.models]\n\"echo\" = {{ context_length = 100 }}\n"
+    ))
+    .start();
+    daemon.ready();
+    let long = "word ".repeat(40);
+    let lines = format!("{long}\n{long}\nand now\n");
+    let options = ["chat", "--verbose", "-m", "mock/echo", "--max-tokens", "30"];
+    let output = fine(daemon.home.ksi_with_input(&options, &lines));
+    assert!(stdout(&output).ends_with("and now\n"), "{}", stdout(&output));
+    let words = stderr(&output);
+    assert_eq!(words.matches("mock/echo · ").count(), 3, "each turn: {words}");
+    assert_eq!(words.matches("cut after 30 tokens").count(), 2, "{words}");
+    assert!(words.contains("(2 earlier messages were left out"), "{words}");
+    let id = words.rsplit_once("--resume ").map(|(_, id)| id.trim().to_owned()).expect("an id to resume");
+    let output = fine(daemon.home.ksi_with_input(&["chat", "--resume", &id], "more\n"));
+    assert_eq!(stdout(&output), "more\n", "it goes on: {}", stderr(&output));
 }
 
 #[test]

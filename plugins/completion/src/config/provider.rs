@@ -32,6 +32,10 @@ pub(crate) struct ModelConfig {
     /// Money for a million tokens that are read, and that are made.
     pub(crate) prompt_price: Option<f64>,
     pub(crate) completion_price: Option<f64>,
+    /// The same for those that are read from the provider's cache, and that are put
+    /// there; as others that are read if left out.
+    pub(crate) cached_price: Option<f64>,
+    pub(crate) cache_write_price: Option<f64>,
     /// Tokens that question and answer may have together.
     pub(crate) context_length: Option<u64>,
     /// Whether it can call tools.
@@ -40,6 +44,18 @@ pub(crate) struct ModelConfig {
     pub(crate) json_schema: Option<bool>,
     /// Whether it can give several answers to one request.
     pub(crate) choices: Option<bool>,
+}
+
+impl ModelConfig {
+    fn prices(&self) -> [Option<f64>; 4] {
+        [self.prompt_price, self.cached_price, self.cache_write_price, self.completion_price]
+    }
+
+    /// Most that a million tokens cost that are read.
+    pub(crate) fn dearest_prompt_price(&self) -> Option<f64> {
+        let [reading @ .., _] = self.prices();
+        reading.into_iter().flatten().max_by(f64::total_cmp)
+    }
 }
 
 impl ProviderConfig {
@@ -65,11 +81,9 @@ impl ProviderConfig {
         ];
         let own = checks.into_iter().find(|(_, fits, _)| !fits).map(|(key, _, why)| (key.to_owned(), why));
         own.or_else(|| {
-            let price = |price: Option<f64>| price.is_none_or(|price| (0.0..=1e6).contains(&price));
-            let (name, _) = self
-                .models
-                .iter()
-                .find(|(_, model)| !price(model.prompt_price) || !price(model.completion_price))?;
+            let wrong = |price: f64| !(0.0..=1e6).contains(&price);
+            let priced = |model: &ModelConfig| model.prices().into_iter().flatten().any(wrong);
+            let (name, _) = self.models.iter().find(|(_, model)| priced(model))?;
             Some((format!("models.{name}"), "has a price that is not from 0 to 1000000"))
         })
     }

@@ -24,7 +24,8 @@ pub struct ContextReport {
     /// How they were counted: by the model's own tokenizer (`llama:tokenize`), or as an `estimate` of
     /// four bytes each.
     pub counted_by: String,
-    /// Messages of the history that the model reads.
+    /// Messages of the history that the model reads: of what is remembered, and, with `trim`, of those of
+    /// the request before its last turn.
     pub history_messages: usize,
     /// The oldest messages of the history, which were left out.
     pub dropped_messages: usize,

@@ -8,13 +8,14 @@ use super::ModelName;
 
 /// A model is about to be asked. Plugins that intercept this event (`before`) may
 /// edit the messages, tools and settings: what they make of it is what the model
-/// receives. A refusal ends the request.
+/// receives. Where another model has to answer, this is asked once more for that one,
+/// with the prompt as it was before. A refusal ends the request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreLlmPrompt {
     /// Names the request.
     pub request_id: String,
-    /// The model that is asked first. Cannot be edited.
+    /// The model that is asked. Cannot be edited.
     pub model: ModelName,
     /// The conversation, where the request named one. Cannot be edited.
     #[serde(default, skip_serializing_if = "Option::is_none")]

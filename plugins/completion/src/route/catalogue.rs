@@ -110,10 +110,7 @@ impl Catalogue {
         if needs.answers > 1 && !can(config.choices, Capability::Choices) {
             return Some("it gives one answer to a request".into());
         }
-        let context = self.context_length(target, provider)?;
-        let least = needs.least_tokens;
-        (least > context)
-            .then(|| format!("at least {least} tokens are to be read, and its context has {context}"))
+        None
     }
 
     /// Where question and answer hardly fit into its context; each of several

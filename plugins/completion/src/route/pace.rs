@@ -42,7 +42,7 @@ impl Pace {
     /// than the limit waits until nothing else is in the minute.
     #[must_use]
     pub fn wait_ms(&self, tokens: u64, now_ms: u64) -> u64 {
-        let pause = self.paused_until_ms.saturating_sub(now_ms);
+        let pause = self.pause_ms(now_ms);
         let recent = || self.recent.iter().filter(|(_, at, _)| at + MINUTE_MS > now_ms);
         let until = |at: u64| (at + MINUTE_MS).saturating_sub(now_ms);
         let requests = self.limits.requests.map_or(0, |limit| {
@@ -62,6 +62,12 @@ impl Pace {
             wait
         });
         pause.max(requests).max(tokens)
+    }
+
+    /// For how long the provider asked not to be asked.
+    #[must_use]
+    pub fn pause_ms(&self, now_ms: u64) -> u64 {
+        self.paused_until_ms.saturating_sub(now_ms)
     }
 
     /// Counts what begins now.

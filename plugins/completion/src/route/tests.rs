@@ -36,9 +36,18 @@ impl World {
         }
     }
 
-    fn rank_as(&self, request: Value, tenant: Option<&str>) -> Vec<Ranked> {
+    fn order(&self, request: Value) -> Order {
         let request = serde_json::from_value(request).unwrap();
-        let order = Order::new(request, &self.config, &self.providers).unwrap();
+        Order::new(request, &self.config, &self.providers).unwrap()
+    }
+
+    /// The refusal of a request that nobody can answer.
+    fn nobody(&self, request: Value) -> Refusal {
+        nobody(&self.rank_as(request.clone(), None), &self.order(request), &self.providers)
+    }
+
+    fn rank_as(&self, request: Value, tenant: Option<&str>) -> Vec<Ranked> {
+        let order = self.order(request);
         let view = View {
             config: &self.config,
             providers: &self.providers,
@@ -46,6 +55,7 @@ impl World {
             loads: &self.loads,
             tenant,
             spent: &[],
+            needs: &[],
         };
         self.router.rank(&order, &view, self.now_ms)
     }
@@ -167,7 +177,7 @@ fn a_model_that_fails_again_and_again_is_left_alone_and_others_of_its_provider_a
     world.refuse("openai/b", &down);
     assert_eq!(world.out(json!({"prompt": "x", "model": "openai/b"}), "openai/b"), Some(Stage::Health));
     assert_eq!(world.out(json!({"prompt": "x", "model": "openai/c"}), "openai/c"), None);
-    let refusal = nobody(&world.rank_as(json!({"prompt": "x", "model": "openai/b"}), None), &world.providers);
+    let refusal = world.nobody(json!({"prompt": "x", "model": "openai/b"}));
     assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Unavailable, Some(100)));
     assert_eq!(refusal.details.unwrap()["candidates"][0]["stage"], "health");
     world.now_ms = 100;
@@ -204,6 +214,48 @@ fn a_provider_that_asked_for_patience_goes_behind_the_others() {
     assert_eq!(world.eligible(fallback()), ["anthropic/c", "openai/b"]);
     world.catalogue.missed(2, "not there", 0);
     assert_eq!(world.eligible(fallback()), ["openai/b", "anthropic/c"], "neither is good; the order holds");
+}
+
+#[test]
+fn whoever_asked_for_patience_by_any_refusal_that_may_pass_is_not_asked_before() {
+    let mut world = World::new(pool());
+    let ask = || json!({"prompt": "x", "model": "openai/b"});
+    let overloaded = |ms| Failure::Overloaded.refusal("overloaded").retry_after_ms(ms);
+    world.refuse("openai/b", &overloaded(1000));
+    let waits = |world: &World, ms| {
+        let best = world.rank_as(ask(), None).remove(0);
+        assert_eq!((best.is_eligible(), best.wait_ms), (true, ms));
+    };
+    waits(&world, 1000);
+    world.now_ms = 1000;
+    waits(&world, 0);
+    let for_good = Refusal { retryable: false, ..Refusal::new(Code::Denied, "no").retry_after_ms(5000) };
+    world.refuse("openai/b", &for_good);
+    waits(&world, 0);
+    world.refuse("openai/c", &Refusal::new(Code::Busy, "slowly").retry_after_ms(60_001));
+    assert_eq!(world.out(ask(), "openai/b"), Some(Stage::Health), "nobody waits for that long");
+    let refusal = world.nobody(ask());
+    assert_eq!((refusal.code, refusal.retry_after_ms), (Code::Unavailable, Some(60_001)));
+    assert!(refusal.message.contains("asked to be left alone for 60001 ms"), "{refusal}");
+    world.now_ms += 1;
+    waits(&world, 60_000);
+}
+
+#[test]
+fn what_is_too_large_says_by_how_much_and_whether_it_could_be_trimmed() {
+    let world = World::new(json!({"providers": {"openai": {"models": {"*": {"context_length": 100}}}}}));
+    let long = "x".repeat(1000);
+    let say = |role: &str, text: &str| json!({"role": role, "content": text});
+    let ask =
+        |messages: Vec<Value>, trim: bool| json!({"messages": messages, "model": "openai/b", "trim": trim});
+    let talk = || vec![say("user", &long), say("assistant", "yes"), say("user", "x")];
+    let refusal = world.nobody(ask(talk(), false));
+    assert_eq!((refusal.code, refusal.hint.contains("`trim`")), (Code::TooLarge, true), "{refusal}");
+    let details = refusal.details.unwrap();
+    assert_eq!((&details["prompt_tokens"], &details["context"]), (&json!(125), &json!(100)));
+    assert_eq!(world.eligible(ask(talk(), true)), ["openai/b"], "there it can be");
+    let refusal = world.nobody(ask(vec![say("user", &long)], true));
+    assert_eq!((refusal.code, refusal.hint.contains("`trim`")), (Code::TooLarge, false), "{refusal}");
 }
 
 #[test]

@@ -1,13 +1,12 @@
-//! What comes before the first attempt: the conversation is put together, and
-//! plugins have their word on it.
+//! What comes before the first attempt at a model: the conversation is put together
+//! as this model can read it, and plugins have their word on it.
 
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ksi_provider::{Message, Role};
-use ksi_sdk::prelude::{CallOptions, Code, Deserialize, Duration, Refusal, json};
+use ksi_sdk::prelude::{CallOptions, Deserialize, Duration, Refusal, json};
 
 use super::Work;
 use crate::{
-    Completion,
     context::{self, Parts, Sizes},
     history::History,
     hooks::About,
@@ -18,21 +17,36 @@ use crate::{
 
 /// Who counts tokens as its models do.
 const TOKENIZER: &str = "llama";
+const TOKENIZE: &str = "llama:tokenize";
 /// Tokens that are left for the answer where the request does not say how many.
 const ANSWER_TOKENS: u64 = 1024;
 /// Time for the tokenizer.
 const COUNT_LIMIT: Duration = Duration::from_secs(30);
+/// Texts of one request that are counted at once: the tokenizer holds a limited number
+/// of requests, and there are others.
+const COUNTED_AT_ONCE: usize = 4;
 
-/// A request as it is asked.
-pub(super) struct Prepared {
-    pub(super) order: Order,
-    pub(super) report: Option<ContextReport>,
+/// What a request goes on from, whichever model is asked.
+pub(super) struct Ground {
     history: Option<History>,
     /// What the request said itself, system text aside.
     own: Vec<Message>,
 }
 
-impl Prepared {
+impl Ground {
+    pub(super) async fn read(work: &Work) -> Result<Self, Refusal> {
+        let (plugin, order) = (&work.place.plugin, &work.order);
+        let own = order.messages.iter().filter(|message| message.role != Role::System).cloned().collect();
+        let history = match (&order.conversation, order.remember) {
+            (Some(name), true) => {
+                let tenant = work.ctx.tenant();
+                Some(History::read(&plugin.ctx, tenant, name, &work.place.entry.id).await?)
+            }
+            _ => None,
+        };
+        Ok(Self { history, own })
+    }
+
     /// Remembers what was said, where that was asked for: whether it was possible.
     pub(super) async fn remember(&self, work: &Work, answer: Message) -> Option<bool> {
         let history = self.history.as_ref()?;
@@ -46,35 +60,36 @@ impl Prepared {
     }
 }
 
+/// A request as one model is asked it.
+pub(super) struct Prepared {
+    pub(super) order: Order,
+    pub(super) report: Option<ContextReport>,
+}
+
 /// Makes of a request what a model is asked.
-pub(super) async fn prepare(work: &Work, target: &Target) -> Result<Prepared, Refusal> {
+pub(super) async fn prepare(work: &Work, ground: &Ground, target: &Target) -> Result<Prepared, Refusal> {
     let plugin = &work.place.plugin;
     let mut order = work.order.clone();
-    let own = order.messages.iter().filter(|message| message.role != Role::System).cloned().collect();
-    let history = match (&order.conversation, order.remember) {
-        (Some(name), true) => {
-            let tenant = work.ctx.tenant();
-            Some(History::read(&plugin.ctx, tenant, name, &work.place.entry.id).await?)
-        }
-        _ => None,
-    };
+    let trim = std::mem::take(&mut order.trim);
     let mut report = None;
-    if history.is_some() || !order.memories.is_empty() || order.context_tokens.is_some() {
-        let parts = Parts {
-            memories: std::mem::take(&mut order.memories),
-            history: history.as_ref().map(|history| history.messages.clone()).unwrap_or_default(),
-            request: std::mem::take(&mut order.messages),
-        };
+    if trim || ground.history.is_some() || !order.memories.is_empty() || order.context_tokens.is_some() {
+        let mut request = std::mem::take(&mut order.messages);
+        let mut history = ground.history.as_ref().map(|history| history.messages.clone()).unwrap_or_default();
+        if trim {
+            history.extend(request.drain(context::earlier(&request)));
+        }
+        let parts = Parts { memories: std::mem::take(&mut order.memories), history, request };
         let room = room(work, target).await;
-        let (sizes, counted_by) = sizes(work, target, &parts, room).await?;
+        let (sizes, counted_by) = sizes(work, target, &parts, room).await;
         let (messages, told) = context::assemble(parts, &sizes, room, counted_by);
         order.messages = messages;
         order.prompt_tokens = Some(told.tokens);
+        order.counted = counted_by == TOKENIZE;
         report = Some(told);
     }
     let about = about(work);
     let order = about.before(plugin.providers.name(target), order).await?;
-    Ok(Prepared { order, report, history, own })
+    Ok(Prepared { order, report })
 }
 
 pub(super) fn about(work: &Work) -> About<'_> {
@@ -103,39 +118,31 @@ async fn room(work: &Work, target: &Target) -> u64 {
 
 /// Tokens of all parts: counted by the model where that can be, else estimated.
 /// A text never has more tokens than bytes, so where even those fit nobody counts.
-async fn sizes(
-    work: &Work,
-    target: &Target,
-    parts: &Parts,
-    room: u64,
-) -> Result<(Sizes, &'static str), Refusal> {
+async fn sizes(work: &Work, target: &Target, parts: &Parts, room: u64) -> (Sizes, &'static str) {
     let memories: Vec<String> = parts.memories.iter().map(context::text).collect();
+    let messages = || parts.history.iter().chain(&parts.request);
     let bytes = memories.iter().map(String::len).sum::<usize>()
-        + parts.history.iter().chain(&parts.request).map(|message| message.bytes() + 8).sum::<usize>();
-    let plugin: &Completion = &work.place.plugin;
-    let namespace = plugin.providers.of(target).namespace.as_deref();
-    if namespace != Some(TOKENIZER) || bytes as u64 <= room {
-        let of = |messages: &[Message]| {
-            messages.iter().map(|message| estimated_tokens(message.bytes())).collect::<Vec<_>>()
-        };
-        let sizes = Sizes {
-            memories: memories.iter().map(|text| estimated_tokens(text.len())).collect(),
-            history: of(&parts.history),
-            request: of(&parts.request).into_iter().sum(),
-        };
-        return Ok((sizes, "estimate"));
+        + messages().map(|message| message.bytes() + 8).sum::<usize>();
+    let namespace = work.place.plugin.providers.of(target).namespace.as_deref();
+    if namespace == Some(TOKENIZER) && bytes as u64 > room {
+        let texts = memories.iter().cloned().chain(messages().map(text));
+        let counts = texts.map(|text| count(work, target, text));
+        match stream::iter(counts).buffered(COUNTED_AT_ONCE).try_collect().await {
+            Ok(counted) => return (Sizes::of(parts, counted), TOKENIZE),
+            Err(refusal) => {
+                let id = &work.place.entry.id;
+                work.ctx.debug(&format!("{id}: tokens are estimated: {}", refusal.code));
+            }
+        }
     }
-    let count = |text: String| count(work, target, text);
-    let text = |message: &Message| {
-        let calls = message.tool_calls.iter().map(|call| format!("{}{}", call.name, call.arguments_text()));
-        message.content.clone() + &calls.collect::<String>()
-    };
-    let sizes = Sizes {
-        memories: try_join_all(memories.into_iter().map(count)).await?,
-        history: try_join_all(parts.history.iter().map(text).map(count)).await?,
-        request: try_join_all(parts.request.iter().map(text).map(count)).await?.into_iter().sum(),
-    };
-    Ok((sizes, "llama:tokenize"))
+    let estimates = memories.iter().map(String::len).chain(messages().map(Message::bytes));
+    (Sizes::of(parts, estimates.map(estimated_tokens).collect()), "estimate")
+}
+
+/// All that a model reads of a message.
+fn text(message: &Message) -> String {
+    let calls = message.tool_calls.iter().map(|call| format!("{}{}", call.name, call.arguments_text()));
+    message.content.clone() + &calls.collect::<String>()
 }
 
 #[derive(Deserialize)]
@@ -152,14 +159,6 @@ async fn count(work: &Work, target: &Target, text: String) -> Result<u64, Refusa
         ask["model"] = json!(target.model);
     }
     let options = CallOptions { timeout: Some(COUNT_LIMIT), ..CallOptions::default() };
-    let counted: Tokenized = work
-        .ctx
-        .request_with("llama:tokenize", &ask, options)
-        .await
-        .map_err(|refusal| work.place.plugin.providers.of(target).blame(refusal))
-        .map_err(|refusal| match refusal.code {
-            Code::InvalidPayload => Refusal { code: Code::Internal, ..refusal },
-            _ => refusal,
-        })?;
+    let counted: Tokenized = work.ctx.request_with(TOKENIZE, &ask, options).await?;
     Ok(counted.count + FRAME)
 }

@@ -4,24 +4,27 @@
 //!
 //! - Once a piece of text was passed on, the request is never tried again unless
 //!   it allowed that; then whoever reads is told that the text starts over.
-//! - Every attempt is in the list of those that were tried, once.
+//! - A model reads what was prepared for it, and each is prepared for once.
 //! - An attempt that began is ended at the router, whatever happens to the task.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 
-use ksi_provider::Generated;
+use ksi_provider::{Failure, Generated};
 use ksi_sdk::prelude::{Code, Duration, Refusal};
 
 use super::{
     Work,
-    prepare::{Prepared, prepare},
+    prepare::{Ground, Prepared, prepare},
 };
 use crate::{
     Completion,
     books::{Reserved, Taken},
     ledger::Phase,
     order::Order,
-    payload::{Completed, LimitedBy, ModelName, Restarted, Tried},
+    payload::{Completed, LimitedBy, Restarted},
     provider::{Attempt, Piece, Stream, Target, is_absent},
     route::{self, Ranked, Ticket, View},
     schema, size,
@@ -37,14 +40,11 @@ const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A request that has its turn.
 pub(super) struct Run<'a> {
     work: &'a Work,
-    prepared: Prepared,
-    tried: RefCell<Vec<Tried>>,
+    ground: Ground,
+    /// What the request is to models that may be asked (again).
+    prepared: RefCell<Vec<(Target, Rc<Prepared>)>>,
     /// Models that will not be tried again, and why.
     spent: RefCell<Vec<(Target, String)>>,
-    /// What ended the last attempt.
-    last: RefCell<Option<Refusal>>,
-    /// Bytes that were passed on and are not void.
-    said: Cell<usize>,
     /// The budget that limits the answer of the attempt under way.
     limited_by: RefCell<Option<LimitedBy>>,
 }
@@ -60,28 +60,17 @@ enum Next {
 }
 
 impl<'a> Run<'a> {
-    /// Prepares a request whose turn it is.
+    /// Begins with a request whose turn it is.
     pub(super) async fn begin(work: &'a Work) -> Result<Self, Refusal> {
         work.started().await;
-        let plugin = &work.place.plugin;
-        let ranked = plugin.rank(&work.ctx, &work.order);
-        let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
-            return Err(work.with_id(route::nobody(&ranked, &plugin.providers), &[]));
-        };
-        let prepared = prepare(work, &best.target).await.map_err(|refusal| work.with_id(refusal, &[]))?;
+        let ground = Ground::read(work).await.map_err(|refusal| work.with_id(refusal))?;
         Ok(Self {
             work,
-            prepared,
-            tried: RefCell::default(),
+            ground,
+            prepared: RefCell::default(),
             spent: RefCell::default(),
-            last: RefCell::default(),
-            said: Cell::new(0),
             limited_by: RefCell::default(),
         })
-    }
-
-    fn order(&self) -> &Order {
-        &self.prepared.order
     }
 
     fn plugin(&self) -> &Completion {
@@ -89,13 +78,12 @@ impl<'a> Run<'a> {
     }
 
     pub(super) async fn to_the_end(&self) -> Result<Completed, Refusal> {
-        let entry = &self.work.place.entry;
+        let (entry, trail) = (&self.work.place.entry, &self.work.trail);
         loop {
             let ranked = self.rank();
             let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
-                let refusal = self.last.take();
-                let refusal = refusal.unwrap_or_else(|| route::nobody(&ranked, &self.plugin().providers));
-                return Err(self.work.with_id(refusal, &self.tried.borrow()));
+                let nobody = || route::nobody(&ranked, &self.work.order, &self.plugin().providers);
+                return Err(self.refused(trail.last().unwrap_or_else(nobody)));
             };
             let now_ms = self.plugin().now_ms();
             self.plugin().ledger.borrow_mut().go_on_with(entry, &best.target, now_ms);
@@ -104,15 +92,20 @@ impl<'a> Run<'a> {
                 continue;
             }
             if best.wait_ms > 0 {
-                self.wait_for_pace(best).await?;
+                self.wait_for_pace(best).await;
                 continue;
             }
-            let reserved = match self.reserve(&best.target).await {
+            let Some(prepared) = self.prepared_for(&best.target) else {
+                // What it needs, and so who is best, is known better afterwards.
+                self.prepare(&best.target).await?;
+                continue;
+            };
+            let order = &prepared.order;
+            let reserved = match self.reserve(&best.target, order).await {
                 Ok(reserved) => reserved,
                 Err(refusal) => {
-                    let why = refusal.message.clone();
-                    self.spent.borrow_mut().push((best.target.clone(), why));
-                    self.last.replace(Some(refusal));
+                    self.spend(&best.target, refusal.message.clone());
+                    trail.set_last(refusal);
                     continue;
                 }
             };
@@ -120,22 +113,56 @@ impl<'a> Run<'a> {
             if self.plugin().books.has_budgets() && !self.is_its_turn(&best.target) {
                 continue;
             }
-            match self.attempt(&best.target, reserved).await {
-                Ok(answer) => return self.completed(&best.target, answer).await,
+            match self.attempt(&best.target, order, reserved).await {
+                Ok(answer) => return self.completed(&best.target, &prepared, answer).await,
                 Err(refusal) => match self.next(&best.target, &refusal, &ranked) {
-                    Next::End => return Err(self.work.with_id(refusal, &self.tried.borrow())),
+                    Next::End => return Err(self.refused(refusal)),
                     Next::Again(pause) => {
-                        self.last.replace(Some(refusal));
+                        trail.set_last(refusal);
                         self.work.ctx.sleep(pause).await;
                     }
                     Next::Other => {
-                        let why = format!("it refused: {}", refusal.code);
-                        self.spent.borrow_mut().push((best.target.clone(), why));
-                        self.last.replace(Some(refusal));
+                        self.spend(&best.target, format!("it refused: {}", refusal.code));
+                        trail.set_last(refusal);
                     }
                 },
             }
         }
+    }
+
+    /// Makes of the request what a model is asked.
+    async fn prepare(&self, target: &Target) -> Result<(), Refusal> {
+        let prepared = prepare(self.work, &self.ground, target).await;
+        let prepared = Rc::new(prepared.map_err(|refusal| self.work.with_id(refusal))?);
+        self.prepared.borrow_mut().push((target.clone(), prepared));
+        Ok(())
+    }
+
+    fn prepared_for(&self, target: &Target) -> Option<Rc<Prepared>> {
+        let prepared = self.prepared.borrow();
+        prepared.iter().find(|(other, _)| other == target).map(|(_, prepared)| prepared.clone())
+    }
+
+    /// A model will not be tried again.
+    fn spend(&self, target: &Target, why: String) {
+        self.prepared.borrow_mut().retain(|(other, _)| other != target);
+        self.spent.borrow_mut().push((target.clone(), why));
+    }
+
+    /// The refusal of the request. Where its messages do not fit and may not be left out,
+    /// that says how to allow it.
+    fn refused(&self, refusal: Refusal) -> Refusal {
+        let of_the_prompt = refusal.code == Code::TooLarge
+            && matches!(Failure::of(&refusal), None | Some(Failure::TooLarge))
+            && self.work.trail.said() == 0;
+        let hint = match refusal.hint.as_str() {
+            hint if hint.contains("`trim`") || !of_the_prompt || !self.work.order.could_be_trimmed() => {
+                hint.to_owned()
+            }
+            "" => "`trim` leaves out the oldest messages".to_owned(),
+            hint => format!("`trim` leaves out the oldest messages; or {hint}"),
+        };
+        self.work.with_id(Refusal { hint, ..refusal })
     }
 
     fn rank(&self) -> Vec<Ranked> {
@@ -144,6 +171,8 @@ impl<'a> Run<'a> {
         // It is not in its own way.
         let own = &mut loads[self.work.place.entry.lane.get()];
         own.running = own.running.saturating_sub(1);
+        let prepared = self.prepared.borrow();
+        let needs = prepared.iter().map(|(target, prepared)| (target.clone(), prepared.order.needs()));
         let view = View {
             config: &plugin.config,
             providers: &plugin.providers,
@@ -151,8 +180,9 @@ impl<'a> Run<'a> {
             loads: &loads,
             tenant: self.work.ctx.tenant(),
             spent: &self.spent.borrow(),
+            needs: &needs.collect::<Vec<_>>(),
         };
-        plugin.router.borrow().rank(self.order(), &view, plugin.now_ms())
+        plugin.router.borrow().rank(&self.work.order, &view, plugin.now_ms())
     }
 
     /// Whether a model is still the one to ask, and now.
@@ -161,64 +191,54 @@ impl<'a> Run<'a> {
         now.first().is_some_and(|best| best.is_eligible() && best.target == *target && best.wait_ms == 0)
     }
 
-    /// Waits until the limits of the provider let the request begin.
-    async fn wait_for_pace(&self, best: &Ranked) -> Result<(), Refusal> {
+    /// Waits until the limits of the provider let the request begin; where that is
+    /// beyond its time, the model is not for it.
+    async fn wait_for_pace(&self, best: &Ranked) {
         let wait = Duration::from_millis(best.wait_ms);
         if wait < self.left() {
-            self.work.ctx.sleep(wait).await;
-            return Ok(());
+            return self.work.ctx.sleep(wait).await;
         }
         let name = &self.plugin().providers.of(&best.target).name;
-        let refusal = Refusal::new(
-            Code::Busy,
-            format!("the limit of provider `{name}` is reached beyond the time of this request"),
-        );
-        let refusal = refusal.hint("try again later, or name `fallbacks`").retry_after_ms(best.wait_ms);
-        Err(self.work.with_id(refusal, &self.tried.borrow()))
+        let why = format!("the limit of provider `{name}` is reached beyond the time of this request");
+        self.spend(&best.target, why.clone());
+        let refusal = Refusal::new(Code::Busy, why).hint("try again later, or name `fallbacks`");
+        self.work.trail.set_first(refusal.retry_after_ms(best.wait_ms));
     }
 
     fn left(&self) -> Duration {
         let age_ms = self.plugin().now_ms().saturating_sub(self.work.place.entry.accepted_ms);
-        self.order().timeout.saturating_sub(Duration::from_millis(age_ms))
-    }
-
-    /// Number of the next attempt.
-    fn number(&self) -> u32 {
-        u32::try_from(self.tried.borrow().len()).unwrap_or(u32::MAX).saturating_add(1)
+        self.work.order.timeout.saturating_sub(Duration::from_millis(age_ms))
     }
 
     /// Asks a model once.
-    async fn attempt(&self, target: &Target, mut reserved: Reserved<'_>) -> Result<Generated, Refusal> {
-        let plugin = self.plugin();
+    async fn attempt(
+        &self,
+        target: &Target,
+        order: &Order,
+        mut reserved: Reserved<'_>,
+    ) -> Result<Generated, Refusal> {
+        let (plugin, trail) = (self.plugin(), &self.work.trail);
         let began_ms = plugin.now_ms();
-        let needs = self.order().needs();
-        let begun = plugin.router.borrow_mut().begin(target, needs.tokens(), began_ms);
+        let begun = plugin.router.borrow_mut().begin(target, order.needs().tokens(), began_ms);
         // The ranking has just said that it is let through.
         let ticket =
             begun.map_err(|ms| Refusal::new(Code::Unavailable, "left alone for now").retry_after_ms(ms))?;
         let counted = Counted { plugin, target, ticket: Some(ticket) };
-        let number = self.number();
+        let number = trail.number();
         self.limited_by.replace(reserved.limited_by.take());
         self.announce(number, target).await?;
         let first_ms = Cell::new(None);
         // As long as nothing else is known: it was asked, and read the request.
-        reserved.taken = self.guess(target, 0);
-        let asked = self.ask(target, &first_ms).await;
+        reserved.taken = self.guess(target, order, 0);
+        trail.begin(plugin.providers.name(target), self.work.place.entry.accepted_ms, began_ms);
+        let asked = self.ask(target, order, &first_ms).await;
         let usage = asked.as_ref().ok().map(|answer| answer.usage);
         let asked = asked.and_then(|answer| {
-            schema::check(self.order().settings.response_format.as_ref(), &answer).map(|()| answer)
+            schema::check(order.settings.response_format.as_ref(), &answer).map(|()| answer)
         });
         let asked = asked.map_err(|refusal| plugin.providers.of(target).blame(refusal));
         let now_ms = plugin.now_ms();
-        self.tried.borrow_mut().push(Tried {
-            number,
-            model: plugin.providers.name(target),
-            outcome: asked.as_ref().map_or_else(|refusal| refusal.code.to_string(), |_| "answered".into()),
-            message: asked.as_ref().err().map(|refusal| refusal.message.clone()),
-            started_ms: began_ms.saturating_sub(self.work.place.entry.accepted_ms),
-            took_ms: now_ms - began_ms,
-            text_sent: self.said.get() > 0,
-        });
+        trail.end(asked.as_ref().err(), now_ms);
         match &asked {
             Ok(answer) => {
                 plugin.catalogue.found(target.lane);
@@ -227,11 +247,11 @@ impl<'a> Run<'a> {
                 counted.answered(first_ms, answer.usage.total_tokens, now_ms);
             }
             Err(refusal) => {
-                reserved.taken = match (usage, self.said.get()) {
+                reserved.taken = match (usage, trail.said()) {
                     // It answered, and not what was asked for.
                     (Some(usage), _) => Taken { answered: false, ..self.took(target, &usage) },
                     (None, 0) => Taken { asked: !is_absent(refusal), ..Taken::default() },
-                    (None, said) => self.guess(target, said),
+                    (None, said) => self.guess(target, order, said),
                 };
                 if is_absent(refusal) {
                     plugin.catalogue.missed(target.lane, &refusal.message, now_ms);
@@ -248,20 +268,25 @@ impl<'a> Run<'a> {
 
     /// Says that the text starts over, where some was sent before.
     async fn announce(&self, attempt: u32, target: &Target) -> Result<(), Refusal> {
-        if self.said.take() == 0 {
+        if !self.work.trail.unsay() {
             return Ok(());
         }
-        let because = self.last.borrow().as_ref().map_or_else(String::new, |refusal| refusal.message.clone());
+        let because = self.work.trail.last().map_or_else(String::new, |refusal| refusal.message);
         let model = self.plugin().providers.name(target);
         self.work.restarted(Restarted { attempt, model, because }).await
     }
 
-    async fn ask(&self, target: &Target, first_ms: &Cell<Option<u64>>) -> Result<Generated, Refusal> {
+    async fn ask(
+        &self,
+        target: &Target,
+        order: &Order,
+        first_ms: &Cell<Option<u64>>,
+    ) -> Result<Generated, Refusal> {
         let plugin = self.plugin();
-        let number = self.times(&plugin.providers.name(target)).saturating_add(1);
+        let number = self.work.trail.times(&plugin.providers.name(target)).saturating_add(1);
         let tokens_left = self.limited_by.borrow().as_ref().map(|limited| limited.max_tokens);
         let attempt = Attempt { target, number, left: self.left(), tokens_left };
-        let mut stream = Stream::open(&self.work.ctx, &plugin.providers, self.order(), attempt)?;
+        let mut stream = Stream::open(&self.work.ctx, &plugin.providers, order, attempt)?;
         loop {
             match stream.next().await? {
                 Piece::Delta(delta) => {
@@ -271,8 +296,7 @@ impl<'a> Run<'a> {
                     if bytes == 0 {
                         continue;
                     }
-                    self.said.set(self.said.get() + bytes);
-                    if self.said.get() > TEXT_BYTES_MAX {
+                    if self.work.trail.say(bytes) > TEXT_BYTES_MAX {
                         return Err(too_long());
                     }
                     self.work.pass_on(delta).await?;
@@ -283,17 +307,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// How often a model was asked.
-    fn times(&self, name: &ModelName) -> u32 {
-        let times = self.tried.borrow().iter().filter(|tried| tried.model == *name).count();
-        u32::try_from(times).unwrap_or(u32::MAX)
-    }
-
     fn next(&self, target: &Target, refusal: &Refusal, ranked: &[Ranked]) -> Next {
-        let order = self.order();
         let retry = &self.plugin().config.retry;
-        let said = self.said.get() > 0;
-        if (said && !order.restart) || is_of_the_request(refusal) {
+        let said = self.work.trail.said() > 0;
+        if (said && !self.work.order.restart) || is_of_the_request(refusal) {
             return Next::End;
         }
         // A provider says of what was sent in part that it must not be repeated in
@@ -301,13 +318,16 @@ impl<'a> Run<'a> {
         let retryable = refusal.retryable || (said && refusal.code.retryable());
         let others = ranked.iter().any(|other| other.is_eligible() && other.target != *target);
         let name = self.plugin().providers.name(target);
-        let times = self.times(&name);
+        let times = self.work.trail.times(&name);
         let pause = retry.wait(times.max(1), refusal, spread(&self.work.place.entry.id, times));
         let patience = Duration::from_millis(retry.patience_ms);
-        if retryable && times <= retry.attempts && !(others && pause > patience) {
-            return Next::Again(pause);
+        // A pause beyond the time of the request would only hide why it ends.
+        let pause = pause.filter(|pause| *pause < self.left() && !(others && *pause > patience));
+        match pause.filter(|_| retryable && times <= retry.attempts) {
+            Some(pause) => Next::Again(pause),
+            None if others => Next::Other,
+            None => Next::End,
         }
-        if others { Next::Other } else { Next::End }
     }
 }
 

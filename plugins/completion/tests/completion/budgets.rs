@@ -64,6 +64,24 @@ fn usage_is_kept_over_restarts_and_added_up_as_asked() {
 }
 
 #[test]
+fn what_comes_from_the_cache_of_a_provider_costs_what_that_costs() {
+    let mut config = priced(json!({"money": {"money": 1.0}}));
+    let model = &mut config["providers"]["openai"]["models"]["gpt"];
+    (model["cached_price"], model["cache_write_price"]) = (json!(0.1), json!(1.25));
+    let host = host(config);
+    let call = ask(&host, json!({"prompt": "x".repeat(3984), "model": MODEL, "max_tokens": 100}));
+    let asked = host.expect("openai:generate");
+    let money = |part: &str| usage(&host, json!(["model"]))["budgets"][0][part]["money"].as_f64().unwrap();
+    assert!((money("reserved") - 0.00225).abs() < 1e-9, "as dear as it can get: {}", money("reserved"));
+    let mut answer = answered();
+    answer["usage"] = json!({"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100,
+                             "cached_tokens": 800, "cache_write_tokens": 100});
+    host.end(&asked, answer);
+    end(&host, &call);
+    assert!((money("used") - 0.001_305).abs() < 1e-9, "{}", money("used"));
+}
+
+#[test]
 fn what_nobody_was_asked_for_costs_nothing() {
     let host = host(priced(json!({"few": {"calls": 1}})));
     let call = ask(&host, json!({"prompt": "x", "model": MODEL}));

@@ -133,3 +133,181 @@ fn a_failed_request_is_not_remembered() {
     let history = host.request("completion:history", json!({"conversation_id": "c"})).unwrap();
     assert_eq!(history, json!({"messages": []}));
 }
+
+/// A conversation of so many messages before the last turn, each of about 100 tokens.
+fn talk(earlier: usize) -> Vec<Value> {
+    let roles = ["user", "assistant"].into_iter().cycle();
+    let turn =
+        |(n, role): (usize, &str)| json!({"role": role, "content": format!("{n} {}", "x".repeat(390))});
+    let mut messages = vec![json!({"role": "system", "content": "be kind"})];
+    messages.extend((0..earlier).zip(roles).map(turn));
+    messages.push(json!({"role": "user", "content": "and now?"}));
+    messages
+}
+
+/// Lets the model's tokenizer count: a token is four bytes.
+fn four_bytes_each(asked: &Asked) -> Result<Value, ksi_sdk::prelude::Refusal> {
+    Ok(json!({"tokens": [], "count": asked.data["text"].as_str().unwrap().len() / 4}))
+}
+
+#[test]
+fn a_request_that_lets_itself_be_trimmed_loses_its_oldest_turns_and_says_so() {
+    let host = knowing(900);
+    host.script("llama:tokenize", four_bytes_each);
+    let request = |more: Value| {
+        let mut request = json!({"messages": talk(20), "max_tokens": 200});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        request
+    };
+    for (more, room, kept) in
+        [(json!({"trim": true}), 700, 6), (json!({"trim": true, "context_tokens": 300}), 300, 2)]
+    {
+        let (asked, end) = exchange(&host, request(more), "x");
+        assert_eq!((asked.len(), asked[0].as_str()), (kept + 2, "system: be kind"));
+        assert!(asked[1].starts_with(&format!("user: {} ", 20 - kept)), "{asked:?}");
+        assert_eq!(asked.last().unwrap(), "user: and now?");
+        let context = &end["context"];
+        assert_eq!(
+            (&context["room"], &context["dropped_messages"], &context["history_messages"]),
+            (&json!(room), &json!(20 - kept), &json!(kept))
+        );
+        assert_eq!(context["counted_by"], "llama:tokenize");
+    }
+    let refused = host.request("completion:request", request(json!({}))).unwrap_err();
+    assert_eq!(refused.code, Code::TooLarge, "{refused}");
+    assert!(refused.message.contains("context has 900") && refused.hint.contains("`trim`"), "{refused}");
+    assert_eq!(refused.details.unwrap()["context"], 900);
+}
+
+#[test]
+fn what_a_model_finds_too_large_says_how_it_could_be_trimmed() {
+    let host = default_host();
+    let full = || ksi_sdk::prelude::Refusal::new(Code::TooLarge, "it is full").hint("load it with more");
+    for (trim, hint) in
+        [(false, "`trim` leaves out the oldest messages; or load it with more"), (true, "load it with more")]
+    {
+        let call = ask(&host, json!({"messages": talk(2), "model": "openai/m", "trim": trim}));
+        host.script("openai:models", |_| Ok(json!({"models": []})));
+        host.refuse(&host.expect("openai:generate"), full());
+        assert_eq!(refusal(&host, &call).hint, hint);
+    }
+}
+
+#[test]
+fn what_is_remembered_and_what_is_said_before_the_last_turn_are_one_history() {
+    let host = knowing(4096);
+    exchange(&host, remembered("first"), "one");
+    let messages = json!([{"role": "user", "content": "second"}, {"role": "assistant", "content": "two"},
+                          {"role": "user", "content": "third"}]);
+    let (asked, end) = exchange(
+        &host,
+        json!({"messages": messages, "conversation_id": "c", "remember": true, "trim": true}),
+        "three",
+    );
+    let said = ["user: first", "assistant: one", "user: second", "assistant: two", "user: third"];
+    assert_eq!(asked, said);
+    assert_eq!(end["context"]["history_messages"], 4);
+    let history = host.request("completion:history", json!({"conversation_id": "c"})).unwrap();
+    assert_eq!(history["messages"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn a_tokenizer_is_never_asked_for_more_than_a_few_texts_at_once() {
+    let host = knowing(4096);
+    let call = ask(&host, json!({"messages": talk(400), "trim": true}));
+    // It counts, and refuses what is beyond sixteen.
+    let (mut counted, mut most) = (0, 0);
+    while counted < 402 {
+        let mut held = Vec::new();
+        while host.has_asked() {
+            held.push(host.expect("llama:tokenize"));
+        }
+        most = most.max(held.len());
+        counted += held.len();
+        for (place, asked) in held.iter().enumerate() {
+            match place < 16 {
+                true => host.reply(asked, four_bytes_each(asked).unwrap()),
+                false => host.refuse(asked, ksi_sdk::prelude::Refusal::new(Code::Busy, "too many")),
+            }
+        }
+    }
+    assert!((2..=16).contains(&most), "{most} at once");
+    let asked = host.expect("llama:generate");
+    let lines = read(&asked);
+    assert_eq!(lines.len(), 30);
+    assert!(lines[1].starts_with("user: 372 "), "in their order: {}", lines[1]);
+    host.end(&asked, generated("x"));
+    let context = end(&host, &call)["context"].clone();
+    assert_eq!(
+        (&context["counted_by"], &context["dropped_messages"]),
+        (&json!("llama:tokenize"), &json!(372))
+    );
+}
+
+#[test]
+fn where_the_tokenizer_is_away_tokens_are_estimated() {
+    let host = knowing(1000);
+    host.script("llama:tokenize", |_| Err(ksi_sdk::prelude::Refusal::new(Code::Busy, "not now")));
+    let (asked, end) = exchange(&host, json!({"messages": talk(20), "trim": true}), "x");
+    assert_eq!((asked.len(), &end["context"]["counted_by"]), (8, &json!("estimate")));
+}
+
+#[test]
+fn a_fallback_reads_what_it_has_room_for_and_hooks_see_who_is_asked() {
+    let host = host(json!({"retry": {"jitter": false}, "providers": {
+        "openai": {"models": {"big": {"context_length": 100_000}}},
+        "anthropic": {"models": {"small": {"context_length": 400}}}
+    }}));
+    let seen = std::rc::Rc::new(RefCell::new(Vec::new()));
+    let told = seen.clone();
+    host.script("completion:pre_llm_prompt", move |asked| {
+        let mut prompt = asked.data.clone();
+        let model = prompt["model"]["model"].as_str().unwrap().to_owned();
+        let last = prompt["messages"].as_array().unwrap().len() - 1;
+        assert_eq!(prompt["messages"][last]["content"], "and now?", "as it was before");
+        prompt["messages"][last]["content"] = json!(format!("to {model}"));
+        told.borrow_mut().push((model, last + 1));
+        Ok(prompt)
+    });
+    let call = ask(
+        &host,
+        json!({"messages": talk(20), "trim": true, "model": "openai/big", "fallbacks": ["anthropic/small"]}),
+    );
+    for _ in 0..3 {
+        let asked = host.expect("openai:generate");
+        assert_eq!((read(&asked).len(), read(&asked).pop().unwrap()), (22, "user: to big".into()));
+        host.refuse(&asked, ksi_sdk::prelude::Refusal::new(Code::Unavailable, "down"));
+        host.advance(std::time::Duration::from_secs(1));
+    }
+    let asked = host.expect("anthropic:generate");
+    assert_eq!((read(&asked).len(), read(&asked).pop().unwrap()), (4, "user: to small".into()));
+    host.end(&asked, generated("x"));
+    let end = end(&host, &call);
+    assert_eq!((&end["attempts"], &end["context"]["dropped_messages"]), (&json!(4), &json!(18)));
+    assert_eq!(end["context"]["room"], 300);
+    let seen = seen.borrow();
+    assert_eq!(*seen, [("big".to_owned(), 22), ("small".to_owned(), 4)], "once for each, retries or not");
+}
+
+#[test]
+fn a_fallback_reserves_what_it_reads_itself() {
+    let host = host(json!({"retry": {"attempts": 0}, "budgets": {"few": {"tokens": 3000}}, "providers": {
+        "openai": {"models": {"big": {"context_length": 100_000}}},
+        "anthropic": {"models": {"small": {"context_length": 400}}}
+    }}));
+    let request = json!({"messages": talk(20), "trim": true, "max_tokens": 50, "model": "openai/big",
+                         "fallbacks": ["anthropic/small"]});
+    let call = ask(&host, request);
+    let reserved = || {
+        let usage = host.request("completion:usage", json!({})).unwrap();
+        usage["budgets"][0]["reserved"]["tokens"].as_u64().unwrap()
+    };
+    let asked = host.expect("openai:generate");
+    assert!(reserved() > 2000, "{}", reserved());
+    host.refuse(&asked, ksi_sdk::prelude::Refusal::new(Code::Unavailable, "down"));
+    let asked = host.expect("anthropic:generate");
+    assert!((250..400).contains(&reserved()), "{}", reserved());
+    host.end(&asked, generated("x"));
+    end(&host, &call);
+    assert_eq!(reserved(), 0);
+}

@@ -135,18 +135,77 @@ fn higher_priorities_go_first_and_positions_say_so() {
     assert_eq!(started, [first, high, normal, low]);
 }
 
+/// In whose name something is asked.
+fn caller(principal: &str) -> Meta {
+    let caller =
+        ksi_sdk::protocol::frame::Caller { principal: principal.into(), tenant: None, every_tenant: false };
+    Meta { caller: Some(caller), ..Meta::default() }
+}
+
 #[test]
 fn a_full_queue_is_busy_and_says_when_to_come_back() {
-    let host = host(json!({"queue_max": 2, "providers": {"llama": {"concurrency": 1}}}));
-    let calls: Vec<_> = (0..3).map(|_| ask(&host, json!({"prompt": "x"}))).collect();
-    let refusal = host.request("completion:async", json!({"prompt": "x"})).unwrap_err();
-    assert_eq!((refusal.code, refusal.retryable), (Code::Busy, true));
-    assert!(refusal.retry_after_ms.is_some_and(|ms| ms >= 100), "{refusal:?}");
+    let host = host(json!({"queue_max": 4, "providers": {"llama": {"concurrency": 1}}}));
+    let request = || json!({"prompt": "x"});
+    let calls: Vec<_> = (0..3).map(|_| ask(&host, request())).collect();
+    let refused = host.request("completion:async", request()).unwrap_err();
+    assert_eq!((refused.code, refused.retryable), (Code::Busy, true));
+    assert!(refused.message.contains("2 requests of yours"), "it is nobody else's fault: {refused}");
+    assert!(refused.retry_after_ms.is_some_and(|ms| ms >= 100), "{refused:?}");
     let mock = host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"}));
     assert!(mock.is_ok(), "another provider has its own queue");
+    let as_other = |name: &str| host.open_as("completion:request", request(), &caller(name));
+    let others = ["user:b", "user:c"].map(as_other);
+    assert_eq!(status(&host), (4, 1), "others have room");
+    let refused = refusal(&host, &as_other("user:d"));
+    assert!(refused.code == Code::Busy && refused.message.contains("4 requests wait"), "{refused}");
+    host.cancel(&others[0]);
     host.cancel(&calls[1]);
-    accept(&host, json!({"prompt": "x"}));
-    assert_eq!(status(&host), (2, 1));
+    accept(&host, request());
+    assert_eq!(status(&host), (3, 1));
+}
+
+#[test]
+fn whoever_floods_a_provider_takes_no_more_of_it_than_the_others() {
+    let host = host(json!({"providers": {"mock": {"concurrency": 2}}}));
+    let work = |principal: &str, agent: &str, number: usize| {
+        let id = format!("{principal}/{agent}/{number}");
+        let mut request = json!({"prompt": "a b c d e", "model": "mock/slow:10"});
+        if !agent.is_empty() {
+            request["agent"] = json!(agent);
+        }
+        let meta = Meta { idempotency_key: Some(id), ..caller(principal) };
+        host.open_as("completion:async", request, &meta);
+    };
+    for number in 0..1000 {
+        work("flood", "", number);
+    }
+    for number in 0..100 {
+        work("one", "", number);
+        // Two agents of one principal share what it gets.
+        work("two", "x", number);
+        work("two", "y", number);
+    }
+    let (mut tokens, mut started) = (HashMap::new(), HashMap::new());
+    for _ in 0..300 {
+        host.advance(std::time::Duration::from_millis(10));
+        for (event, data) in host.emitted() {
+            let (whose, number) = data["request_id"].as_str().unwrap().rsplit_once('/').unwrap();
+            match event.as_str() {
+                "completion:delta" => *tokens.entry(whose.to_owned()).or_insert(0) += 1,
+                "completion:started" => {
+                    let next = started.insert(whose.to_owned(), number.parse::<i64>().unwrap());
+                    assert_eq!(number, (next.unwrap_or(-1) + 1).to_string(), "{whose} in its order");
+                }
+                _ => {}
+            }
+        }
+    }
+    let shares = [tokens["flood/"], tokens["one/"], tokens["two/x"] + tokens["two/y"]];
+    let mean = shares.iter().sum::<i32>() / 3;
+    assert!(mean > 150, "{shares:?}");
+    assert!(shares.iter().all(|share| (share - mean).abs() * 5 < mean), "{shares:?}");
+    let (x, y) = (tokens["two/x"], tokens["two/y"]);
+    assert!((x - y).abs() * 5 < x, "{x} {y}");
 }
 
 #[test]

@@ -145,10 +145,38 @@ fn what_became_of_durable_work_is_asked_of_its_keeper() {
 }
 
 #[test]
+fn whoever_waits_is_answered_when_the_request_ends_or_the_time_is_over() {
+    let host = default_host();
+    let call = ask(&host, json!({"prompt": "x"}));
+    let asked = host.expect("llama:generate");
+    let open = host.request("completion:status", json!({})).unwrap();
+    let id = &open["requests"][0]["request_id"];
+    let patient = host.open("completion:wait", json!({ "request_id": id }));
+    let brief = host.open("completion:wait", json!({"request_id": id, "timeout_ms": 30}));
+    host.advance(std::time::Duration::from_millis(29));
+    assert_eq!((host.try_next(&brief), host.try_next(&patient)), (None, None));
+    host.advance(std::time::Duration::from_millis(1));
+    assert_eq!(host.next(&brief), Answer::Reply(json!({"request_id": id, "state": "running"})));
+    generate(&host, &asked, "hello");
+    let done = json!({"request_id": id, "state": "done", "result": end(&host, &call)});
+    assert_eq!(host.next(&patient), Answer::Reply(done.clone()));
+    assert_eq!(host.request("completion:wait", json!({ "request_id": id })).unwrap(), done, "at once");
+    let refused = host.request("completion:wait", json!({"request_id": id, "timeout_ms": -1})).unwrap_err();
+    assert_eq!(refused.details.unwrap()["path"], "timeout_ms");
+    // Durable work is waited for at its keeper.
+    let call = host.open("completion:wait", json!({"request_id": "w", "timeout_ms": 30}));
+    let asked = host.expect("work:wait");
+    assert_eq!(asked.data, json!({"request_id": "w", "timeout_ms": 30}));
+    host.refuse(&asked, Refusal::not_found("work", "w"));
+    assert_eq!(refusal(&host, &call).code, Code::NotFound);
+}
+
+#[test]
 fn what_is_unknown_is_not_found() {
     let host = default_host();
     for (event, data) in [
         ("completion:get", json!({"request_id": "cmp-0"})),
+        ("completion:wait", json!({"request_id": "cmp-0"})),
         ("completion:cancel", json!({"request_id": "cmp-0"})),
         ("completion:status", json!({"request_id": "cmp-0"})),
         ("completion:request", json!({"prompt": "x", "model": "other/gpt"})),
@@ -254,7 +282,7 @@ fn nothing_of_a_prompt_or_an_answer_is_logged() {
 #[test]
 fn the_descriptor_has_help_for_every_event() {
     let descriptor = Host::descriptor();
-    assert_eq!((descriptor.requests.len(), descriptor.emits.len()), (12, 5));
+    assert_eq!((descriptor.requests.len(), descriptor.emits.len()), (13, 5));
     for spec in &descriptor.requests {
         assert!(!spec.about.is_empty(), "{} has no help", spec.event.as_str());
     }
@@ -286,6 +314,8 @@ fn a_configuration_that_makes_no_sense_stops_the_start() {
         (json!({"usage_days": 0}), "usage_days"),
         (json!({"answer_tokens": 0}), "answer_tokens"),
         (json!({"retry": {"attempts": 11}}), "retry"),
+        (json!({"retry": {"wait_max_ms": 0}}), "wait_max_ms"),
+        (json!({"providers": {"gpt": {"models": {"m": {"cached_price": -1.0}}}}}), "providers.gpt.models.m"),
         (json!({"queue": 5}), "queue"),
     ] {
         let refusal = Host::start(config).err().unwrap();

@@ -6,24 +6,26 @@ use ksi_sdk::prelude::Refusal;
 use super::Run;
 use crate::{
     books::{Expected, Reserved, Taken, cost},
-    order::estimated_tokens,
+    config::ModelConfig,
+    order::{Order, estimated_tokens},
     provider::Target,
 };
 
 impl Run<'_> {
-    /// Reserves in the budgets that apply what the next attempt is expected to take.
-    pub(super) async fn reserve(&self, target: &Target) -> Result<Reserved<'_>, Refusal> {
-        let (plugin, order) = (self.plugin(), self.order());
+    /// Reserves in the budgets that apply what the next attempt is expected to take; of
+    /// what is read nobody knows before whether it comes from a cache, or goes there.
+    pub(super) async fn reserve(&self, target: &Target, order: &Order) -> Result<Reserved<'_>, Refusal> {
+        let plugin = self.plugin();
         let (needs, config) = (order.needs(), plugin.providers.of(target).model(&target.model));
         let expected = Expected {
             prompt_tokens: needs.prompt_tokens,
             answers: needs.answers,
             max_tokens: order.settings.max_tokens,
-            answer_tokens: self.answer_tokens(target),
-            prompt_price: config.prompt_price,
+            answer_tokens: self.answer_tokens(target, needs.prompt_tokens),
+            prompt_price: config.dearest_prompt_price(),
             completion_price: config.completion_price,
         };
-        let attempt = (self.work.place.entry.id.clone(), self.number());
+        let attempt = (self.work.place.entry.id.clone(), self.work.trail.number());
         let who = crate::who(&self.work.ctx, order.agent.as_deref(), order.conversation.as_deref());
         let model = plugin.providers.name(target).to_string();
         plugin.books.reserve(&plugin.ctx, attempt, &who, &model, expected).await
@@ -31,30 +33,71 @@ impl Run<'_> {
 
     /// Most tokens of an answer whose request does not say. More than the context has
     /// room for would be refused by some servers.
-    fn answer_tokens(&self, target: &Target) -> u32 {
-        let (plugin, needs) = (self.plugin(), self.order().needs());
+    fn answer_tokens(&self, target: &Target, prompt_tokens: u64) -> u32 {
+        let plugin = self.plugin();
         let context = plugin.catalogue.context_length(target, plugin.providers.of(target));
-        let room = context.map(|context| context.saturating_sub(needs.prompt_tokens).max(1));
+        let room = context.map(|context| context.saturating_sub(prompt_tokens).max(1));
         let room = room.and_then(|room| u32::try_from(room).ok()).unwrap_or(u32::MAX);
         plugin.config.answer_tokens.min(room)
     }
 
     /// What an attempt has taken so far, where its provider does not say.
-    pub(super) fn guess(&self, target: &Target, said: usize) -> Taken {
-        let price = self.plugin().providers.of(target).model(&target.model);
-        let prompt_tokens = self.order().needs().prompt_tokens;
-        let completion_tokens = estimated_tokens(said);
-        let nanos = cost(prompt_tokens, price.prompt_price) + cost(completion_tokens, price.completion_price);
-        Taken { prompt_tokens, completion_tokens, nanos, answered: false, asked: true }
+    pub(super) fn guess(&self, target: &Target, order: &Order, said: usize) -> Taken {
+        let usage = Usage {
+            prompt_tokens: order.needs().prompt_tokens,
+            completion_tokens: estimated_tokens(said),
+            ..Usage::default()
+        };
+        Taken { answered: false, ..self.took(target, &usage) }
     }
 
     pub(super) fn took(&self, target: &Target, usage: &Usage) -> Taken {
-        let price = self.plugin().providers.of(target).model(&target.model);
+        let model = self.plugin().providers.of(target).model(&target.model);
         let Usage { prompt_tokens, completion_tokens, .. } = *usage;
-        let nanos = usage.cost_usd.map_or_else(
-            || cost(prompt_tokens, price.prompt_price) + cost(completion_tokens, price.completion_price),
-            |money| cost(1_000_000, Some(money)),
-        );
+        let told = usage.cost_usd.map(|money| cost(1_000_000, Some(money)));
+        let nanos = told.unwrap_or_else(|| price(&model, usage));
         Taken { prompt_tokens, completion_tokens, nanos, answered: true, asked: true }
+    }
+}
+
+/// Money for what was read and made, in billionths. What came from a cache, or went
+/// there, is a part of what was read, with a price of its own.
+fn price(model: &ModelConfig, usage: &Usage) -> u64 {
+    let cached = usage.cached_tokens.min(usage.prompt_tokens);
+    let written = usage.cache_write_tokens.unwrap_or(0).min(usage.prompt_tokens - cached);
+    let fresh = usage.prompt_tokens - cached - written;
+    cost(fresh, model.prompt_price)
+        + cost(cached, model.cached_price.or(model.prompt_price))
+        + cost(written, model.cache_write_price.or(model.prompt_price))
+        + cost(usage.completion_tokens, model.completion_price)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_a_cache_or_goes_there_has_its_own_price() {
+        let plain =
+            ModelConfig { prompt_price: Some(10.0), completion_price: Some(50.0), ..ModelConfig::default() };
+        let dear = ModelConfig { cached_price: Some(1.0), cache_write_price: Some(12.5), ..plain };
+        let usage = |prompt_tokens, cached_tokens, written| Usage {
+            prompt_tokens,
+            completion_tokens: 10,
+            cached_tokens,
+            cache_write_tokens: written,
+            ..Usage::default()
+        };
+        for (usage, without, with) in [
+            (usage(100, 0, None), 1_500_000, 1_500_000),
+            (usage(100, 80, None), 1_500_000, 500_000 + 200_000 + 80_000),
+            (usage(100, 0, Some(40)), 1_500_000, 500_000 + 600_000 + 500_000),
+            (usage(100, 50, Some(40)), 1_500_000, 500_000 + 100_000 + 50_000 + 500_000),
+            // What is told cannot be: no more was read than was read.
+            (usage(100, 900, Some(900)), 1_500_000, 500_000 + 100_000),
+        ] {
+            assert_eq!((price(&plain, &usage), price(&dear, &usage)), (without, with), "{usage:?}");
+        }
+        assert_eq!((plain.dearest_prompt_price(), dear.dearest_prompt_price()), (Some(10.0), Some(12.5)));
     }
 }

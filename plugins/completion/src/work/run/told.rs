@@ -8,23 +8,28 @@ use crate::{
     order::Chosen,
     payload::{Completed, ModelName, Stage, Tried},
     provider::{DEFAULT, Target},
-    work::prepare::about,
+    work::prepare::{Prepared, about},
 };
 
 impl Run<'_> {
-    pub(super) async fn completed(&self, target: &Target, answer: Generated) -> Result<Completed, Refusal> {
-        let entry = &self.work.place.entry;
-        let tried = self.tried.take();
+    pub(super) async fn completed(
+        &self,
+        target: &Target,
+        prepared: &Prepared,
+        answer: Generated,
+    ) -> Result<Completed, Refusal> {
+        let (entry, order) = (&self.work.place.entry, &prepared.order);
+        let tried = self.work.trail.tried();
         let asked = self.plugin().providers.name(target);
         let why = self.why(&asked, &answer.model, &tried);
         let answered = ModelName { provider: asked.provider, model: answer.model.clone() };
-        let edited = about(self.work).after(answered.clone(), self.order(), answer).await;
-        let answer = edited.map_err(|refusal| self.work.with_id(refusal, &tried))?;
+        let edited = about(self.work).after(answered.clone(), order, answer).await;
+        let answer = edited.map_err(|refusal| self.work.with_id(refusal))?;
         let said = Message {
             tool_calls: answer.tool_calls.clone(),
             ..Message::new(Role::Assistant, answer.text.clone())
         };
-        let remembered = self.prepared.remember(self.work, said).await;
+        let remembered = self.ground.remember(self.work, said).await;
         // A provider that cannot limit its answers says so, and was not limited.
         let (unlimited, ignored): (Vec<_>, Vec<_>) =
             answer.ignored.into_iter().partition(|setting| setting == "tokens_left");
@@ -35,7 +40,7 @@ impl Run<'_> {
             tool_calls: answer.tool_calls,
             alternatives: answer.alternatives,
             logprobs: answer.logprobs,
-            requested: self.order().choice.requested.clone(),
+            requested: order.choice.requested.clone(),
             answered,
             why,
             toy: answer.toy,
@@ -48,15 +53,15 @@ impl Run<'_> {
             attempts: u32::try_from(tried.len()).unwrap_or(u32::MAX),
             tried,
             ignored,
-            conversation_id: self.order().conversation.clone(),
-            context: self.prepared.report.clone(),
+            conversation_id: order.conversation.clone(),
+            context: prepared.report.clone(),
             remembered,
         })
     }
 
     /// Why the model called `answered` answered.
     fn why(&self, asked: &ModelName, answered: &str, tried: &[Tried]) -> String {
-        let choice = &self.order().choice;
+        let choice = &self.work.order.choice;
         let plain = match choice.chosen {
             _ if choice.is_alias() => format!("`{}` stands for it", choice.requested.model),
             Chosen::ByDefault => "default model".into(),
