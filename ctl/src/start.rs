@@ -295,11 +295,13 @@ pub(crate) enum Stopped {
 ///
 /// # Errors
 ///
-/// Fails where it still runs after its grace period and some.
+/// Fails where it still runs after its grace period and some, or after
+/// `--timeout`.
 pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Stopped> {
     // How long the daemon's own grace is, only the daemon knows: then this waits
     // for longer than anyone configures it.
-    let patience = grace.unwrap_or(GRACE_UNKNOWN) + STOP_MARGIN;
+    let patience = at.timeout.unwrap_or_else(|| grace.unwrap_or(GRACE_UNKNOWN) + STOP_MARGIN);
+    let deadline = Instant::now() + patience;
     let process = match at.connect().await {
         Ok(client) => {
             let health: Health = at.ask(&client, "system:health", &json!({})).await?;
@@ -325,7 +327,7 @@ pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Sto
             None => return Ok(Stopped::WasNotRunning),
         },
     };
-    process.gone(Instant::now() + patience).await?;
+    process.gone(deadline).await?;
     Ok(Stopped::Gone { pid: process.pid })
 }
 

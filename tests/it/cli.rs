@@ -4,6 +4,7 @@
 mod ask;
 mod bench;
 mod chat;
+mod checkpoint;
 mod completion;
 mod configuration;
 mod discovery;

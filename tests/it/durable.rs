@@ -1,9 +1,11 @@
 //! Durable events, with a plugin that keeps work in memory: what the daemon has
 //! to do for them, in both faces.
 
+mod damage;
 mod disk;
 mod following;
 mod lives;
+mod placement;
 
 use ksi_protocol::{
     Frame, Pattern,

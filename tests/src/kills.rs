@@ -1,12 +1,13 @@
 //! Kills the daemon again and again while clients give it durable work, and
 //! checks the books at the end.
 //!
-//! Clients ask `echo:keep` over JSON lines, several at a time, each request
-//! under a key of its own; what was not answered when the daemon died is asked
-//! again under the same key. The daemon is killed while it works, while it
-//! starts, while it makes its first store, and while it makes a checkpoint. In
-//! the end everything that was accepted must have ended once, with the answer
-//! to what was asked.
+//! Clients ask over JSON lines, several at a time, each request under a key of
+//! its own; what was not answered when the daemon died is asked again under the
+//! same key. Most of it is done, some of it fails, and a little is poison that
+//! kills its plugin. The daemon is killed while it works, while it starts, while
+//! it makes its first store (in a fresh home each), and while it makes a
+//! checkpoint. In the end everything that was accepted must have ended once, as
+//! it had to, with the answer to what was asked, and the journal must be whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,13 +24,15 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{Daemon, Home, wait_until};
+use crate::{DEADLINE, Daemon, Home, library};
 
 /// How long the killing goes on, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// How often the daemon is killed.
     pub kills: usize,
+    /// Fresh homes whose first daemon is killed.
+    pub births: usize,
     /// Clients that give it work all the while.
     pub clients: usize,
     /// Work that each of them may give between two kills.
@@ -47,6 +50,8 @@ pub struct Tally {
     pub starting: usize,
     /// Kills during a checkpoint.
     pub checkpointing: usize,
+    /// Kills while the first store is made.
+    pub newborn: usize,
     /// Requests that were accepted.
     pub accepted: usize,
     /// How those ended, by state.
@@ -55,10 +60,12 @@ pub struct Tally {
     pub lost: usize,
     /// Accepted under two names, or under one position.
     pub doubled: usize,
-    /// Ended with the answer to something else.
+    /// Ended in another way than it had to, or with the answer to something else.
     pub wrong: usize,
     /// In the books, and never accepted.
     pub foreign: usize,
+    /// Records of a journal that are not as they were written, at the end.
+    pub holes: usize,
     /// Attempts beyond the first: begun again after a kill.
     pub repeated: u64,
 }
@@ -67,28 +74,29 @@ impl Tally {
     /// Whether nothing went wrong.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.lost + self.doubled + self.wrong + self.foreign == 0
+        self.lost + self.doubled + self.wrong + self.foreign + self.holes == 0
     }
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            working, starting, checkpointing, accepted, lost, doubled, wrong, foreign, repeated, ..
-        } = self;
-        let kills = working + starting + checkpointing;
+        let Self { working, starting, checkpointing, newborn, .. } = self;
+        let Self { accepted, ended, lost, doubled, wrong, foreign, holes, repeated, .. } = self;
+        let kills = working + starting + checkpointing + newborn;
         writeln!(
             f,
-            "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint"
+            "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint, \
+             {newborn} at the first store"
         )?;
         write!(f, "accepted {accepted}")?;
-        for (state, count) in &self.ended {
-            write!(f, ", {state} {count}")?;
+        // What every run ends with is always shown; what none should, only where it was.
+        let usual = ["done", "failed", "dead"];
+        let others = ended.keys().map(String::as_str).filter(|state| !usual.contains(state));
+        for state in usual.into_iter().chain(others) {
+            write!(f, ", {state} {}", ended.get(state).copied().unwrap_or_default())?;
         }
-        write!(
-            f,
-            ", lost {lost}, doubled {doubled}, wrong {wrong}, foreign {foreign}; begun again {repeated}"
-        )
+        write!(f, ", lost {lost}, doubled {doubled}, wrong {wrong}, foreign {foreign}, holes {holes}")?;
+        write!(f, "; begun again {repeated}")
     }
 }
 
@@ -118,15 +126,54 @@ segment_bytes = 262144
 results_max = 10000000
 "#;
 
+/// What the poison is given to: it dies of it, and nobody else is in it.
+fn poisoned() -> String {
+    format!(
+        r#"
+[plugins.faulty]
+library = "{}"
+placement = "child"
+may_call = []
+emits = []
+restart = {{ failures_max = 1000, backoff_min = "10ms", backoff_max = "20ms" }}
+
+[events."faulty:swallow"]
+delivery = "durable"
+permission = "test.use"
+repeat = true
+retry = {{ attempts = 5, backoff_min = "10ms", backoff_max = "20ms" }}
+"#,
+        library("fixture_faulty").display()
+    )
+}
+
+/// One of so many requests fails, and one of so many is poison.
+const FAILS: usize = 10;
+const POISONS: usize = 500;
+
+/// What is asked under a number, and how that must end.
+fn question(number: usize, key: &str) -> (&'static str, Value, &'static str) {
+    if number % POISONS == POISONS - 1 {
+        ("faulty:swallow", json!({"poison": true}), "dead")
+    } else if number % FAILS == FAILS - 1 {
+        // There is no such field.
+        ("echo:keep", json!({"text": key, "loud": true}), "failed")
+    } else {
+        ("echo:keep", json!({"text": key}), "done")
+    }
+}
+
 /// Requests that a client has open at once.
 const WINDOW: usize = 8;
+
+/// Name and position of what was accepted. More than one is a fault.
+type Names = BTreeSet<(String, u64)>;
 
 /// What one client was told.
 #[derive(Debug, Default)]
 struct History {
-    /// Name and position of what was accepted, by key. More than one name is a
-    /// fault.
-    accepted: BTreeMap<String, BTreeSet<(String, u64)>>,
+    /// How it must end and what was accepted, by key.
+    accepted: BTreeMap<String, (&'static str, Names)>,
 }
 
 /// Carries a plan out.
@@ -136,9 +183,12 @@ struct History {
 /// Where the daemon does not start again, or does not answer.
 #[must_use]
 pub fn carry_out(plan: Plan) -> Tally {
-    let mut home = Home::with_config(CONFIG);
     let mut tally = Tally::default();
     let mut dice = Dice(plan.seed | 1);
+    for _ in 0..plan.births {
+        be_born(&mut dice, &mut tally);
+    }
+    let mut home = Home::with_config(&format!("{CONFIG}{}", poisoned()));
     let allowed = Arc::new(AtomicUsize::new(0));
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..plan.clients)
@@ -173,15 +223,7 @@ fn kill_once(home: Home, dice: &mut Dice, tally: &mut Tally) -> Home {
     let early = dice.below(3) == 0;
     if early {
         tally.starting += 1;
-        let mut child = crate::command("ksid", home.path())
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("ksid runs");
-        pause(dice.below(25));
-        let _ = child.kill();
-        let _ = child.wait();
+        kill_start(&home, dice.below(25));
         return home;
     }
     let daemon = home.start();
@@ -198,6 +240,45 @@ fn kill_once(home: Home, dice: &mut Dice, tally: &mut Tally) -> Home {
         _ => tally.working += 1,
     }
     daemon.kill()
+}
+
+/// Starts a daemon, and kills it after so many milliseconds.
+fn kill_start(home: &Home, ms: u64) {
+    let mut child = crate::command("ksid", home.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("ksid runs");
+    pause(ms);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Kills the first daemon of a fresh home, and some that come after it. The next
+/// one must start unaided, and do what it is given.
+fn be_born(dice: &mut Dice, tally: &mut Tally) {
+    let home = Home::with_config(CONFIG);
+    for _ in 0..=dice.below(3) {
+        tally.newborn += 1;
+        kill_start(&home, dice.below(41));
+    }
+    let daemon = home.start();
+    daemon.ready();
+    let accepted = daemon.ask("echo:keep", json!({"text": "the first"})).expect("it is accepted");
+    tally.accepted += 1;
+    let info = daemon.ask("work:wait", json!({"request_id": accepted["request_id"]})).expect("it is known");
+    let state = info["state"].as_str().unwrap_or_default();
+    *tally.ended.entry(state.to_owned()).or_default() += 1;
+    tally.wrong += usize::from(info["result"]["text"] != "the first");
+    tally.holes += holes(&daemon);
+}
+
+/// What is not as it was written in the journal.
+fn holes(daemon: &Daemon) -> usize {
+    let found = daemon.ask("checkpoint:verify", json!({})).expect("the journal can be read");
+    let problems = found["problems"].as_array().map_or(0, Vec::len);
+    problems.max(usize::from(found["ok"] != true))
 }
 
 /// The moment of a kill is what is tested, so here a pause is no wait for a
@@ -252,7 +333,8 @@ impl Client {
             }
             for number in to_ask.drain(..) {
                 let key = self.key(number);
-                let ask = json!({"event": "echo:keep", "id": number, "data": {"text": key}, "idempotency_key": key});
+                let (event, data, _) = question(number, &key);
+                let ask = json!({"event": event, "id": number, "data": data, "idempotency_key": key});
                 if writer.write_all(format!("{ask}\n").as_bytes()).is_err() {
                     return;
                 }
@@ -292,7 +374,10 @@ impl Client {
         let name =
             answer["accepted"]["request_id"].as_str().unwrap_or_else(|| panic!("not accepted: {line}"));
         let seq = answer["accepted"]["seq"].as_u64().expect("a position");
-        self.history.accepted.entry(self.key(number)).or_default().insert((name.to_owned(), seq));
+        let key = self.key(number);
+        let (_, _, end) = question(number, &key);
+        let (_, names) = self.history.accepted.entry(key).or_insert_with(|| (end, Names::new()));
+        names.insert((name.to_owned(), seq));
         open.remove(&number);
         None
     }
@@ -300,10 +385,10 @@ impl Client {
 
 /// Compares what was accepted with the books of the last daemon.
 fn check(daemon: &Daemon, history: &History, tally: &mut Tally) {
-    tally.accepted = history.accepted.len();
+    tally.accepted += history.accepted.len();
     let books = books(daemon);
     let mut seqs = BTreeSet::new();
-    for (key, names) in &history.accepted {
+    for (key, (end, names)) in &history.accepted {
         tally.doubled += names.len() - 1;
         for (name, seq) in names {
             tally.doubled += usize::from(!seqs.insert(*seq));
@@ -313,7 +398,9 @@ fn check(daemon: &Daemon, history: &History, tally: &mut Tally) {
             };
             let state = info["state"].as_str().unwrap_or_default();
             *tally.ended.entry(state.to_owned()).or_default() += 1;
-            tally.lost += usize::from(["accepted", "leased", "waiting"].contains(&state));
+            let lives = ["accepted", "leased", "waiting"].contains(&state);
+            tally.lost += usize::from(lives);
+            tally.wrong += usize::from(!lives && state != *end);
             tally.repeated += info["attempts"].as_u64().unwrap_or_default().saturating_sub(1);
             if state == "done" {
                 let found = daemon.ask("work:get", json!({"request_id": name})).expect("it is in the books");
@@ -321,17 +408,30 @@ fn check(daemon: &Daemon, history: &History, tally: &mut Tally) {
             }
         }
     }
-    let known: BTreeSet<&String> = history.accepted.values().flatten().map(|(name, _)| name).collect();
+    let known: BTreeSet<&String> =
+        history.accepted.values().flat_map(|(_, names)| names).map(|(name, _)| name).collect();
+    tally.holes += holes(daemon);
     tally.foreign = books.keys().filter(|name| !known.contains(name)).count();
+}
+
+/// Waits until nothing is open. What ran when a daemon died runs alone now, one
+/// after the other, so this takes as long as it goes on.
+fn settle(daemon: &Daemon) {
+    let (mut least, mut deadline) = (u64::MAX, Instant::now() + DEADLINE);
+    while least > 0 {
+        let status = daemon.ask("checkpoint:status", json!({})).expect("a status");
+        let pending = status["pending"].as_u64().expect("a number");
+        if pending < least {
+            (least, deadline) = (pending, Instant::now() + DEADLINE);
+        }
+        assert!(Instant::now() < deadline, "{pending} pieces of work do not end");
+        pause(20);
+    }
 }
 
 /// All that the daemon has in its books, by name, once nothing is open.
 fn books(daemon: &Daemon) -> BTreeMap<String, Value> {
-    wait_until("all work has ended", || {
-        let open = json!({"states": ["accepted", "leased", "waiting"], "limit": 1});
-        let page = daemon.ask("work:list", open).expect("a list");
-        page["work"].as_array().is_some_and(Vec::is_empty)
-    });
+    settle(daemon);
     let mut books = BTreeMap::new();
     let mut after = Value::Null;
     loop {

@@ -146,8 +146,11 @@ fn verified(found: &Verified) -> Result<Report> {
         "the journal is {state}: {records} records, {first_seq} to {last_seq}, in {segments} segments, {size}"
     );
     for problem in problems {
-        let seq = problem.seq.map_or(String::new(), |seq| format!(", record {seq}"));
-        text.push_str(&format!("\n  {}{seq}: {}", problem.segment, problem.what));
+        let record = problem.seq.map(|seq| format!("record {seq}"));
+        let segment = Some(problem.segment.clone()).filter(|segment| !segment.is_empty());
+        let place: Vec<_> = segment.into_iter().chain(record).collect();
+        let place = if place.is_empty() { String::new() } else { format!("{}: ", place.join(", ")) };
+        text.push_str(&format!("\n  {place}{}", problem.what));
     }
     Ok(Report::text(found, text)?.named(vec![if *ok { "ok" } else { "damaged" }.to_owned()]))
 }
@@ -219,6 +222,7 @@ mod tests {
     #[test]
     fn damage_is_named_record_by_record() {
         let problem = Problem { segment: "1.log".into(), seq: Some(7), what: "checksum is wrong".into() };
+        let store = Problem { segment: String::new(), seq: None, what: "the store is damaged".into() };
         let found = Verified {
             records: 9,
             segments: 1,
@@ -226,9 +230,13 @@ mod tests {
             first_seq: 1,
             last_seq: 9,
             ok: false,
-            problems: vec![problem],
+            problems: vec![problem, store],
         };
         let text = printed(&verified(&found).unwrap(), Format::Table);
-        assert!(text.contains("DAMAGED") && text.contains("1.log, record 7: checksum is wrong"), "{text}");
+        assert!(
+            text.contains("DAMAGED") && text.contains("\n  1.log, record 7: checksum is wrong"),
+            "{text}"
+        );
+        assert!(text.contains("\n  the store is damaged"), "{text}");
     }
 }

@@ -1,6 +1,8 @@
 //! Measures the engine on the disk of a directory, and prints the figures:
 //! commits a second with 256 in flight, a single commit against a bare append
 //! with `fdatasync`, memory, openings, and disk use after a million overwrites.
+//! Fails where an opening with 100,000 pieces of work that wait, or the disk
+//! that the overwrites take, is beyond what is promised.
 //!
 //! `cargo run --release -p plugin-checkpoint --example measure -- DIRECTORY`
 
@@ -10,9 +12,10 @@ use std::{
     cell::RefCell,
     fs,
     future::Future,
-    io::Write,
+    io::{BufRead, BufReader, Read, Write},
     path::Path,
     pin::pin,
+    process::{Command, Stdio},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Wake},
@@ -21,11 +24,18 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use ksi_sdk::protocol::{Code, Refusal};
+use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, work::Policy};
 use plugin_checkpoint::{
     engine::{Engine, Options},
-    record::Batch,
+    ledger::{Admission, Begun, Entry, Id, Ledger, Limits, Order},
+    record::{Batch, keys},
 };
+
+/// Work that waits at an opening, and the time that it may take with it.
+const PENDING: u64 = 100_000;
+const OPEN_MAX: Duration = Duration::from_secs(2);
+/// What the disk may hold in the end, against what lives.
+const DISK_MAX: f64 = 5.0;
 
 struct Unpark(Thread);
 
@@ -169,28 +179,106 @@ fn overwrites(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
         status("VmRSS:")
     );
     block_on(engine.close())?;
+    match ratio(disk) {
+        held if held < DISK_MAX => Ok(()),
+        held => Err(format!("the disk holds {held:.2} x what lives; {DISK_MAX} x is the most").into()),
+    }
+}
+
+/// Work that waits for its turn, and none of which is begun.
+fn accept(engine: &Engine) -> Result<(), Refusal> {
+    let limits = Limits { in_flight: 0, ..Limits::default() };
+    let mut ledger = Ledger::new(limits, engine.epoch(), 1);
+    let mut last = 0;
+    for number in 0..PENDING {
+        let order = Order {
+            id: Id::fresh(),
+            seq: engine.next_seq(),
+            event: EventName::parse("completion:async").expect("a name"),
+            origin: "session:1".into(),
+            principal: Some("user:owner".into()),
+            tenant: None,
+            correlation_id: None,
+            policy: Policy::default(),
+            key: None,
+        };
+        let payload = Bytes::from(vec![number as u8; 256]);
+        if let Admission::New { step, .. } = ledger.accept(1, order, payload, None)? {
+            last = block_on(commit(engine, step.batch))?;
+        }
+    }
+    block_on(engine.durable(last))
+}
+
+/// The word for a process that accepts work and is to be killed then.
+const ACCEPT: &str = "accept";
+
+/// Has a process of its own accept the work, and kills it.
+fn die(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child = command.arg(dir).arg(ACCEPT).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut said = String::new();
+    let mut words = BufReader::new(child.stdout.take().ok_or("its output is a pipe")?);
+    while said.trim_end() != ACCEPT {
+        said.clear();
+        if words.read_line(&mut said)? == 0 {
+            return Err("the process that accepts has ended by itself".into());
+        }
+    }
+    child.kill()?;
+    child.wait()?;
     Ok(())
+}
+
+/// Opens what has so much work that waits, as the plugin does.
+fn reopen(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let begun = Instant::now();
+    let engine = open(dir)?;
+    let mut ledger = Ledger::new(Limits { in_flight: 0, ..Limits::default() }, engine.epoch(), 1);
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = block_on(engine.scan(&[keys::WORK], after.as_deref(), 1_000))?;
+        for (key, value) in &page {
+            ledger.load(Id::of_work_key(key).ok_or("a key that is none of work")?, Entry::decode(value)?);
+        }
+        match page.into_iter().next_back() {
+            Some((key, _)) => after = Some(key),
+            None => break,
+        }
+    }
+    let _ = ledger.recover(1, &Begun::default());
+    let took = begun.elapsed();
+    assert_eq!(ledger.figures().pending as u64, PENDING);
+    println!("  {PENDING} pieces of work that wait: {took:?}");
+    block_on(engine.close())?;
+    match took {
+        took if took < OPEN_MAX => Ok(()),
+        took => Err(format!("the opening took {took:?}; {OPEN_MAX:?} is the most").into()),
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args_os().nth(1).ok_or("give a directory that may be filled")?;
     let dir = Path::new(&dir);
     fs::create_dir_all(dir)?;
+    if std::env::args_os().nth(2).is_some_and(|word| word == ACCEPT) {
+        let engine = open(&dir.join("full"))?;
+        accept(&engine)?;
+        println!("{ACCEPT}");
+        // Until it is killed.
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        return Ok(());
+    }
     println!("before: VmRSS {}", status("VmRSS:"));
     println!("an empty engine, the first time and again:");
     for _ in 0..2 {
         block_on(open(&dir.join("empty"))?.close())?;
     }
-    println!("100,000 keys of 256 bytes, pending, then checkpointed:");
-    let engine = open(&dir.join("full"))?;
-    let mut last = 0;
-    for number in 0..100_000 {
-        last = block_on(commit(&engine, put(number, 256)))?;
+    println!("{PENDING} pieces of work that wait, after a death and after an end in order:");
+    die(dir)?;
+    for _ in 0..2 {
+        reopen(&dir.join("full"))?;
     }
-    block_on(engine.durable(last))?;
-    block_on(engine.close())?;
-    drop(engine);
-    block_on(open(&dir.join("full"))?.close())?;
     let engine = open(&dir.join("rates"))?;
     single(dir, &engine)?;
     many(&engine)?;

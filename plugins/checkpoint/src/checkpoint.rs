@@ -26,7 +26,7 @@ use ksi_sdk::{
     },
 };
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Flaw};
 
 /// Longest label, in characters: it is shown in a table.
 const LABEL_CHARS_MAX: usize = 64;
@@ -196,7 +196,7 @@ pub async fn list(ctx: &Ctx, engine: &Engine, shelf: &Shelf) -> Result<Checkpoin
 /// `unavailable` where journal or store cannot be read at all.
 pub async fn verify(engine: &Engine) -> Result<Verified, Refusal> {
     let report = engine.verify().await?;
-    let problem = |what| Problem { segment: String::new(), seq: None, what };
+    let problem = |Flaw { segment, seq, what }| Problem { segment, seq, what };
     Ok(Verified {
         records: report.records,
         segments: report.segments,

@@ -60,7 +60,8 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal};
 pub use leash::Leash;
 pub use options::{Options, Size};
 pub use report::{
-    CheckpointReport, ExportReport, FactPage, Health, Peek, Rebuilt, Recovery, RestoreReport, VerifyReport,
+    CheckpointReport, ExportReport, FactPage, Flaw, Health, Peek, Rebuilt, Recovery, RestoreReport,
+    VerifyReport,
 };
 
 use self::{
@@ -332,7 +333,7 @@ impl Engine {
             let wanted = limit - found.len();
             let generation = self.shared.state().overlay.generation();
             let (asked, end) = (from.clone(), until.clone());
-            let page =
+            let mut page =
                 self.ask(move |answer| Job::Range { from: asked, until: end, limit: wanted, answer }).await?;
             let state = self.shared.state();
             if state.overlay.generation() != generation {
@@ -343,13 +344,19 @@ impl Engine {
             let last = page.len() < wanted && size < thread::PAGE_BYTES;
             let border =
                 page.last().filter(|_| !last).map(|(key, _)| successor(key)).or_else(|| until.clone());
-            let changes = state.overlay.range(&from, border.as_deref());
+            // Memory may have much more than is asked for.
+            let changes = state.overlay.range(&from, border.as_deref(), wanted);
             drop(state);
+            let cut = changes.last_key_value().filter(|_| changes.len() == wanted);
+            let cut = cut.map(|(key, _)| successor(key));
+            if let Some(cut) = &cut {
+                page.retain(|(key, _)| key < cut);
+            }
             seq = changes.values().map(|(seq, _)| *seq).fold(seq, Seq::max);
             found.extend(merge(page, changes));
-            match border {
-                Some(border) if !last => from = border,
-                _ => break,
+            match cut.or(border.filter(|_| !last)) {
+                Some(next) => from = next,
+                None => break,
             }
         }
         found.truncate(limit);
@@ -419,7 +426,7 @@ impl Engine {
             checkpoint_age_ms: figures.checkpointed.map(millis),
             checkpoints: figures.checkpoints,
             checkpoint_error: figures.checkpoint_error.clone(),
-            quarantined: figures.quarantined.clone(),
+            quarantined: journal.aside,
         }
     }
 

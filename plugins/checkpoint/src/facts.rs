@@ -11,7 +11,7 @@
 //! # Invariants
 //!
 //! - A follower gets every matching fact from its position on once, in order,
-//!   and is told which positions are not kept any more.
+//!   and is told which positions are not kept any more, or damaged.
 //! - Nothing is given out that is not synced.
 //! - A consumer's cursor never goes back, and is synced before its
 //!   acknowledgement is answered.
@@ -175,18 +175,24 @@ async fn run(
 ) -> Result<Unfollowed, Refusal> {
     let mut from = begin(engine, &ask, cursor).await?;
     // An empty gap is nothing to miss: it says where the follower stands.
-    give(out, &Followed::Gap(Missed { from_seq: from, to_seq: from - 1 })).await?;
+    give(out, &missed((from, from - 1))).await?;
     loop {
         let page = engine.facts(from, PAGE).await?;
         if page.first_kept > from {
-            let missed = Missed { from_seq: from, to_seq: page.first_kept - 1 };
-            give(out, &Followed::Gap(missed)).await?;
+            give(out, &missed((from, page.first_kept - 1))).await?;
             from = page.first_kept;
         }
+        let mut holes = page.holes.into_iter().peekable();
         for (seq, fact) in page.facts {
+            while let Some(hole) = holes.next_if(|(hole, _)| *hole < seq) {
+                give(out, &missed(hole)).await?;
+            }
             if seq >= from && ask.pattern.matches(fact.event.as_str()) {
                 give(out, &Followed::Fact(kept(seq, fact))).await?;
             }
+        }
+        for hole in holes {
+            give(out, &missed(hole)).await?;
         }
         if page.next > from {
             from = page.next;
@@ -215,6 +221,10 @@ async fn begin(engine: &Engine, ask: &Follow, cursor: Option<Vec<u8>>) -> Result
 async fn give(out: &Chunks<Followed>, part: &Followed) -> Result<(), Refusal> {
     out.ready().await;
     out.send(part)
+}
+
+fn missed((from_seq, to_seq): (Seq, Seq)) -> Followed {
+    Followed::Gap(Missed { from_seq, to_seq })
 }
 
 fn kept(seq: Seq, fact: Fact) -> Kept {

@@ -140,6 +140,7 @@ impl Journal {
                 lock,
                 format::origin(&found.identity),
                 found.segments,
+                found.aside,
                 found.next - 1,
             ),
             disk,

@@ -18,7 +18,8 @@
 //! leased when a daemon dies becomes a *suspect*: suspects run one at a time,
 //! later each time the one that ran alone died with the daemon, and only that
 //! one is blamed. So poison is found, innocents are not blamed for it, and the
-//! daemon comes up in between.
+//! daemon comes up in between. What is leased when only the journal stops goes
+//! on: the process that began it knows it.
 //!
 //! # Invariants
 //!
@@ -54,6 +55,7 @@ pub use id::Id;
 pub(crate) use id::not_found;
 use jitter::Jitter;
 use lane::Lanes;
+pub use recovery::Begun;
 use retention::{Bounds, Retention};
 
 use crate::record::{Batch, Seq};

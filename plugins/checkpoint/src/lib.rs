@@ -12,7 +12,8 @@
 //!
 //! When the journal or the store cannot be written any more, the plugin stays
 //! up, refuses with the reason, and opens everything again from the disk until
-//! that works. What was not synced by then was never accepted.
+//! that works. What was not synced by then was never accepted. Attempts that run
+//! meanwhile go on, and their answers are heard after the opening.
 
 pub mod record;
 pub mod disk;
@@ -31,6 +32,7 @@ mod status;
 
 use std::{
     cell::{Cell, RefCell},
+    path::Path,
     pin::pin,
     rc::Rc,
     time::{Duration, SystemTime},
@@ -61,7 +63,7 @@ use record::Fact;
 use space::{Space, Spaces};
 use status::{ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest};
 use trail::Trail;
-use work::Work;
+use work::{Attempts, Work};
 
 /// First and longest pause before everything is opened again.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -74,6 +76,8 @@ pub struct Checkpoint {
     spaces: Spaces,
     facts: Facts,
     trail: Trail,
+    /// What is being carried out, whatever is open.
+    attempts: Rc<Attempts>,
     /// Whether a task waits to sign what has no head.
     signing: Cell<bool>,
     /// What is open, or why nothing is.
@@ -85,6 +89,28 @@ pub struct Checkpoint {
 struct Open {
     engine: Rc<Engine>,
     work: Rc<Work>,
+    /// What was found.
+    found: Rc<Recovery>,
+}
+
+impl Open {
+    fn status(&self, dir: &Path) -> Status {
+        Status::of(dir, &self.found, &self.engine.health(), self.work.figures(), self.work.unreadable())
+    }
+
+    /// Says what somebody should see to, or that there is nothing.
+    fn tell_health(&self, ctx: &Ctx) {
+        match &*self.status(ctx.dir()).troubles {
+            [] => ctx.healthy(),
+            troubles => ctx.degraded(&troubles.join("; ")),
+        }
+    }
+
+    /// Ends what has stopped, or is to be opened anew. What it says to that is known.
+    async fn end(&self) {
+        self.work.end();
+        let _ = self.engine.close().await;
+    }
 }
 
 impl Plugin for Checkpoint {
@@ -98,6 +124,7 @@ impl Plugin for Checkpoint {
         Ok(Self {
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
             trail: Trail::new(ctx.dir().join("audit"), config.retention()),
+            attempts: Rc::default(),
             signing: Cell::new(false),
             config,
             spaces: Spaces::default(),
@@ -170,8 +197,8 @@ impl Checkpoint {
     }
 
     async fn open_all(&self, ctx: &Ctx) -> Result<(), Refusal> {
-        let (engine, recovery) = Engine::open(ctx.dir().to_owned(), self.config.options()).await?;
-        let work = match Work::open(ctx, engine.clone(), self.config.limits()).await {
+        let (engine, found) = Engine::open(ctx.dir().to_owned(), self.config.options()).await?;
+        let work = match Work::open(ctx, engine.clone(), self.config.limits(), &self.attempts).await {
             Ok(work) => work,
             Err(refusal) => {
                 // The reason to give up is the one that is told.
@@ -185,10 +212,12 @@ impl Checkpoint {
             leash.end();
             trail.abandon();
         });
-        tell(ctx, &recovery);
+        tell(ctx, &found);
         let turns = ctx.clone();
         ctx.spawn(engine.clone().sync_at_turns_end(async move || turns.sleep(Duration::ZERO).await));
-        *self.open.borrow_mut() = Ok(Open { engine, work });
+        let open = Open { engine, work, found: Rc::new(found) };
+        open.tell_health(ctx);
+        *self.open.borrow_mut() = Ok(open);
         Ok(())
     }
 
@@ -206,14 +235,13 @@ impl Checkpoint {
             ctx.error(&format!("nothing is accepted any more: {}", why.message));
             // A fact that finds no room is in the log.
             let _ = ctx.emit("checkpoint:stopped", &Stopped { refusal: why });
-            // It has stopped; what it says to that is known.
-            let _ = open.engine.close().await;
+            open.end().await;
             drop(open);
             let mut pause = PAUSE_MIN;
             loop {
                 ctx.sleep(pause).await;
                 match self.open_all(&ctx).await {
-                    Ok(()) => break ctx.healthy(),
+                    Ok(()) => break,
                     Err(refusal) => self.close(refusal),
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -255,15 +283,19 @@ impl Checkpoint {
         self.facts.ack(&self.opened()?.engine, ctx.tenant(), ask).await
     }
 
-    async fn status(self: Rc<Self>, _ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {
+    async fn status(self: Rc<Self>, ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {
         Ok(match self.opened() {
-            Ok(open) => Status::of(&open.engine.health(), open.work.figures()),
+            Ok(open) => open.status(ctx.dir()),
             Err(refusal) => Status::closed(&refusal),
         })
     }
 
     async fn create(self: Rc<Self>, ctx: Ctx, ask: Create) -> Result<Made, Refusal> {
-        checkpoint::create(&ctx, &self.opened()?.engine, &self.shelf, ask, now_ms()).await
+        let open = self.opened()?;
+        let made = checkpoint::create(&ctx, &open.engine, &self.shelf, ask, now_ms()).await;
+        // What is aside may have another name now.
+        open.tell_health(&ctx);
+        made
     }
 
     async fn list(self: Rc<Self>, ctx: Ctx, _ask: ListRequest) -> Result<Checkpoints, Refusal> {
@@ -290,7 +322,7 @@ impl Checkpoint {
             return restored;
         }
         // What it refuses, the next start finds out; that also ends a restore that was broken off.
-        let _ = open.engine.close().await;
+        open.end().await;
         ctx.spawn(start_anew(ctx.clone()));
         restored
     }
@@ -384,8 +416,8 @@ fn tell(ctx: &Ctx, recovery: &Recovery) {
     ctx.info(&format!(
         "start {epoch}: journal up to {last_seq}, {replayed} records replayed in {took_ms} ms"
     ));
-    for note in &recovery.notes {
-        ctx.warn(note);
+    for note in recovery.words() {
+        ctx.warn(&note);
     }
     // Nobody may listen yet, and the log has it.
     let _ = ctx.emit("checkpoint:opened", &Opened::from(recovery));
@@ -397,3 +429,6 @@ fn now_ms() -> u64 {
 }
 
 ksi_sdk::export!(Checkpoint);
+
+#[cfg(test)]
+mod tests;

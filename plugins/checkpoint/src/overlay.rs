@@ -108,17 +108,22 @@ impl Overlay {
         self.active.changes.get(key).or_else(frozen)
     }
 
-    /// Changes of keys from `from` on, before `until`, the newest of each, in order.
+    /// Changes of keys from `from` on, before `until`, the newest of each, in order: the first `limit` of them.
     #[must_use]
-    pub fn range(&self, from: &[u8], until: Option<&[u8]>) -> BTreeMap<Bytes, Found> {
+    pub fn range(&self, from: &[u8], until: Option<&[u8]>, limit: usize) -> BTreeMap<Bytes, Found> {
         if until.is_some_and(|until| until <= from) {
             return BTreeMap::new();
         }
         let bounds = || (Bound::Included(from), until.map_or(Bound::Unbounded, Bound::Excluded));
         let copy = |(key, found): (&Bytes, &Found)| (key.clone(), found.clone());
-        let frozen = self.frozen.iter().flat_map(|layer| layer.changes.range::<[u8], _>(bounds())).map(copy);
-        let mut all: BTreeMap<_, _> = frozen.collect();
-        all.extend(self.active.changes.range::<[u8], _>(bounds()).map(copy));
+        let frozen =
+            self.frozen.iter().flat_map(|layer| layer.changes.range::<[u8], _>(bounds()).take(limit));
+        let mut all: BTreeMap<_, _> = frozen.map(copy).collect();
+        all.extend(self.active.changes.range::<[u8], _>(bounds()).take(limit).map(copy));
+        // The first of both together are among the first of each.
+        while all.len() > limit {
+            all.pop_last();
+        }
         all
     }
 
@@ -280,7 +285,10 @@ mod tests {
                 let within = |map: &BTreeMap<Bytes, Bytes>| -> Vec<_> {
                     map.iter().filter(|(key, _)| key[0] >= from && key[0] < until).map(|(key, value)| (key.clone(), value.clone())).collect()
                 };
-                prop_assert_eq!(merge(within(&store), overlay.range(&[from], Some(&[until]))), within(&model));
+                let all = overlay.range(&[from], Some(&[until]), usize::MAX);
+                let first: BTreeMap<_, _> = all.clone().into_iter().take(3).collect();
+                prop_assert_eq!(overlay.range(&[from], Some(&[until]), 3), first);
+                prop_assert_eq!(merge(within(&store), all), within(&model));
             }
             overlay.reset();
             prop_assert_eq!(overlay.bytes(), 0);

@@ -1,6 +1,8 @@
 //! How the plugin is: what `checkpoint:status` answers and what is told when
 //! it opens and when it has to stop.
 
+use std::path::Path;
+
 use ksi_sdk::{
     prelude::{Deserialize, JsonSchema, Refusal, Serialize},
     protocol,
@@ -8,7 +10,7 @@ use ksi_sdk::{
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::{Health, Recovery},
+    engine::{self, Health, Recovery},
     ledger::Figures,
 };
 
@@ -63,8 +65,17 @@ pub(crate) struct Status {
     /// Why that failed the last time.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub checkpoint_error: String,
-    /// Files of the journal that were found damaged and set aside.
+    /// Files of the journal that were found damaged and set aside, until somebody takes them away.
     pub quarantined: Vec<String>,
+    /// How the store was made anew at the opening, where it was damaged or lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Rebuilt>,
+    /// What the opening found damaged and what was done about it, a sentence each.
+    pub notes: Vec<String>,
+    /// Durable work that cannot be read, and is left as it is.
+    pub unreadable: usize,
+    /// What somebody should see to, and how, a sentence each.
+    pub troubles: Vec<String>,
     /// Durable work that has not ended.
     pub pending: usize,
     /// Of that, what is being carried out.
@@ -76,8 +87,14 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// While it is open.
-    pub(crate) fn of(health: &Health, figures: Figures) -> Self {
+    /// While it is open, in this directory.
+    pub(crate) fn of(
+        dir: &Path,
+        found: &Recovery,
+        health: &Health,
+        figures: Figures,
+        unreadable: usize,
+    ) -> Self {
         Self {
             accepting: health.accepting,
             reason: health.reason.clone(),
@@ -91,6 +108,10 @@ impl Status {
             checkpoint_age_ms: health.checkpoint_age_ms,
             checkpoint_error: health.checkpoint_error.clone(),
             quarantined: health.quarantined.clone(),
+            rebuilt: found.rebuilt.as_ref().map(Rebuilt::from),
+            notes: found.words(),
+            unreadable,
+            troubles: troubles(dir, health, unreadable),
             pending: figures.pending,
             running: figures.running,
             suspects: figures.suspects,
@@ -101,6 +122,52 @@ impl Status {
     /// While it is not.
     pub(crate) fn closed(why: &Refusal) -> Self {
         Self { reason: format!("{}: {}", why.message, why.hint), ..Self::default() }
+    }
+}
+
+/// What is degraded until somebody has seen to it.
+fn troubles(dir: &Path, health: &Health, unreadable: usize) -> Vec<String> {
+    let mut troubles = Vec::new();
+    if !health.quarantined.is_empty() {
+        let (files, journal) = (health.quarantined.join(", "), dir.join("journal"));
+        troubles.push(format!(
+            "files of the journal are damaged and set aside, and records in them may be lost: {files}; \
+             `ksi checkpoint verify` and `ksi logs` say which; to go on without them: `ksi checkpoint create`, \
+             then move *.damaged and *.kept out of {}, then `ksi plugin restart checkpoint`",
+            journal.display()
+        ));
+    }
+    if unreadable > 0 {
+        troubles.push(format!(
+            "durable work cannot be read and is left alone, {unreadable} of it, which `ksi logs` names: run the release \
+             that wrote it, or go back to a checkpoint of before (`ksi checkpoint list`)"
+        ));
+    }
+    troubles
+}
+
+/// A store that was made anew.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Rebuilt {
+    /// What was wrong with the old one.
+    pub why: String,
+    /// Where the old one is, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aside: Option<String>,
+    /// Keys that came from the last export; the journal has the rest.
+    pub keys: u64,
+    /// The position of that export; 0 where there was none.
+    pub seq: u64,
+}
+
+impl From<&engine::Rebuilt> for Rebuilt {
+    fn from(rebuilt: &engine::Rebuilt) -> Self {
+        Self {
+            why: rebuilt.why.clone(),
+            aside: rebuilt.aside.as_ref().map(|aside| aside.display().to_string()),
+            keys: rebuilt.from_export,
+            seq: rebuilt.export_seq,
+        }
     }
 }
 
@@ -115,6 +182,9 @@ pub(crate) struct Opened {
     pub replayed: u64,
     /// Bytes of a record that was being written when the power went, cut off.
     pub torn_bytes: u64,
+    /// How the store was made anew, where it was damaged or lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Rebuilt>,
     /// What was damaged and what was done about it, a sentence each.
     pub notes: Vec<String>,
     /// Milliseconds that it took.
@@ -128,7 +198,8 @@ impl From<&Recovery> for Opened {
             last_seq: recovery.last_seq,
             replayed: recovery.replayed,
             torn_bytes: recovery.torn_bytes,
-            notes: recovery.notes.clone(),
+            rebuilt: recovery.rebuilt.as_ref().map(Rebuilt::from),
+            notes: recovery.words(),
             took_ms: recovery.took_ms,
         }
     }

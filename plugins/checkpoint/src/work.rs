@@ -13,17 +13,21 @@
 //! - Steps are journaled in the order in which the ledger made them. While
 //!   memory is full they wait in that order, and nothing new is taken in.
 //! - An accepted request is carried out whether its asker is still there or not.
+//! - What came of an attempt is remembered until the end of its work is durable.
 //!
 //! # Failure
 //!
 //! When the journal stops, nothing is begun, told or accepted any more: what
 //! this start did since the last sync may not be there after the next one, so
-//! nobody may hear of it. The plugin is to be started again.
+//! nobody may hear of it. What runs goes on, and who waits is to ask again: the
+//! next [`Work`] of the plugin, over the journal as it is then, has the same
+//! [`Attempts`]. An entry or a key that cannot be read is left alone, and counted.
 
 mod alarm;
 mod attempt;
 mod events;
 pub mod payload;
+mod sweep;
 
 use std::{
     cell::{Cell, RefCell},
@@ -42,11 +46,12 @@ use ksi_sdk::{
 };
 
 use crate::{
-    engine::{Engine, Peek},
+    engine::Engine,
     ledger::{Admission, Effect, Ended, Entry, Figures, Id, Key, Ledger, Limits, Order, Remembered, Step},
-    record::{Batch, Seq, keys},
+    record::{Seq, keys},
 };
 use alarm::{Alarm, yield_now};
+pub use attempt::Attempts;
 use attempt::Start;
 
 /// Entries that are read at a time.
@@ -59,10 +64,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// after so long.
 const SLEEP_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// Pause between two walks over the idempotency keys that are forgotten.
-const SWEEP_PAUSE: Duration = Duration::from_secs(3600);
-
-/// Durable work, for as long as the plugin is up.
+/// Durable work, for as long as one journal is open.
 pub struct Work {
     /// The plugin's own, not one of a request: attempts outlive requests.
     ctx: Ctx,
@@ -70,8 +72,7 @@ pub struct Work {
     ledger: RefCell<Ledger>,
     /// The time that was last told to the ledger; it never goes back.
     clock: Cell<u64>,
-    /// Attempts under way. Dropping the sender cancels the attempt.
-    attempts: RefCell<HashMap<Id, (u32, oneshot::Sender<()>)>>,
+    attempts: Rc<Attempts>,
     /// Attempts that are to begin, in order; as many as may run at most.
     starts: RefCell<VecDeque<Start>>,
     /// Rings for whoever begins them.
@@ -80,6 +81,8 @@ pub struct Work {
     waiters: RefCell<HashMap<Id, Vec<oneshot::Sender<()>>>>,
     /// Steps that found memory full.
     backlog: RefCell<VecDeque<Step>>,
+    /// Entries that could not be read.
+    unreadable: usize,
     /// Set once the journal has stopped.
     stopped: Cell<bool>,
     alarm: Alarm,
@@ -109,33 +112,45 @@ pub fn register<P: Plugin>(on: &mut Register<P>, of: fn(&P) -> Result<Rc<Work>, 
 
 impl Work {
     /// Reads what there is, goes on with it, and takes work in from now on.
+    /// `attempts` are those of the plugin, from one opening to the next.
     ///
     /// # Errors
     ///
-    /// What the engine refuses; `internal` where an entry cannot be read.
-    pub async fn open(ctx: &Ctx, engine: Rc<Engine>, limits: Limits) -> Result<Rc<Self>, Refusal> {
+    /// What the engine refuses.
+    pub async fn open(
+        ctx: &Ctx,
+        engine: Rc<Engine>,
+        limits: Limits,
+        attempts: &Rc<Attempts>,
+    ) -> Result<Rc<Self>, Refusal> {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), engine.epoch());
         let mut ledger = Ledger::new(limits, engine.epoch(), seed);
-        load(&engine, &mut ledger).await?;
+        let unreadable = load(ctx, &engine, &mut ledger).await?;
         let work = Rc::new(Self {
             ctx: ctx.clone(),
             engine,
             ledger: RefCell::new(ledger),
             clock: Cell::new(0),
-            attempts: RefCell::default(),
+            attempts: attempts.clone(),
             starts: RefCell::default(),
             bell: Alarm::default(),
             waiters: RefCell::default(),
             backlog: RefCell::default(),
+            unreadable,
             stopped: Cell::new(false),
             alarm: Alarm::default(),
         });
-        let step = work.ledger.borrow_mut().recover(work.now());
+        let begun = attempts.go_on(&work);
+        let step = work.ledger.borrow_mut().recover(work.now(), &begun);
+        let unheard = attempts.review(|id, lease| work.ledger.borrow().holds(id, lease));
         // A refusal is dealt with where it comes from: the step waits, or the journal has stopped.
         let _ = work.carry(step);
+        for (id, lease, answer) in unheard {
+            work.hear(id, lease, answer);
+        }
         ctx.spawn(work.clone().begin_attempts());
         ctx.spawn(work.clone().keep_time());
-        ctx.spawn(work.clone().sweep_keys());
+        ctx.spawn(sweep::keys(Rc::downgrade(&work), ctx.clone()));
         Ok(work)
     }
 
@@ -202,15 +217,35 @@ impl Work {
         while !self.flush() && !self.stopped.get() {
             self.ctx.sleep(FULL_PAUSE).await;
         }
-        self.stopped.set(true);
-        self.alarm.ring();
+        self.end();
         self.engine.durable(self.engine.next_seq() - 1).await
+    }
+
+    /// Nothing is begun, told or taken in from now on. What runs goes on: the
+    /// next opening hears of it. Who waits for an end is sent to ask that one.
+    pub fn end(&self) {
+        if self.stopped.replace(true) {
+            return;
+        }
+        self.ledger.borrow_mut().stop();
+        self.attempts.keep_begun();
+        self.starts.take();
+        self.backlog.take();
+        self.waiters.take();
+        self.alarm.ring();
+        self.bell.ring();
     }
 
     /// Figures for a status.
     #[must_use]
     pub fn figures(&self) -> Figures {
         self.ledger.borrow().figures()
+    }
+
+    /// Entries that could not be read, and are left as they are.
+    #[must_use]
+    pub fn unreadable(&self) -> usize {
+        self.unreadable
     }
 
     /// Journals an acceptance, and begins it where there was room.
@@ -242,7 +277,7 @@ impl Work {
         // Who is given up needs not wait for the disk.
         step.effects.retain(|effect| match effect {
             Effect::Abandon { id, lease } => {
-                self.abandon(*id, *lease);
+                self.attempts.abandon(*id, *lease);
                 false
             }
             Effect::Run(_) | Effect::Ended(_) => true,
@@ -284,8 +319,7 @@ impl Work {
         for effect in effects {
             match effect {
                 Effect::Run(run) => {
-                    let (wanted, abandoned) = oneshot::channel();
-                    self.attempts.borrow_mut().insert(run.id, (run.lease, wanted));
+                    let abandoned = self.attempts.plan(run.id, run.lease);
                     // The payload that comes with an acceptance is its own.
                     let payload = payload.take();
                     self.starts.borrow_mut().push_back(Start { run, seq, payload, abandoned });
@@ -298,7 +332,7 @@ impl Work {
                     }
                     ended.push(one);
                 }
-                Effect::Abandon { id, lease } => self.abandon(id, lease),
+                Effect::Abandon { id, lease } => self.attempts.abandon(id, lease),
             }
         }
         if !ended.is_empty() {
@@ -307,19 +341,13 @@ impl Work {
         self.rearm();
     }
 
-    fn abandon(&self, id: Id, lease: u32) {
-        let mut attempts = self.attempts.borrow_mut();
-        if attempts.get(&id).is_some_and(|(current, _)| *current == lease) {
-            attempts.remove(&id);
-        }
-    }
-
     /// Tells of ends: those who wait, and whoever listens.
     async fn announce(self: Rc<Self>, seq: Seq, ended: Vec<Ended>) {
         if let Err(refusal) = self.engine.settled(seq).await {
             return self.journal_stopped(&refusal);
         }
         for one in ended {
+            self.attempts.ended(one.id);
             self.waiters.borrow_mut().remove(&one.id);
             let ctx = self.ctx.of_tenant(one.tenant.as_deref());
             let (event, fact) = payload::fact(one);
@@ -332,8 +360,9 @@ impl Work {
     /// Refuses when nothing is taken in.
     fn check_open(&self) -> Result<(), Refusal> {
         match self.stopped.get() {
-            true => Err(Refusal::new(Code::Unavailable, "durable work has stopped")
-                .hint("`ksi checkpoint list` shows why, `ksi plugin restart checkpoint` begins anew")),
+            true => Err(Refusal::new(Code::Unavailable, "durable work has stopped").hint(
+                "it goes on by itself once the journal is open again; `ksi doctor` shows why it is not",
+            )),
             false => self.check_room(),
         }
     }
@@ -350,10 +379,9 @@ impl Work {
     }
 
     fn journal_stopped(&self, refusal: &Refusal) {
-        if !self.stopped.replace(true) {
+        if !self.stopped.get() {
             self.ctx.error(&format!("durable work has stopped: {}", refusal.message));
-            self.ledger.borrow_mut().stop();
-            self.alarm.ring();
+            self.end();
         }
     }
 
@@ -414,60 +442,29 @@ impl Work {
             }
         }
     }
-
-    /// Forgets idempotency keys whose time has passed, in the background. What
-    /// is asked for a key does not depend on it.
-    async fn sweep_keys(self: Rc<Self>) {
-        while !self.stopped.get() {
-            self.ctx.sleep(SWEEP_PAUSE).await;
-            if let Err(refusal) = self.sweep_once().await {
-                self.ctx.warn(&format!("cannot forget old idempotency keys: {}", refusal.message));
-            }
-        }
-    }
-
-    async fn sweep_once(&self) -> Result<(), Refusal> {
-        let mut after = None;
-        loop {
-            let page = self.engine.scan(&[keys::KEY], after.as_deref(), PAGE).await?;
-            let now = self.now();
-            let mut batch = Batch::new();
-            for (key, value) in &page {
-                // Newer than what was read: used again meanwhile.
-                let value = match self.engine.peek(key) {
-                    Peek::Value(_, newer) => newer,
-                    _ => value.clone(),
-                };
-                if Remembered::decode(&value).is_ok_and(|remembered| remembered.until_ms <= now) {
-                    batch.delete(key.clone());
-                }
-            }
-            if !batch.is_empty() {
-                self.engine.commit(batch)?;
-            }
-            match page.into_iter().next_back() {
-                Some((last, _)) => after = Some(last),
-                None => return Ok(()),
-            }
-        }
-    }
 }
 
-/// Reads all entries, in pages.
-async fn load(engine: &Engine, ledger: &mut Ledger) -> Result<(), Refusal> {
-    let mut after = None;
+/// Reads all entries, in pages; how many cannot be read. Those stay as they are.
+async fn load(ctx: &Ctx, engine: &Engine, ledger: &mut Ledger) -> Result<usize, Refusal> {
+    let (mut after, mut count) = (None, 0);
     loop {
         let page = engine.scan(&[keys::WORK], after.as_deref(), PAGE).await?;
         for (key, value) in &page {
-            let entry = Entry::decode(value).map_err(|refusal| unreadable(&refusal))?;
-            let id = Id::of_work_key(key).ok_or_else(|| {
-                Refusal::new(Code::Internal, format!("a key of {} bytes is none of work", key.len()))
-            })?;
-            ledger.load(id, entry);
+            match (Id::of_work_key(key), Entry::decode(value)) {
+                (Some(id), Ok(entry)) => ledger.load(id, entry),
+                (Some(id), Err(refusal)) => {
+                    ctx.error(&format!("the work {id} is left alone: {}", unreadable(&refusal).message));
+                    count += 1;
+                }
+                (None, _) => {
+                    ctx.error(&format!("a key of {} bytes among those of work is left alone", key.len()));
+                    count += 1;
+                }
+            }
         }
         match page.into_iter().next_back() {
             Some((last, _)) => after = Some(last),
-            None => return Ok(()),
+            None => return Ok(count),
         }
     }
 }

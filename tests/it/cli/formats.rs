@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::fine;
 
 /// Verbs that only look, and whether two looks see the same.
-const LOOKS: [(&str, bool); 17] = [
+const LOOKS: [(&str, bool); 27] = [
     ("plugin list", false),
     ("plugin inspect echo", false),
     ("model list", true),
@@ -24,7 +24,31 @@ const LOOKS: [(&str, bool); 17] = [
     ("health", false),
     ("doctor", false),
     ("version", true),
+    ("work list", false),
+    ("checkpoint list", false),
+    ("checkpoint verify", false),
+    ("audit query", false),
+    ("token list", false),
+    ("secret list", true),
+    ("completion usage", false),
+    ("completion providers", false),
+    ("completion route hello", false),
+    ("plugin probe echo_child", false),
 ];
+
+/// A daemon that has something to show of everything, and the name of work that
+/// it has done.
+fn furnished() -> (Daemon, String) {
+    let daemon = Home::with_config("[plugins.echo_child]\nenabled = true\n").start();
+    daemon.ready();
+    let line = ["send", "completion:async", "--prompt", "x", "--model", "mock/echo", "-o", "name"];
+    let work = stdout(&fine(daemon.ksi(&line))).trim().to_owned();
+    fine(daemon.ksi(&["wait", &work]));
+    fine(daemon.ksi(&["token", "create", "ci", "--can", "completion.*"]));
+    fine(daemon.home.ksi_with_input(&["secret", "set", "test"], "not a secret\n"));
+    fine(daemon.ksi(&["checkpoint", "create"]));
+    (daemon, work)
+}
 
 fn look(daemon: &Daemon, verb: &str, format: &str) -> String {
     let mut words: Vec<&str> = verb.split(' ').collect();
@@ -40,9 +64,9 @@ fn json(verb: &str, text: &str) -> Value {
 
 #[test]
 fn every_verb_that_looks_prints_in_every_format() {
-    let daemon = Home::new().start();
-    daemon.ready();
-    for (verb, same) in LOOKS {
+    let (daemon, work) = furnished();
+    let get = format!("work get {work}");
+    for (verb, same) in LOOKS.into_iter().chain([(&*get, false)]) {
         let document = json(verb, &look(&daemon, verb, "json"));
         let yaml = look(&daemon, verb, "yaml");
         let yaml: Value =
@@ -61,6 +85,18 @@ fn every_verb_that_looks_prints_in_every_format() {
         let names = look(&daemon, verb, "name");
         assert!(!names.contains('{'), "`{verb} -o name`: {names}");
     }
+}
+
+#[test]
+fn a_log_is_lines_of_json_for_a_program_and_of_text_for_a_person() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    for format in ["json", "jsonl"] {
+        let lines = look(&daemon, "logs", format);
+        assert!(!lines.is_empty());
+        lines.lines().for_each(|line| assert!(json("logs", line)["line"].is_string(), "{line}"));
+    }
+    assert!(look(&daemon, "logs", "table").contains("ksid"));
 }
 
 #[test]

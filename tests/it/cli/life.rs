@@ -163,6 +163,26 @@ fn stop_gives_requests_their_grace_and_then_goes() {
 }
 
 #[test]
+fn stop_waits_no_longer_than_it_is_told() {
+    let started = Started(Home::with_config(WITHOUT_MODEL));
+    fine(started.0.ksi(&["start"]));
+    let mut ask = command("ksi", started.0.path());
+    let ask = ask.args(["ask", "-m", "mock/hang", "x"]).stdin(Stdio::null());
+    let mut child = ask.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ksi runs");
+    wait_until("the request runs", || {
+        data(started.0.ksi(&["send", "completion:status", "-o", "json"]))["running"] == 1
+    });
+    let began = Instant::now();
+    let words = failed(started.0.ksi(&["stop", "--grace", "60s", "--timeout", "500ms"]), 7);
+    assert!(words.contains("still runs"), "{words}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // Whoever it waits for goes, and then it goes, too.
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    fine(started.0.ksi(&["stop"]));
+}
+
+#[test]
 fn restart_gives_a_new_daemon_in_the_same_process() {
     let started = Started(Home::with_config(WITHOUT_MODEL));
     let first = data(started.0.ksi(&["start", "-o", "json"]));

@@ -5,7 +5,7 @@ use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use super::{error, failed, fine};
 
 /// Every verb that `--help` lists.
-const VERBS: [&str; 33] = [
+const VERBS: [&str; 35] = [
     "up",
     "start",
     "stop",
@@ -23,6 +23,8 @@ const VERBS: [&str; 33] = [
     "sub",
     "wait",
     "cancel",
+    "work",
+    "checkpoint",
     "audit",
     "token",
     "discover",
@@ -70,6 +72,8 @@ fn help_lists_every_verb_and_every_verb_has_help() {
             ][..],
         ),
         ("model", &["list", "show", "add", "load", "unload", "sign", "verify", "rm"]),
+        ("work", &["list", "get", "wait", "cancel", "retry", "dead", "drop"]),
+        ("checkpoint", &["create", "list", "restore", "verify", "export"]),
         ("audit", &["query", "verify", "export", "key"]),
         ("key", &["create", "show"]),
         ("secret", &["set", "list", "rm"]),
@@ -140,6 +144,10 @@ fn without_a_daemon_every_verb_that_needs_it_ends_with_3_and_says_what_to_do() {
         &["sub", "*"],
         &["wait", "x"],
         &["cancel", "x"],
+        &["work", "list"],
+        &["work", "retry", "x"],
+        &["checkpoint", "list"],
+        &["checkpoint", "verify"],
         &["discover"],
         &["describe", "echo:say"],
         &["plugin", "list"],

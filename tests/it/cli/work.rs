@@ -1,6 +1,6 @@
 //! `work`, `wait` and `cancel`: work that was accepted and goes on alone.
 
-use ksi_tests::{Daemon, stderr, stdout, wait_until};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, library, stderr, stdout, wait_until};
 use serde_json::json;
 
 use super::{data, error, failed, fine};
@@ -103,6 +103,56 @@ fn a_list_shows_only_what_is_asked_for_in_every_format() {
     fine(daemon.ksi(&["cancel", &hanging]));
     fine(daemon.ksi(&["work", "drop", &done]));
     failed(daemon.ksi(&["work", "get", &done]), 4);
+}
+
+#[test]
+fn work_that_failed_is_done_again_on_demand() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let id = accepted(&daemon, "mock/fail:denied", "x");
+    failed(daemon.ksi(&["wait", &id]), 1);
+    let said = stdout(&fine(daemon.ksi(&["work", "retry", &id])));
+    assert!(said.starts_with(&format!("{id}: ")), "{said}");
+    failed(daemon.ksi(&["wait", &id]), 1);
+    let info = data(daemon.ksi(&["work", "get", &id, "-o", "json"]));
+    assert_eq!((&info["state"], &info["attempts"]), (&json!("failed"), &json!(2)));
+    let done = accepted(&daemon, "mock/echo", "x");
+    fine(daemon.ksi(&["wait", &done]));
+    failed(daemon.ksi(&["work", "retry", &done]), 6);
+    failed(daemon.ksi(&["work", "retry", "nothing"]), 4);
+}
+
+#[test]
+fn the_dead_are_listed_in_every_format_done_again_and_dropped() {
+    let faulty = library("fixture_faulty");
+    let config = format!(
+        "{WITHOUT_MODEL}[plugins.faulty]\nlibrary = \"{}\"\nplacement = \"child\"\nmay_call = []\nemits = []\n\
+         restart = {{ failures_max = 1000, backoff_min = \"10ms\", backoff_max = \"50ms\" }}\n\
+         [events.\"faulty:swallow\"]\ndelivery = \"durable\"\npermission = \"test.use\"\nrepeat = true\n\
+         retry = {{ attempts = 5, backoff_min = \"10ms\", backoff_max = \"20ms\" }}\n",
+        faulty.display()
+    );
+    let daemon = Home::with_config(&config).start();
+    daemon.ready();
+    assert_eq!(stdout(&fine(daemon.ksi(&["work", "dead", "-o", "name"]))), "");
+    let line = ["send", "faulty:swallow", "--poison", "-o", "name"];
+    let id = stdout(&fine(daemon.ksi(&line))).trim().to_owned();
+    failed(daemon.ksi(&["wait", &id]), 1);
+    assert_eq!(stdout(&fine(daemon.ksi(&["work", "dead", "-o", "name"]))), format!("{id}\n"));
+    assert_eq!(data(daemon.ksi(&["work", "dead", "-o", "json"]))["work"][0]["state"], "dead");
+    assert_eq!(data(daemon.ksi(&["work", "dead", "-o", "jsonl"]))["request_id"], id.as_str());
+    let yaml = stdout(&fine(daemon.ksi(&["work", "dead", "-o", "yaml"])));
+    let yaml: serde_json::Value = serde_yaml_ng::from_str(&yaml).expect("YAML");
+    assert_eq!(yaml["work"][0]["request_id"], id.as_str());
+    for format in ["table", "wide"] {
+        let table = stdout(&fine(daemon.ksi(&["work", "dead", "-o", format])));
+        assert!(table.contains(&id) && table.contains("crashed"), "{table}");
+    }
+    fine(daemon.ksi(&["work", "retry", &id]));
+    failed(daemon.ksi(&["wait", &id]), 1);
+    assert_eq!(state(&daemon, &id), "dead");
+    fine(daemon.ksi(&["work", "drop", &id]));
+    assert_eq!(stdout(&fine(daemon.ksi(&["work", "dead", "-o", "name"]))), "");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! A disk that takes nothing more, and a state that is put back.
 
+use std::process::Stdio;
+
 use ksi_protocol::system::HealthStatus;
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stdout, wait_until};
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, command, stderr, stdout, wait_until};
 use serde_json::{Value, json};
 
-use super::lives::started_anew;
+use super::lives::{config, end, give, info, started_anew};
 
 /// Limits the size of the files that the daemon may write.
 fn limit_files(daemon: &Daemon, bytes: Option<u64>) {
@@ -77,6 +79,39 @@ fn while_nothing_can_be_written_nothing_is_accepted_and_afterwards_all_goes_on_b
             daemon.ask("work:get", json!({"request_id": name})).unwrap()["state"] == "done"
         });
     }
+}
+
+#[test]
+fn what_runs_while_the_disk_is_full_for_a_moment_is_begun_once_and_ends_well() {
+    let daemon = Home::with_config(&config("child", "")).start();
+    daemon.ready();
+    // Neither may be repeated: were one begun again, or given up, it would show.
+    let short = give(&daemon, "faulty:slow", json!({"ms": 2_000}));
+    let long = give(&daemon, "faulty:slow", json!({"ms": 1_000_000}));
+    let runs = |count: usize| daemon.plugin("faulty").in_flight == count;
+    wait_until("both run", || runs(2));
+    let mut ksi = command("ksi", daemon.home.path());
+    let ksi = ksi.args(["wait", &short]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let waiting = ksi.spawn().unwrap();
+    limit_files(&daemon, Some(65_536));
+    let large = "x".repeat(100_000);
+    wait_until("nothing is accepted", || {
+        let _ = daemon.ask("echo:keep", json!({ "text": large }));
+        status(&daemon)["accepting"] == false
+    });
+    wait_until("one has ended meanwhile", || runs(1));
+    limit_files(&daemon, None);
+    wait_until("it accepts again", || status(&daemon)["accepting"] == true);
+    assert_eq!(end(&daemon, &short), "done");
+    assert_eq!(info(&daemon, &short)["attempts"], 1);
+    let waited = waiting.wait_with_output().unwrap();
+    assert!(waited.status.success(), "{}", stderr(&waited));
+    assert!(runs(1), "the other one still does, and none beside it");
+    let state = info(&daemon, &long);
+    assert_eq!((&state["state"], &state["attempts"]), (&json!("leased"), &json!(1)));
+    daemon.ask("work:cancel", json!({"request_id": long})).unwrap();
+    wait_until("it is cancelled", || runs(0));
+    assert_eq!(info(&daemon, &long)["state"], "cancelled");
 }
 
 #[test]

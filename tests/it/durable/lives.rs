@@ -12,7 +12,7 @@ use ksi_tests::{Daemon, Home, Lines, WITHOUT_MODEL, command, library, wait_until
 use serde_json::{Value, json};
 
 /// The plugin that misbehaves, with durable events.
-fn config(placement: &str, more: &str) -> String {
+pub(super) fn config(placement: &str, more: &str) -> String {
     let library = library("fixture_faulty");
     format!(
         r#"{WITHOUT_MODEL}
@@ -45,17 +45,17 @@ fn daemon(placement: &str, more: &str) -> Daemon {
 }
 
 /// Gives work; its name.
-fn give(daemon: &Daemon, event: &str, data: Value) -> String {
+pub(super) fn give(daemon: &Daemon, event: &str, data: Value) -> String {
     let accepted = daemon.ask(event, data).expect("it is accepted");
     accepted["request_id"].as_str().unwrap_or_else(|| panic!("{accepted}")).to_owned()
 }
 
-fn info(daemon: &Daemon, name: &str) -> Value {
+pub(super) fn info(daemon: &Daemon, name: &str) -> Value {
     daemon.ask("work:get", json!({"request_id": name})).expect("it is in the books")
 }
 
 /// Waits for an end, and says which.
-fn end(daemon: &Daemon, name: &str) -> String {
+pub(super) fn end(daemon: &Daemon, name: &str) -> String {
     let mut state = String::new();
     wait_until("the work has ended", || {
         state = info(daemon, name)["state"].as_str().unwrap_or_default().to_owned();

@@ -68,8 +68,22 @@ fn health_check(health: &Health) -> Check {
 /// Whether durable work is accepted.
 fn journal(status: &Value) -> Check {
     const NAME: &str = "journal";
+    let texts = |list: &Value| -> Vec<String> {
+        list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
     if status["accepting"] == true {
-        return ok(NAME, format!("takes durable work, {} positions so far", status["last_seq"]));
+        let takes = format!("takes durable work, {} positions so far", status["last_seq"]);
+        let troubles = texts(&status["troubles"]);
+        if !troubles.is_empty() {
+            let lost = "something that was kept may be lost";
+            return warn(NAME, format!("{takes}; {}", troubles.join("; ")), lost, "ksi checkpoint verify");
+        }
+        if status["rebuilt"].is_object() {
+            let text = format!("{takes}; {}", texts(&status["notes"]).join("; "));
+            let old = "the old store was damaged; nothing is lost unless a line here says so";
+            return warn(NAME, text, old, "ksi checkpoint verify; remove the old store");
+        }
+        return ok(NAME, takes);
     }
     let reason = status["reason"].as_str().unwrap_or("it takes nothing");
     fail(
@@ -111,12 +125,19 @@ fn models(reply: &Value) -> Check {
         .iter()
         .filter_map(|model| Some(format!("{}: {}", model["name"].as_str()?, model.get("error")?.as_str()?)))
         .collect();
+    // Files that are not among them, each with its reason.
+    let left_out = reply["notes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let left_out: Vec<_> = left_out.collect();
     let real = models.iter().filter(|model| model["toy"] != true).count();
     match (models.len(), broken.is_empty(), real) {
         (0, ..) => fail("models", "none", "nothing can be generated", ADD),
         (_, false, _) => {
             let fix = "remove or replace them: ksi model rm NAME";
             warn("models", broken.join("; "), "they cannot be loaded", fix)
+        }
+        (n, true, _) if !left_out.is_empty() => {
+            let fix = "the models directory is `models_dir` of plugins.llama.config";
+            warn("models", format!("{n}; {}", left_out.join("; ")), "what is left out cannot be used", fix)
         }
         (n, true, 0) => {
             let fix = format!("add a real one: {ADD}");
@@ -131,11 +152,28 @@ mod tests {
     use super::{super::Outcome, *};
 
     #[test]
+    fn a_journal_that_was_damaged_is_a_warning_and_one_that_takes_nothing_a_failure() {
+        let takes = json!({"accepting": true, "last_seq": 7, "troubles": [], "notes": ["a torn tail"]});
+        assert_eq!(journal(&takes).outcome, Outcome::Ok);
+        let damaged = json!({"accepting": true, "last_seq": 7, "troubles": ["move it away"]});
+        let check = journal(&damaged);
+        assert!(check.outcome == Outcome::Warn && check.text.contains("move it away"), "{check:?}");
+        let rebuilt = json!({"accepting": true, "last_seq": 7, "rebuilt": {}, "notes": ["made anew"]});
+        let check = journal(&rebuilt);
+        assert!(check.outcome == Outcome::Warn && check.text.contains("made anew"), "{check:?}");
+        let stopped = json!({"accepting": false, "reason": "the disk is full"});
+        assert_eq!(journal(&stopped).outcome, Outcome::Fail);
+    }
+
+    #[test]
     fn models_that_are_broken_or_only_toys_are_warnings_and_none_a_failure() {
         let outcome = |list: Value| models(&json!({"models": list}));
         assert_eq!(outcome(json!([])).outcome, Outcome::Fail);
         assert_eq!(outcome(json!([{"name": "t", "toy": true}])).outcome, Outcome::Warn);
         assert_eq!(outcome(json!([{"name": "a", "error": "cut short"}])).text, "a: cut short");
         assert_eq!(outcome(json!([{"name": "a", "toy": false}])).outcome, Outcome::Ok);
+        let more = json!({"models": [{"name": "a", "toy": false}], "notes": ["x is left out"]});
+        let check = models(&more);
+        assert!(check.outcome == Outcome::Warn && check.text.contains("x is left out"), "{check:?}");
     }
 }

@@ -137,7 +137,7 @@ impl Life {
     fn content(&self) -> Content {
         let store = self.keeper.store().unwrap();
         let page = store.range(b"", None, usize::MAX, usize::MAX).unwrap();
-        let all = merge(page, self.shared.state().overlay.range(b"", None));
+        let all = merge(page, self.shared.state().overlay.range(b"", None, usize::MAX));
         all.into_iter().filter(|(key, _)| key.first() != Some(&crate::record::keys::META)).collect()
     }
 

@@ -15,18 +15,19 @@
 //! A store that fails is not asked again: commits are refused, and the next
 //! start opens it anew, or rebuilds it.
 
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{cmp::Ordering, fs, path::Path, sync::Arc, time::Instant};
 
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::{
     exports::{self, Exports, Import},
     options::{Options, Size},
-    report::{CheckpointReport, ExportReport, RestoreReport, VerifyReport},
+    report::{CheckpointReport, ExportReport, Flaw, RestoreReport, VerifyReport},
     shared::Shared,
 };
 use crate::{
     disk::Directory,
+    journal::Damage,
     overlay::Layer,
     record::{Batch, Change, FACTS, Record, Seq, keys},
     store::{Shelf, Store, StoreError, export::Summary},
@@ -250,7 +251,8 @@ impl Keeper {
     pub(super) fn restore(&mut self, path: &Path, epoch: u64) -> Result<RestoreReport, Refusal> {
         let begun = Instant::now();
         let file = fs::File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Refusal::not_found("export", &path.display().to_string()),
+            std::io::ErrorKind::NotFound => Refusal::not_found("export", &path.display().to_string())
+                .hint("`ksi checkpoint list` shows what there is"),
             _ => StoreError::io("read an export for")(error).refusal(),
         })?;
         let (summary, keys, seq) = self.restore_from(&path.display().to_string(), &file, epoch)?;
@@ -328,12 +330,12 @@ impl Keeper {
     pub(super) fn verify(&mut self) -> Result<VerifyReport, Refusal> {
         let begun = Instant::now();
         let journal = self.shared.archive.verify().map_err(|error| error.refusal())?;
-        let mut damage: Vec<String> = journal.damage.iter().map(ToString::to_string).collect();
+        let mut damage: Vec<Flaw> = journal.damage.into_iter().map(flaw).collect();
         let store = self.store()?.verify();
         let store_keys = match store {
             Ok(stat) => stat.keys,
             Err(error) => {
-                damage.push(self.fail(&error).message);
+                damage.push(Flaw { segment: String::new(), seq: None, what: self.fail(&error).message });
                 0
             }
         };
@@ -349,6 +351,19 @@ impl Keeper {
             took_ms: super::millis(begun),
         })
     }
+}
+
+/// Damage of the journal, as it is told.
+fn flaw(damage: Damage) -> Flaw {
+    let Damage { segment, from, to, what, .. } = damage;
+    let (seq, what) = match from.cmp(&to) {
+        Ordering::Less => (Some(from), format!("records {from} to {to} cannot be read ({what})")),
+        Ordering::Equal => (Some(from), format!("it cannot be read ({what})")),
+        Ordering::Greater => {
+            (None, format!("no record is lost, but something between them is damaged ({what})"))
+        }
+    };
+    Flaw { segment, seq, what }
 }
 
 /// What is refused from a restore on until the next opening.

@@ -73,8 +73,7 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     };
     recovery.epoch = epoch + 1;
     let export_seq = exports.list().ok().and_then(|list| list.first().copied()).unwrap_or(0).min(store_seq);
-    let quarantined = opened.damage.iter().map(|damage| damage.segment.clone()).collect();
-    let figures = Figures { store_seq, export_seq, quarantined, ..Figures::default() };
+    let figures = Figures { store_seq, export_seq, ..Figures::default() };
     let wakes = Arc::new(Wakes::default());
     let log = start(journal, wakes.clone()).map_err(|error| {
         Refusal::new(Code::Unavailable, format!("cannot start the journal's thread: {error}"))

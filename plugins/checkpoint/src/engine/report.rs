@@ -3,7 +3,7 @@
 //!
 //! Plain data. The events that carry it to a client have their own shapes.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use crate::record::{Fact, Seq};
 
@@ -28,6 +28,13 @@ pub struct Recovery {
     pub took_ms: u64,
 }
 
+impl Recovery {
+    /// All that a person should hear of, a sentence each.
+    pub fn words(&self) -> Vec<String> {
+        self.rebuilt.iter().map(ToString::to_string).chain(self.notes.iter().cloned()).collect()
+    }
+}
+
 /// A store that could not be opened and was made anew.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rebuilt {
@@ -39,6 +46,17 @@ pub struct Rebuilt {
     pub from_export: u64,
     /// Position that the export covered; 0 where there was none.
     pub export_seq: Seq,
+}
+
+impl fmt::Display for Rebuilt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.from_export, self.export_seq) {
+            (_, 0) => write!(f, "the store was made anew from the journal alone")?,
+            (keys, seq) => write!(f, "the store was made anew of {keys} keys that were exported at {seq}")?,
+        }
+        write!(f, ", since {}", self.why)?;
+        self.aside.as_ref().map_or(Ok(()), |aside| write!(f, "; the old one is in {}", aside.display()))
+    }
 }
 
 /// Whether work is taken, and how large everything is.
@@ -76,7 +94,7 @@ pub struct Health {
     pub checkpoints: u64,
     /// Why the last checkpoint failed; empty where it did not.
     pub checkpoint_error: String,
-    /// Damaged segments that were set aside, by file name.
+    /// Files of the journal with damage that lie aside, by name.
     pub quarantined: Vec<String>,
 }
 
@@ -144,10 +162,21 @@ pub struct VerifyReport {
     pub store_keys: u64,
     /// The chain's last link, in hexadecimal: what an auditor notes down.
     pub head: String,
-    /// What is wrong, a sentence each. Empty means intact.
-    pub damage: Vec<String>,
+    /// What is wrong. Empty means intact.
+    pub damage: Vec<Flaw>,
     /// Milliseconds that it took.
     pub took_ms: u64,
+}
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flaw {
+    /// The file of the journal; empty where it is the store.
+    pub segment: String,
+    /// The first record that is lost, where one is.
+    pub seq: Option<Seq>,
+    /// A sentence.
+    pub what: String,
 }
 
 /// Facts in the order in which they happened.
@@ -155,6 +184,8 @@ pub struct VerifyReport {
 pub struct FactPage {
     /// Position and fact.
     pub facts: Vec<(Seq, Fact)>,
+    /// First and last position of what is damaged between them, in order.
+    pub holes: Vec<(Seq, Seq)>,
     /// Where the next page begins: after the last record that was looked at.
     pub next: Seq,
     /// Whether all that is synced was looked at. Where not, more may follow

@@ -94,7 +94,6 @@ pub(super) struct Figures {
     pub(super) checkpointed: Option<Instant>,
     pub(super) checkpoints: u64,
     pub(super) checkpoint_error: String,
-    pub(super) quarantined: Vec<String>,
 }
 
 /// See the module.

@@ -497,7 +497,7 @@ fn an_export_is_restored_as_it_was() {
         assert_eq!(get(&engine, "new"), None);
         put(&engine, "after", "after");
         assert_eq!(get(&engine, "after").unwrap(), "after");
-        assert_eq!(block_on(engine.verify()).unwrap().damage, [""; 0]);
+        assert_eq!(block_on(engine.verify()).unwrap().damage, []);
         close(engine);
     }
     let (engine, recovery) = open(&dir, &small());
@@ -565,4 +565,40 @@ fn pending_entries_are_replayed_at_the_next_start() {
     close(engine);
     let (_, recovery) = open(&dir, &options);
     assert_eq!(recovery.replayed, 0);
+}
+
+#[test]
+fn pages_over_store_and_memory_are_together_what_one_look_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &Options::default());
+    let mut model = BTreeMap::new();
+    for round in 0..4_u32 {
+        for number in (0..60).filter(|number| (number + round) % 3 != 0) {
+            let (key, value) = (Bytes::from(format!("k{number:02}")), Bytes::from(vec![round as u8; 20]));
+            let mut batch = Batch::new();
+            if (number / 7 + round) % 3 == 0 {
+                batch.delete(key.clone());
+                model.remove(&key);
+            } else {
+                batch.put(key.clone(), value.clone());
+                model.insert(key, value);
+            }
+            engine.commit(batch).unwrap();
+        }
+        for limit in [1, 2, 7, 59, 60, 1_000] {
+            let (mut pages, mut after) = (Vec::new(), None::<Bytes>);
+            loop {
+                let page = block_on(engine.scan(b"k", after.as_deref(), limit)).unwrap();
+                assert!(page.len() <= limit);
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                pages.extend(page);
+            }
+            assert!(pages.into_iter().eq(model.clone()), "round {round}, {limit} on a page");
+        }
+        if round % 2 == 0 {
+            block_on(engine.checkpoint()).unwrap();
+        }
+    }
+    close(engine);
 }

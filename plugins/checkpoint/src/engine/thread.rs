@@ -165,8 +165,10 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
     for item in archive.read(from) {
         let (seq, payload) = match item {
             Ok(record) => record,
-            // What is lost is passed over; whoever follows sees it from `verify` and from the health.
             Err(JournalError::Damaged(damage)) => {
+                if damage.to >= damage.from {
+                    page.holes.push((damage.from, damage.to));
+                }
                 page.next = page.next.max(damage.to + 1);
                 continue;
             }

@@ -280,3 +280,35 @@ fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
     assert_eq!(retire_before(&segments, 50, 200), 31);
     assert_eq!(retire_before(&[], 7, 100), 8);
 }
+
+#[test]
+fn positions_that_are_damaged_are_told_exactly_in_their_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let seqs: Vec<u64> = {
+        let host = host(dir.path());
+        (1..=20).map(|number| keep(&host, "a:x", number)).collect()
+    };
+    let journal = dir.path().join("kept/journal");
+    let file = std::fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
+    let file = file.filter(|file| file.extension().is_some_and(|ending| ending == "journal")).min().unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    for lost in ["c7", "c8", "c15"] {
+        let place = bytes.windows(lost.len()).position(|seen| seen == lost.as_bytes()).unwrap();
+        bytes[place] ^= 1;
+    }
+    std::fs::write(&file, bytes).unwrap();
+    let host = host(dir.path());
+    let call = follow(&host, json!({ "pattern": "*", "since_seq": seqs[0] }));
+    let gap = || {
+        let part = part(&host, &call);
+        let Followed::Gap(gap) = serde_json::from_value(part.clone()).unwrap() else { panic!("{part}") };
+        (gap.from_seq, gap.to_seq)
+    };
+    (1..7).for_each(|expected| assert_eq!(number(&host, &call), expected));
+    assert_eq!(gap(), (seqs[6], seqs[7]));
+    (9..15).for_each(|expected| assert_eq!(number(&host, &call), expected));
+    assert_eq!(gap(), (seqs[14], seqs[14]));
+    (16..=20).for_each(|expected| assert_eq!(number(&host, &call), expected));
+    keep(&host, "a:x", 21);
+    assert_eq!(number(&host, &call), 21);
+}

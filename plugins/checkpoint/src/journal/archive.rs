@@ -38,6 +38,8 @@ struct Shared {
     origin: Chain,
     /// Segments with synced records, oldest first.
     segments: Mutex<VecDeque<Segment>>,
+    /// Names of the files with damage, part of the journal or not.
+    aside: Mutex<Vec<String>>,
 }
 
 impl Archive {
@@ -46,15 +48,21 @@ impl Archive {
         lock: Box<dyn Lock>,
         origin: Chain,
         segments: Vec<Segment>,
+        aside: Vec<String>,
         synced: Seq,
     ) -> Self {
         let (synced, segments) = (AtomicU64::new(synced), Mutex::new(segments.into()));
-        Self(Arc::new(Shared { disk, lock: Mutex::new(Some(lock)), synced, origin, segments }))
+        let (lock, aside) = (Mutex::new(Some(lock)), Mutex::new(aside));
+        Self(Arc::new(Shared { disk, lock, synced, origin, segments, aside }))
     }
 
     pub(crate) fn segments(&self) -> MutexGuard<'_, VecDeque<Segment>> {
         // Whoever panicked changed one segment at most, and that in one step.
         self.0.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn aside(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_synced(&self, seq: Seq) {
@@ -115,7 +123,11 @@ impl Archive {
                 disk.remove(&oldest.name).map_err(io("remove"))?;
                 retired.bytes += oldest.size;
             } else {
-                disk.rename(&oldest.name, &kept(oldest.index)).map_err(io("rename"))?;
+                let name = kept(oldest.index);
+                disk.rename(&oldest.name, &name).map_err(io("rename"))?;
+                let mut aside = self.aside();
+                aside.retain(|aside| *aside != oldest.name);
+                aside.push(name);
             }
             // One after the other, so that no crash leaves a gap between them.
             disk.sync().map_err(io("sync the directory of"))?;
@@ -182,11 +194,14 @@ impl Archive {
     #[must_use]
     pub fn stat(&self) -> Stat {
         let segments: Vec<_> = self.segments().iter().map(Segment::stat).collect();
+        let mut aside = self.aside().clone();
+        aside.sort_unstable();
         Stat {
             first: segments.first().map_or(0, |segment| segment.first),
             last: self.synced(),
             bytes: segments.iter().map(|segment| segment.bytes).sum(),
             segments,
+            aside,
         }
     }
 }

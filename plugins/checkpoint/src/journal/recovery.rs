@@ -41,6 +41,8 @@ pub(crate) struct Recovered {
     pub(crate) spare: Option<Spare>,
     pub(crate) next: Seq,
     pub(crate) chain: Chain,
+    /// Names of the files that are set aside.
+    pub(crate) aside: Vec<String>,
     pub(crate) opened: Opened,
 }
 
@@ -93,11 +95,13 @@ pub(crate) fn recover(disk: &Arc<dyn Disk>, options: &Options) -> Result<Recover
     let Recovery { segments, mut opened, active, .. } = recovery;
     opened.first = segments.first().map_or(0, |segment| segment.first);
     opened.last = next - 1;
+    let names = disk.list().map_err(|error| JournalError::io("list", &disk.place(), error))?;
+    let aside = names.into_iter().filter(|name| segment::is_aside(name)).collect();
     let (spare, next_index) = match active {
         false => (Some(Preparation { disk: disk.clone(), head }.run()?), next_index + 1),
         true => (None, next_index),
     };
-    Ok(Recovered { identity, segments, active, next_index, spare, next, chain, opened })
+    Ok(Recovered { identity, segments, active, next_index, spare, next, chain, aside, opened })
 }
 
 /// The files of the journal in order. What was not finished is removed.

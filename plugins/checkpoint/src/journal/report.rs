@@ -87,6 +87,9 @@ pub struct Stat {
     pub bytes: u64,
     /// The files, oldest first.
     pub segments: Vec<SegmentStat>,
+    /// Names of the files with damage, those of the journal and those that are no
+    /// part of it any more. Nobody but an operator takes them away.
+    pub aside: Vec<String>,
 }
 
 /// What was let go.

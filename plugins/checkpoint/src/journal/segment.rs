@@ -62,6 +62,12 @@ pub(crate) fn kept(index: u64) -> String {
     format!("{index:020}.kept")
 }
 
+/// Whether a file has damage, part of the journal or not.
+pub(crate) fn is_aside(name: &str) -> bool {
+    let index = name.split_once('.').filter(|(_, ending)| matches!(*ending, "damaged" | "kept"));
+    index.is_some_and(|(digits, _)| digits.len() == 20 && digits.parse::<u64>().is_ok())
+}
+
 /// The size of a segment: twice that of the one before, up to a limit.
 pub(crate) fn size(index: u64, limit: u64) -> u64 {
     let doubled = u32::try_from(index.saturating_sub(1)).unwrap_or(u32::MAX).min(32);

@@ -21,6 +21,13 @@ const HEARTBEAT_MS: u64 = 1_000;
 /// waits long. What is left is due at once.
 const TICK_MAX: usize = 256;
 
+impl Entry {
+    /// When a lease that begins, or is renewed, at this time is given up.
+    pub(super) fn leased_until(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add(self.policy.timeout_ms).saturating_add(GRACE_MS)
+    }
+}
+
 impl Ledger {
     /// The answer to an attempt. One to an older lease, or after the end, is an
     /// empty step.
@@ -50,7 +57,7 @@ impl Ledger {
         if self.holds(id, lease)
             && let Some(entry) = self.live.get(&id)
         {
-            let due_ms = now_ms.saturating_add(entry.policy.timeout_ms).saturating_add(GRACE_MS);
+            let due_ms = entry.leased_until(now_ms);
             if due_ms >= entry.due_ms.saturating_add(HEARTBEAT_MS) {
                 self.set_due(id, due_ms);
             }
@@ -99,7 +106,8 @@ impl Ledger {
     }
 
     /// Whether this is the lease under way.
-    fn holds(&self, id: Id, lease: u32) -> bool {
+    #[must_use]
+    pub fn holds(&self, id: Id, lease: u32) -> bool {
         self.live
             .get(&id)
             .is_some_and(|entry| entry.leases == lease && matches!(entry.state, State::Leased { .. }))
@@ -157,7 +165,7 @@ impl Ledger {
     /// Leases an entry. Whoever calls writes it.
     pub(super) fn lease(&mut self, now_ms: u64, id: Id, suspect: bool, step: &mut Step) {
         let entry = self.live.get_mut(&id).expect("what is leased lives");
-        let until_ms = now_ms.saturating_add(entry.policy.timeout_ms).saturating_add(GRACE_MS);
+        let until_ms = entry.leased_until(now_ms);
         entry.state = State::Leased { epoch: self.epoch, until_ms, suspect };
         entry.attempts += 1;
         entry.leases += 1;
@@ -171,6 +179,12 @@ impl Ledger {
             correlation_id: entry.correlation_id.as_deref().map(str::to_owned),
             timeout_ms: entry.policy.timeout_ms,
         }));
+        self.occupy(id, suspect, until_ms);
+    }
+
+    /// Gives an entry that runs its place among those that do.
+    pub(super) fn occupy(&mut self, id: Id, suspect: bool, until_ms: u64) {
+        let entry = self.live.get(&id).expect("what runs lives");
         self.lanes.get(entry.lane).in_flight += 1;
         if suspect {
             self.alone = Some(id);

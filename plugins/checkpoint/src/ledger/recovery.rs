@@ -1,6 +1,8 @@
 //! The ledger across starts of the daemon: what is read back, what ran when
 //! the last one died, and what is handed back at a planned end.
 
+use std::collections::HashMap;
+
 use ksi_sdk::protocol::{Code, Refusal};
 
 use super::{Effect, Entry, Id, Ledger, State, Step};
@@ -16,6 +18,16 @@ const SUSPECTS_PAUSE_MS_MAX: u64 = 30_000;
 /// What is said of an entry that ran when the daemon died.
 const DIED: &str = "the daemon died while it ran";
 
+/// What this process has begun under a journal that it has opened before.
+#[derive(Debug, Default)]
+pub struct Begun {
+    /// Number of its first start; `None` where this is the first. What an earlier
+    /// one had leased ran in a process that is no more.
+    pub since: Option<u64>,
+    /// Leases of the attempts that run, or whose answer waits to be heard.
+    pub leases: HashMap<Id, u32>,
+}
+
 impl Ledger {
     /// Puts an entry in as it was stored. Nothing begins before
     /// [`Ledger::recover`].
@@ -28,8 +40,9 @@ impl Ledger {
     }
 
     /// Goes on after all entries were loaded: blames or suspects what was
-    /// leased, and begins what may begin.
-    pub fn recover(&mut self, now_ms: u64) -> Step {
+    /// leased by a daemon that died, lets go on what this one has begun itself,
+    /// and begins what may begin.
+    pub fn recover(&mut self, now_ms: u64, begun: &Begun) -> Step {
         let mut step = Step::default();
         let mut ids: Vec<Id> = self.live.keys().copied().collect();
         ids.sort_unstable();
@@ -39,6 +52,13 @@ impl Ledger {
                 State::Accepted => self.enqueue(id),
                 State::Suspect => self.suspect(id),
                 State::Waiting { until_ms } => self.set_due(id, until_ms.min(entry.expires_ms)),
+                State::Leased { epoch, suspect, .. } if begun.since.is_some_and(|since| epoch >= since) => {
+                    match begun.leases.get(&id) == Some(&entry.leases) {
+                        true => self.goes_on(now_ms, id, suspect),
+                        // It was not begun, or was refused in a way that lets it be tried again.
+                        false => self.hand_back(id, &mut step),
+                    }
+                }
                 State::Leased { suspect, .. } => self.survived(now_ms, id, suspect, &mut step),
                 State::Ended { .. } => {}
             }
@@ -62,14 +82,27 @@ impl Ledger {
         ids.sort_unstable();
         for id in ids {
             self.release(id);
-            let entry = self.live.get_mut(&id).expect("it was there before");
-            entry.state = State::Accepted;
-            entry.attempts -= 1;
-            step.effects.push(Effect::Abandon { id, lease: entry.leases });
-            self.enqueue(id);
-            self.write(id, &mut step);
+            let lease = self.live.get(&id).expect("it was there before").leases;
+            step.effects.push(Effect::Abandon { id, lease });
+            self.hand_back(id, &mut step);
         }
         step
+    }
+
+    /// Puts an entry that was leased, and runs no more, back into its place.
+    fn hand_back(&mut self, id: Id, step: &mut Step) {
+        let entry = self.live.get_mut(&id).expect("what was leased lives");
+        entry.state = State::Accepted;
+        entry.attempts -= 1;
+        self.enqueue(id);
+        self.write(id, step);
+    }
+
+    /// An entry that still runs; its lease begins anew.
+    fn goes_on(&mut self, now_ms: u64, id: Id, suspect: bool) {
+        let entry = self.live.get(&id).expect("what runs lives");
+        let until_ms = entry.leased_until(now_ms);
+        self.occupy(id, suspect, until_ms);
     }
 
     /// What becomes of an entry that ran when the daemon died.

@@ -70,6 +70,11 @@ pub(super) fn register<P: Plugin>(on: &mut Register<P>, of: Of<P>) {
     on.emits::<Died>("work:died");
 }
 
+/// Who waits is to ask whoever keeps the work next.
+fn again(why: &str) -> Refusal {
+    Refusal::new(Code::Unavailable, why).hint("the work is kept; ask again").retry_after_ms(200)
+}
+
 impl Work {
     async fn list(&self, ctx: &Ctx, ask: ListWork) -> Result<WorkPage, Refusal> {
         let ListWork { states, event, after, limit } = ask;
@@ -148,15 +153,16 @@ impl Work {
         let longest = ctx.deadline().map(|deadline| deadline.saturating_sub(WAIT_MARGIN));
         let asked = ask.timeout_ms.map(Duration::from_millis);
         let time = [longest, asked].into_iter().flatten().min().unwrap_or(Duration::MAX);
-        if self.ledger.borrow().is_live(id) && !time.is_zero() {
+        if self.ledger.borrow().is_live(id) && !self.stopped.get() && !time.is_zero() {
             let (ended, late) = (pin!(self.end_of(id)), pin!(self.ctx.sleep(time)));
             let over = select(ended, late);
             if let Either::Right(_) = select(over, pin!(ctx.draining())).await {
                 // The end of the plugin waits for it, and it may have no end for long.
-                return Err(Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped")
-                    .hint("the work is kept; ask again")
-                    .retry_after_ms(200));
+                return Err(again("the plugin that keeps work is being stopped"));
             }
+        }
+        if self.stopped.get() {
+            return Err(again("the journal of the work is being opened again"));
         }
         self.info(id).await
     }

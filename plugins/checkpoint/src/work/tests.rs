@@ -4,3 +4,4 @@
 mod answers;
 mod desk;
 mod lives;
+mod openings;

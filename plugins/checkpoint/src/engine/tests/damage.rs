@@ -61,7 +61,7 @@ fn a_store_that_is_lost_or_damaged_is_rebuilt_and_told() {
             let rebuilt = recovery.rebuilt.unwrap_or_else(|| panic!("{number}: {:?}", recovery.notes));
             assert!(rebuilt.from_export > 400 && rebuilt.export_seq > 0, "{rebuilt:?}");
         }
-        assert_eq!(block_on(engine.verify()).unwrap().damage, [""; 0]);
+        assert_eq!(block_on(engine.verify()).unwrap().damage, []);
         close(engine);
         let (engine, recovery) = open(&dir, &small());
         assert_eq!(recovery.rebuilt, None);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ksi_sdk::protocol::{Bytes, EventName, work::Policy};
 
 use crate::{
-    ledger::{Admission, Effect, Entry, Id, Ledger, Limits, Order},
+    ledger::{Admission, Begun, Effect, Entry, Id, Ledger, Limits, Order},
     record::{Batch, Change, keys},
 };
 
@@ -70,7 +70,7 @@ fn a_hundred_thousand_pending_entries_load_fast_and_take_little() {
         let entry = Entry::decode(value.as_ref().unwrap()).unwrap();
         ledger.load(Id::of_work_key(key).unwrap(), entry);
     }
-    let step = ledger.recover(1_000_002);
+    let step = ledger.recover(1_000_002, &Begun::default());
     let took = begin.elapsed();
     println!(
         "100,000 pending: loaded in {took:?}, {} KiB of memory, {} bytes each",

@@ -45,6 +45,13 @@ enum Input {
     /// The daemon dies before its last step was durable.
     CrashBefore,
     Restart,
+    /// The journal stops and is opened again, while the daemon lives.
+    Reopen {
+        who: usize,
+        begun: bool,
+    },
+    /// The same, and the last step was not durable.
+    ReopenBefore,
 }
 
 fn inputs() -> impl Strategy<Value = Input> {
@@ -63,6 +70,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(Input::Crash),
         1 => Just(Input::CrashBefore),
         1 => Just(Input::Restart),
+        1 => (who, any::<bool>()).prop_map(|(who, begun)| Input::Reopen { who, begun }),
+        1 => Just(Input::ReopenBefore),
     ]
 }
 
@@ -157,6 +166,11 @@ fn act(world: &mut World, input: &Input, before: Option<Books>) {
             world.crash();
         }
         Input::Restart => world.plan_restart(),
+        Input::Reopen { who, begun } => {
+            let unbegun = running(world, who).filter(|_| !begun);
+            world.reopen(None, unbegun);
+        }
+        Input::ReopenBefore => world.reopen(before, None),
     }
 }
 

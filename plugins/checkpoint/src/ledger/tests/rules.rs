@@ -393,3 +393,47 @@ fn deaths_while_no_suspect_runs_blame_nobody() {
         assert_eq!(world.how(id), Some(Ending::Done));
     }
 }
+
+#[test]
+fn what_runs_when_only_the_journal_is_opened_again_goes_on_and_what_was_not_begun_is_handed_back() {
+    let mut world = limited(2);
+    let once = Policy { repeat: false, attempts: 1, ..policy() };
+    let [runs, unbegun, waits] = [(); 3].map(|()| world.accept("a:b", once));
+    world.pass(14_000);
+    world.reopen(None, Some(unbegun));
+    assert_eq!(world.books.running[&runs], 1, "it has its lease still");
+    assert_eq!(world.books.running[&unbegun], 2, "it is begun now, and its only attempt is this");
+    assert_eq!(world.state(waits), State::Accepted);
+    world.pass(14_000);
+    assert_eq!(world.how(runs), None, "its lease has begun anew");
+    for id in [runs, unbegun, waits] {
+        world.done(id);
+        assert_eq!(world.how(id), Some(Ending::Done));
+    }
+}
+
+#[test]
+fn what_came_of_an_attempt_before_the_journal_was_opened_again_is_heard_and_a_death_is_still_one() {
+    let mut world = limited(2);
+    let once = world.accept("a:b", Policy { repeat: false, ..policy() });
+    let before = world.books.clone();
+    world.done(once);
+    world.reopen(Some(before), None);
+    assert_eq!(world.how(once), Some(Ending::Unknown), "as it was answered this time");
+    let other = world.accept("a:b", Policy { repeat: false, ..policy() });
+    world.reopen(None, None);
+    world.crash();
+    assert_eq!(world.how(other), Some(Ending::Unknown));
+}
+
+#[test]
+fn a_suspect_that_runs_alone_does_so_over_an_opening_too() {
+    let mut world = limited(2);
+    let [first, second] = [(); 2].map(|()| world.accept("a:b", policy()));
+    world.crash();
+    assert_eq!(world.books.running.len(), 1);
+    world.reopen(None, None);
+    assert_eq!(world.books.running.keys().collect::<Vec<_>>(), [&first]);
+    world.done(first);
+    world.done(second);
+}

@@ -7,7 +7,8 @@ use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, work::Policy};
 
 use crate::{
     ledger::{
-        Admission, Effect, Ended, Ending, Entry, Id, Key, Ledger, Limits, Order, Remembered, State, Step,
+        Admission, Begun, Effect, Ended, Ending, Entry, Id, Key, Ledger, Limits, Order, Remembered, State,
+        Step,
     },
     record::{Change, keys},
 };
@@ -39,6 +40,8 @@ pub(super) struct Books {
     pub(super) ends: BTreeMap<Id, (u32, u32)>,
     /// Those that were begun at least once.
     begun: BTreeSet<Id>,
+    /// The first start of the daemon that lives.
+    pub(super) born: u64,
     pub(super) last_ended: Option<Ended>,
 }
 
@@ -58,6 +61,7 @@ impl World {
             running: HashMap::new(),
             ends: BTreeMap::new(),
             begun: BTreeSet::new(),
+            born: 1,
             last_ended: None,
         };
         Self { now: START, ledger: Ledger::new(limits.clone(), 1, 7), books, limits, epoch: 1, next: 0 }
@@ -158,13 +162,39 @@ impl World {
     }
 
     fn restart(&mut self) {
+        self.books.born = self.epoch + 1;
+        self.open(&Begun::default());
+    }
+
+    /// Opens the journal again in the same daemon, after a step that was not
+    /// written: what was known `before` it is what is left. Attempts go on, but
+    /// for one that was leased and not begun.
+    pub(super) fn reopen(&mut self, before: Option<Books>, unbegun: Option<Id>) {
+        let running = self.books.running.clone();
+        if let Some(before) = before.filter(|before| before.born == self.books.born) {
+            self.books = before;
+        }
+        if let Some(id) = unbegun {
+            self.books.running.remove(&id);
+        }
+        let leases = self.books.running.clone();
+        self.open(&Begun { since: Some(self.books.born), leases: leases.clone() });
+        // What came of an attempt, and was not written, is heard again.
+        for (id, lease) in leases {
+            if running.get(&id) != Some(&lease) && Some(id) != unbegun {
+                self.refuse(id, Code::Unknown);
+            }
+        }
+    }
+
+    fn open(&mut self, begun: &Begun) {
         self.epoch += 1;
         let mut ledger = Ledger::new(self.limits.clone(), self.epoch, self.epoch);
         for (id, entry) in self.entries() {
             ledger.load(id, entry);
         }
         self.ledger = ledger;
-        let step = self.ledger.recover(self.now);
+        let step = self.ledger.recover(self.now, begun);
         self.carry(step);
     }
 

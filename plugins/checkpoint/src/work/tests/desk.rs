@@ -19,13 +19,16 @@ use serde_json::{Value, json};
 
 use crate::{
     engine::{Engine, Options},
-    ledger::Limits,
-    record::keys,
-    work::{self, Work},
+    ledger::{Id, Limits},
+    record::{Batch, keys},
+    work::{self, Attempts, Work},
 };
 
 #[derive(Default)]
-pub(super) struct Desk(RefCell<Option<(Rc<Engine>, Rc<Work>)>>);
+pub(super) struct Desk {
+    open: RefCell<Option<(Rc<Engine>, Rc<Work>)>>,
+    attempts: Rc<Attempts>,
+}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -42,6 +45,24 @@ struct Count {
     table: u8,
 }
 
+/// Stop the journal, as when the disk is full.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Break {}
+
+/// Write something over work that nobody can read, and say nothing.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Spoil {
+    request_id: String,
+}
+
+/// Say how much work could not be read.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Unreadable {}
+
+/// Open the journal again.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Reopen {}
+
 /// The count.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Counted(usize);
@@ -57,6 +78,15 @@ impl Plugin for Desk {
     fn register(on: &mut Register<Self>) {
         work::register(on, |desk| desk.opened().map(|(_, work)| work));
         on.request("desk:count", Self::count);
+        on.request("desk:break", Self::break_journal);
+        on.request("desk:spoil", Self::spoil);
+        on.request("desk:unreadable", |desk: Rc<Self>, _, _: Unreadable| async move {
+            Ok(Counted(desk.opened()?.1.unreadable()))
+        });
+        on.request("desk:reopen", |desk: Rc<Self>, ctx, _: Reopen| async move {
+            desk.open(ctx).await?;
+            Ok(Break {})
+        });
     }
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
@@ -68,8 +98,8 @@ impl Plugin for Desk {
             ..default
         };
         let engine = open_engine(&ctx, config.memory).await?;
-        let work = Work::open(&ctx, engine.clone(), limits).await?;
-        *self.0.borrow_mut() = Some((engine, work));
+        let work = Work::open(&ctx, engine.clone(), limits, &self.attempts).await?;
+        *self.open.borrow_mut() = Some((engine, work));
         Ok(())
     }
 
@@ -82,7 +112,25 @@ impl Plugin for Desk {
 
 impl Desk {
     fn opened(&self) -> Result<(Rc<Engine>, Rc<Work>), Refusal> {
-        self.0.borrow().clone().ok_or_else(|| Refusal::new(Code::Unavailable, "not open yet"))
+        self.open.borrow().clone().ok_or_else(|| Refusal::new(Code::Unavailable, "not open yet"))
+    }
+
+    /// What the plugin does when the engine has stopped.
+    async fn break_journal(self: Rc<Self>, _ctx: Ctx, _ask: Break) -> Result<Break, Refusal> {
+        let (engine, work) = self.opened()?;
+        self.open.take();
+        engine.leash().end();
+        engine.stopped().await;
+        work.end();
+        Ok(Break {})
+    }
+
+    async fn spoil(self: Rc<Self>, _ctx: Ctx, ask: Spoil) -> Result<Break, Refusal> {
+        let (engine, _) = self.opened()?;
+        let mut batch = Batch::new();
+        batch.put(Id::parse(&ask.request_id)?.work_key(), &b"of another release"[..]);
+        engine.durable(engine.commit(batch)?).await?;
+        Ok(Break {})
     }
 
     async fn count(self: Rc<Self>, _ctx: Ctx, ask: Count) -> Result<Counted, Refusal> {
@@ -178,6 +226,15 @@ pub(super) fn get(host: &Host, request_id: &str) -> WorkInfo {
 
 pub(super) fn wait(host: &Host, request_id: &str) -> WorkInfo {
     ask(host, "work:wait", json!({ "request_id": request_id })).unwrap()
+}
+
+/// Stops the journal; what runs goes on.
+pub(super) fn stop_journal(host: &Host) {
+    let _: Value = ask(host, "desk:break", json!({})).unwrap();
+}
+
+pub(super) fn reopen(host: &Host) {
+    let _: Value = ask(host, "desk:reopen", json!({})).unwrap();
 }
 
 pub(super) fn list(host: &Host, ask_for: Value) -> WorkPage {

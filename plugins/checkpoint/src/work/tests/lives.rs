@@ -12,8 +12,10 @@ use ksi_sdk::{
 };
 use serde_json::json;
 
+use crate::record::keys;
+
 use super::desk::{
-    Host, TABLES, accepted, count, drain, get, keep, keep_keyed, list, policy, start, until,
+    Host, TABLES, accepted, ask, count, drain, get, keep, keep_keyed, list, policy, start, until,
     until_nothing_is_left, wait,
 };
 
@@ -335,4 +337,20 @@ fn results_are_forgotten_in_their_time() {
     host.advance(Duration::from_secs(599));
     assert!(get(&host, &id).result.is_some());
     until_nothing_is_left(&host);
+}
+
+#[test]
+fn what_cannot_be_read_is_left_alone_and_everything_else_goes_on() {
+    let host = start();
+    let [spoiled, queued] = [1, 2].map(|number| keep(&host, "echo:say", json!(number)));
+    let _: serde_json::Value = ask(&host, "desk:spoil", json!({ "request_id": spoiled })).unwrap();
+    let host = host.restart(json!({})).unwrap();
+    assert_eq!(ask::<usize>(&host, "desk:unreadable", json!({})).unwrap(), 1);
+    assert_eq!(count(&host, keys::WORK), 2, "it is still there");
+    assert!(host.logged().iter().any(|(_, line)| line.contains(&spoiled)), "and named");
+    let asked = host.expect("echo:say");
+    assert_eq!(asked.data, json!(2));
+    host.reply(&asked, json!(2));
+    assert_eq!(wait(&host, &queued).state, WorkState::Done);
+    assert_eq!(list(&host, json!({})).work.len(), 1);
 }

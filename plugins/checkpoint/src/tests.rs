@@ -1,0 +1,136 @@
+//! The plugin as a whole, on a directory of the test's own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use ksi_sdk::{
+    protocol::work::Policy,
+    testing::{Answer, FakeHost},
+};
+use serde_json::{Value, json};
+
+use super::*;
+
+type Host = FakeHost<Checkpoint>;
+
+fn policy() -> Policy {
+    Policy {
+        attempts: 3,
+        backoff_min_ms: 100,
+        backoff_max_ms: 1_000,
+        timeout_ms: 5_000,
+        expires_ms: 60_000,
+        keep_ms: 600_000,
+        repeat: true,
+    }
+}
+
+/// Takes work of so many bytes in and does it, so that there are records.
+fn work(host: &Host, count: usize, bytes: usize) {
+    for number in 0..count {
+        let call = host.keep("echo:say", json!("x".repeat(bytes)), policy());
+        assert!(matches!(host.next(&call), Answer::Accepted(_)));
+        let asked = host.expect("echo:say");
+        host.reply(&asked, json!(number));
+        host.expect_emitted("work:done");
+    }
+}
+
+fn end(host: Host) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut drained = host.drain();
+    while !drained {
+        assert!(Instant::now() < deadline, "the plugin does not drain");
+        std::thread::yield_now();
+        drained = host.drained();
+    }
+}
+
+fn ask(host: &Host, event: &str) -> Value {
+    host.request(event, json!({})).unwrap()
+}
+
+/// Files of the journal with this ending.
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|file| file.extension().is_some_and(|found| found == ending)).collect()
+}
+
+/// Changes one byte among the first records.
+fn flip(dir: &Path) {
+    let file = files(dir, "journal").into_iter().min().unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let place = bytes.windows(8).position(|seen| seen == b"echo:say").unwrap();
+    bytes[place] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn damage_degrades_the_plugin_until_somebody_has_seen_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    work(&host, 5, 10);
+    assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
+    end(host);
+    flip(dir.path());
+
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let status = ask(&host, "checkpoint:status");
+    let name = status["quarantined"][0].as_str().unwrap().to_owned();
+    assert!(name.ends_with(".damaged"), "{status}");
+    assert!(status["notes"][0].as_str().unwrap().contains(&name), "{status}");
+    let why = host.degraded().unwrap();
+    assert!(why.contains(&name) && why.contains("ksi checkpoint create"), "{why}");
+    assert_eq!(status["troubles"], json!([why]));
+    let found = ask(&host, "checkpoint:verify");
+    assert_eq!((&found["ok"], &found["problems"][0]["segment"]), (&json!(false), &json!(name)));
+    assert!(found["problems"][0]["seq"].is_u64(), "{found}");
+
+    // As the reason says.
+    ask(&host, "checkpoint:create");
+    end(host);
+    let aside: Vec<_> = files(dir.path(), "damaged").into_iter().chain(files(dir.path(), "kept")).collect();
+    assert_eq!(aside.len(), 1);
+    aside.iter().for_each(|file| fs::remove_file(file).unwrap());
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
+    work(&host, 1, 10);
+}
+
+#[test]
+fn what_is_damaged_is_told_also_when_it_is_no_part_of_the_journal_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || json!({ "segment_bytes": 65536, "facts_bytes": 0 });
+    let host = Host::start_in(dir.path(), config()).unwrap();
+    work(&host, 3, 10);
+    end(host);
+    flip(dir.path());
+    let host = Host::start_in(dir.path(), config()).unwrap();
+    work(&host, 40, 20_000);
+    ask(&host, "checkpoint:create");
+    let name = ask(&host, "checkpoint:status")["quarantined"][0].as_str().unwrap().to_owned();
+    assert!(name.ends_with(".kept"), "{name}");
+    assert!(host.degraded().unwrap().contains(&name));
+    end(host);
+    let host = Host::start_in(dir.path(), config()).unwrap();
+    assert!(host.degraded().unwrap().contains(&name));
+}
+
+#[test]
+fn a_store_that_was_made_anew_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    work(&host, 5, 10);
+    end(host);
+    fs::write(dir.path().join("store/tree/db"), "no database").unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let opened = host.expect_emitted("checkpoint:opened");
+    let status = ask(&host, "checkpoint:status");
+    assert!(status["rebuilt"]["why"].is_string() && status["rebuilt"]["aside"].is_string(), "{status}");
+    assert_eq!(opened["rebuilt"], status["rebuilt"]);
+    assert!(opened["notes"].to_string().contains("made anew"), "{opened}");
+    assert_eq!((host.degraded(), &status["ended"]), (None, &json!(5)));
+}
