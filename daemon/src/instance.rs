@@ -40,6 +40,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ksi_host::descriptor::copy_of;
 use ksi_protocol::{limits::SOCKET_PATH_BYTES_MAX, paths::Paths};
 use nix::{
     errno::Errno,
@@ -51,7 +52,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::takeover::{Takeover, copy_of};
+use crate::takeover::Takeover;
 
 /// How long a start waits for what a daemon that is no more still has, and how
 /// often it looks.

@@ -25,11 +25,9 @@ use std::{
     time::Duration,
 };
 
+use ksi_host::descriptor::copy_of;
 use ksi_protocol::{Code, Refusal, token};
-use rustix::{
-    io::{FdFlags, fcntl_setfd},
-    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
-};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 /// Says which descriptors are handed over, and to whom:
 /// `PID:SOCKET:LOCK:own|given`.
@@ -162,17 +160,6 @@ impl Takeover {
             .env_remove("LISTEN_PID")
             .exec()
     }
-}
-
-/// A descriptor of this process by its number: a copy of it that is closed on
-/// exec.
-///
-/// # Errors
-///
-/// Where there is none.
-pub fn copy_of(number: RawFd) -> io::Result<OwnedFd> {
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)
 }
 
 /// Takes a descriptor that nobody else in this process knows of.

@@ -6,7 +6,8 @@
 //! plugins; the binary `ksi-plugin-host` does so in a child, after it has put
 //! itself into a sandbox ([`sandbox`]) and speaks the same frames over a
 //! socket ([`child`]). What only the start needed is given back ([`memory`]), and
-//! what a child has used, its parent asks ([`usage`]).
+//! what a child has used, its parent asks ([`usage`]). What another program has
+//! left open for this one is taken up by its number ([`descriptor`]).
 //!
 //! # Invariants
 //!
@@ -20,6 +21,7 @@ pub mod library;
 pub mod instance;
 pub mod sandbox;
 pub mod child;
+pub mod descriptor;
 pub mod memory;
 pub mod usage;
 
