@@ -334,7 +334,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            holding: 1024,
+            holding: 2048,
             per_second: None,
             instances: 16,
             memory_mb: None,

@@ -160,11 +160,7 @@ impl<H> Port<H> {
             return Err(refusals::share_used(&self.origin, payer, own));
         }
         holding.all += 1;
-        if own == 0 {
-            holding.by.insert(Arc::clone(payer), 1);
-        } else if let Some(own) = holding.by.get_mut(payer) {
-            *own += 1;
-        }
+        *holding.by.entry(Arc::clone(payer)).or_default() += 1;
         Ok(Hold { port: Arc::clone(self), payer: Arc::clone(payer) })
     }
 

@@ -2,6 +2,7 @@
 
 mod crowd;
 mod neighbours;
+mod siege;
 
 use std::{
     io::{ErrorKind, Read, Write},

@@ -10,6 +10,8 @@ use std::path::Path;
 use ksi_tests::{Daemon, Home, Lines, wait_until};
 use serde_json::{Value, json};
 
+#[path = "../../plugins/llama/tests/greedy/adapter.rs"]
+pub(crate) mod adapter;
 mod answers;
 mod endings;
 mod files;

@@ -16,8 +16,9 @@ use std::{
 };
 
 use ksi_protocol::{
-    Frame, PROTOCOL_VERSION,
-    frame::{Class, Hello},
+    Frame, PROTOCOL_VERSION, Pattern,
+    frame::{Class, Hello, Subscribe},
+    token::Token,
 };
 use serde_json::json;
 
@@ -33,7 +34,28 @@ const PAUSE: Duration = Duration::from_millis(2);
 const KEPT_EVERY: u64 = 50;
 
 /// Ways in which the plugin is made to fail.
-const FAULTS: [&str; 8] = ["abort", "segv", "panic", "panic_later", "hang", "flood", "never", "hang_later"];
+const FAULTS: [&str; 14] = [
+    "abort",
+    "segv",
+    "panic",
+    "panic_later",
+    "hang",
+    "flood",
+    "never",
+    "hang_later",
+    "stack",
+    "leak",
+    "garbage",
+    "dead_reply",
+    "sleep_blocking",
+    "open",
+];
+
+/// Requests that one connection lets hang: more than a plugin can hold.
+const HANGING: u64 = 1100;
+
+/// Durable subscriptions of one connection.
+const FOLLOWED: u64 = 500;
 
 /// What the workload saw.
 #[derive(Debug, Default, Clone)]
@@ -42,8 +64,10 @@ pub struct Seen {
     pub answered: Vec<Duration>,
     /// How long each event took to be heard.
     pub told: Vec<Duration>,
-    /// How long it took to connect and have work accepted, each time.
+    /// How long it took to have work accepted, each time.
     pub kept: Vec<Duration>,
+    /// How long it took to connect and be answered, each time.
+    pub came: Vec<Duration>,
     /// Requests that were refused or not answered, events that did not come, and
     /// work that was accepted and not done.
     pub lost: u64,
@@ -64,17 +88,20 @@ fn connect(socket: &Path) -> Option<Frames> {
     Some(frames)
 }
 
-/// Does what a program does that means well, for so long.
+/// Does what a program does that means well, for so long. With `comes_anew` it
+/// also connects anew now and then, as a command line does; that has a share of a
+/// user's, so it needs to be another user than those who attack.
 ///
 /// # Panics
 ///
 /// Where the daemon does not accept it, or breaks the protocol.
 #[must_use]
-pub fn workload(socket: &Path, time: Duration) -> Seen {
+pub fn workload(socket: &Path, time: Duration, comes_anew: bool) -> Seen {
     let mut seen = Seen::default();
     let mut asker = connect(socket).expect("the daemon accepts a client");
     let mut listener = connect(socket).expect("the daemon accepts a client");
     listener.subscribe(1, "siege:*", Class::Live);
+    let mut keeper = lines(socket);
     let mut kept = Vec::new();
     let end = Instant::now() + time;
     let mut n = 0;
@@ -92,36 +119,44 @@ pub fn workload(socket: &Path, time: Duration) -> Seen {
         seen.told.push(since.elapsed());
         if n % KEPT_EVERY == 0 {
             let since = Instant::now();
-            kept.push(keep(socket, n));
+            kept.push(keeper.as_mut().and_then(|keeper| keep(keeper, n)));
             seen.kept.push(since.elapsed());
+        }
+        if comes_anew && n % KEPT_EVERY == 0 {
+            let since = Instant::now();
+            let answer = lines(socket).map(|mut lines| lines.ask("echo:say", json!({ "text": "new" })));
+            seen.came.push(since.elapsed());
+            seen.lost += u64::from(!matches!(answer, Some(Ok(_))));
         }
         thread::park_timeout(PAUSE);
     }
-    seen.lost += kept.iter().filter(|name| !is_done(socket, name.as_deref())).count() as u64;
+    seen.lost += kept.iter().filter(|name| !is_done(keeper.as_mut(), name.as_deref())).count() as u64;
     seen
 }
 
+fn lines(socket: &Path) -> Option<Lines> {
+    Some(Lines::new(UnixStream::connect(socket).ok()?))
+}
+
 /// Has something kept as durable work; its name.
-fn keep(socket: &Path, n: u64) -> Option<String> {
-    let mut lines = Lines::new(UnixStream::connect(socket).ok()?);
+fn keep(lines: &mut Lines, n: u64) -> Option<String> {
     lines.send(&json!({"event": "echo:keep", "data": {"text": n.to_string()}}));
     lines.receive()["accepted"]["request_id"].as_str().map(str::to_owned)
 }
 
-fn is_done(socket: &Path, name: Option<&str>) -> bool {
-    let (Some(name), Ok(stream)) = (name, UnixStream::connect(socket)) else { return false };
-    let mut lines = Lines::new(stream);
+fn is_done(lines: Option<&mut Lines>, name: Option<&str>) -> bool {
+    let (Some(lines), Some(name)) = (lines, name) else { return false };
     lines.send(&json!({"event": "work:wait", "data": {"request_id": name, "timeout_ms": 30_000}}));
     lines.receive()["data"]["state"] == "done"
 }
 
-/// Attacks over so many connections until it is told to stop. Returns how often
-/// something was sent.
+/// Attacks over so many connections, in the name of a token where there is one,
+/// until it is told to stop. Returns how often something was sent.
 ///
 /// # Panics
 ///
 /// Where a thread cannot be started.
-pub fn attack(socket: &Path, connections: usize, stop: &AtomicBool) -> u64 {
+pub fn attack(socket: &Path, token: Option<&Token>, connections: usize, stop: &AtomicBool) -> u64 {
     let sent = AtomicU64::new(0);
     thread::scope(|scope| {
         for n in 0..connections {
@@ -131,7 +166,7 @@ pub fn attack(socket: &Path, connections: usize, stop: &AtomicBool) -> u64 {
                 .spawn_scoped(scope, move || {
                     while !stop.load(Ordering::Relaxed) {
                         // One that is cut off or refused comes again.
-                        sent.fetch_add(besiege(socket, n, stop), Ordering::Relaxed);
+                        sent.fetch_add(besiege(socket, token, n, stop), Ordering::Relaxed);
                         thread::park_timeout(Duration::from_millis(5));
                     }
                 })
@@ -141,19 +176,20 @@ pub fn attack(socket: &Path, connections: usize, stop: &AtomicBool) -> u64 {
     sent.into_inner()
 }
 
-fn hello() -> Frame {
-    Frame::Hello(Hello { version: PROTOCOL_VERSION, client: "siege".into(), ..Hello::default() })
+fn hello(token: Option<&Token>) -> Frame {
+    let (client, token) = ("siege".into(), token.cloned());
+    Frame::Hello(Hello { version: PROTOCOL_VERSION, client, token, ..Hello::default() })
 }
 
 /// One connection's worth of malice; how much it sent before it was cut off.
-fn besiege(socket: &Path, n: usize, stop: &AtomicBool) -> u64 {
+fn besiege(socket: &Path, token: Option<&Token>, n: usize, stop: &AtomicBool) -> u64 {
     let Ok(mut stream) = UnixStream::connect(socket) else { return 0 };
     // A peer that does not read is met by one that does not read either.
     let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
-    let hello = encoded(&hello());
-    let listen = |pattern: &str| {
-        let pattern = ksi_protocol::Pattern::parse(pattern).expect("a pattern");
-        encoded(&Frame::Subscribe(ksi_protocol::frame::Subscribe::new(1, pattern, Class::Live)))
+    let hello = encoded(&hello(token));
+    let listen = |id: u64, class: Class| {
+        let pattern = Pattern::parse("**").expect("a pattern");
+        encoded(&Frame::Subscribe(Subscribe::new(id, pattern, class)))
     };
     let flood = |id: u64| match n % 4 {
         // Floods of requests, of facts that others of its kind hear, of both with nobody reading.
@@ -167,19 +203,31 @@ fn besiege(socket: &Path, n: usize, stop: &AtomicBool) -> u64 {
         sent += 1;
         stream.write_all(bytes).is_ok()
     };
-    match n % 8 {
+    let wait = || {
+        while !stop.load(Ordering::Relaxed) {
+            thread::park_timeout(Duration::from_millis(50));
+        }
+    };
+    match n % 16 {
         // Noise instead of a greeting, and a length without its frame.
-        7 => {
+        7 | 15 => {
             let _ = say(b"\x00\x00\x00\x05noise") && say(&[0, 0xff, 0xff, 0xff]);
         }
         _ if !say(&hello) => {}
         // Frozen: hears everything, reads nothing.
-        5 | 6 => {
-            let _ = say(&listen("**"));
-            while !stop.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_millis(50));
-            }
+        5 | 6 | 13 => {
+            let _ = say(&listen(1, Class::Live));
+            wait();
         }
+        // Takes all that there is, and keeps it.
+        12 if (1..=HANGING).all(|id| {
+            say(&encoded(&request(id, "completion:request", &json!({"prompt": "x", "model": "mock/hang"}))))
+        }) =>
+        {
+            wait();
+        }
+        14 if (1..=FOLLOWED).all(|id| say(&listen(id, Class::Durable))) => wait(),
+        12 | 14 => {}
         _ => {
             let mut id = 1;
             while !stop.load(Ordering::Relaxed) && say(&flood(id)) {
@@ -200,7 +248,7 @@ pub fn torment(socket: &Path, stop: &AtomicBool) -> u64 {
             // What never answers is given up after a moment.
             let _ = stream.set_read_timeout(Some(Duration::from_millis(1500)));
             let mut frames = Frames::new(stream);
-            let _ = frames.try_send(&hello());
+            let _ = frames.try_send(&hello(None));
             let _ = frames.try_send(&request(1, &format!("faulty:{fault}"), &json!({})));
             frames.hear_out();
         }

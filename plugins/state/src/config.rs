@@ -19,7 +19,7 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { entries_max: 1_000_000, bytes_max: 4 << 30, watches_max: 1024, waiters_max: 1024 }
+        Self { entries_max: 1_000_000, bytes_max: 4 << 30, watches_max: 2048, waiters_max: 2048 }
     }
 }
 

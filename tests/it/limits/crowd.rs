@@ -15,7 +15,7 @@ use super::{hang, with};
 /// Readers that never read while it matters.
 const FROZEN: usize = 100;
 /// What is told meanwhile.
-const EVENTS: u64 = 6000;
+const EVENTS: u64 = 12_000;
 
 /// Reads all that a reader was told while it was frozen: how many events, and
 /// how many it was told that it has missed. Every hole is announced.
@@ -47,7 +47,8 @@ fn a_hundred_frozen_readers_cost_no_more_than_the_share_of_one_user_and_know_wha
     let (mut healthy, mut teller) = (daemon.frames(), daemon.frames());
     healthy.subscribe(1, "test:*", Class::Live);
     let before = daemon.status().rss_bytes;
-    let pad = "x".repeat(400);
+    // All of it is three times what one may cost.
+    let pad = "x".repeat(1000);
     for n in 0..EVENTS {
         teller.send(&emit(None, "test:told", &json!({ "n": n, "pad": pad })));
         // Who reads loses nothing, however much its neighbours leave unread.

@@ -11,7 +11,7 @@ fn main() -> std::process::ExitCode {
         return 2.into();
     };
     let Ok(kills) = usize::try_from(kills) else { return 2.into() };
-    let tally = carry_out(Plan { kills, clients: 3, burst: 40, seed });
+    let tally = carry_out(Plan { kills, births: kills / 10, clients: 3, burst: 40, seed });
     println!("{tally}");
     u8::from(!tally.is_clean()).into()
 }
