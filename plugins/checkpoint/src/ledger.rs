@@ -44,11 +44,12 @@ mod jitter;
 mod lane;
 mod recovery;
 mod retention;
+mod shares;
 pub mod verdict;
 
 use std::collections::{BTreeSet, HashMap};
 
-use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, work::Policy};
+use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, limits::fair_share, work::Policy};
 
 pub use entry::{Ending, Entry, Key, KeyHash, Remembered, State, Trouble};
 pub use id::Id;
@@ -57,6 +58,7 @@ use jitter::Jitter;
 use lane::Lanes;
 pub use recovery::Begun;
 use retention::{Bounds, Retention};
+use shares::Shares;
 
 use crate::record::{Batch, Seq};
 
@@ -69,7 +71,8 @@ pub const KEY_MS: u64 = 24 * 3600 * 1000;
 pub struct Limits {
     /// Entries of one event that run at a time.
     pub in_flight: usize,
-    /// Entries that have not ended; more are refused `busy`.
+    /// Entries that have not ended; more are refused `busy`, and so is what is
+    /// more than one's [`fair_share`].
     pub pending: usize,
     /// Ended entries that are kept.
     pub kept: usize,
@@ -223,6 +226,8 @@ pub struct Ledger {
     last: Option<Id>,
     /// Boxed, since the table has room for twice as many at times.
     live: HashMap<Id, Box<Entry>>,
+    /// Of what lives.
+    shares: Shares,
     lanes: Lanes,
     /// Idempotency keys of what lives. Those of what ended are in the keyspace.
     keys: HashMap<KeyHash, Id>,
@@ -251,6 +256,7 @@ impl Ledger {
             jitter: Jitter::new(seed),
             last: None,
             live: HashMap::new(),
+            shares: Shares::default(),
             lanes: Lanes::default(),
             keys: HashMap::new(),
             due: BTreeSet::new(),
@@ -288,6 +294,10 @@ impl Ledger {
         if self.live.len() >= self.limits.pending {
             return Err(self.busy());
         }
+        let own = self.shares.of(order.principal.as_deref());
+        if own >= fair_share(self.limits.pending, self.live.len() - own) {
+            return Err(share_used(own));
+        }
         let id = order.id.after(self.last);
         self.last = Some(id);
         if let Some(hash) = hash {
@@ -321,6 +331,7 @@ impl Ledger {
         let begin = !self.stopping && lane.ready.is_empty() && lane.has_room(now_ms, self.limits.in_flight);
         let mut step = Step::default();
         step.batch.put(id.payload_key(), payload);
+        self.shares.add(entry.principal.as_deref());
         self.live.insert(id, Box::new(entry));
         if begin {
             self.lease(now_ms, id, false, &mut step);
@@ -455,6 +466,11 @@ impl Ledger {
             .retry_after_ms(1_000)
             .hint("`ksi work list` shows them")
     }
+}
+
+fn share_used(own: usize) -> Refusal {
+    let message = format!("{own} pieces of your work wait; the rest is for others");
+    Refusal::new(Code::Busy, message).retry_after_ms(1_000).hint("`ksi work list` shows them")
 }
 
 fn conflict(event: &EventName, id: Id) -> Refusal {

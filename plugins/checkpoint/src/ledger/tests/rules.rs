@@ -4,7 +4,7 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 use serde_json::json;
 
 use super::world::{START, World, limited, policy};
-use crate::ledger::{Admission, Effect, Ending, Figures, Id, Limits, State};
+use crate::ledger::{Admission, Effect, Ending, Figures, Id, Limits, Order, State};
 
 #[test]
 fn an_acceptance_with_room_holds_its_first_lease_in_one_write() {
@@ -286,12 +286,29 @@ fn what_is_queued_too_long_is_never_begun() {
 
 #[test]
 fn too_much_that_waits_is_refused_busy() {
-    let mut world = World::new(Limits { pending: 2, in_flight: 1, ..Limits::default() });
-    world.accept("a:b", policy());
-    world.accept("a:b", policy());
-    let order = world.order("a:b", policy(), None);
-    let refusal = world.ledger.accept(world.now, order, Bytes::new(), None).unwrap_err();
-    assert_eq!((refusal.code, refusal.retryable), (Code::Busy, true));
+    let mut world = World::new(Limits { pending: 4, in_flight: 1, ..Limits::default() });
+    let accept = |world: &mut World, principal: &str| {
+        let order = Order { principal: Some(principal.into()), ..world.order("a:b", policy(), None) };
+        world.ledger.accept(world.now, order, Bytes::new(), None).map(|admission| match admission {
+            Admission::New { id, .. } | Admission::Same { id, .. } => id,
+        })
+    };
+    let refused = |world: &mut World, principal: &str| {
+        let refusal = accept(world, principal).unwrap_err();
+        assert_eq!((refusal.code, refusal.retryable), (Code::Busy, true));
+        refusal.message
+    };
+    let first = accept(&mut world, "user:a").unwrap();
+    accept(&mut world, "user:a").unwrap();
+    assert!(refused(&mut world, "user:a").contains("the rest is for others"));
+    // So others have room, down to the last place.
+    for principal in ["user:b", "user:c"] {
+        accept(&mut world, principal).unwrap();
+    }
+    assert!(refused(&mut world, "user:d").starts_with("4 pieces"));
+    world.ledger.withdraw(first);
+    accept(&mut world, "user:d").unwrap();
+    assert!(refused(&mut world, "user:a").starts_with("4 pieces"));
 }
 
 #[test]
