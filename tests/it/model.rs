@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 #[path = "../../plugins/llama/tests/greedy/adapter.rs"]
 pub(crate) mod adapter;
 mod answers;
+mod churn;
 mod endings;
 mod files;
 mod refusals;
