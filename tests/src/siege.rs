@@ -7,7 +7,7 @@
 //! knows.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::unix::net::UnixStream,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -51,7 +51,7 @@ const FAULTS: [&str; 14] = [
     "open",
 ];
 
-/// Requests that one connection lets hang: more than a plugin can hold.
+/// Requests that one connection lets hang: more than one may have of a plugin.
 const HANGING: u64 = 1100;
 
 /// Durable subscriptions of one connection.
@@ -88,20 +88,41 @@ fn connect(socket: &Path) -> Option<Frames> {
     Some(frames)
 }
 
-/// Does what a program does that means well, for so long. With `comes_anew` it
-/// also connects anew now and then, as a command line does; that has a share of a
-/// user's, so it needs to be another user than those who attack.
+/// The connections of a program that means well. Whoever attacks as the same user
+/// has a share of that user's connections, so these are made before.
+#[derive(Debug)]
+pub struct Neighbour {
+    asker: Frames,
+    listener: Frames,
+    keeper: Lines,
+}
+
+impl Neighbour {
+    /// Connects.
+    ///
+    /// # Panics
+    ///
+    /// Where the daemon does not accept it.
+    #[must_use]
+    pub fn connect(socket: &Path) -> Self {
+        let connected = || connect(socket).expect("the daemon accepts a client");
+        let (asker, mut listener) = (connected(), connected());
+        listener.subscribe(1, "siege:*", Class::Live);
+        Self { asker, listener, keeper: lines(socket).expect("the daemon accepts a client") }
+    }
+}
+
+/// Does what a program does that means well, for so long. With a socket in `anew`
+/// it also connects there now and then, as a command line does; then it needs to be
+/// another user than those who attack.
 ///
 /// # Panics
 ///
-/// Where the daemon does not accept it, or breaks the protocol.
+/// Where the daemon breaks the protocol.
 #[must_use]
-pub fn workload(socket: &Path, time: Duration, comes_anew: bool) -> Seen {
+pub fn workload(neighbour: Neighbour, time: Duration, anew: Option<&Path>) -> Seen {
+    let Neighbour { mut asker, mut listener, mut keeper } = neighbour;
     let mut seen = Seen::default();
-    let mut asker = connect(socket).expect("the daemon accepts a client");
-    let mut listener = connect(socket).expect("the daemon accepts a client");
-    listener.subscribe(1, "siege:*", Class::Live);
-    let mut keeper = lines(socket);
     let mut kept = Vec::new();
     let end = Instant::now() + time;
     let mut n = 0;
@@ -119,10 +140,10 @@ pub fn workload(socket: &Path, time: Duration, comes_anew: bool) -> Seen {
         seen.told.push(since.elapsed());
         if n % KEPT_EVERY == 0 {
             let since = Instant::now();
-            kept.push(keeper.as_mut().and_then(|keeper| keep(keeper, n)));
+            kept.push(keep(&mut keeper, n));
             seen.kept.push(since.elapsed());
         }
-        if comes_anew && n % KEPT_EVERY == 0 {
+        if let Some(socket) = anew.filter(|_| n % KEPT_EVERY == 0) {
             let since = Instant::now();
             let answer = lines(socket).map(|mut lines| lines.ask("echo:say", json!({ "text": "new" })));
             seen.came.push(since.elapsed());
@@ -130,7 +151,7 @@ pub fn workload(socket: &Path, time: Duration, comes_anew: bool) -> Seen {
         }
         thread::park_timeout(PAUSE);
     }
-    seen.lost += kept.iter().filter(|name| !is_done(keeper.as_mut(), name.as_deref())).count() as u64;
+    seen.lost += kept.iter().filter(|name| !is_done(&mut keeper, name.as_deref())).count() as u64;
     seen
 }
 
@@ -144,8 +165,8 @@ fn keep(lines: &mut Lines, n: u64) -> Option<String> {
     lines.receive()["accepted"]["request_id"].as_str().map(str::to_owned)
 }
 
-fn is_done(lines: Option<&mut Lines>, name: Option<&str>) -> bool {
-    let (Some(lines), Some(name)) = (lines, name) else { return false };
+fn is_done(lines: &mut Lines, name: Option<&str>) -> bool {
+    let Some(name) = name else { return false };
     lines.send(&json!({"event": "work:wait", "data": {"request_id": name, "timeout_ms": 30_000}}));
     lines.receive()["data"]["state"] == "done"
 }
@@ -181,9 +202,10 @@ fn hello(token: Option<&Token>) -> Frame {
     Frame::Hello(Hello { version: PROTOCOL_VERSION, client, token, ..Hello::default() })
 }
 
-/// One connection's worth of malice; how much it sent before it was cut off.
+/// One connection's worth of malice; how much it sent before it was cut off, not
+/// counting what it sent where it was never let in.
 fn besiege(socket: &Path, token: Option<&Token>, n: usize, stop: &AtomicBool) -> u64 {
-    let Ok(mut stream) = UnixStream::connect(socket) else { return 0 };
+    let Ok(stream) = UnixStream::connect(socket) else { return 0 };
     // A peer that does not read is met by one that does not read either.
     let _ = stream.set_write_timeout(Some(Duration::from_millis(100)));
     let hello = encoded(&hello(token));
@@ -201,7 +223,7 @@ fn besiege(socket: &Path, token: Option<&Token>, n: usize, stop: &AtomicBool) ->
     let mut sent = 0;
     let mut say = |bytes: &[u8]| {
         sent += 1;
-        stream.write_all(bytes).is_ok()
+        (&stream).write_all(bytes).is_ok()
     };
     let wait = || {
         while !stop.load(Ordering::Relaxed) {
@@ -213,7 +235,7 @@ fn besiege(socket: &Path, token: Option<&Token>, n: usize, stop: &AtomicBool) ->
         7 | 15 => {
             let _ = say(b"\x00\x00\x00\x05noise") && say(&[0, 0xff, 0xff, 0xff]);
         }
-        _ if !say(&hello) => {}
+        _ if !say(&hello) || !is_welcome(&stream) => return 0,
         // Frozen: hears everything, reads nothing.
         5 | 6 | 13 => {
             let _ = say(&listen(1, Class::Live));
@@ -236,6 +258,14 @@ fn besiege(socket: &Path, token: Option<&Token>, n: usize, stop: &AtomicBool) ->
         }
     }
     sent
+}
+
+/// Whether the daemon lets one in. Whom it turns away it tells so in a line.
+fn is_welcome(mut stream: &UnixStream) -> bool {
+    // One that is not answered in time comes again.
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let mut first = [0];
+    stream.read_exact(&mut first).is_ok() && first != *b"{"
 }
 
 /// Makes the plugin fail, one way after the other, until it is told to stop.

@@ -15,7 +15,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use ksi_client::{Client, Part};
 use ksi_protocol::system::{PluginName, PluginStatus};
-use ksi_trust::Kind;
+use ksi_trust::{Kind, Lock};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -85,44 +85,69 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
             models.notes.iter().for_each(|note| at.out.warn(note));
             at.out.print(&list(&reply, &models)?)
         }
-        Model::Show(name) => show(at, bare(&name)).await,
+        Model::Show(name) => show(at, bare(at, &name)?).await,
         Model::Add { path, name, link } => add(at, &path, name.as_deref(), link).await,
         Model::Pull { source, name, sha256 } => pull(at, &source, name.as_deref(), sha256.as_deref()).await,
-        Model::Bench { model, tokens, at_once } => bench::run(at, bare(&model), tokens, at_once).await,
-        Model::Load { model, context } => load(at, bare(&model), context).await,
-        Model::Unload(name) => unload(at, bare(&name)).await,
+        Model::Bench { model, tokens, at_once } => bench::run(at, bare(at, &model)?, tokens, at_once).await,
+        Model::Load { model, context } => load(at, bare(at, &model)?, context).await,
+        Model::Unload(name) => unload(at, bare(at, &name)?).await,
         Model::Sign { models, all, key } => {
             let dir = at.paths.models_dir();
-            let entries = if all { shelf::all(&dir)? } else { named(&dir, &models)? };
+            let entries =
+                if all { shelf::all(&dir, |text| at.out.warn(text))? } else { named(&dir, &models)? };
             check_distinct(&entries)?;
             let candidates = entries.into_iter().map(candidate).collect::<Vec<_>>();
             sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates)
         }
         Model::Verify { models } => {
-            let dir = at.paths.models_dir();
-            let candidates = named(&dir, &models)?.into_iter().map(candidate).collect::<Vec<_>>();
-            let known = shelf::all(&dir)?;
-            let find = |file: &str| {
-                let known = known.iter().find(|entry| entry.path.file_name() == Some(file.as_ref()));
-                known.map_or_else(|| dir.join(file), |entry| entry.path.clone())
+            let (dir, lock_path) = (at.paths.models_dir(), at.paths.models_lock());
+            let named = named(&dir, &models)?;
+            let lock = sign::trusted(at, Kind::Models, &lock_path)?;
+            let candidates = match named.is_empty() {
+                true => signed(&dir, &lock, &shelf::all(&dir, |text| at.out.warn(text))?),
+                false => named.into_iter().map(candidate).collect(),
             };
-            sign::verify(at, Kind::Models, &at.paths.models_lock(), &candidates, find)
+            sign::compare(at, &lock_path, &lock, candidates)
         }
-        Model::Rm { model, yes } => remove(at, bare(&model), yes).await,
+        Model::Rm { model, yes } => remove(at, bare(at, &model)?, yes).await,
     }
 }
 
 /// The name without its provider.
-fn bare(name: &ModelName) -> &str {
-    without_provider(&name.name)
+fn bare<'a>(at: &Invocation, name: &'a ModelName) -> Result<&'a str> {
+    without_provider(&at.paths.models_dir(), &name.name)
 }
 
-fn without_provider(name: &str) -> &str {
-    name.strip_prefix("llama/").unwrap_or(name)
+/// The name without its provider, which may as well be a directory in `dir`.
+fn without_provider<'a>(dir: &Path, name: &'a str) -> Result<&'a str> {
+    let Some(bare) = name.strip_prefix("llama/") else { return Ok(name) };
+    let lies = |name: &str| shelf::find(dir, name).is_ok();
+    match (lies(name), lies(bare)) {
+        (true, true) => {
+            let message = format!("`{name}` may be {name}.gguf or {bare}.gguf in {}", dir.display());
+            Err(Failure::usage(message).hint(format!("name the first `llama/{name}`, the second `{bare}`")))
+        }
+        (true, false) => Ok(name),
+        (false, _) => Ok(bare),
+    }
 }
 
 fn named(dir: &Path, names: &[String]) -> Result<Vec<shelf::Entry>> {
-    names.iter().map(|name| shelf::find(dir, without_provider(name))).collect()
+    names.iter().map(|name| shelf::find(dir, without_provider(dir, name)?)).collect()
+}
+
+/// All files of a lock: each where its name says, or where one of its file name
+/// lies now.
+fn signed(dir: &Path, lock: &Lock, known: &[shelf::Entry]) -> Vec<Candidate> {
+    let path = |file: &str, name: &str| {
+        let is_it = |entry: &&shelf::Entry| entry.path.file_name() == Some(file.as_ref());
+        if let Some(entry) = shelf::find(dir, name).ok().filter(|entry| is_it(&entry)) {
+            return entry.path;
+        }
+        known.iter().find(is_it).map_or_else(|| dir.join(file), |entry| entry.path.clone())
+    };
+    let files = lock.files.iter();
+    files.map(|(file, entry)| Candidate { name: entry.name.clone(), path: path(file, &entry.name) }).collect()
 }
 
 /// A lock knows files by the last part of their paths.
@@ -232,17 +257,32 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     at.out.print(&Report::text(&reply["models"][index], text)?.named(vec![format!("llama/{name}")]))
 }
 
-/// The models of the daemon, this one among them. Where a link leads, the plugin
-/// is granted when it starts; so it is started anew where it cannot see there.
-async fn models_with(at: &Invocation, client: &Client, name: &str) -> Result<Models> {
+/// The models of the daemon, with this one where it finds it. Where a link
+/// leads, the plugin is granted when it starts; so it is started anew where it
+/// cannot see there.
+async fn models_with(at: &Invocation, client: &Client, added: &shelf::Entry) -> Result<Models> {
     let (_, seen) = models(at, client).await?;
-    if seen.models.iter().any(|model| model.name == name) {
+    if !may_be_shut_out(&seen, added) {
         return Ok(seen);
     }
     let llama = PluginName { name: "llama".into() };
     let _: PluginStatus = at.ask(client, "plugin:restart", &llama).await?;
     at.out.note("The plugin llama was restarted, so that it may read where the link leads.");
     Ok(models(at, client).await?.1)
+}
+
+/// Whether the plugin does not find a model since it may not read where it leads.
+fn may_be_shut_out(seen: &Models, added: &shelf::Entry) -> bool {
+    added.link && !seen.models.iter().any(|model| model.name == added.name)
+}
+
+/// What to tell where the daemon does not find what was added.
+fn unknown(seen: &Models, added: &shelf::Entry) -> String {
+    let why = match seen.notes.is_empty() {
+        true => "is its `models_dir` in plugins.llama.config another directory?".to_owned(),
+        false => seen.notes.join("; "),
+    };
+    format!("the daemon does not find `{}` among its models: {why}", added.name)
 }
 
 async fn add(at: &Invocation, path: &Path, name: Option<&str>, link: bool) -> Result<()> {
@@ -278,15 +318,22 @@ async fn arrived(at: &Invocation, added: shelf::Entry, how: &str, from: &str) ->
     let text = format!("{model} {how}: {} ({})", short(&added.path), bytes(added.size));
     let mut next = format!("Next: ksi ask --model {model} \"hello\"");
     if let Ok(client) = at.connect().await
-        && let Ok(models) = models_with(at, &client, &added.name).await
-        && let Some(info) = models.models.iter().find(|info| info.name == added.name)
+        && let Ok(models) = models_with(at, &client, &added).await
     {
-        if info.adapter {
-            next = format!("Next: name it for a model, config.models.\"NAME\".lora = [{:?}]", added.name);
-        } else if let Some(error) = &info.error {
-            shelf::remove(&at.paths.models_dir(), &added)?;
-            return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
-                .hint(format!("{from} was not added; the file may be cut short or too new")));
+        match models.models.iter().find(|info| info.name == added.name) {
+            Some(info) if info.adapter => {
+                next = format!("Next: name it for a model, config.models.\"NAME\".lora = [{:?}]", added.name);
+            }
+            Some(ModelInfo { error: Some(error), .. }) => {
+                shelf::remove(&at.paths.models_dir(), &added)?;
+                return Err(Failure::failed(format!("the daemon cannot use it: {error}"))
+                    .hint(format!("{from} was not added; the file may be cut short or too new")));
+            }
+            Some(_) => {}
+            None => {
+                at.out.warn(&unknown(&models, &added));
+                "Next: ksi model list".clone_into(&mut next);
+            }
         }
     }
     at.out.print(&Report::text(&data, text)?.named(vec![model.clone()]))?;
@@ -360,6 +407,7 @@ async fn unload(at: &Invocation, name: &str) -> Result<()> {
 
 async fn remove(at: &Invocation, name: &str, yes: bool) -> Result<()> {
     let entry = shelf::find(&at.paths.models_dir(), name)?;
+    shelf::check_inside(&at.paths.models_dir(), &entry)?;
     if !yes && !confirmed(&entry)? {
         return Err(Failure::failed(format!("{} stays", short(&entry.path))));
     }
@@ -426,8 +474,56 @@ mod tests {
     }
 
     #[test]
-    fn the_provider_may_be_left_out() {
-        assert_eq!(bare(&ModelName { name: "llama/x".into() }), "x");
-        assert_eq!(bare(&ModelName { name: "x".into() }), "x");
+    fn the_provider_may_be_left_out_unless_a_directory_has_its_name() {
+        let dir = shelf_of(&["x", "llama/x", "llama/y"]);
+        let named = |name| without_provider(dir.path(), name);
+        assert_eq!(named("llama/z").unwrap(), "z");
+        assert_eq!(named("x").unwrap(), "x");
+        assert_eq!(named("llama/y").unwrap(), "llama/y");
+        let refused = named("llama/x").unwrap_err();
+        assert_eq!(refused.hint, "name the first `llama/llama/x`, the second `x`");
+        assert_eq!(named("llama/llama/x").unwrap(), "llama/x");
+    }
+
+    /// A directory with these models.
+    fn shelf_of(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = dir.path().join(format!("{name}.gguf"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_signed_file_is_looked_for_by_its_name_and_not_by_another_of_its_file_name() {
+        let dir = shelf_of(&["x", "a/x", "b/y", "a/y", "c/moved"]);
+        let mut lock = Lock::new(Kind::Models);
+        for (file, name) in
+            [("x.gguf", "x"), ("y.gguf", "b/y"), ("moved.gguf", "moved"), ("gone.gguf", "gone")]
+        {
+            let (sha256, size) = ksi_trust::Digest::read(name.as_bytes()).unwrap();
+            let entry = ksi_trust::Entry { name: name.into(), size, sha256, signed: String::new() };
+            lock.files.insert(file.into(), entry);
+        }
+        let known = shelf::all(dir.path(), |_| ()).unwrap();
+        let found = signed(dir.path(), &lock, &known);
+        let found: Vec<_> =
+            found.iter().map(|it| (it.name.as_str(), it.path.strip_prefix(dir.path()).unwrap())).collect();
+        let expected =
+            [("gone", "gone.gguf"), ("moved", "c/moved.gguf"), ("x", "x.gguf"), ("b/y", "b/y.gguf")];
+        assert_eq!(found, expected.map(|(name, path)| (name, Path::new(path))));
+    }
+
+    #[test]
+    fn only_a_link_is_a_reason_to_start_the_plugin_anew() {
+        let added = |name: &str, link| shelf::Entry { name: name.into(), path: "/m".into(), link, size: 1 };
+        let mut seen = read(&reply()).unwrap();
+        assert!(may_be_shut_out(&seen, &added("new", true)));
+        assert!(!may_be_shut_out(&seen, &added("new", false)) && !may_be_shut_out(&seen, &added("x", true)));
+        assert!(unknown(&seen, &added("new", false)).contains("models_dir"));
+        seen.notes = vec!["/m has 1001 models".into()];
+        assert!(unknown(&seen, &added("new", false)).ends_with("`new` among its models: /m has 1001 models"));
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn sign(
     for candidate in candidates {
         let (sha256, size) = measure(&candidate.path)?;
         let file = candidate.file()?;
+        check_same(&lock, lock_path, &file, &candidate.name, sha256)?;
         let entry = Entry { name: candidate.name.clone(), size, sha256, signed: signed.clone() };
         lock.files.insert(file.clone(), entry);
         outcomes.push(Outcome {
@@ -117,7 +118,42 @@ pub(super) fn sign(
     print(at, kind, lock_path, &outcomes)
 }
 
-/// Compares files with a lock; all that it lists where `candidates` is empty.
+/// Refuses to put a file in the place of another one of the same file name: a
+/// lock knows files by the last part of their paths. The same bytes elsewhere
+/// are no other file, but one that has moved.
+fn check_same(lock: &Lock, lock_path: &Path, file: &str, name: &str, sha256: Digest) -> Result<()> {
+    let Some(other) = lock.files.get(file).filter(|other| other.name != name && other.sha256 != sha256)
+    else {
+        return Ok(());
+    };
+    let message = format!(
+        "`{}` is signed and has a file of the same name as `{name}`, {file}: one can be signed",
+        other.name
+    );
+    Err(Failure::new(Exit::Conflict, "conflict", message).hint(format!(
+        "rename one of the files; if `{}` is gone, begin anew: rm {}, and sign the others again",
+        other.name,
+        lock_path.display()
+    )))
+}
+
+/// The lock at this path, as the holder of the public key has signed it.
+///
+/// # Errors
+///
+/// Ends with 4 where there is none, with 8 where it is not believed.
+pub(super) fn trusted(at: &Invocation, kind: Kind, lock_path: &Path) -> Result<Lock> {
+    let key = key::public(at, kind)?;
+    Lock::load(kind, lock_path, &key).map_err(|unusable| match unusable.why {
+        LockError::Absent("lock") => {
+            Failure::not_found("lock", &lock_path.display().to_string()).hint(kind.sign_command())
+        }
+        _ => Failure::new(Exit::Degraded, "untrusted", unusable.to_string()).hint("find out who changed it"),
+    })
+}
+
+/// Compares files with a lock; all that it lists where `candidates` is empty,
+/// each where `find` has it by the name of its file.
 ///
 /// # Errors
 ///
@@ -130,13 +166,7 @@ pub(super) fn verify(
     candidates: &[Candidate],
     find: impl Fn(&str) -> PathBuf,
 ) -> Result<()> {
-    let key = key::public(at, kind)?;
-    let lock = Lock::load(kind, lock_path, &key).map_err(|unusable| match unusable.why {
-        LockError::Absent("lock") => {
-            Failure::not_found("lock", &lock_path.display().to_string()).hint(kind.sign_command())
-        }
-        _ => Failure::new(Exit::Degraded, "untrusted", unusable.to_string()).hint("find out who changed it"),
-    })?;
+    let lock = trusted(at, kind, lock_path)?;
     let listed = || {
         lock.files
             .iter()
@@ -144,8 +174,22 @@ pub(super) fn verify(
             .collect()
     };
     let all: Vec<Candidate> = if candidates.is_empty() { listed() } else { candidates.to_vec() };
+    compare(at, lock_path, &lock, all)
+}
+
+/// Compares files with a lock that is believed.
+///
+/// # Errors
+///
+/// Ends with 8 where a file is not what was signed.
+pub(super) fn compare(
+    at: &Invocation,
+    lock_path: &Path,
+    lock: &Lock,
+    candidates: Vec<Candidate>,
+) -> Result<()> {
     let mut outcomes = Vec::new();
-    for candidate in all {
+    for candidate in candidates {
         let file = candidate.file()?;
         let measured = measure(&candidate.path);
         let state = match &measured {
@@ -163,7 +207,7 @@ pub(super) fn verify(
             state: state.err().unwrap_or_else(|| "as signed".into()),
         });
     }
-    print(at, kind, lock_path, &outcomes)?;
+    print(at, lock.kind, lock_path, &outcomes)?;
     match outcomes.iter().all(|outcome| outcome.ok) {
         true => Ok(()),
         false => Err(Failure::quietly(Exit::Degraded)),
@@ -221,4 +265,29 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         let _ = fs::remove_file(&part);
         Failure::to_file("write", path, &error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signed_file_gives_its_place_to_no_other_of_its_file_name() {
+        let digest = |bytes: &[u8]| Digest::read(bytes).unwrap().0;
+        let mut lock = Lock::new(Kind::Models);
+        let entry = Entry { name: "x".into(), size: 3, sha256: digest(b"old"), signed: String::new() };
+        lock.files.insert("x.gguf".into(), entry);
+        let check =
+            |file, name, bytes| check_same(&lock, Path::new("/m/models.lock"), file, name, digest(bytes));
+        let refused = check("x.gguf", "a/x", b"new").unwrap_err();
+        assert_eq!(refused.exit, Exit::Conflict);
+        assert!(refused.message.contains("`x`") && refused.message.contains("`a/x`"), "{refused}");
+        assert!(refused.hint.contains("rename") && refused.hint.contains("rm /m/models.lock"), "{refused:?}");
+        // It was changed, it has moved, or it is another.
+        for (file, name, bytes) in
+            [("x.gguf", "x", b"new"), ("x.gguf", "a/x", b"old"), ("y.gguf", "y", b"new")]
+        {
+            check(file, name, bytes).unwrap();
+        }
+    }
 }

@@ -140,23 +140,34 @@ impl Fleet {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts the policies of a new configuration in force, and what it grants
-    /// plugins, and starts those that are new in it. Otherwise those that run go
-    /// on as they were started, until they are reloaded.
+    /// Puts the policies of a new configuration in force, and what plugins may ask,
+    /// tell, hear and have a word on by it, and starts those that are new in it.
+    /// Otherwise those that run go on as they were started, until they are
+    /// reloaded.
     pub async fn reconfigure(&self) {
-        let all: Vec<_> = self
-            .lock()
-            .iter()
-            .map(|(name, kept)| (name.clone(), kept.ward.clone(), kept.in_manifest, kept.commands.clone()))
-            .collect();
-        for (name, ward, in_manifest, commands) in all {
-            let (command, declared) = Command::new(None);
-            let granted = self.rights(&name, ward.as_ref(), in_manifest);
-            let command = Command { granted, ..command };
-            // A keeper that is gone has nothing to declare.
-            if commands.send(command).await.is_ok() {
-                let _ = declared.await;
+        let mut heard = Vec::new();
+        {
+            // So instances that are being started see the one or the other, and of
+            // two configurations the later is told last.
+            let _changing = self.changing.lock().await;
+            let all: Vec<_> = self
+                .lock()
+                .iter()
+                .map(|(name, kept)| {
+                    (name.clone(), kept.ward.clone(), kept.in_manifest, kept.commands.clone())
+                })
+                .collect();
+            for (name, ward, in_manifest, commands) in all {
+                let (command, declared) = Command::new(None);
+                let granted = self.rights(&name, ward.as_ref(), in_manifest);
+                // A keeper that is gone has nothing to declare.
+                if commands.send(Command { granted, ..command }).await.is_ok() {
+                    heard.push(declared);
+                }
             }
+        }
+        for declared in heard {
+            let _ = declared.await;
         }
         self.start();
     }
@@ -164,16 +175,12 @@ impl Fleet {
     /// What one is granted by the configuration as it is now: nothing where it is
     /// not in it any more. `None`: it never was.
     fn rights(&self, name: &str, ward: Option<&Ward>, in_manifest: bool) -> Option<Rights> {
-        let listed = ward.is_some() || in_manifest;
-        listed.then(|| self.entry(name, ward).as_ref().map(grants::rights).unwrap_or_default())
-    }
-
-    /// What the configuration says of one now.
-    fn entry(&self, name: &str, ward: Option<&Ward>) -> Option<config::Plugin> {
-        match ward {
+        let plugin = match ward {
             Some(ward) => self.spec_of(ward).ok().map(|spec| spec.plugin),
-            None => self.config().plugins.get(name).cloned(),
-        }
+            None if in_manifest => self.config().plugins.get(name).cloned(),
+            None => return None,
+        };
+        Some(plugin.as_ref().map(grants::rights).unwrap_or_default())
     }
 
     /// Has every enabled plugin of the manifest started that is not kept yet; does
@@ -365,8 +372,10 @@ impl Fleet {
     /// `not_found`.
     pub fn inspect(&self, name: &str) -> Result<PluginInspection, Refusal> {
         let now_ms = self.means.hub.now_ms();
+        let config = self.config();
         let ward = self.lock().get(name).and_then(|kept| kept.ward.clone());
-        let may_call = self.entry(name, ward.as_ref()).map(|plugin| plugin.may_call).unwrap_or_default();
+        let entry = config.plugins.get(ward.as_ref().map_or(name, Ward::manager));
+        let may_call = entry.map(|plugin| plugin.may_call.clone()).unwrap_or_default();
         let inspection = self.lock().get(name).map(|kept| {
             with(&kept.board, |board| {
                 let descriptor = board.descriptor.clone();

@@ -266,6 +266,11 @@ impl Keeper {
             running.port.authority.grant(rights.clone());
         }
         self.spec.rights = rights;
+        let described = with(&self.board, |board| board.descriptor.clone());
+        if let Some(descriptor) = described {
+            let not_granted = self.not_granted(&descriptor);
+            with(&self.board, |board| board.status.not_granted = not_granted);
+        }
     }
 
     fn command(&mut self, command: Command) -> Option<Input> {

@@ -1,7 +1,7 @@
 //! Accounts: what all connections of one user have open and waiting, charged
 //! to that user, so that many connections are worth no more than one. A token
-//! has an account of its own, so that whoever has it takes nothing from the user
-//! who made it; those that were made with it have none.
+//! of the owner's has an account of its own, so that whoever has it takes nothing
+//! from the owner; those that others make are charged to their makers.
 //!
 //! Whoever has used up the user's share is refused `busy` with a time after
 //! which to try again; other users do not notice. While more than one user is

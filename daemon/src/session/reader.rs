@@ -297,8 +297,9 @@ impl Session<'_> {
             if line.len() > limits::FRAME_BYTES_MAX + 1 {
                 return self.too_long();
             }
-            if self.line(line.trim_ascii(), turn) == Next::Close {
-                return Next::Close;
+            match self.line(line.trim_ascii(), turn) {
+                Next::Read => {}
+                other => return other,
             }
             done += 1;
             if done == most {
@@ -330,6 +331,7 @@ impl Session<'_> {
                     return Next::Close;
                 }
                 self.outbox.line(&json::welcome_line(id.as_ref(), &self.welcome()));
+                return after_hello(token.as_ref());
             }
             Ok(input) => {
                 let id = input.id.clone();
@@ -417,8 +419,9 @@ impl Session<'_> {
             match Frame::split(input) {
                 Ok(Some(frame)) => {
                     let frame = compact(frame, before - input.len());
-                    if self.frame(frame, turn) == Next::Close {
-                        return Next::Close;
+                    match self.frame(frame, turn) {
+                        Next::Read => {}
+                        other => return other,
                     }
                 }
                 Ok(None) => return Next::Read,
@@ -519,7 +522,7 @@ impl Session<'_> {
         tracing::debug!(session = &*port.origin, client, principal, "client connected");
         self.greeted = true;
         self.outbox.frame(&Frame::Welcome(self.welcome()));
-        Next::Read
+        after_hello(token.as_ref())
     }
 
     fn welcome(&self) -> Welcome {
@@ -536,6 +539,12 @@ impl Session<'_> {
         turn.cancel(self.seat.port(), id);
         self.outbox.give_up(id);
     }
+}
+
+/// With a token another account pays from now on, so this turn, which has its place
+/// from the one before, ends.
+fn after_hello(token: Option<&Token>) -> Next {
+    if token.is_some() { Next::Yield } else { Next::Read }
 }
 
 /// A payload that is a small part of a large frame shall not keep all of it in

@@ -27,6 +27,15 @@ pub struct Member {
     pub giver: Option<String>,
 }
 
+impl Member {
+    /// Whether what it gives others has a share of its own: a user sees to it who
+    /// answers for every tenant; anybody else would multiply his own.
+    fn gives_shares(&self) -> bool {
+        let all = |capability: &Capability| capability.gives(Permission::EVERY_TENANT.1);
+        self.giver.is_none() && self.capabilities.iter().any(all)
+    }
+}
+
 /// Who there is.
 pub struct Directory(Mutex<State>);
 
@@ -91,11 +100,14 @@ impl Directory {
                 Some(giver) => giver.map_or(0, |giver| state.members[giver].1.expires_ms),
             };
             member.expires_ms = member.expires_ms.min(ends);
-            let line = giver.flatten().map(|giver| &state.members[giver]);
-            let line = line.filter(|(giver, _)| giver.giver.is_some());
-            let payer = line.map_or_else(|| member.name.as_str().into(), |(_, giver)| giver.payer.clone());
+            let payer = match giver.flatten().map(|giver| &state.members[giver]) {
+                Some((giver, principal)) if !giver.gives_shares() => principal.payer.clone(),
+                _ => member.name.as_str().into(),
+            };
             let known = places.get(&member.name).map(|&place| &before[place].1).filter(|known| {
-                known.tenant.as_deref() == member.tenant.as_deref() && known.expires_ms == member.expires_ms
+                known.tenant.as_deref() == member.tenant.as_deref()
+                    && known.expires_ms == member.expires_ms
+                    && known.payer == payer
             });
             let tenant = member.tenant.as_deref();
             let principal = known

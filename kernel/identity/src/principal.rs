@@ -47,9 +47,9 @@ pub struct Principal {
     pub tenant: Option<Box<str>>,
     /// From when on it holds nothing, milliseconds since 1970.
     pub expires_ms: u64,
-    /// To whose share it is charged what it has open: its own name or, of a token
-    /// that was made with a token, that of the first in this line. So whoever
-    /// makes more tokens has no more.
+    /// To whose share it is charged what it has open: its own name or, of a token,
+    /// that of whoever made it, unless that was a user who sees every tenant. So
+    /// whoever makes more tokens has no more.
     pub payer: Arc<str>,
     held: [AtomicU64; PERMISSIONS_MAX / 64],
 }

@@ -35,8 +35,9 @@ pub const LIVE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How much of something bounded one may have while others have so much of it:
-/// half of what they leave, so that there is always room for somebody who comes
-/// later. The rule of dbus-broker's accounts.
+/// half of what they leave, so that whoever comes later finds room, if less each
+/// time: for about as many as `most` has binary digits. The rule of dbus-broker's
+/// accounts.
 #[must_use]
 pub fn fair_share(most: usize, others: usize) -> usize {
     most.saturating_sub(others).div_ceil(2)

@@ -76,6 +76,9 @@ use crate::{
     record::{Batch, Record, Seq},
 };
 
+/// Changes in memory that a scan looks at, at least, before it asks the store for more.
+const CHANGES_MIN: usize = 1_000;
+
 /// Jobs that may wait for the keeper; more are refused `busy`.
 const JOBS_MAX: usize = 4096;
 
@@ -344,10 +347,11 @@ impl Engine {
             let last = page.len() < wanted && size < thread::PAGE_BYTES;
             let border =
                 page.last().filter(|_| !last).map(|(key, _)| successor(key)).or_else(|| until.clone());
-            // Memory may have much more than is asked for.
-            let changes = state.overlay.range(&from, border.as_deref(), wanted);
+            // Memory may have much more than is asked for, and what is deleted there counts for nothing.
+            let most = wanted.max(CHANGES_MIN);
+            let changes = state.overlay.range(&from, border.as_deref(), most);
             drop(state);
-            let cut = changes.last_key_value().filter(|_| changes.len() == wanted);
+            let cut = changes.last_key_value().filter(|_| changes.len() == most);
             let cut = cut.map(|(key, _)| successor(key));
             if let Some(cut) = &cut {
                 page.retain(|(key, _)| key < cut);

@@ -98,9 +98,11 @@ impl Open {
         Status::of(dir, &self.found, &self.engine.health(), self.work.figures(), self.work.unreadable())
     }
 
-    /// Says what somebody should see to, or that there is nothing.
+    /// Says what somebody should see to, or that there is nothing; of one that takes nothing more others tell.
     fn tell_health(&self, ctx: &Ctx) {
-        match &*self.status(ctx.dir()).troubles {
+        let status = self.status(ctx.dir());
+        match &*status.troubles {
+            _ if !status.accepting => {}
             [] => ctx.healthy(),
             troubles => ctx.degraded(&troubles.join("; ")),
         }
@@ -293,8 +295,10 @@ impl Checkpoint {
     async fn create(self: Rc<Self>, ctx: Ctx, ask: Create) -> Result<Made, Refusal> {
         let open = self.opened()?;
         let made = checkpoint::create(&ctx, &open.engine, &self.shelf, ask, now_ms()).await;
-        // What is aside may have another name now.
-        open.tell_health(&ctx);
+        // What is aside may have another name now; but the journal may be another one, too, or none.
+        if let Ok(open) = self.opened() {
+            open.tell_health(&ctx);
+        }
         made
     }
 

@@ -270,7 +270,10 @@ impl Router {
     pub(crate) fn refused(&mut self, target: &Target, ticket: &Ticket, refusal: &Refusal, now_ms: u64) {
         let outcome = if is_sick(refusal) { Outcome::Failed } else { Outcome::Neither };
         self.end(target, ticket, outcome, now_ms);
-        if let Some(ms) = refusal.retry_after_ms.filter(|_| refusal.retryable || refusal.code.retryable()) {
+        // What one asker has used up is no wish of the provider's.
+        let senders = refusal.details.as_ref().is_some_and(|details| details["blame"] == "sender");
+        let passes = !senders && (refusal.retryable || refusal.code.retryable());
+        if let Some(ms) = refusal.retry_after_ms.filter(|_| passes) {
             self.paces[target.lane].pause(ms, now_ms);
         }
     }

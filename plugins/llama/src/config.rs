@@ -69,7 +69,8 @@ pub struct Config {
     pub preload: Vec<String>,
     /// Settings that go together.
     pub preset: Preset,
-    /// Settings of models whose names fit a pattern.
+    /// Settings of models whose names, with the directories in them, fit a
+    /// pattern.
     pub models: BTreeMap<String, Tuning>,
     /// Settings of all models.
     #[serde(flatten)]

@@ -259,8 +259,8 @@ impl Engine {
     /// # Errors
     ///
     /// `unavailable` with llama.cpp's own words where the context cannot be
-    /// made or used, which is nearly always a lack of memory.
-    pub fn start(model: Arc<Model>, setup: Setup) -> Result<Arc<Self>, Refusal> {
+    /// made or used, which is nearly always a lack of memory; `cancelled`.
+    pub fn start(model: Arc<Model>, setup: Setup, cancel: &CancelToken) -> Result<Arc<Self>, Refusal> {
         let (ready, started) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let figures = Arc::new(Figures::default());
@@ -275,12 +275,12 @@ impl Engine {
             (Jobs::Text(jobs), Box::new(work))
         };
         let thread = {
-            let (model, setup, stop) = (model.clone(), setup.clone(), stop.clone());
+            let (model, setup, stop, cancel) = (model.clone(), setup.clone(), stop.clone(), cancel.clone());
             std::thread::Builder::new()
                 .name("engine".to_owned())
                 .spawn(move || {
                     // The context is made, used and freed on this one thread.
-                    let warm = |mut context: Context| context.warm_up().map(|()| context);
+                    let warm = |mut context: Context| context.warm_up(&cancel).map(|()| context);
                     match Context::new(model, setup, stop).and_then(warm) {
                         Ok(context) => {
                             if ready.send(Ok(())).is_ok() {

@@ -243,7 +243,7 @@ impl Shelf {
         name: &str,
         context: Option<u32>,
         cancel: &CancelToken,
-        progress: impl FnMut(f32) -> bool + 'static,
+        mut progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Loaded, Refusal> {
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if cancel.is_cancelled() {
@@ -267,6 +267,10 @@ impl Shelf {
         };
         let (setup, bytes) = plan.settle(slots);
         let mut notes = plan.notes;
+        // Whatever comes of it, it has begun.
+        if !progress(0.0) {
+            return Err(Refusal::new(Code::Cancelled, "loading was cancelled"));
+        }
         let model = Model::load(&source, &setup.tuning, progress)?;
         let template = model.template_origin().to_owned();
         if template != "model" {
@@ -276,7 +280,7 @@ impl Shelf {
         if gpu_layers > 0 && backend::cards().is_empty() {
             notes.push(NO_CARD.to_owned());
         }
-        let engine = Engine::start(model, setup)?;
+        let engine = Engine::start(model, setup, cancel)?;
         let setup = engine.setup();
         let report = LoadReport {
             model: name.to_owned(),

@@ -22,6 +22,8 @@
 //! - Only what names a tool that was offered is a call; all else is text.
 //! - Nothing of a call is passed on as text, and no text is lost, wherever it
 //!   stands; only blanks beside a call are.
+//! - Reading takes time in proportion to the text, whatever is in it: behind
+//!   [`MISSES_MAX`] marks that begin no call, all is text.
 
 mod formats;
 mod python;
@@ -32,6 +34,10 @@ use ksi_provider::{Message, Role, Tool, ToolCall, ToolChoice};
 use serde_json::{Value, json};
 
 use formats::Offered;
+
+/// Marks that begin no call, at most, before no more calls are looked for. Each
+/// may have cost a look at all of the text.
+const MISSES_MAX: usize = 100;
 
 /// A tool as templates know it.
 pub(crate) fn described(tool: &Tool) -> Value {
@@ -132,11 +138,14 @@ impl Calls {
         if self.inside {
             return String::new();
         }
+        // Blanks before a call say nothing.
+        if !self.spoke && self.held.trim_start().is_empty() {
+            return String::new();
+        }
         let mark = self.bare().or_else(|| formats::find(&self.held));
         let end = mark.unwrap_or_else(|| self.held.len() - formats::begun(&self.held));
         self.inside = mark.is_some();
-        // Blanks before a call say nothing.
-        if self.held[..end].trim().is_empty() && !self.spoke {
+        if !self.spoke && self.held[..end].trim_start().is_empty() {
             return String::new();
         }
         self.spoke = true;
@@ -156,8 +165,10 @@ impl Calls {
         let held = std::mem::take(&mut self.held);
         let (mut said, mut calls) = (String::new(), Vec::new());
         // All before it is dealt with.
-        let mut done = 0;
-        while let Some(at) = next {
+        let (mut done, mut misses) = (0, 0);
+        while let Some(at) = next
+            && misses < MISSES_MAX
+        {
             // Every mark begins with one byte that is a character.
             let mut from = at + 1;
             if let Some((found, length)) = formats::read(&held[at..], &self.offered)
@@ -176,6 +187,8 @@ impl Calls {
                 }
                 done = at + length;
                 from = done;
+            } else {
+                misses += 1;
             }
             next = formats::find(&held[from..]).map(|at| from + at);
         }

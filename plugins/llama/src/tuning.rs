@@ -363,6 +363,8 @@ mod tests {
         for (pattern, name, expected) in [
             ("phi-3*", "phi-3-mini", true),
             ("*mini*", "phi-3-mini", true),
+            ("phi-3*", "microsoft/phi-3-mini", false),
+            ("*phi-3*", "microsoft/phi-3-mini", true),
             ("*-mini", "phi-3-mini-4k", false),
             ("q?en", "qwen", true),
             ("q?en", "qen", false),

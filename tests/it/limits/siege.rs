@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ksi_tests::siege::{attack, workload};
+use ksi_tests::siege::{Neighbour, attack, workload};
 
 use super::with;
 use crate::identity::create;
@@ -19,10 +19,11 @@ fn a_crowd_with_every_right_of_a_user_costs_its_neighbour_nothing_that_was_promi
     let daemon = with(FLOOD);
     let token = create(&daemon, &["*.use", "*.read", "state.*", "work.*", "flood.*"], None).token;
     let socket = daemon.home.paths().socket;
+    let neighbour = Neighbour::connect(&socket);
     let stop = AtomicBool::new(false);
     let (sent, seen) = thread::scope(|scope| {
         let attacking = scope.spawn(|| attack(&socket, Some(&token), 64, &stop));
-        let seen = workload(&socket, Duration::from_secs(3), false);
+        let seen = workload(neighbour, Duration::from_secs(3), None);
         stop.store(true, Ordering::Relaxed);
         (attacking.join().unwrap(), seen)
     });

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ksi_protocol::token::{self, Token};
-use ksi_tests::siege::{Seen, attack, percentile, torment, workload};
+use ksi_tests::siege::{Neighbour, Seen, attack, percentile, torment, workload};
 use serde_json::{Value, json};
 
 /// Connections of the attack.
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
                 attack(&PathBuf::from(socket), token.as_ref(), CONNECTIONS, &stop)
             });
             println!("{sent}");
-            0.into()
+            u8::from(sent == 0).into()
         }
         [socket, control, seconds, more @ ..] if more.len() <= 1 => {
             let Ok(seconds) = seconds.parse() else { return 2.into() };
@@ -77,8 +77,10 @@ fn after(time: Duration, stop: &AtomicBool) {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 fn siege(socket: &Path, control: &Path, seconds: u64, uid: Option<u32>) -> ExitCode {
-    let anew = uid.is_some();
-    let quiet = workload(socket, Duration::from_secs((seconds / 6).clamp(2, 20)), anew);
+    let anew = |socket| uid.map(|_| socket);
+    let quiet = Duration::from_secs((seconds / 6).clamp(2, 20));
+    let quiet = workload(Neighbour::connect(socket), quiet, anew(socket));
+    let (besieged, spared) = (Neighbour::connect(socket), Neighbour::connect(control));
     let mut command = match std::env::current_exe() {
         Ok(program) => Command::new(program),
         Err(error) => {
@@ -99,12 +101,15 @@ fn siege(socket: &Path, control: &Path, seconds: u64, uid: Option<u32>) -> ExitC
     let time = Duration::from_secs(seconds.saturating_sub(1).max(1));
     let (times, besieged, spared) = thread::scope(|scope| {
         let tormenting = scope.spawn(|| torment(socket, &stop));
-        let spared = scope.spawn(|| workload(control, time, anew));
-        let besieged = workload(socket, time, anew);
+        let spared = scope.spawn(|| workload(spared, time, anew(control)));
+        let besieged = workload(besieged, time, anew(socket));
         stop.store(true, Ordering::Relaxed);
         (tormenting.join().unwrap_or_default(), besieged, spared.join().unwrap_or_default())
     });
-    let _ = attackers.wait();
+    if !attackers.wait().is_ok_and(|status| status.success()) {
+        eprintln!("siege: nobody of those who attack was let in");
+        return 1.into();
+    }
     let ratio = |to: &Seen, times: fn(&Seen) -> &[Duration]| {
         let p99 = |seen: &Seen| percentile(times(seen), 99).as_secs_f64();
         (p99(&besieged) / p99(to) * 100.0).round() / 100.0

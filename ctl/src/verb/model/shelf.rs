@@ -9,7 +9,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     fs::{self, File, OpenOptions},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
 };
@@ -30,6 +30,9 @@ const NAME_BYTES_MAX: usize = 100;
 
 /// Directories within the directory, at most: as the llama plugin looks.
 const DEPTH_MAX: usize = 8;
+
+/// Files of any kind that are looked at, at most: as the llama plugin looks.
+const LOOKS_MAX: usize = 100_000;
 
 /// A model in the directory.
 #[derive(Debug, PartialEq, Eq)]
@@ -170,24 +173,45 @@ pub(super) fn find(dir: &Path, name: &str) -> Result<Entry> {
     Ok(Entry { name: name.to_owned(), link: meta.is_symlink(), path, size })
 }
 
-/// All models of `dir` and the directories below it, by name.
+/// All models of `dir` and the directories below it, by name. `warn` hears of
+/// what was not looked at.
 ///
 /// # Errors
 ///
-/// Fails where a directory cannot be read; one that is not there is empty.
-pub(super) fn all(dir: &Path) -> Result<Vec<Entry>> {
+/// Fails where `dir` cannot be read; one that is not there is empty.
+pub(super) fn all(dir: &Path, warn: impl FnMut(&str)) -> Result<Vec<Entry>> {
+    names(dir, files, warn)?.iter().map(|name| find(dir, name)).collect()
+}
+
+/// The names of what lies in a directory, as many as are looked at and one more.
+fn files(dir: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.take(LOOKS_MAX + 1).collect())
+}
+
+fn names(
+    top: &Path,
+    files: impl Fn(&Path) -> io::Result<Vec<String>>,
+    mut warn: impl FnMut(&str),
+) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    let mut seen: HashSet<_> = fs::metadata(dir).map(|meta| (meta.dev(), meta.ino())).into_iter().collect();
+    let mut looks = 0;
+    let mut seen: HashSet<_> = fs::metadata(top).map(|meta| (meta.dev(), meta.ino())).into_iter().collect();
     // The nearest first, as the llama plugin does it: links may lead in a circle.
-    let mut dirs = VecDeque::from([(dir.to_owned(), String::new(), DEPTH_MAX)]);
-    while let Some((dir, prefix, depth)) = dirs.pop_front() {
-        let read = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            read => read.map_err(|error| Failure::to_file("read", &dir, &error))?,
+    let mut dirs = VecDeque::from([(top.to_owned(), String::new(), DEPTH_MAX)]);
+    while let Some((dir, prefix, depth)) = dirs.pop_front().filter(|_| looks <= LOOKS_MAX) {
+        let mut found = match files(&dir) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if dir == top => return Err(Failure::to_file("read", &dir, &error)),
+            Err(error) => {
+                warn(&format!("{} was not looked at: {error}", dir.display()));
+                continue;
+            }
         };
-        let mut files: Vec<_> = read.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        files.sort();
-        for file in files {
+        looks += found.len();
+        found.sort();
+        for file in found {
             let path = dir.join(&file);
             match fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() => {
@@ -202,25 +226,42 @@ pub(super) fn all(dir: &Path) -> Result<Vec<Entry>> {
             }
         }
     }
+    if looks > LOOKS_MAX {
+        warn(&format!("{} has more than {LOOKS_MAX} files; not all were looked at", top.display()));
+    }
     names.sort();
-    names.iter().map(|name| find(dir, name)).collect()
+    Ok(names)
+}
+
+/// Whether a model of `dir` may be removed.
+///
+/// # Errors
+///
+/// Refuses one that lies behind a link to another directory, or where nobody
+/// can tell.
+pub(super) fn check_inside(dir: &Path, entry: &Entry) -> Result<()> {
+    let resolve = |path: &Path| {
+        let unresolved = |error| Failure::to_file("resolve", path, &error);
+        path.canonicalize().map_err(|error| {
+            unresolved(error)
+                .hint(format!("`{}` stays: it may lie outside of the models directory", entry.name))
+        })
+    };
+    let place = resolve(entry.path.parent().unwrap_or(dir))?;
+    if place.starts_with(resolve(dir)?) {
+        return Ok(());
+    }
+    let message = format!("`{}` lies outside of the models directory, in {}", entry.name, place.display());
+    Err(Failure::usage(message).hint("remove the file there, or the link to its directory"))
 }
 
 /// Removes a model of `dir`; of a link, only the link.
 ///
 /// # Errors
 ///
-/// Refuses one that lies behind a link to another directory; fails where the
-/// system does.
+/// Refuses as [`check_inside`] does; fails where the system does.
 pub(super) fn remove(dir: &Path, entry: &Entry) -> Result<()> {
-    let place = entry.path.parent().unwrap_or(dir);
-    if let (Ok(place), Ok(dir)) = (place.canonicalize(), dir.canonicalize())
-        && !place.starts_with(&dir)
-    {
-        let message =
-            format!("`{}` lies outside of the models directory, in {}", entry.name, place.display());
-        return Err(Failure::usage(message).hint("remove the file there, or the link to its directory"));
-    }
+    check_inside(dir, entry)?;
     fs::remove_file(&entry.path).map_err(|error| Failure::to_file("remove", &entry.path, &error))
 }
 
@@ -276,13 +317,60 @@ mod tests {
         fs::copy(&source, dir.join("x.gguf")).unwrap();
         symlink(temp.path().join("elsewhere"), dir.join("more")).unwrap();
         symlink(&dir, dir.join("sub/circle")).unwrap();
-        let names: Vec<String> = all(&dir).unwrap().into_iter().map(|entry| entry.name).collect();
+        let all = |dir: &Path| all(dir, |warning| panic!("{warning}")).unwrap();
+        let names: Vec<String> = all(&dir).into_iter().map(|entry| entry.name).collect();
         assert_eq!(names, ["more/x", "sub/deeper/x", "x"]);
         remove(&dir, &find(&dir, "sub/deeper/x").unwrap()).unwrap();
-        let refused = remove(&dir, &find(&dir, "more/x").unwrap()).unwrap_err();
+        let behind = find(&dir, "more/x").unwrap();
+        let refused = remove(&dir, &behind).unwrap_err();
         assert!(refused.message.contains("elsewhere"), "{}", refused.message);
         assert!(temp.path().join("elsewhere/x.gguf").exists());
-        assert!(all(&temp.path().join("nothing")).unwrap().is_empty());
+        assert!(all(&temp.path().join("nothing")).is_empty());
+        // Where nobody can tell, it stays.
+        let refused = remove(&temp.path().join("nothing"), &behind).unwrap_err();
+        assert!(refused.message.contains("cannot resolve"), "{}", refused.message);
+        assert!(temp.path().join("elsewhere/x.gguf").exists());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_passed_over_unless_it_is_the_first() {
+        let temp = tempfile::tempdir().unwrap();
+        for place in ["sub", "lost+found", "shut"] {
+            fs::create_dir(temp.path().join(place)).unwrap();
+        }
+        gguf(temp.path());
+        gguf(&temp.path().join("sub"));
+        let mut warnings = Vec::new();
+        let read = |shut: &'static str| {
+            move |dir: &Path| match dir.ends_with(shut) {
+                true => Err(io::ErrorKind::PermissionDenied.into()),
+                false => files(dir),
+            }
+        };
+        let found = names(temp.path(), read("shut"), |warning| warnings.push(warning.to_owned())).unwrap();
+        assert_eq!(found, ["some-model", "sub/some-model"]);
+        assert!(warnings.len() == 1 && warnings[0].contains("shut was not looked at"), "{warnings:?}");
+        let top = temp.path().join("sub");
+        assert!(names(&top, read("sub"), |_| ()).unwrap_err().message.contains("cannot read"));
+    }
+
+    #[test]
+    fn a_walk_ends_where_there_is_too_much_and_says_so() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("a/b")).unwrap();
+        gguf(temp.path());
+        gguf(&temp.path().join("a/b"));
+        let mut warnings = Vec::new();
+        let many = |dir: &Path| {
+            let mut found = files(dir)?;
+            if dir.ends_with("a") {
+                found.resize(LOOKS_MAX, "-".to_owned());
+            }
+            Ok(found)
+        };
+        let found = names(temp.path(), many, |warning| warnings.push(warning.to_owned())).unwrap();
+        assert_eq!(found, ["some-model"]);
+        assert!(warnings.len() == 1 && warnings[0].contains("not all were looked at"), "{warnings:?}");
     }
 
     #[test]

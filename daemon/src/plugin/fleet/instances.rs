@@ -42,6 +42,13 @@ pub(super) struct Ward {
     keyed: Keyed,
 }
 
+impl Ward {
+    /// The name of the plugin that it is an instance of.
+    pub(super) fn manager(&self) -> &str {
+        &self.manager.name
+    }
+}
+
 impl Fleet {
     /// Starts an instance; one that is there already is waited for until it is
     /// ready or will not be.
@@ -53,20 +60,21 @@ impl Fleet {
     /// where there are as many as it may have, `unavailable` with the reason why it does not run.
     pub async fn start_instance(&self, manager: &str, ask: StartInstance) -> Result<PluginStatus, Refusal> {
         let StartInstance { key, config: on_top } = ask;
-        let (plugin, manager) = self.manager(manager)?;
+        let (_, manager) = self.manager(manager)?;
         if !is_instance_key(&key) {
             let rule = "a key has 1 to 48 lower-case letters, digits, `_` and `-`";
             return Err(Refusal::invalid_payload(rule).at("key"));
         }
         let home = self.places.state.join(&manager.name);
         let ward = Ward { manager, keyed: Keyed { key, home, on_top } };
-        let spec = self.instance_spec(&plugin, &ward)?;
-        let name = spec.plugin.name.clone();
         let changing = self.changing.lock().await;
-        // While this waited its turn the asker may have gone.
-        if self.manager(&ward.manager.name)?.1 != ward.manager {
+        // While this waited its turn the asker may have gone, or been granted less.
+        let (plugin, now) = self.manager(&ward.manager.name)?;
+        if now != ward.manager {
             return Err(not_there(&ward.manager.name));
         }
+        let spec = self.instance_spec(&plugin, &ward)?;
+        let name = spec.plugin.name.clone();
         let there = self.lock().get(&name).map(|kept| kept.ward.clone());
         match there {
             Some(Some(known)) if known == ward => {

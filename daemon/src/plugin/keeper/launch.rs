@@ -235,15 +235,15 @@ impl Keeper {
 
     /// What a plugin asks to hear or to have a word on beyond what it is granted.
     /// It runs with what it is granted, and whoever looks for the rest is told.
-    fn not_granted(&self, descriptor: &Descriptor) -> Vec<String> {
-        let plugin = &self.spec.plugin;
+    pub(super) fn not_granted(&self, descriptor: &Descriptor) -> Vec<String> {
+        let rights = &self.spec.rights;
         if self.spec.instance.is_some() {
             // It has what its manager asks for, and hears of nothing.
             return Vec::new();
         }
         let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
-        let listens = descriptor.listens.iter().map(|pattern| ("listens", pattern, &plugin.listens));
-        let asked = listens.chain(intercepts.map(|one| ("intercepts", one, &plugin.intercepts)));
+        let listens = descriptor.listens.iter().map(|pattern| ("listens", pattern, &rights.listens));
+        let asked = listens.chain(intercepts.map(|one| ("intercepts", one, &rights.intercepts)));
         let lacking = asked.filter(|(_, pattern, granted)| {
             !granted.iter().any(|granted| granted == *pattern || granted.matches(pattern.as_str()))
         });

@@ -153,11 +153,7 @@ impl Outbox {
         if state.subs.contains_key(&id) {
             return Err(in_use(id));
         }
-        if state.subs.len() + state.follows.open.len() >= most {
-            let message = format!("{most} subscriptions exist, and that is the limit");
-            return Err(Refusal::new(Code::Busy, message)
-                .hint("unsubscribe first, or use a pattern that covers more"));
-        }
+        state.has_room(most)?;
         state.opened += 1;
         let following = Following {
             opened: state.opened,
@@ -198,13 +194,18 @@ impl Outbox {
         Some(runs)
     }
 
-    /// Refuses an id that is that of a durable subscription.
+    /// Whether a client that may have `most` subscriptions in all may have another
+    /// one of this id.
     ///
     /// # Errors
     ///
-    /// `conflict`.
-    pub fn is_free(&self, id: Id) -> Result<(), Refusal> {
-        self.lock().follows.is_free(id)
+    /// `conflict` where the id is that of a durable one, `busy` where there are too
+    /// many.
+    pub fn may_subscribe(&self, id: Id, most: usize) -> Result<(), Refusal> {
+        let state = self.lock();
+        state.follows.is_free(id)?;
+        // One that is there already is refused for that.
+        if state.subs.contains_key(&id) { Ok(()) } else { state.has_room(most) }
     }
 
     /// The credit that is to be given.
@@ -278,6 +279,14 @@ impl Follows {
 }
 
 impl State {
+    fn has_room(&self, most: usize) -> Result<(), Refusal> {
+        if self.subs.len() + self.follows.open.len() < most {
+            return Ok(());
+        }
+        let message = format!("{most} subscriptions exist, and that is the limit");
+        Err(Refusal::new(Code::Busy, message).hint("unsubscribe first, or use a pattern that covers more"))
+    }
+
     fn confirm(&mut self, id: Id) {
         let Some(following) = self.follows.open.get_mut(&id).filter(|following| !following.confirmed) else {
             return;

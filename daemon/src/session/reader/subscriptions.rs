@@ -95,7 +95,7 @@ impl Session<'_> {
             let message = "`since_seq`, `consumer` and `credit` are for durable subscriptions";
             return Err(Refusal::new(Code::InvalidFrame, message).hint("subscribe with the class `durable`"));
         }
-        self.outbox.is_free(id)?;
+        self.outbox.may_subscribe(id, self.seat.port().quota.subscriptions as usize)?;
         self.outbox.account().subscribe()?;
         let subscribed = self.hub.kernel.subscribe(self.seat.port(), id, pattern, class, turn.now_ms());
         subscribed.inspect_err(|_| self.outbox.account().unsubscribe(1))?;

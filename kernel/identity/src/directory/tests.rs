@@ -175,7 +175,7 @@ fn a_tenant_has_a_name_that_cannot_lead_anywhere() {
 }
 
 #[test]
-fn all_tokens_of_a_line_are_charged_to_its_first() {
+fn a_token_is_charged_to_its_maker_unless_that_one_answers_for_every_tenant() {
     let directory = Directory::default();
     let given = |name: &str, giver: &str| Member { giver: Some(giver.into()), ..member(name, "*") };
     directory.appoint(vec![
@@ -184,10 +184,14 @@ fn all_tokens_of_a_line_are_charged_to_its_first() {
         given("token:2", "token:1"),
         given("token:3", "token:2"),
         given("token:4", "user:a"),
+        member("user:b", "*.use"),
+        given("token:5", "user:b"),
+        given("token:6", "token:5"),
     ]);
-    let payers = ["user:a", "token:1", "token:2", "token:3", "token:4"]
-        .map(|name| directory.find(name).expect("it was appointed").payer.to_string());
-    assert_eq!(payers, ["user:a", "token:1", "token:1", "token:1", "token:4"]);
+    let names = ["user:a", "token:1", "token:2", "token:3", "token:4", "user:b", "token:5", "token:6"];
+    let payers = names.map(|name| directory.find(name).expect("it was appointed").payer.to_string());
+    let expected = ["user:a", "token:1", "token:1", "token:1", "token:4", "user:b", "user:b", "user:b"];
+    assert_eq!(payers, expected);
 }
 
 proptest! {

@@ -97,7 +97,8 @@ pub(super) fn about(work: &Work) -> About<'_> {
     About { ctx: &work.ctx, request_id: &work.place.entry.id, limit }
 }
 
-/// Tokens that there is room for in front of the answer.
+/// Tokens that there is room for in front of the answer, for which no more than half
+/// of the context is kept free: it may be asked to be longer than it will be.
 async fn room(work: &Work, target: &Target) -> u64 {
     let (plugin, order) = (&work.place.plugin, &work.order);
     let provider = plugin.providers.of(target);
@@ -107,7 +108,7 @@ async fn room(work: &Work, target: &Target) -> u64 {
     let context = plugin.catalogue.context_length(target, provider);
     let left = context.map(|context| {
         let answer = order.settings.max_tokens.map_or(ANSWER_TOKENS.min(context / 4), u64::from);
-        context.saturating_sub(answer)
+        context.saturating_sub(answer.min(context / 2))
     });
     match (order.context_tokens, left) {
         (Some(wish), Some(left)) => wish.min(left),

@@ -291,11 +291,11 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// `unavailable` with llama.cpp's words.
-    pub(super) fn warm_up(&mut self) -> Result<(), Refusal> {
+    /// `unavailable` with llama.cpp's words, `cancelled`.
+    pub(super) fn warm_up(&mut self, cancel: &CancelToken) -> Result<(), Refusal> {
         let mut batch = self.batch();
         let decoded = match batch.push(self.model.first_token(), 0, 0, true) {
-            true => self.decode(&mut batch, Vec::new(), None),
+            true => self.decode(&mut batch, vec![cancel.clone()], None),
             false => Err(Fault::Failed(-1)),
         };
         // SAFETY: the context is alive. Cards compute beside this thread.
@@ -303,6 +303,9 @@ impl Context {
         self.scored.clear();
         self.forget_all();
         decoded.map_err(|_| {
+            if cancel.is_cancelled() {
+                return Refusal::new(Code::Cancelled, "loading was cancelled");
+            }
             let reason = log::last_errors().unwrap_or_else(|| "no reason given".to_owned());
             Refusal::new(Code::Unavailable, format!("llama.cpp cannot compute with the model: {reason}"))
                 .hint("lower `context` or `slots` of the llama plugin, or get the file again")

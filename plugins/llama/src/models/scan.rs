@@ -17,6 +17,13 @@ const LOOKS_MAX: usize = 100_000;
 /// Directories within directories, at most.
 const DEPTH_MAX: usize = 8;
 
+/// What helps where a link in the directory cannot be followed.
+const START_ANEW: &str =
+    "; where links lead is granted when the plugin starts, if something is there: ksi plugin restart llama";
+/// What helps where a link further down cannot be followed.
+const GRANT: &str =
+    "; where links further down lead must be granted, if something is there: plugins.llama.sandbox.read";
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
@@ -69,7 +76,9 @@ impl Scan {
             let metadata = match fs::metadata(&path) {
                 Ok(metadata) => metadata,
                 Err(error) => {
-                    self.unseen.push((path, error));
+                    if may_hold_models(name) {
+                        self.unseen.push((path, error));
+                    }
                     continue;
                 }
             };
@@ -88,8 +97,8 @@ impl Scan {
     }
 
     /// Leaves out what is too much, and says so.
-    fn sum_up(&mut self, dir: &Path) {
-        let dir = dir.display();
+    fn sum_up(&mut self, top: &Path) {
+        let dir = top.display();
         if self.looks > LOOKS_MAX {
             self.notes.push(format!("{dir} has more than {LOOKS_MAX} files; not all were looked at"));
         }
@@ -97,16 +106,14 @@ impl Scan {
             let note = format!("{dir} has directories more than {DEPTH_MAX} deep; they were not looked at");
             self.notes.push(note);
         }
-        if let Some((path, error)) = self.unseen.first() {
-            let more = match self.unseen.len() - 1 {
+        for remedy in [START_ANEW, GRANT, ""] {
+            let mut unseen = self.unseen.iter().filter(|(path, _)| remedy_for(top, path) == remedy);
+            let Some((path, error)) = unseen.next() else { continue };
+            let more = match unseen.count() {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
-            self.notes.push(format!(
-                "{}{more} cannot be looked at: {error}; where links lead is granted when the plugin starts: ksi plugin \
-                 restart llama",
-                path.display()
-            ));
+            self.notes.push(format!("{}{more} cannot be looked at: {error}{remedy}", path.display()));
         }
         if self.files.len() > FILES_MAX {
             let (count, last) = (self.files.len(), &self.files[FILES_MAX - 1].0);
@@ -115,6 +122,22 @@ impl Scan {
             self.notes.push(note);
             self.files.truncate(FILES_MAX);
         }
+    }
+}
+
+/// Whether something of this name may be a model or a directory of models, such
+/// as `data` or `qwen-2.5`, and not `notes.txt`.
+fn may_hold_models(name: &str) -> bool {
+    let is_word = |ending: &str| ending.starts_with(|c: char| c.is_ascii_alphabetic());
+    name.ends_with(".gguf") || !name.rsplit_once('.').is_some_and(|(_, ending)| is_word(ending))
+}
+
+/// What helps where this cannot be looked at; empty where it is no link.
+fn remedy_for(top: &Path, path: &Path) -> &'static str {
+    match path.is_symlink() && path != top {
+        true if path.parent() == Some(top) => START_ANEW,
+        true => GRANT,
+        false => "",
     }
 }
 
@@ -148,6 +171,27 @@ mod tests {
         let notes = Scan::of(dir.path()).notes;
         assert!(notes.len() == 1 && notes[0].contains("gone.gguf cannot be looked at"), "{notes:?}");
         assert!(names(&dir.path().join("nothing")).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_told_with_what_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        for link in ["gone.gguf", "data", "qwen-2.5", "notes.txt", "sub/deep.gguf", "sub/old.bak"] {
+            symlink("/nowhere", dir.path().join(link)).unwrap();
+        }
+        let notes = Scan::of(dir.path()).notes;
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(
+            notes[0].contains("data and 2 more") && notes[0].ends_with("ksi plugin restart llama"),
+            "{notes:?}"
+        );
+        assert!(notes[1].contains("sub/deep.gguf cannot") && notes[1].ends_with("sandbox.read"), "{notes:?}");
+        // A file in the place of the directory is no link that leads nowhere.
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let notes = Scan::of(&file).notes;
+        assert!(notes.len() == 1 && !notes[0].contains(';'), "{notes:?}");
     }
 
     #[test]

@@ -39,9 +39,10 @@ pub(super) struct Written<'a> {
     pub(super) text: &'a str,
 }
 
-/// Where the first mark is.
+/// Where the first mark is. Nothing behind it is looked at.
 pub(super) fn find(text: &str) -> Option<usize> {
-    MARKS.iter().filter_map(|mark| text.find(mark)).min()
+    let begins = |at: &usize| MARKS.iter().any(|mark| text[*at..].starts_with(mark));
+    text.char_indices().map(|(at, _)| at).find(begins)
 }
 
 /// Length of the longest end of a text that begins a mark.
@@ -95,11 +96,11 @@ impl<'a> Reader<'a> {
         Some(before)
     }
 
-    /// Reads what may be there; whether it was.
-    fn attempt(&mut self, read: impl FnOnce(&mut Self) -> Option<()>) -> bool {
+    /// Reads what may be there. Where it is not, nothing was read.
+    fn attempt<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         let (text, known) = (self.text, self.calls.len());
-        let there = read(self).is_some();
-        if !there {
+        let there = read(self);
+        if there.is_none() {
             self.text = text;
             self.calls.truncate(known);
         }
@@ -133,6 +134,12 @@ impl<'a> Reader<'a> {
         Some(object)
     }
 
+    /// The name of a tool that was offered; that of another ends the calls, so
+    /// that all of what it would be stays text, with its mark.
+    fn known(&self, name: &'a str) -> Option<&'a str> {
+        Some(name.trim()).filter(|name| self.offered.contains_key(*name))
+    }
+
     /// A call has been read that began here.
     fn add(&mut self, from: &'a str, name: &str, arguments: Value) {
         let text = &from[..from.len() - self.text.len()];
@@ -141,10 +148,13 @@ impl<'a> Reader<'a> {
 
     /// A value that was written as a text, as the tool says what it is.
     fn typed(&self, tool: &str, name: &str, text: &str) -> Value {
-        let kind = self.offered.get(tool).map_or(&Value::Null, |schema| &schema["properties"][name]["type"]);
+        let schema = self.offered.get(tool).map_or(&Value::Null, |schema| &schema["properties"][name]);
         let as_it_is = || Value::String(text.to_owned());
-        match kind {
-            Value::String(kind) if kind == "string" => as_it_is(),
+        if allows(schema, "string") {
+            let nothing = text.trim() == "null" && allows(schema, "null");
+            return if nothing { Value::Null } else { as_it_is() };
+        }
+        match schema["type"] {
             Value::Null => serde_json::from_str(text.trim()).unwrap_or_else(|_| as_it_is()),
             _ => serde_json::from_str(text.trim())
                 .ok()
@@ -163,7 +173,7 @@ impl<'a> Reader<'a> {
             reader.blanks();
             reader.value()
         };
-        while self.attempt(more) {}
+        while self.attempt(more).is_some() {}
         Some(())
     }
 
@@ -171,8 +181,8 @@ impl<'a> Reader<'a> {
         if !self.text.starts_with('[') {
             return self.call();
         }
-        (self.attempt(|reader| reader.list(Self::call)) || self.attempt(|reader| reader.list(Self::python)))
-            .then_some(())
+        self.attempt(|reader| reader.list(Self::call))
+            .or_else(|| self.attempt(|reader| reader.list(Self::python)))
     }
 
     fn list(&mut self, one: fn(&mut Self) -> Option<()>) -> Option<()> {
@@ -222,7 +232,7 @@ impl<'a> Reader<'a> {
         if self.take("<function=").is_some() {
             return self.functions();
         }
-        if !self.attempt(Self::values) {
+        if self.attempt(Self::values).is_none() {
             return self.keyed();
         }
         self.closed("</tool_call>");
@@ -259,7 +269,7 @@ impl<'a> Reader<'a> {
             reader.take("<function=")?;
             reader.function()
         };
-        while self.attempt(more) {}
+        while self.attempt(more).is_some() {}
         // Some write the end of the tag only.
         self.closed("</tool_call>");
         Some(())
@@ -267,17 +277,19 @@ impl<'a> Reader<'a> {
 
     fn function(&mut self) -> Option<()> {
         let from = self.text;
-        let name = self.until(">")?;
-        let mut arguments = Value::Null;
-        let object = self.attempt(|reader| {
-            arguments = reader.object().or_else(|| reader.parameters(name))?;
-            Some(())
-        });
-        if object {
-            self.closed("</function>");
-        } else {
-            arguments = ToolCall::parse_arguments(self.until("</function>")?);
-        }
+        let name = self.until(">").and_then(|name| self.known(name))?;
+        let read = self.attempt(Self::object).or_else(|| self.attempt(|reader| reader.parameters(name)));
+        let arguments = match read {
+            Some(arguments) => {
+                self.closed("</function>");
+                arguments
+            }
+            // The end is another's where that begins before it.
+            None => {
+                let body = self.until("</function>").filter(|body| !body.contains("<function="))?;
+                ToolCall::parse_arguments(body)
+            }
+        };
         self.add(from, name, arguments);
         Some(())
     }
@@ -330,7 +342,7 @@ impl<'a> Reader<'a> {
             reader.take(DEEPSEEK_CALL)?;
             reader.deepseek_call()
         };
-        while self.attempt(more) {}
+        while self.attempt(more).is_some() {}
         self.closed("<｜tool▁calls▁end｜>");
         Some(())
     }
@@ -339,8 +351,9 @@ impl<'a> Reader<'a> {
     /// and a line for that of older ones.
     fn deepseek_call(&mut self) -> Option<()> {
         let from = self.text;
-        let kind = self.until("<｜tool▁sep｜>")?;
+        let kind = self.until("<｜tool▁sep｜>").filter(|kind| !kind.contains(DEEPSEEK_CALL))?;
         let name = if self.text.trim_start().starts_with('{') { kind } else { self.until("\n")? };
+        let name = self.known(name)?;
         let arguments = self.object()?;
         self.closed("<｜tool▁call▁end｜>");
         self.add(from, name, arguments);
@@ -364,4 +377,17 @@ impl<'a> Reader<'a> {
         self.add(from, name, arguments);
         Some(())
     }
+}
+
+/// Whether a schema says that a value may be of this type.
+fn allows(schema: &Value, kind: &str) -> bool {
+    let named = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().any(|named| named == kind),
+        named => named == kind,
+    };
+    let branches = ["anyOf", "oneOf"].into_iter().filter_map(|key| schema[key].as_array()).flatten();
+    named
+        || branches.into_iter().any(|branch| allows(branch, kind))
+        || (kind == "string"
+            && schema["enum"].as_array().is_some_and(|values| values.iter().all(Value::is_string)))
 }

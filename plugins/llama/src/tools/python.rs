@@ -95,7 +95,8 @@ fn number(word: &str) -> Option<Number> {
     if !word.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) {
         return None;
     }
-    word.parse::<i64>().map(Number::from).ok().or_else(|| Number::from_f64(word.parse().ok()?))
+    let whole = word.parse::<u64>().map(Number::from).or_else(|_| word.parse::<i64>().map(Number::from));
+    whole.ok().or_else(|| Number::from_f64(word.parse().ok()?))
 }
 
 fn string(text: &str) -> Option<(String, &str)> {
@@ -149,6 +150,7 @@ mod tests {
         for (text, expected) in [
             ("'it\\'s \\u00e9 \\x41 \\q\\n'", json!("it's é A \\q\n")),
             ("[1, -2.5, True, None, (\"a\",),]", json!([1, -2.5, true, null, ["a"]])),
+            ("[-9223372036854775808, 18446744073709551615]", json!([i64::MIN, u64::MAX])),
             ("{'a': {\"b\": []}, 'c': 1e3}", json!({"a": {"b": []}, "c": 1000.0})),
         ] {
             assert_eq!(value(text), Some(expected), "{text}");

@@ -11,7 +11,12 @@ fn tool(name: &str) -> Tool {
 
 /// Text and calls of an answer that comes in pieces of this size.
 fn parsed(text: &str, size: usize) -> (String, Vec<(String, Value)>) {
-    let mut calls = Calls::new(&[tool("weather"), tool("time")]);
+    parsed_with(&[tool("weather"), tool("time")], text, size)
+}
+
+/// The same, with these tools.
+fn parsed_with(tools: &[Tool], text: &str, size: usize) -> (String, Vec<(String, Value)>) {
+    let mut calls = Calls::new(tools);
     let characters: Vec<char> = text.chars().collect();
     let mut said = String::new();
     for piece in characters.chunks(size) {
@@ -145,6 +150,23 @@ fn text_around_a_call_is_kept_and_so_is_a_call_of_what_was_not_offered() {
         ("[1] then [TOOL_CALLS]time{} and [TOOL_CALLS]".to_owned(), "[1] then  and [TOOL_CALLS]", 1),
         ("[{\"name\": \"time\"}, {\"name\": \"rm\"}]".to_owned(), "{\"name\": \"rm\"}", 1),
         ("{\"name\": \"time\"} {\"not\": \"a call\"}".to_owned(), " {\"not\": \"a call\"}", 1),
+        (
+            "<function=time></function><function=rm>{\"a\":1}</function>".to_owned(),
+            "<function=rm>{\"a\":1}</function>",
+            1,
+        ),
+        ("<function=rm>{}</function><function=time></function>".to_owned(), "<function=rm>{}</function>", 1),
+        ("<function=time>{\"a\": <function=time></function>".to_owned(), "<function=time>{\"a\": ", 1),
+        (
+            "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{}<｜tool▁call▁begin｜>rm<｜tool▁sep｜>{}".to_owned(),
+            "<｜tool▁call▁begin｜>rm<｜tool▁sep｜>{}",
+            1,
+        ),
+        (
+            "<｜tool▁call▁begin｜>oh <｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n{}".to_owned(),
+            "<｜tool▁call▁begin｜>oh ",
+            1,
+        ),
     ];
     for (text, said, count) in cases {
         for size in [1, 3, 1000] {
@@ -174,6 +196,53 @@ fn what_is_no_call_of_an_offered_tool_is_text() {
         for size in [1, 3, 1000] {
             assert_eq!(parsed(text, size), (text.to_owned(), Vec::new()), "{text}");
         }
+    }
+}
+
+#[test]
+fn arguments_that_are_no_object_are_kept_as_they_were_written() {
+    for written in ["\"Oslo\"", "3", "[1]", "Oslo", "{\"city\""] {
+        let calls = vec![("weather".to_owned(), json!(written))];
+        let text = format!("<function=weather>{written}</function>");
+        assert_eq!(parsed(&text, 3), (String::new(), calls), "{text}");
+    }
+}
+
+#[test]
+fn a_text_stays_a_text_wherever_the_tool_takes_one() {
+    let optional = json!({"anyOf": [{"type": "string"}, {"type": "null"}]});
+    let cases = [
+        (optional.clone(), "12345", json!("12345")),
+        (optional, "null", Value::Null),
+        (json!({"type": "string"}), "null", json!("null")),
+        (json!({"type": ["string", "null"]}), "true", json!("true")),
+        (json!({"oneOf": [{"type": "integer"}, {"type": "string"}]}), "1", json!("1")),
+        (json!({"enum": ["1", "2"]}), "1", json!("1")),
+        (json!({"enum": [1, 2]}), "1", json!(1)),
+        (json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}), "1", json!(1)),
+        (json!({"type": ["integer", "null"]}), "null", Value::Null),
+    ];
+    for (schema, written, expected) in cases {
+        let parameters = json!({"type": "object", "properties": {"a": schema}});
+        let tool = json!({"name": "time", "description": "d", "parameters": parameters});
+        let text = format!("<function=time><parameter=a>{written}</parameter></function>");
+        let calls = vec![("time".to_owned(), json!({"a": expected}))];
+        let tools = [serde_json::from_value(tool).unwrap()];
+        assert_eq!(parsed_with(&tools, &text, 7), (String::new(), calls), "{written} as {schema}");
+    }
+}
+
+#[test]
+fn behind_many_marks_that_begin_no_call_all_is_text() {
+    let (miss, call) = ("<function=time>", "<function=time></function>");
+    let few = miss.repeat(MISSES_MAX - 1);
+    let time = vec![("time".to_owned(), json!({}))];
+    assert_eq!(parsed(&format!("{few}{call}"), 7), (few.clone(), time));
+    let many = format!("{few}{miss}{call}");
+    assert_eq!(parsed(&many, 7), (many.clone(), Vec::new()));
+    for hostile in [miss, "<tool_call>", "<function=", "<function=x>", "[TOOL_CALLS]time[CALL_ID]", "\n"] {
+        let text = hostile.repeat(32_768);
+        assert!(parsed(&text, 16) == (text.clone(), Vec::new()), "{hostile}");
     }
 }
 
@@ -229,7 +298,7 @@ proptest! {
 
     #[test]
     fn no_text_beside_a_call_is_lost(
-        texts in proptest::collection::vec("[a-z .,;!\n]{0,12}", 3),
+        texts in proptest::collection::vec("[a-z .,;!\n]{0,12}|<function=rm>([{]\"a\":1[}]</function>)?", 3),
         kinds in proptest::collection::vec(0usize..8, 2),
         size in 1usize..9,
     ) {

@@ -118,7 +118,7 @@ async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
     assert!(
         matches!(&frames[4], Frame::Refusal { id: Some(SUB), refusal } if refusal.code == Code::Conflict)
     );
-    assert!(outbox.is_owed_nothing() && outbox.is_free(SUB).is_ok());
+    assert!(outbox.is_owed_nothing() && outbox.may_subscribe(SUB, 1).is_ok());
 }
 
 #[tokio::test]
@@ -273,6 +273,7 @@ async fn each_is_a_subscription_of_its_user_until_it_ends() {
     let outbox = Outbox::new(ours, Face::Frames, account.clone(), Arc::default());
     let follow = |id, most| outbox.follow(Subscribe { id, ..asked(None, None) }, most);
     follow(1, 1).unwrap();
+    assert_eq!(outbox.may_subscribe(9, 1).unwrap_err().code, Code::Busy, "live ones count as well");
     assert_eq!(follow(2, 1).unwrap_err().code, Code::Busy, "so many may a connection have");
     follow(2, 100).unwrap();
     assert_eq!(follow(3, 100).unwrap_err().code, Code::Busy, "so many may a user have");

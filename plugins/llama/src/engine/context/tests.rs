@@ -1,6 +1,12 @@
 //! The calls into llama.cpp on the toy model: what would make it abort is a
 //! fault here, and an aborted batch does no harm.
 
+use std::rc::Rc;
+use std::sync::OnceLock;
+
+use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Plugin, Register, Serialize, json};
+use ksi_sdk::testing::FakeHost;
+
 use super::*;
 use crate::models::Library;
 use crate::vetting::Source;
@@ -107,7 +113,7 @@ fn a_warm_up_leaves_nothing_behind() {
     context.decode(&mut batch, Vec::new(), None).unwrap();
     let expected = context.scores(7).unwrap().to_vec();
     context.forget_all();
-    context.warm_up().unwrap();
+    context.warm_up(&CancelToken::default()).unwrap();
     assert!(context.scores(0).is_none(), "nobody has asked for them");
     // Positions that are taken would be a fault.
     context.decode(&mut batch, Vec::new(), None).unwrap();
@@ -118,7 +124,46 @@ fn a_warm_up_leaves_nothing_behind() {
 fn a_context_that_cannot_compute_is_found_by_the_warm_up() {
     let (_dir, mut context, stop) = context(1);
     stop.store(true, Ordering::Release);
-    assert_eq!(context.warm_up().unwrap_err().code, Code::Unavailable);
+    assert_eq!(context.warm_up(&CancelToken::default()).unwrap_err().code, Code::Unavailable);
+}
+
+/// A plugin whose requests leave their tokens behind, which are cancelled then.
+struct Gone;
+
+/// Nothing.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Nothing {}
+
+static TOKEN: OnceLock<CancelToken> = OnceLock::new();
+
+impl Plugin for Gone {
+    const NAME: &'static str = "gone";
+    const ABOUT: &'static str = "Leaves a token behind";
+
+    fn start(_ctx: &Ctx) -> Result<Self, Refusal> {
+        Ok(Self)
+    }
+
+    fn register(on: &mut Register<Self>) {
+        on.request("gone:token", Self::token);
+    }
+}
+
+impl Gone {
+    async fn token(self: Rc<Self>, ctx: Ctx, _: Nothing) -> Result<Nothing, Refusal> {
+        TOKEN.get_or_init(|| ctx.cancel_token());
+        Ok(Nothing {})
+    }
+}
+
+#[test]
+fn a_warm_up_ends_once_nobody_waits_for_the_load() {
+    let host = FakeHost::<Gone>::start(json!({})).unwrap();
+    host.request("gone:token", json!({})).unwrap();
+    drop(host);
+    let (_dir, mut context, _) = context(1);
+    assert_eq!(context.warm_up(TOKEN.get().unwrap()).unwrap_err().code, Code::Cancelled);
+    context.warm_up(&CancelToken::default()).unwrap();
 }
 
 #[test]
