@@ -1,7 +1,7 @@
 //! `llama:progress`: how far a load is, for whoever listens.
 //!
 //! Loads run on other threads or in other processes, which only move a
-//! [`Meter`]; it is read, and told of, now and then.
+//! `Meter`; it is read, and told of, now and then.
 
 use std::{
     pin::pin,
