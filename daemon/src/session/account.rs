@@ -243,7 +243,8 @@ impl Account {
     /// Whether others are connected, too.
     #[must_use]
     pub fn has_company(&self) -> bool {
-        self.users.load(Ordering::Relaxed) > 1
+        let own = isize::from(self.connections.load(Ordering::Relaxed) > 0);
+        self.users.load(Ordering::Relaxed) > own
     }
 
     /// Waits, where others are connected, for one of the places at which this

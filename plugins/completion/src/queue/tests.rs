@@ -411,15 +411,3 @@ proptest! {
         prop_assert_eq!(told, started);
     }
 }
-
-#[test]
-fn a_newcomer_does_not_wait_for_what_others_were_kept_waiting_for_by_priority() {
-    let mut crowd = Crowd::new();
-    crowd.push("patient", 300, 0);
-    crowd.push("urgent", 250, 1);
-    let urgent = crowd.served(250);
-    assert!(urgent.iter().filter(|name| *name == "urgent").count() > 200, "{urgent:?}");
-    crowd.push("new", 1, 0);
-    let next = crowd.served(3);
-    assert!(next.iter().any(|name| name == "new"), "{next:?}");
-}

@@ -3,8 +3,7 @@
 //! Each has a *turn*, a time of a clock that shows how many rounds were made; who is
 //! behind the others goes first. Being served moves one on by a round, and the clock
 //! by its part of a round. Nobody saves up turns while they wait for nothing: who
-//! begins to wait is not behind the clock, or not behind all others where priorities
-//! have kept them behind it. A level of priority is worth
+//! begins to wait is not behind the clock. A level of priority is worth
 //! [`Bounds::requests`] rounds: one that has to wait for that many gains a level.
 //!
 //! [`Bounds::requests`]: super::Bounds::requests
@@ -60,18 +59,12 @@ impl<T: Waiting> Turns<T> {
 
     /// What one has that begins to wait, or waits already.
     fn of(&mut self, name: &str) -> &mut T {
-        let start = self.start();
+        let clock = self.clock;
         let (turn, of) = self.each.entry(name.to_owned()).or_default();
         if of.is_idle() {
-            *turn = start.max(*turn);
+            *turn = clock.max(*turn);
         }
         of
-    }
-
-    /// The turn of a newcomer.
-    fn start(&self) -> i64 {
-        let waiting = self.each.values().filter(|(_, of)| !of.is_idle());
-        waiting.map(|(turn, _)| *turn).fold(self.clock, i64::min)
     }
 
     /// Counts that one of those that wait has its turn.
@@ -93,9 +86,9 @@ impl<T: Waiting> Turns<T> {
     /// The turn of one that waits, or would begin to.
     fn turn(&self, name: &str) -> i64 {
         match self.each.get(name) {
-            Some((turn, of)) if of.is_idle() => self.start().max(*turn),
+            Some((turn, of)) if of.is_idle() => self.clock.max(*turn),
             Some((turn, _)) => *turn,
-            None => self.start(),
+            None => self.clock,
         }
     }
 }
