@@ -32,6 +32,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use ksi_sdk::protocol::limits::fair_share;
+
 mod turns;
 
 use turns::Ready;
@@ -138,8 +140,7 @@ impl Lane {
             return Err(Error::Requests(max));
         }
         let own = self.shares.get(principal).copied().unwrap_or(0);
-        let left = max - (self.queued - own);
-        if own >= left.div_ceil(2) { Err(Error::Share(own)) } else { Ok(()) }
+        if own >= fair_share(max, self.queued - own) { Err(Error::Share(own)) } else { Ok(()) }
     }
 
     fn enters(&mut self, asker: &Asker) {
