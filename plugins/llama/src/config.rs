@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ksi_sdk::prelude::{Code, Deserialize, Refusal};
+use ksi_sdk::prelude::{Deserialize, Refusal};
 use ksi_sdk::trust::Key;
 
 use crate::tuning::{self, Preset, Setting, Tuning};
@@ -25,6 +25,22 @@ pub const CONTEXT_MIN: u32 = 16;
 const ONE_THREAD_BYTES: u64 = 64 * 1024 * 1024;
 /// Largest input that may be configured: it must fit a frame of the wire.
 const INPUT_BYTES_MAX: usize = 15 * 1024 * 1024;
+
+/// Keys that an operator sets, besides settings.
+const KEYS: [&str; 12] = [
+    "default_model",
+    "embedding_model",
+    "input_bytes_max",
+    "max_loaded",
+    "max_memory_mb",
+    "max_tokens_default",
+    "models",
+    "models_dir",
+    "preload",
+    "preset",
+    "queue",
+    "ttl_seconds",
+];
 
 /// The `config` table of the plugin.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -107,10 +123,11 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// Names the key, its value and what is accepted.
+    /// Names each key that is wrong, its value and what is accepted.
     pub fn check(&self) -> Result<(), Refusal> {
         let bytes_max = u64::try_from(self.input_bytes_max).unwrap_or(u64::MAX);
         let limit = INPUT_BYTES_MAX as u64;
+        let mut problems = Vec::new();
         for (key, value, min, max) in [
             ("queue", u64::from(self.queue), 0, u64::from(QUEUE_MAX)),
             ("max_loaded", u64::from(self.max_loaded), 1, 16),
@@ -120,27 +137,25 @@ impl Config {
             ("input_bytes_max", bytes_max, 1, limit),
         ] {
             if !(min..=max).contains(&value) {
-                let message = format!("llama: `{key}` is {value}; accepted is {min} to {max}");
-                return Err(Refusal::new(Code::InvalidPayload, message)
-                    .hint("`ksi config show` prints the configuration with its sources"));
+                problems.push(format!("`{key}` is {value}; accepted is {min} to {max}"));
             }
         }
-        self.tuning.check("")?;
+        problems.extend(self.tuning.problems("", &KEYS));
         for (pattern, tuning) in &self.models {
-            tuning.check(&format!("models.{pattern:?}."))?;
+            problems.extend(tuning.problems(&format!("models.{pattern:?}."), &[]));
         }
-        match self.models_key.as_deref().map(str::parse::<Key>) {
-            Some(Err(error)) => {
-                let message = format!("llama: `models_key` cannot be used: {error}");
-                Err(Refusal::new(Code::InvalidPayload, message).hint("`ksi key show models` prints it"))
-            }
-            _ => Ok(()),
+        let mut hint = "`ksi config show` prints the configuration with its sources";
+        if let Some(Err(error)) = self.models_key.as_deref().map(str::parse::<Key>) {
+            problems.push(format!("`models_key` cannot be used: {error}"));
+            hint = "`ksi key show models` prints it";
         }
+        tuning::refusal(problems, hint).map_or(Ok(()), Err)
     }
 
-    /// How a model of this name runs, and where each setting comes from.
+    /// How a model of this name runs for whoever asks for these settings, and
+    /// where each comes from.
     #[must_use]
-    pub fn tuning_of(&self, name: &str) -> (Tuning, Vec<Setting>) {
+    pub fn tuning_of(&self, name: &str, asked: &Tuning) -> (Tuning, Vec<Setting>) {
         let preset = self.preset.tuning();
         let fitting = self.models.iter().filter(|(pattern, _)| tuning::fits(pattern, name));
         let own = fitting.map(|(pattern, tuning)| (format!("models.{pattern:?}"), tuning));
@@ -148,7 +163,7 @@ impl Config {
             (format!("preset {}", self.preset.as_str()), &preset),
             ("configuration".to_owned(), &self.tuning),
         ];
-        tuning::resolve(base.into_iter().chain(own))
+        tuning::resolve(base.into_iter().chain(own).chain([("request".to_owned(), asked)]))
     }
 }
 
@@ -182,6 +197,22 @@ mod tests {
     use super::*;
     use crate::tuning::{CacheType, FlashAttention};
     use serde_json::Value;
+
+    #[test]
+    fn all_that_is_wrong_is_told_at_once_and_the_name_that_may_be_meant() {
+        let slip = |name: &str| [(name.to_owned(), Value::Null)].into();
+        let of_one = Tuning { unknown: slip("flash_atn"), ..Tuning::default() };
+        let tuning = Tuning { unknown: slip("max_lodaed"), slots: Some(0), ..Tuning::default() };
+        let config =
+            Config { queue: 5000, tuning, models: [("x*".to_owned(), of_one)].into(), ..Config::default() };
+        let message = config.check().unwrap_err().message;
+        assert_eq!(
+            message,
+            "llama: `queue` is 5000; accepted is 0 to 4096; there is no setting `max_lodaed`; did you mean \
+             `max_loaded`?; `slots` is 0; accepted is 1 to 64; there is no setting `models.\"x*\".flash_atn`; did \
+             you mean `flash_attn`?"
+        );
+    }
 
     #[test]
     fn an_absurd_number_of_threads_is_clamped_to_the_cores() {

@@ -12,6 +12,7 @@ use llama_cpp_2::token::LlamaToken;
 use crate::engine::embedder::Texts;
 use crate::engine::model::Model;
 use crate::payload::{Embed, Embedded, check_bytes};
+use crate::tuning::Tuning;
 use crate::workers::encoded;
 use crate::{Llama, capabilities};
 
@@ -46,7 +47,7 @@ impl Llama {
     ) -> Result<Embedded, Refusal> {
         let ticket = match self.shelf.ticket(&name)? {
             Some(ticket) => ticket,
-            None => self.load_model(&ctx, name.clone(), None, |_| true).await?.ticket,
+            None => self.load_model(&ctx, name.clone(), Tuning::default(), |_| true).await?.ticket,
         };
         let engine = ticket.engine();
         let (model, context) = (engine.model().clone(), engine.setup().context as usize);
@@ -88,9 +89,15 @@ impl Llama {
     }
 
     /// The model that is meant: the one that is named, or configured, or the
-    /// first that can.
+    /// first that can, for as long as that is in memory.
     async fn embedding_model(&self, ctx: &Ctx, asked: Option<String>) -> Result<String, Refusal> {
         if let Some(name) = asked.or_else(|| self.config.embedding_model.clone()) {
+            return Ok(name);
+        }
+        // While it is in memory it stays the one: vectors of different models cannot be compared, and
+        // the directory need not be looked at for each request.
+        let known = self.embedder.borrow().clone().filter(|name| self.has_loaded(name));
+        if let Some(name) = known {
             return Ok(name);
         }
         let shelf = self.shelf.clone();
@@ -98,7 +105,9 @@ impl Llama {
         let able = entries
             .into_iter()
             .find(|entry| capabilities(entry.header.as_ref().ok()).contains(&Capability::Embeddings));
-        able.map(|entry| entry.name).ok_or_else(|| {
+        let able = able.map(|entry| entry.name);
+        self.embedder.replace(able.clone());
+        able.ok_or_else(|| {
             Refusal::not_found("model", "for embeddings")
                 .hint("add one, all-MiniLM for example: ksi model add PATH.gguf")
         })

@@ -18,8 +18,9 @@ use crate::engine::model::Model;
 use crate::engine::sampler::Settings;
 use crate::engine::{Job, Outcome, Ticket};
 use crate::payload::{Input, check_bytes};
-use crate::sending::patiently;
+use crate::sending::{of_model, patiently};
 use crate::tools;
+use crate::tuning::Tuning;
 use crate::workers::encoded;
 
 /// Most tokens that the toy model generates: its longest answers have about
@@ -44,18 +45,24 @@ impl Llama {
         out: Chunks<Delta>,
     ) -> Result<Bytes, Refusal> {
         let mut ask: Generate = decode(&data)?;
-        let Some(workers) = &self.workers else { return encoded(&self.generate(ctx, ask, out).await?) };
+        let name = self.resolve(ask.model.clone());
+        let Some(workers) = &self.workers else {
+            let generated = self.generate(ctx, ask, name.clone(), out).await;
+            return encoded(&generated.map_err(|refusal| of_model(&name, refusal))?);
+        };
         ask.check()?;
         check(&ask)?;
         Settings::of(&ask)?;
         check_bytes(Input::take(&mut ask).bytes(), self.config.input_bytes_max)?;
-        workers.generate(&ctx, &self.resolve(ask.model.take()), &data, &out).await
+        let generated = workers.generate(&ctx, &name, &data, &out).await;
+        generated.map_err(|refusal| of_model(&name, refusal))
     }
 
     async fn generate(
         self: Rc<Self>,
         ctx: Ctx,
         mut ask: Generate,
+        name: String,
         out: Chunks<Delta>,
     ) -> Result<Generated, Refusal> {
         let received = Instant::now();
@@ -64,11 +71,10 @@ impl Llama {
         let settings = Settings::of(&ask)?;
         let input = Input::take(&mut ask);
         check_bytes(input.bytes(), self.config.input_bytes_max)?;
-        let name = self.resolve(ask.model.take());
         let (ticket, load_time) = match self.shelf.ticket(&name)? {
             Some(ticket) => (ticket, None),
             None => {
-                let loaded = self.load_model(&ctx, name.clone(), None, |_| true).await?;
+                let loaded = self.load_model(&ctx, name.clone(), Tuning::default(), |_| true).await?;
                 (loaded.ticket, loaded.fresh.then(|| received.elapsed()))
             }
         };

@@ -43,6 +43,7 @@ pub mod vetting;
 mod workers;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,7 @@ use payload::{
 };
 use progress::{Meter, Progress, told};
 use shelf::{Loaded, Shelf};
+use tuning::{Setting, Tuning};
 use workers::{Workers, encoded};
 
 /// Name under which requests may ask for the default model.
@@ -76,6 +78,8 @@ pub struct Llama {
     workers: Option<Rc<Workers>>,
     /// What was logged last of what was left out of the models directory.
     left_out: RefCell<Vec<String>>,
+    /// The model that was found last for embeddings that name none.
+    embedder: RefCell<Option<String>>,
 }
 
 impl Plugin for Llama {
@@ -91,7 +95,7 @@ impl Plugin for Llama {
         let library = Library::new(models_dir, home);
         let shelf = Arc::new(Shelf::new(config.clone(), library));
         let workers = config.instances.then(|| Workers::new(&config, &shelf, home));
-        Ok(Self { config, shelf, workers, left_out: RefCell::default() })
+        Ok(Self { config, shelf, workers, left_out: RefCell::default(), embedder: RefCell::default() })
     }
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
@@ -123,16 +127,16 @@ impl Plugin for Llama {
 impl Llama {
     async fn models(self: Rc<Self>, ctx: Ctx, _ask: ListModels) -> Result<Models, Refusal> {
         let shelf = self.shelf.clone();
-        let looked =
-            ctx.spawn_blocking(move || (shelf.library().list(), shelf.library().notes(), shelf.loaded()));
-        let (entries, notes, loaded) = looked.await?;
+        let looked = ctx.spawn_blocking(move || (shelf.library().list(), shelf.library().notes()));
+        let (entries, notes) = looked.await?;
         self.warn_of(&ctx, &notes);
-        let loaded = self.workers.as_ref().map_or(loaded, |workers| workers.loaded());
+        let mut loaded = self.loaded();
         let mut builtin_seen = false;
         let mut models: Vec<ModelEntry> = entries
             .into_iter()
             .map(|entry| {
-                let in_memory = loaded.contains(&entry.name) && !(builtin_seen && entry.name == BUILTIN_NAME);
+                let is_other = builtin_seen && entry.name == BUILTIN_NAME;
+                let in_memory = if is_other { None } else { loaded.remove(&entry.name) };
                 builtin_seen |= entry.builtin;
                 let quarantined = self.workers.as_ref().and_then(|workers| workers.quarantined(&entry));
                 let listed = model_entry(entry, in_memory);
@@ -142,6 +146,16 @@ impl Llama {
         // A stable sort: the others stay as they are.
         models.sort_by_key(|model| model.name != self.config.default_model);
         Ok(Models { models, notes })
+    }
+
+    /// The models in memory by name, and what each runs with.
+    fn loaded(&self) -> BTreeMap<String, Vec<Setting>> {
+        self.workers.as_ref().map_or_else(|| self.shelf.loaded(), |workers| workers.loaded())
+    }
+
+    /// Whether a model is in memory.
+    fn has_loaded(&self, name: &str) -> bool {
+        self.workers.as_ref().map_or_else(|| self.shelf.has(name), |workers| workers.has(name))
     }
 
     /// Logs what was left out of the models directory, unless it was said already.
@@ -159,13 +173,14 @@ impl Llama {
         ask: Load,
         out: Chunks<LoadProgress>,
     ) -> Result<LoadReport, Refusal> {
+        let asked = ask.asked()?;
         let name = self.resolve(ask.model);
         if let Some(workers) = &self.workers {
-            return Ok(workers.load(&ctx, &name, ask.context, Some(&out)).await?.report);
+            return Ok(workers.load(&ctx, &name, &asked, Some(&out)).await?.report);
         }
         let mut shown = -1.0;
         let loaded = self
-            .load_model(&ctx, name, ask.context, move |progress| {
+            .load_model(&ctx, name, asked, move |progress| {
                 if progress - shown < 0.01 && progress < 1.0 {
                     return true;
                 }
@@ -203,7 +218,7 @@ impl Llama {
         let name = self.resolve(ask.model);
         let ticket = match self.shelf.ticket(&name)? {
             Some(ticket) => ticket,
-            None => self.load_model(&ctx, name, None, |_| true).await?.ticket,
+            None => self.load_model(&ctx, name, Tuning::default(), |_| true).await?.ticket,
         };
         let text = ask.text;
         let tokens = ctx.spawn_blocking(move || ticket.engine().model().tokens_of(&text)).await??;
@@ -224,8 +239,8 @@ impl Llama {
         for name in &self.config.preload {
             let model = self.resolve(Some(name.clone()));
             let loaded = match &self.workers {
-                Some(workers) => workers.load(&ctx, &model, None, None).await.map(drop),
-                None => self.load_model(&ctx, model, None, |_| true).await.map(drop),
+                Some(workers) => workers.load(&ctx, &model, &Tuning::default(), None).await.map(drop),
+                None => self.load_model(&ctx, model, Tuning::default(), |_| true).await.map(drop),
             };
             if let Err(refusal) = loaded {
                 ctx.warn(&format!("model {name} was not preloaded: {refusal}"));
@@ -260,7 +275,7 @@ impl Llama {
         &self,
         ctx: &Ctx,
         name: String,
-        context: Option<u32>,
+        settings: Tuning,
         progress: impl FnMut(f32) -> bool + Send + 'static,
     ) -> Result<Loaded, Refusal> {
         let (shelf, cancel) = (self.shelf.clone(), ctx.cancel_token());
@@ -271,7 +286,7 @@ impl Llama {
         let (asked, moved) = (name.clone(), meter.clone());
         let loading = ctx.spawn_blocking(move || {
             let watched = cancel.clone();
-            shelf.load(&asked, context, &cancel, move |part| {
+            shelf.load(&asked, &settings, &cancel, move |part| {
                 if tells {
                     moved.set(part);
                 }
@@ -306,7 +321,7 @@ fn capabilities(header: Option<&Header>) -> Vec<Capability> {
     }
 }
 
-fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
+fn model_entry(entry: Entry, loaded: Option<Vec<Setting>>) -> ModelEntry {
     let path: PathBuf = entry.path;
     let (header, error) = match entry.header {
         Ok(header) => (Some(header), None),
@@ -318,7 +333,8 @@ fn model_entry(entry: Entry, loaded: bool) -> ModelEntry {
         path: path.display().to_string(),
         builtin: entry.builtin,
         toy: entry.builtin || header.as_ref().is_some_and(models::is_toy),
-        loaded,
+        loaded: loaded.is_some(),
+        settings: loaded.unwrap_or_default(),
         capabilities: capabilities(header.as_ref()),
         architecture: header.as_ref().map(|header| header.architecture.clone()),
         parameters: header.as_ref().map(|header| header.parameters),

@@ -2,8 +2,12 @@
 //! their chunks and their answers. Doc comments here are the help that users
 //! see.
 
+use ksi_provider::request::invalid;
 use ksi_provider::{Capability, Generate, Message, Tool, ToolChoice};
 use ksi_sdk::prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize, json};
+use serde_json::{Map, Value};
+
+use crate::tuning::{Setting, Tuning};
 
 /// The models.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +32,9 @@ pub struct ModelEntry {
     pub toy: bool,
     /// Whether it is in memory now.
     pub loaded: bool,
+    /// What it runs with where it is in memory, and who says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
     /// What it can do.
     pub capabilities: Vec<Capability>,
     /// The family of the model.
@@ -57,9 +64,33 @@ pub struct Load {
     /// Name of the model; the default model if left out.
     #[serde(default)]
     pub model: Option<String>,
-    /// Tokens of context for each conversation.
+    /// Tokens of context for each conversation; the same as `context` of `settings`.
     #[serde(default)]
     pub context: Option<u32>,
+    /// How it is to run, under the names of the configuration: these go over what
+    /// is set there, until the model is unloaded or makes room. A model that is in
+    /// memory with others is loaded again, unless it is in use.
+    #[serde(default)]
+    #[schemars(with = "Tuning")]
+    pub settings: Map<String, Value>,
+}
+
+impl Load {
+    /// The settings that are asked for.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` with all that is wrong with them.
+    pub fn asked(&self) -> Result<Tuning, Refusal> {
+        let tuning = Tuning::read("settings.", &self.settings)?;
+        match (self.context, tuning.context) {
+            (Some(one), Some(other)) if one != other => {
+                let message = format!("`context` is {one}, and `settings.context` is {other}");
+                Err(invalid("context", message, "give one of the two"))
+            }
+            (one, other) => Ok(Tuning { context: one.or(other), ..tuning }),
+        }
+    }
 }
 
 /// How far a model is loaded.
@@ -93,8 +124,24 @@ pub struct LoadReport {
     pub template: String,
     /// Whether the model is a toy.
     pub toy: bool,
+    /// What is set, and by whom.
+    #[serde(default)]
+    pub settings: Vec<Setting>,
     /// What was decided differently from the configuration, and why.
     pub notes: Vec<String>,
+}
+
+impl LoadReport {
+    /// Whether the model runs as is asked for.
+    #[must_use]
+    pub(crate) fn has(&self, asked: &Tuning) -> bool {
+        let runs = json!(self);
+        let set = |name: &str, value: &Value| {
+            // A context that is set may be more than the model has.
+            name != "context" && self.settings.iter().any(|set| set.name == name && set.value == *value)
+        };
+        asked.entries().iter().all(|(name, value)| runs.get(name) == Some(value) || set(name, value))
+    }
 }
 
 /// Take a model out of memory.
@@ -140,7 +187,7 @@ pub struct Tokenized {
 #[serde(deny_unknown_fields)]
 pub struct Embed {
     /// Name of the model; if left out, `embedding_model` of the configuration,
-    /// or else the first that can.
+    /// or else the first that can, which stays the one while it is in memory.
     #[serde(default)]
     pub model: Option<String>,
     /// The texts, 1 to 2048.

@@ -9,7 +9,7 @@ use crate::budget::{Estimate, available_bytes};
 use crate::config::{CONTEXT_DEFAULT, CONTEXT_MIN, Config, slot_count, thread_count};
 use crate::engine::{RETRY_AFTER_MS, STEP_TOKENS_MAX, Setup};
 use crate::gguf::Header;
-use crate::tuning::{CacheType, RopeScaling, Tuning};
+use crate::tuning::{self, CacheType, RopeScaling, Setting, Tuning};
 
 /// Largest context where positions are scaled.
 const CONTEXT_SCALED_MAX: u32 = 1 << 20;
@@ -23,6 +23,8 @@ pub struct Plan {
     /// Conversations at the same time, where there is memory for them.
     wanted: u32,
     tuning: Tuning,
+    /// What is set, and by whom.
+    pub settings: Vec<Setting>,
     estimate: Estimate,
     /// Memory for all models together.
     budget: u64,
@@ -53,20 +55,27 @@ pub enum Step {
 }
 
 impl Plan {
-    /// The plan for a model with this header, and adapters of so many bytes.
+    /// The plan for a model with this header, and adapters of so many bytes, for
+    /// whoever asks for these settings.
     ///
     /// # Errors
     ///
-    /// `invalid_payload` for a context that it cannot have.
+    /// `invalid_payload` for a context that it cannot have, and for settings that
+    /// do not go together.
     pub fn of(
         config: &Config,
         name: &str,
-        context: Option<u32>,
+        asked: &Tuning,
         header: &Header,
         adapters: u64,
     ) -> Result<Self, Refusal> {
-        let (tuning, _) = config.tuning_of(name);
-        let context = context_for(name, context, &tuning, header)?;
+        let (tuning, settings) = config.tuning_of(name, asked);
+        let context = context_for(name, asked.context, &tuning, header)?;
+        // Each layer alone was found to be sound.
+        let hint = format!("`ksi send llama:profile --model {name}` shows what is set, and where");
+        if let Some(refusal) = tuning::refusal(tuning.problems("", &[]), &hint) {
+            return Err(refusal);
+        }
         let mut notes = Vec::new();
         let threads = thread_count(tuning.threads, header.size_bytes);
         if let Some(asked) = tuning.threads.filter(|asked| *asked > threads) {
@@ -89,6 +98,7 @@ impl Plan {
             max_loaded: config.max_loaded as usize,
             queue: config.queue,
             tuning,
+            settings,
             notes,
         })
     }
@@ -192,9 +202,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_sets_goes_over_all_else_and_must_go_with_it() {
+        let config = Config {
+            tuning: Tuning { flash_attn: Some(crate::tuning::FlashAttention::Off), ..Tuning::default() },
+            models: [("m*".to_owned(), Tuning { slots: Some(2), context: Some(64), ..Tuning::default() })]
+                .into(),
+            ..Config::default()
+        };
+        let asked = Tuning { slots: Some(8), context: Some(128), ..Tuning::default() };
+        let mut plan = Plan::of(&config, "my", &asked, &header(), 0).unwrap();
+        let from = plan.settings.iter().find(|setting| setting.name == "slots").unwrap().from.clone();
+        assert_eq!(from, "request");
+        let (setup, _) = plan.settle(8);
+        assert_eq!((setup.slots, setup.context), (8, 128));
+        let asked = Tuning { cache_type_v: Some(CacheType::Q8_0), ..Tuning::default() };
+        let refusal = Plan::of(&config, "my", &asked, &header(), 0).unwrap_err();
+        assert_eq!(refusal.code, Code::InvalidPayload);
+        assert!(refusal.message.contains("`cache_type_v` is quantised"), "{refusal}");
+    }
+
+    #[test]
     fn an_idle_model_goes_before_one_more_is_refused() {
         let config = Config { max_loaded: 1, ..Config::default() };
-        let plan = Plan::of(&config, "m", None, &header(), 0).unwrap();
+        let plan = Plan::of(&config, "m", &Tuning::default(), &header(), 0).unwrap();
         assert_eq!(plan.next(&Taken::default()), Ok(Step::Run(4)));
         let mut taken = Taken { names: vec!["a".into()], bytes: 1, idle: true };
         assert_eq!(plan.next(&taken), Ok(Step::MakeRoom));

@@ -1,12 +1,13 @@
 //! `llama:profile`: how a model would run, and who says so.
 
 use ksi_sdk::prelude::{Ctx, Deserialize, JsonSchema, Rc, Refusal, Serialize};
+use serde_json::{Map, Value};
 
 use crate::Llama;
 use crate::budget::available_bytes;
 use crate::config::gpu_layer_count;
 use crate::plan::Plan;
-use crate::tuning::{Preset, Setting};
+use crate::tuning::{Preset, Setting, Tuning};
 
 /// Show how a model would run if it were loaded now: what is set and where,
 /// and the memory that it would take.
@@ -19,6 +20,10 @@ pub struct AskProfile {
     /// What this preset would do instead of the one that is configured.
     #[serde(default)]
     pub preset: Option<Preset>,
+    /// What these settings of `llama:load` would do.
+    #[serde(default)]
+    #[schemars(with = "Tuning")]
+    pub settings: Map<String, Value>,
 }
 
 /// How a model would run.
@@ -31,6 +36,10 @@ pub struct Profile {
     /// What is set, and by whom. What is not in it is up to the plugin and to
     /// llama.cpp.
     pub settings: Vec<Setting>,
+    /// What it runs with now, where it is in memory: that may have been loaded with
+    /// other settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<Vec<Setting>>,
     /// Tokens of context for each conversation.
     pub context: u32,
     /// Conversations at the same time, where there is memory for them.
@@ -51,23 +60,24 @@ pub struct Profile {
 
 impl Llama {
     pub(crate) async fn profile(self: Rc<Self>, ctx: Ctx, ask: AskProfile) -> Result<Profile, Refusal> {
+        let asked = Tuning::read("settings.", &ask.settings)?;
         let model = self.resolve(ask.model);
         let mut config = self.config.clone();
         config.preset = ask.preset.unwrap_or(config.preset);
-        let (shelf, name) = (self.shelf.clone(), model.clone());
+        let (shelf, name, lora) = (self.shelf.clone(), model.clone(), asked.clone());
         let (header, adapters) = ctx
             .spawn_blocking(move || {
                 let (_, header) = shelf.library().find(&name)?;
-                shelf.adapter_bytes(&name, &header).map(|bytes| (header, bytes))
+                shelf.adapter_bytes(&name, &lora, &header).map(|bytes| (header, bytes))
             })
             .await??;
-        let (_, settings) = config.tuning_of(&model);
-        let mut plan = Plan::of(&config, &model, None, &header, adapters)?;
+        let mut plan = Plan::of(&config, &model, &asked, &header, adapters)?;
         let (setup, memory_bytes) = plan.settle(plan.wanted());
         Ok(Profile {
+            loaded: self.loaded().remove(&model),
             model,
             preset: config.preset,
-            settings,
+            settings: plan.settings,
             context: setup.context,
             slots: setup.slots,
             threads: setup.threads,

@@ -26,7 +26,7 @@ use crate::gguf::{Adapter, Header};
 use crate::models::{Entry, Library, is_toy};
 use crate::payload::LoadReport;
 use crate::plan::{Plan, Step, Taken};
-use crate::tuning::Lora;
+use crate::tuning::{Lora, Setting, Tuning};
 use crate::vetting::{Overlay, Source, Vetting};
 
 /// Said where layers are to be on a graphics card, and none is seen.
@@ -119,19 +119,20 @@ impl Shelf {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of a model, as it may be loaded.
+    /// The file of a model, as it may be loaded, with the adapters of the
+    /// configuration or those that are asked for.
     ///
     /// # Errors
     ///
     /// `not_found`, `denied` where it is not signed and must be, `unavailable`
     /// with what is wrong with the file, `cancelled`.
-    pub fn vet(&self, name: &str, cancel: &CancelToken) -> Result<Source, Refusal> {
+    pub fn vet(&self, name: &str, asked: &Tuning, cancel: &CancelToken) -> Result<Source, Refusal> {
         let (entry, header) = self.library.find(name)?;
         let mut source = match &self.vetting {
             Some(vetting) => vetting.open(&entry, self.library.models_dir(), cancel)?,
             None => Source::unchecked(entry, header),
         };
-        for (lora, entry, adapter) in self.adapters(name, &source.header)? {
+        for (lora, entry, adapter) in self.adapters(name, asked, &source.header)? {
             source.adapters.push(match &self.vetting {
                 Some(vetting) => vetting.open_adapter(lora, &entry, self.library.models_dir(), cancel)?,
                 None => Overlay::unchecked(lora, entry, adapter),
@@ -145,14 +146,19 @@ impl Shelf {
     /// # Errors
     ///
     /// As they would be refused with the model.
-    pub fn adapter_bytes(&self, name: &str, header: &Header) -> Result<u64, Refusal> {
-        let adapters = self.adapters(name, header)?;
+    pub fn adapter_bytes(&self, name: &str, asked: &Tuning, header: &Header) -> Result<u64, Refusal> {
+        let adapters = self.adapters(name, asked, header)?;
         Ok(adapters.iter().map(|(.., adapter)| adapter.size_bytes).sum())
     }
 
     /// The adapters that are named for a model, each as wanted and as found.
-    fn adapters(&self, name: &str, header: &Header) -> Result<Vec<(Lora, Entry, Adapter)>, Refusal> {
-        let (tuning, _) = self.config.tuning_of(name);
+    fn adapters(
+        &self,
+        name: &str,
+        asked: &Tuning,
+        header: &Header,
+    ) -> Result<Vec<(Lora, Entry, Adapter)>, Refusal> {
+        let (tuning, _) = self.config.tuning_of(name, asked);
         tuning.lora.iter().flatten().map(|text| self.adapter(text, name, header)).collect()
     }
 
@@ -177,10 +183,17 @@ impl Shelf {
         Ok((lora, entry, adapter))
     }
 
-    /// Names of the models in memory.
+    /// The models in memory by name, and what each runs with.
     #[must_use]
-    pub fn loaded(&self) -> Vec<String> {
-        self.models().keys().cloned().collect()
+    pub fn loaded(&self) -> BTreeMap<String, Vec<Setting>> {
+        let models = self.models();
+        models.iter().map(|(name, shelved)| (name.clone(), shelved.report.settings.clone())).collect()
+    }
+
+    /// Whether a model is in memory.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.models().contains_key(name)
     }
 
     /// The models in memory, by their names.
@@ -215,7 +228,7 @@ impl Shelf {
         shelved.engine.ticket().map(Some)
     }
 
-    /// Loads a model, unless it is in memory already with this context.
+    /// Loads a model, unless it is in memory already with these settings.
     ///
     /// # Errors
     ///
@@ -225,11 +238,11 @@ impl Shelf {
     pub fn load(
         &self,
         name: &str,
-        context: Option<u32>,
+        asked: &Tuning,
         cancel: &CancelToken,
         progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Loaded, Refusal> {
-        let loaded = self.load_or_find(name, context, cancel, progress);
+        let loaded = self.load_or_find(name, asked, cancel, progress);
         match &loaded {
             Ok(loaded) if loaded.fresh => self.moves.loads.fetch_add(1, Ordering::Relaxed),
             Ok(_) => 0,
@@ -241,7 +254,7 @@ impl Shelf {
     fn load_or_find(
         &self,
         name: &str,
-        context: Option<u32>,
+        asked: &Tuning,
         cancel: &CancelToken,
         mut progress: impl FnMut(f32) -> bool + 'static,
     ) -> Result<Loaded, Refusal> {
@@ -249,13 +262,13 @@ impl Shelf {
         if cancel.is_cancelled() {
             return Err(Refusal::new(Code::Cancelled, "loading was cancelled"));
         }
-        if let Some(loaded) = self.as_it_is(name, context)? {
+        if let Some(loaded) = self.as_it_is(name, asked)? {
             return Ok(loaded);
         }
         // Before others have to make room.
-        let source = self.vet(name, cancel)?;
+        let source = self.vet(name, asked, cancel)?;
         let header = &source.header;
-        let mut plan = Plan::of(&self.config, name, context, header, source.adapter_bytes())?;
+        let mut plan = Plan::of(&self.config, name, asked, header, source.adapter_bytes())?;
         let began = Instant::now();
         let slots = loop {
             match plan.next(&self.taken())? {
@@ -293,6 +306,7 @@ impl Shelf {
             memory_bytes: bytes,
             template,
             toy: is_toy(header),
+            settings: plan.settings,
             notes,
         };
         let ticket = engine.ticket()?;
@@ -303,13 +317,12 @@ impl Shelf {
         Ok(Loaded { ticket, report, warnings: model::warnings(), fresh: true })
     }
 
-    /// The model as it is in memory. One with another context is dropped if it
-    /// is idle.
-    fn as_it_is(&self, name: &str, context: Option<u32>) -> Result<Option<Loaded>, Refusal> {
+    /// The model as it is in memory. One with other settings is dropped if it is
+    /// idle.
+    fn as_it_is(&self, name: &str, asked: &Tuning) -> Result<Option<Loaded>, Refusal> {
         let mut models = self.models();
         let Some(shelved) = models.get_mut(name) else { return Ok(None) };
-        let fits = context.is_none_or(|context| context == shelved.report.context);
-        if shelved.engine.is_alive() && fits {
+        if shelved.engine.is_alive() && shelved.report.has(asked) {
             shelved.used = Instant::now();
             let report = LoadReport { load_ms: 0, ..shelved.report.clone() };
             let ticket = shelved.engine.ticket()?;

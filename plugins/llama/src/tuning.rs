@@ -3,15 +3,17 @@
 //!
 //! Layers, later ones win: the preset, the plugin's configuration, the entries
 //! of `models` whose pattern fits the model's name, in the order of the
-//! patterns, and last the request.
+//! patterns, and last the request. What is wrong with any of them is told all at
+//! once, by the same code (`problems`).
+
+mod problems;
 
 use std::collections::BTreeMap;
 
-use ksi_sdk::prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize};
+use ksi_sdk::prelude::{Deserialize, JsonSchema, Serialize};
 use serde_json::{Map, Value, json};
 
-/// Largest batch, in tokens.
-const BATCH_MAX: u32 = 8192;
+pub(crate) use self::problems::refusal;
 
 /// A set of settings that go together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -136,7 +138,7 @@ pub enum RopeScaling {
 
 /// Settings of a model; what is left out is decided by the layers below, and at
 /// last by the plugin.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Tuning {
     /// Tokens of context for each conversation; what the model was trained for,
@@ -195,11 +197,9 @@ pub struct Tuning {
     pub lora: Option<Vec<String>>,
     /// What is none of these, to be refused.
     #[serde(flatten, skip_serializing)]
+    #[schemars(skip)]
     pub(crate) unknown: BTreeMap<String, Value>,
 }
-
-/// Most adapters of one model.
-const LORA_MAX: usize = 16;
 
 /// An adapter that is laid over a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -240,67 +240,14 @@ pub struct Setting {
     pub name: String,
     /// Its value.
     pub value: Value,
-    /// `preset NAME`, `configuration` or `models."PATTERN"`.
+    /// `preset NAME`, `configuration`, `models."PATTERN"`, or `request`: `settings` of
+    /// `llama:load`.
     pub from: String,
 }
 
 impl Tuning {
-    /// Checks the values, those at `place` of the configuration.
-    ///
-    /// # Errors
-    ///
-    /// Names the key, its value and what is accepted.
-    pub fn check(&self, place: &str) -> Result<(), Refusal> {
-        let wrong = |message: String| {
-            Err(Refusal::new(Code::InvalidPayload, message)
-                .hint("`ksi config show` prints the configuration with its sources"))
-        };
-        if let Some(name) = self.unknown.keys().next() {
-            return wrong(format!("llama: there is no setting `{place}{name}`"));
-        }
-        for (name, value, min, max) in [
-            ("slots", self.slots, 1, crate::config::SLOTS_MAX),
-            ("context", self.context, crate::config::CONTEXT_MIN, 1 << 24),
-            // Any number: one beyond the cores is clamped, and the load says so.
-            ("threads", self.threads, 1, u32::MAX),
-            ("threads_batch", self.threads_batch, 1, u32::MAX),
-            ("batch_size", self.batch_size, 32, BATCH_MAX),
-            ("ubatch_size", self.ubatch_size, 32, BATCH_MAX),
-        ] {
-            match value {
-                Some(value) if !(min..=max).contains(&value) => {
-                    return wrong(format!("llama: `{place}{name}` is {value}; accepted is {min} to {max}"));
-                }
-                _ => {}
-            }
-        }
-        for (name, value, max) in
-            [("rope_freq_base", self.rope_freq_base, 1e12), ("rope_freq_scale", self.rope_freq_scale, 1e3)]
-        {
-            match value {
-                Some(value) if !(value > 0.0 && value <= max) => {
-                    return wrong(format!("llama: `{place}{name}` is {value}; accepted is above 0 to {max}"));
-                }
-                _ => {}
-            }
-        }
-        let lora = self.lora.as_deref().unwrap_or_default();
-        if lora.len() > LORA_MAX {
-            return wrong(format!("llama: `{place}lora` names {} adapters; {LORA_MAX} at most", lora.len()));
-        }
-        for one in lora {
-            if let Err(why) = Lora::parse(one) {
-                return wrong(format!("llama: `{place}lora` has {one:?}, {why}"));
-            }
-        }
-        let quantised = self.cache_type_v.is_some_and(CacheType::is_quantised);
-        if quantised && self.flash_attn == Some(FlashAttention::Off) {
-            return wrong(format!("llama: `{place}cache_type_v` is quantised, which needs `flash_attn`"));
-        }
-        Ok(())
-    }
-
-    fn entries(&self) -> Map<String, Value> {
+    /// What is set, by name.
+    pub(crate) fn entries(&self) -> Map<String, Value> {
         match json!(self) {
             Value::Object(entries) => entries,
             _ => Map::new(),
@@ -403,7 +350,7 @@ mod tests {
     #[test]
     fn every_preset_is_one_that_would_be_accepted() {
         for preset in [Preset::Balanced, Preset::Memory, Preset::Speed, Preset::Loading] {
-            assert_eq!(preset.tuning().check(""), Ok(()), "{}", preset.as_str());
+            assert_eq!(preset.tuning().problems("", &[]), Vec::<String>::new(), "{}", preset.as_str());
         }
     }
 }

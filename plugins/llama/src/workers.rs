@@ -41,6 +41,7 @@ use crate::payload::{LoadProgress, LoadReport};
 use crate::plan::{Plan, Step, Taken};
 use crate::progress::{Meter, told};
 use crate::shelf::{Moves, Shelf, in_use};
+use crate::tuning::{Setting, Tuning};
 
 /// Longest name of a model that is its own key.
 const KEY_BYTES_MAX: usize = 40;
@@ -134,14 +135,19 @@ impl Workers {
         })
     }
 
-    /// Names of the models in memory.
-    pub(crate) fn loaded(&self) -> Vec<String> {
+    /// The models in memory by name, and what each runs with.
+    pub(crate) fn loaded(&self) -> BTreeMap<String, Vec<Setting>> {
         let wards = self.wards.borrow();
         let up = wards.iter().filter(|(_, ward)| matches!(ward.health, Health::Up));
-        up.map(|(name, _)| name.clone()).collect()
+        up.map(|(name, ward)| (name.clone(), ward.report.settings.clone())).collect()
     }
 
-    /// Loads a model, unless it is in memory already with this context.
+    /// Whether a model is in memory.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.wards.borrow().get(name).is_some_and(Ward::takes_room)
+    }
+
+    /// Loads a model, unless it is in memory already with these settings.
     ///
     /// # Errors
     ///
@@ -152,11 +158,11 @@ impl Workers {
         &self,
         ctx: &Ctx,
         name: &str,
-        context: Option<u32>,
+        asked: &Tuning,
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
         let meter = Meter::default();
-        let load = self.load_or_find(ctx, name, context, &meter, progress);
+        let load = self.load_or_find(ctx, name, asked, &meter, progress);
         let loaded = told(ctx, name, &meter, load).await;
         match &loaded {
             Ok(loaded) if loaded.fresh => {
@@ -180,22 +186,22 @@ impl Workers {
         &self,
         ctx: &Ctx,
         name: &str,
-        context: Option<u32>,
+        asked: &Tuning,
         meter: &Meter,
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
         let turn = self.turn.clone().lock_owned().await;
-        if let Some(loaded) = self.as_it_is(ctx, name, context).await? {
+        if let Some(loaded) = self.as_it_is(ctx, name, asked).await? {
             return Ok(loaded);
         }
         let (shelf, config, cancel) = (self.shelf.clone(), self.config.clone(), ctx.cancel_token());
-        let asked = name.to_owned();
+        let (of, asked) = (name.to_owned(), asked.clone());
         // Before others have to make room.
         let (mut plan, stamp) = ctx
             .spawn_blocking(move || {
-                let source = shelf.vet(&asked, &cancel)?;
+                let source = shelf.vet(&of, &asked, &cancel)?;
                 let stamp = trouble::Stamp::of(&source);
-                Plan::of(&config, &asked, context, &source.header, source.adapter_bytes())
+                Plan::of(&config, &of, &asked, &source.header, source.adapter_bytes())
                     .map(|plan| (plan, stamp))
             })
             .await??;
@@ -220,6 +226,8 @@ impl Workers {
         self.crashes.borrow_mut().remove(name);
         report.load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.memory_bytes = bytes;
+        // To the process all of them are its configuration.
+        report.settings = plan.settings;
         report.notes.splice(0..0, plan.notes);
         let mut ward = Ward {
             process: Rc::new(Process { plugin, start }),
@@ -250,15 +258,15 @@ impl Workers {
         Ok((plugin, report))
     }
 
-    /// The model as it is in memory. One with another context goes if it is idle.
-    async fn as_it_is(&self, ctx: &Ctx, name: &str, context: Option<u32>) -> Result<Option<Loaded>, Refusal> {
+    /// The model as it is in memory. One with other settings goes if it is idle.
+    async fn as_it_is(&self, ctx: &Ctx, name: &str, asked: &Tuning) -> Result<Option<Loaded>, Refusal> {
         let gone = {
             let mut wards = self.wards.borrow_mut();
             let Some(ward) = wards.get_mut(name) else { return Ok(None) };
             if let Health::Held(why) = &ward.health {
                 return Err(trouble::held(name, &ward.process.plugin, why));
             }
-            if context.is_none_or(|context| context == ward.report.context) {
+            if ward.report.has(asked) {
                 let report = LoadReport { load_ms: 0, ..ward.report.clone() };
                 return Ok(Some(Loaded { using: Use::of(ward), report, fresh: false }));
             }

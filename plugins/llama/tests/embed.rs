@@ -166,3 +166,21 @@ fn many_askers_get_their_own_and_cancelled_ones_nothing() {
         }
     }
 }
+
+#[test]
+fn the_first_model_that_can_stays_the_one_while_it_is_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let answers = || host.request("llama:embed", json!({"texts": ["hello"]})).unwrap()["model"].clone();
+    assert_eq!(answers(), "cls");
+    // One that comes before it by name.
+    std::fs::write(dir.path().join("a.gguf"), bert::model(1)).unwrap();
+    assert_eq!(answers(), "cls", "the vectors of one service can be compared");
+    // Nothing is looked for while it is there.
+    let aside = dir.path().with_extension("aside");
+    std::fs::rename(dir.path(), &aside).unwrap();
+    assert_eq!(answers(), "cls");
+    std::fs::rename(&aside, dir.path()).unwrap();
+    host.request("llama:unload", json!({"model": "cls"})).unwrap();
+    assert_eq!(answers(), "a");
+}

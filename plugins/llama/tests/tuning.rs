@@ -84,6 +84,64 @@ fn the_profile_says_what_is_set_and_by_whom() {
     assert_eq!(report["memory_bytes"], now["memory_bytes"], "what was told is what is counted");
 }
 
+/// The settings that a request has set.
+fn asked(settings: &Value) -> Vec<(&str, &Value)> {
+    let settings = settings.as_array().unwrap().iter().filter(|setting| setting["from"] == "request");
+    settings.map(|setting| (setting["name"].as_str().unwrap(), &setting["value"])).collect()
+}
+
+#[test]
+fn a_load_may_have_settings_of_its_own_until_it_is_unloaded() {
+    let host = host(json!({"slots": 2, "models": {"ksi-*": {"context": 512}}}));
+    let loads = || host.request("llama:metrics", json!({})).unwrap()["loads"].clone();
+    let ours = json!({"settings": {"context": 256, "slots": 1, "flash_attn": "off"}});
+    let profile = host.request("llama:profile", ours.clone()).unwrap();
+    assert!(profile.get("loaded").is_none(), "{profile}");
+    let report = host.request("llama:load", ours.clone()).unwrap();
+    for field in ["context", "slots", "settings", "memory_bytes"] {
+        assert_eq!(profile[field], report[field], "{field}");
+    }
+    assert_eq!((&report["context"], &report["slots"]), (&json!(256), &json!(1)));
+    let expected = [("context", &json!(256)), ("slots", &json!(1)), ("flash_attn", &json!("off"))];
+    assert_eq!(asked(&report["settings"]), expected);
+    // What is the same, or says nothing, leaves it as it is; so does a request.
+    for ask in [ours, json!({}), json!({"context": 256}), json!({"settings": {"slots": 1}})] {
+        assert_eq!(host.request("llama:load", ask).unwrap()["settings"], report["settings"]);
+    }
+    assert!(text(&host).contains("KSI"));
+    assert_eq!(loads(), 1);
+    let listed = host.request("llama:models", json!({})).unwrap()["models"][0].clone();
+    assert_eq!((&listed["loaded"], &listed["settings"]), (&json!(true), &report["settings"]));
+    let profile = host.request("llama:profile", json!({})).unwrap();
+    assert_eq!((&profile["context"], &profile["loaded"]), (&json!(512), &report["settings"]));
+    // Others load it anew, and what is not said of it is as it is configured.
+    let report = host.request("llama:load", json!({"settings": {"slots": 4}})).unwrap();
+    assert_eq!((&report["context"], &report["slots"], loads()), (&json!(512), &json!(4), json!(2)));
+    host.request("llama:unload", json!({"model": "default"})).unwrap();
+    let report = host.request("llama:load", json!({})).unwrap();
+    assert_eq!((&report["context"], &report["slots"]), (&json!(512), &json!(2)));
+    assert_eq!(asked(&report["settings"]), []);
+}
+
+#[test]
+fn settings_that_do_not_exist_or_fit_are_refused_all_at_once_and_leave_the_model_as_it_is() {
+    let host = host(json!({"flash_attn": "off"}));
+    host.request("llama:load", json!({})).unwrap();
+    for event in ["llama:load", "llama:profile"] {
+        let refusal =
+            host.request(event, json!({"settings": {"thread": 1, "slots": 0, "mlock": 3}})).unwrap_err();
+        assert_eq!(refusal.details.as_ref().unwrap()["problems"].as_array().unwrap().len(), 3, "{refusal}");
+        for part in ["did you mean `threads`?", "`settings.slots` is 0", "`settings.mlock` is 3"] {
+            assert!(refusal.message.contains(part), "{part}: {refusal}");
+        }
+        let refusal = host.request(event, json!({"settings": {"lora": ["nowhere"]}})).unwrap_err();
+        assert!(refusal.message.contains("nowhere"), "{refusal}");
+    }
+    let refusal =
+        host.request("llama:load", json!({"context": 64, "settings": {"context": 128}})).unwrap_err();
+    assert!(refusal.message.contains("`settings.context` is 128"), "{refusal}");
+}
+
 #[test]
 fn a_profile_is_what_the_load_does() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,9 @@
 //! The plugin where models have processes of their own, which the test plays:
 //! what it asks of them and of the daemon, and what it says to its callers.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ksi_sdk::prelude::{Code, Refusal};
@@ -83,6 +85,49 @@ fn a_process_is_told_its_model_and_how_that_runs_and_its_progress_is_passed_on()
     assert_eq!(loaded(&host), ["a"]);
     let again = host.request("llama:load", json!({"model": "a"})).unwrap();
     assert_eq!(again["load_ms"], 0);
+}
+
+#[test]
+fn a_process_has_the_settings_of_its_load_for_as_long_as_it_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["a"], json!({"models": {"a": {"context": 512}}}));
+    let starts = Rc::new(RefCell::new(Vec::new()));
+    let seen = starts.clone();
+    host.script("plugin:instance:start", move |asked| {
+        seen.borrow_mut().push(asked.data["config"].clone());
+        Ok(status(asked, "ready"))
+    });
+    host.script("plugin:instance:stop", |asked| Ok(status(asked, "stopped")));
+    let settings = json!({"context": 128, "cache_type_k": "q8_0"});
+    let call = host.open("llama:load", json!({"model": "a", "settings": settings}));
+    host.end(&host.expect("llama@a:load"), report("a"));
+    let Answer::End(told) = host.next(&call) else { panic!("an end") };
+    let named = |name: &str| {
+        let settings = told["settings"].as_array().unwrap();
+        settings.iter().find(|setting| setting["name"] == name).unwrap().clone()
+    };
+    assert_eq!(named("context"), json!({"name": "context", "value": 128, "from": "request"}));
+    assert_eq!(named("slots"), json!({"name": "slots", "value": 2, "from": "configuration"}));
+    // In use it stays, whoever wants it otherwise.
+    let talk = host.open("llama:generate", generate("a"));
+    let asked = host.expect("llama@a:generate");
+    let other = json!({"model": "a", "settings": {"cache_type_k": "f16"}});
+    let busy = host.open("llama:load", other.clone());
+    assert_eq!(refusal(&host, &busy).code, Code::Busy);
+    // One that has died comes back with them.
+    let absent = Refusal::new(Code::Unavailable, "being restarted").details(json!({"absent": "a"}));
+    host.refuse(&asked, absent);
+    host.end(&host.expect("llama@a:generate"), generated("a"));
+    assert!(matches!(host.next(&talk), Answer::End(_)));
+    let again = host.open("llama:load", other);
+    host.end(&host.expect("llama@a:load"), report("a"));
+    assert!(matches!(host.next(&again), Answer::End(_)));
+    let starts = starts.borrow();
+    assert_eq!(starts.len(), 3);
+    for (start, context, cache) in [(0, 128, "q8_0"), (1, 128, "q8_0"), (2, 512, "f16")] {
+        let start = &starts[start];
+        assert_eq!((&start["context"], &start["cache_type_k"]), (&json!(context), &json!(cache)), "{start}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::{Use, Workers, encoded, trouble};
 use crate::payload::{LoadProgress, LoadReport};
 use crate::progress::{Meter, told};
 use crate::sending::patiently;
+use crate::tuning::Tuning;
 
 impl Workers {
     /// Has a model answer in one piece, loading it first where that is needed.
@@ -69,7 +70,7 @@ impl Workers {
         let (using, load_time) = match self.find(name)? {
             Some(using) => (using, None),
             None => {
-                let loaded = self.load(ctx, name, None, None).await?;
+                let loaded = self.load(ctx, name, &Tuning::default(), None).await?;
                 (loaded.using, loaded.fresh.then(|| received.elapsed()))
             }
         };
