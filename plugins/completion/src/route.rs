@@ -48,6 +48,8 @@ struct Health {
     /// Time to the first text, a moving mean.
     latency_ms: Option<f64>,
     seen_ms: u64,
+    /// Until when its provider asked that it be left alone, and others not.
+    paused_until_ms: u64,
 }
 
 /// What the router knows.
@@ -154,7 +156,8 @@ impl Router {
         now_ms: u64,
     ) -> Ranked {
         let provider = view.providers.of(target);
-        let wait_ms = self.paces[target.lane].wait_ms(needs.tokens(), now_ms);
+        let wait_ms =
+            self.paces[target.lane].wait_ms(needs.tokens(), now_ms).max(self.pause_ms(target, now_ms));
         let mut ranked = Ranked {
             target: target.clone(),
             tier,
@@ -188,7 +191,7 @@ impl Router {
             let why = "it failed again and again and is left alone for now (circuit breaker)";
             return out(ranked, Stage::Health, why.into());
         }
-        let pause_ms = self.paces[target.lane].pause_ms(now_ms);
+        let pause_ms = self.paces[target.lane].pause_ms(now_ms).max(self.pause_ms(target, now_ms));
         if pause_ms > self.wait_max_ms {
             ranked.retry_after_ms = Some(pause_ms);
             let why = format!("{} asked to be left alone for {pause_ms} ms", provider.name);
@@ -226,7 +229,8 @@ impl Router {
     /// Counts an attempt that begins.
     pub(crate) fn begin(&mut self, target: &Target, tokens: u64, now_ms: u64) -> Result<Ticket, u64> {
         let rules = self.rules;
-        let fresh = || Health { breaker: Breaker::new(rules), latency_ms: None, seen_ms: now_ms };
+        let fresh =
+            || Health { breaker: Breaker::new(rules), latency_ms: None, seen_ms: now_ms, paused_until_ms: 0 };
         if !self.health.contains_key(target) {
             self.make_room();
         }
@@ -273,9 +277,18 @@ impl Router {
         // What one asker has used up is no wish of the provider's.
         let senders = refusal.details.as_ref().is_some_and(|details| details["blame"] == "sender");
         let passes = !senders && (refusal.retryable || refusal.code.retryable());
-        if let Some(ms) = refusal.retry_after_ms.filter(|_| passes) {
-            self.paces[target.lane].pause(ms, now_ms);
+        let Some(ms) = refusal.retry_after_ms.filter(|_| passes) else { return };
+        // Where it names a model, the others of the provider have room.
+        let of_one = refusal.details.as_ref().is_some_and(|details| details["model"].is_string());
+        match self.health.get_mut(target).filter(|_| of_one) {
+            Some(health) => health.paused_until_ms = health.paused_until_ms.max(now_ms.saturating_add(ms)),
+            None => self.paces[target.lane].pause(ms, now_ms),
         }
+    }
+
+    /// For how long one model is to be left alone.
+    fn pause_ms(&self, target: &Target, now_ms: u64) -> u64 {
+        self.health.get(target).map_or(0, |health| health.paused_until_ms.saturating_sub(now_ms))
     }
 
     /// Hears that an attempt was given up by its asker.

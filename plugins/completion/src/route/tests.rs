@@ -217,6 +217,27 @@ fn a_provider_that_asked_for_patience_goes_behind_the_others() {
 }
 
 #[test]
+fn a_model_that_has_no_room_leaves_the_others_of_its_provider_alone() {
+    let mut world = World::new(pool());
+    let wait = |world: &World, model: &str| {
+        let best = world.rank_as(json!({"prompt": "x", "model": model}), None).remove(0);
+        assert!(best.is_eligible(), "{model}");
+        best.wait_ms
+    };
+    let busy = Refusal::new(Code::Busy, "64 requests wait for this model already").retry_after_ms(1000);
+    world.refuse("llama/a", &busy.clone().details(json!({"model": "a"})));
+    assert_eq!((wait(&world, "llama/a"), wait(&world, "llama/b")), (1000, 0));
+    world.now_ms = 400;
+    world.refuse("llama/b", &busy.clone().details(json!({"model": "b"})).retry_after_ms(60_001));
+    assert_eq!(wait(&world, "llama/a"), 600);
+    let asked = json!({"prompt": "x", "model": "llama/b"});
+    assert_eq!(world.out(asked, "llama/b"), Some(Stage::Health), "nobody waits for that long");
+    // A provider that names none means all of them.
+    world.refuse("llama/c", &busy.retry_after_ms(2000));
+    assert_eq!((wait(&world, "llama/a"), wait(&world, "llama/c")), (2000, 2000));
+}
+
+#[test]
 fn whoever_asked_for_patience_by_any_refusal_that_may_pass_is_not_asked_before() {
     let mut world = World::new(pool());
     let ask = || json!({"prompt": "x", "model": "openai/b"});
