@@ -13,9 +13,9 @@
 //! - A socket is written before a plugin runs, so that a plugin that hangs
 //!   holds up nobody but whoever called it.
 //! - Nothing in a turn waits.
-// tidy: long because a turn and the queues that it fills are one machine.
 
 mod asks;
+mod telling;
 
 use std::{
     sync::{
@@ -26,14 +26,8 @@ use std::{
 };
 
 use ksi_identity::Authority;
-use ksi_kernel::{
-    Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Fact, Kernel, Role, Token, Verdict,
-};
-use ksi_protocol::{
-    Bytes, Code, EventName, Refusal,
-    fanout::{Tail, tail},
-    frame::Id,
-};
+use ksi_kernel::{Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Id};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
@@ -42,7 +36,7 @@ use crate::{
         actor::{Actor, Pushed},
         link::{Link, busy},
     },
-    session::{body::Body, outbox::Outbox},
+    session::outbox::Outbox,
     system::NAMESPACES,
     wire::check_size,
     woken,
@@ -178,6 +172,7 @@ impl Hub {
             number,
             now_ms,
             effects: Effects::new(),
+            late: telling::Late::default(),
             sockets: Vec::new(),
             actors: Vec::new(),
         }
@@ -264,6 +259,7 @@ pub struct Turn<'a> {
     /// deadlines, and read once for many envelopes.
     now_ms: u64,
     effects: Effects<Handle>,
+    late: telling::Late,
     sockets: Vec<Touched>,
     actors: Vec<Arc<Actor>>,
 }
@@ -363,8 +359,19 @@ impl Turn<'_> {
         }
     }
 
-    /// Writes all touched sockets.
+    /// Writes all touched sockets, and then tells those who hear late.
     pub fn flush(&mut self) {
+        self.write();
+        if !self.late.is_empty() {
+            self.tell_late();
+            self.write();
+        }
+        // What is touched from now on is written by the next flush.
+        self.number = self.hub.turns.fetch_add(1, Ordering::Relaxed);
+        self.now_ms = self.hub.now_ms();
+    }
+
+    fn write(&mut self) {
         for socket in self.sockets.drain(..) {
             match socket {
                 Touched::Outbox(outbox) => {
@@ -373,9 +380,6 @@ impl Turn<'_> {
                 Touched::Link(link) => link.flush(),
             }
         }
-        // What is touched from now on is written by the next flush.
-        self.number = self.hub.turns.fetch_add(1, Ordering::Relaxed);
-        self.now_ms = self.hub.now_ms();
     }
 
     /// Before a plugin runs, which may never come back: writes what others than
@@ -385,7 +389,7 @@ impl Turn<'_> {
             (Touched::Outbox(outbox), Some(caller)) => Arc::ptr_eq(outbox, caller),
             _ => false,
         };
-        if !self.sockets.iter().all(is_callers) {
+        if !self.late.is_empty() || !self.sockets.iter().all(is_callers) {
             self.flush();
         }
         for other in self.actors.drain(..) {
@@ -412,7 +416,7 @@ impl Turn<'_> {
         }
         let mut facts = std::mem::take(&mut self.effects.facts);
         for fact in facts.drain(..) {
-            self.tell(&fact);
+            self.tell(fact);
         }
         self.effects.facts = facts;
         if self.effects.deliveries.is_empty() {
@@ -430,31 +434,11 @@ impl Turn<'_> {
         }
     }
 
-    /// Tells all who listen. The kernel is not asked here, so nothing new is
-    /// decided meanwhile.
-    fn tell(&mut self, fact: &Fact<Handle>) {
-        let envelope = &fact.envelope;
-        let name = envelope.event.as_str();
-        let mut tail = None;
-        for one in &fact.to {
-            let Handle::Session(outbox) = &one.port.handle else {
-                self.deliver(&one.port, one.delivery(envelope));
-                continue;
-            };
-            if outbox.wants_tail {
-                let tail = tail.get_or_insert_with(|| Body::Tail(encode_tail(envelope)));
-                outbox.event(one.sub, one.class, name, tail);
-            } else {
-                outbox.event(one.sub, one.class, name, &Body::Envelope(envelope.clone()));
-            }
-            self.touch(outbox);
-        }
-    }
-
     fn deliver(&mut self, port: &Arc<Port>, delivery: Delivery) {
         match &port.handle {
             Handle::Daemon => self.pass_to_daemon(delivery),
             Handle::Session(outbox) => {
+                self.keep_order(outbox);
                 outbox.answer(delivery);
                 self.touch(outbox);
             }
@@ -495,14 +479,4 @@ impl Turn<'_> {
             self.refuse(self.hub.daemon(), token, busy);
         }
     }
-}
-
-fn encode_tail(envelope: &Envelope) -> Tail {
-    tail(
-        envelope.event.as_str(),
-        &envelope.data,
-        &envelope.origin,
-        envelope.at_ms,
-        envelope.correlation_id.as_deref(),
-    )
 }

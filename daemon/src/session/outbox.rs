@@ -82,6 +82,10 @@ pub struct Outbox {
     /// The last turn that put this outbox on its list, so that one turn does
     /// it once. Two turns may both do it; each writes what is there.
     pub touched_by: AtomicU64,
+    /// Whether the socket was full when it was written last.
+    full: AtomicBool,
+    /// Events for this client that turns have put off.
+    put_off: AtomicUsize,
     /// Whether any request has asked for flow control, so that a session
     /// without pays nothing for it.
     limited: AtomicBool,
@@ -135,6 +139,8 @@ impl Outbox {
             follow_up: Notify::new(),
             closing: Notify::new(),
             touched_by: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            put_off: AtomicUsize::new(0),
             limited: AtomicBool::new(false),
             dropped,
             user: account.clone(),
@@ -274,14 +280,32 @@ impl Outbox {
         state.recharge();
     }
 
-    /// Queues an event.
-    pub fn event(&self, id: Id, class: Class, name: &str, body: &Body) {
+    /// Whether events for this client are to be told after those for others: its
+    /// socket is full, or a turn still has some for it that came before.
+    #[must_use]
+    pub fn hears_late(&self) -> bool {
+        self.full.load(Ordering::Relaxed) || self.put_off.load(Ordering::Relaxed) > 0
+    }
+
+    /// A turn has put off an event for this client.
+    pub fn put_off(&self) {
+        self.put_off.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An event that was put off is queued.
+    pub fn caught_up(&self) {
+        self.put_off.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Queues an event; whether it wants to be written, since nobody else will.
+    pub fn event(&self, id: Id, class: Class, name: &str, body: &Body) -> bool {
         let mut state = self.lock();
         let dropped = state.event(id, class, name, body);
         state.recharge();
         if dropped > 0 {
             self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
+        !state.wire.is_blocked()
     }
 
     /// Writes as much as the socket takes now.
@@ -292,6 +316,7 @@ impl Outbox {
         }
         loop {
             let flushed = state.wire.flush(&self.socket, &self.writer);
+            self.full.store(flushed == Flushed::Blocked, Ordering::Relaxed);
             if flushed == Flushed::Dead {
                 self.closing.notify_one();
                 woken::note();
