@@ -171,9 +171,10 @@ impl Ledger {
             Error::TooLarge { bytes, max } => {
                 Refusal::new(Code::TooLarge, error.to_string()).details(json!({ "bytes": bytes, "max": max }))
             }
-            Error::Requests(_) | Error::Share(_) | Error::Bytes { .. } => {
+            Error::Requests(_) | Error::Share(_) | Error::Bytes { .. } | Error::BytesShare { .. } => {
                 let hint = match error {
                     Error::Share(_) => "wait for some of them, or ask another provider",
+                    Error::Bytes { .. } | Error::BytesShare { .. } => "wait until some have ended",
                     _ => "try again later, or ask another provider",
                 };
                 let limit = self.scheduler.limit(lane).max(1) as u64;

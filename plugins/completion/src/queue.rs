@@ -8,14 +8,14 @@
 //! Among requests that may start, the higher priority goes first. Among equals
 //! those who ask take turns: principals, and of one principal its agents, so that
 //! nobody waits longer because another one asks a lot. What one asks goes in the
-//! order of its arrival.
+//! order of its arrival. How that is done, and what it promises, says `turns`.
 //!
-//! Nobody starves. Of what one agent asks, a waiting request gains one level of
-//! priority for every [`Bounds::requests`] requests that arrive after it; and who
-//! has to wait for that many rounds of turns gains a level among the others.
+//! Nobody starves. A principal that has to wait for [`Bounds::requests`] starts of its
+//! lane goes a level of priority higher, for one turn; inside a conversation, a waiting
+//! request gains one for as many requests that arrive after it.
 //!
-//! Nobody fills a queue alone: a principal may have as many requests wait in a
-//! lane as it leaves room for.
+//! Nobody fills a queue alone, nor the memory: a principal may have as many requests
+//! wait in a lane, and hold as many bytes, as it leaves room for.
 //!
 //! It knows no futures, clocks or payloads: requests are tickets.
 //!
@@ -23,7 +23,8 @@
 //!
 //! - At most `limit` tickets of a lane run, and at most one of a conversation.
 //! - A principal's waiting tickets in a lane are at most half of what those of others
-//!   leave of it, but for what was transferred there.
+//!   leave of it, but for what was transferred there; and so are its bytes, but for a
+//!   single request.
 //! - While no ticket of a conversation runs or is on its way to another lane,
 //!   exactly its first waiting one is in its lane's `ready` set; while one does,
 //!   no other is.
@@ -44,8 +45,8 @@ pub type Ticket = u64;
 /// How much may wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Requests waiting in one lane; also the number of later arrivals, or of rounds,
-    /// that raise what waits by one level of priority.
+    /// Requests waiting in one lane; also the number of starts, or inside a conversation
+    /// of later arrivals, that raise what waits by one level of priority.
     pub requests: usize,
     /// Bytes of all requests, waiting and running.
     pub bytes: usize,
@@ -92,6 +93,14 @@ pub enum Error {
         /// The bound.
         max: usize,
     },
+    /// The principal has its share of the memory for requests.
+    #[error("requests of yours hold {own} bytes already, and the rest of {max} is for others")]
+    BytesShare {
+        /// Bytes that its requests hold now.
+        own: usize,
+        /// The bound.
+        max: usize,
+    },
     /// The request alone is larger than the memory for all.
     #[error("request of {bytes} bytes is larger than the {max} bytes allowed for all requests together")]
     TooLarge {
@@ -102,8 +111,8 @@ pub enum Error {
     },
 }
 
-/// Order of the waiting tickets of one asker: the virtual time of arrival, then the
-/// ticket.
+/// Order of the waiting tickets of a conversation: the virtual time of arrival, then
+/// the ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     arrival: i64,
@@ -174,6 +183,8 @@ pub struct Scheduler {
     slots: HashMap<Ticket, Slot>,
     conversations: HashMap<String, Conversation>,
     bytes: usize,
+    /// How many of them are whose.
+    held: HashMap<String, usize>,
     arrived: Ticket,
 }
 
@@ -193,7 +204,7 @@ impl Scheduler {
             running: 0,
             queued: 0,
             shares: HashMap::new(),
-            ready: Ready::new(bounds.step()),
+            ready: Ready::new(bounds.requests),
         };
         Self {
             bounds,
@@ -201,6 +212,7 @@ impl Scheduler {
             slots: HashMap::new(),
             conversations: HashMap::new(),
             bytes: 0,
+            held: HashMap::new(),
             arrived: 0,
         }
     }
@@ -211,22 +223,17 @@ impl Scheduler {
     ///
     /// Refuses what is beyond the bounds; nothing has changed then.
     pub fn push(&mut self, job: Job) -> Result<Ticket, Error> {
-        let Bounds { requests, bytes } = self.bounds;
-        let Job { lane, asker, conversation, priority, .. } = job;
-        if job.bytes > bytes {
-            return Err(Error::TooLarge { bytes: job.bytes, max: bytes });
-        }
-        if self.bytes + job.bytes > bytes {
-            return Err(Error::Bytes { held: self.bytes, max: bytes });
-        }
-        self.lanes[lane].admits(&asker.principal, requests)?;
+        self.has_room(&job)?;
+        self.lanes[job.lane].admits(&job.asker.principal, self.bounds.requests)?;
+        let Job { lane, asker, conversation, priority, bytes } = job;
         self.arrived += 1;
         let ticket = self.arrived;
         let arrival = ticket.cast_signed() - i64::from(priority) * self.bounds.step();
         let key = Key { arrival, ticket, priority };
-        self.bytes += job.bytes;
+        self.bytes += bytes;
+        *self.held.entry(asker.principal.clone()).or_default() += bytes;
         self.lanes[lane].enters(&asker);
-        let (name, bytes) = (conversation.clone(), job.bytes);
+        let name = conversation.clone();
         let slot = Slot { key, lane, asker, conversation, bytes, running: false, begun: false };
         self.slots.insert(ticket, slot);
         let Some(name) = name else {
@@ -245,22 +252,37 @@ impl Scheduler {
         Ok(ticket)
     }
 
+    /// Whether a request may hold its memory; one of a principal always may, as long as
+    /// there is room.
+    fn has_room(&self, job: &Job) -> Result<(), Error> {
+        let (bytes, max) = (job.bytes, self.bounds.bytes);
+        if bytes > max {
+            return Err(Error::TooLarge { bytes, max });
+        }
+        if self.bytes + bytes > max {
+            return Err(Error::Bytes { held: self.bytes, max });
+        }
+        let own = self.held.get(&job.asker.principal).copied().unwrap_or(0);
+        let fits = own == 0 || own + bytes <= fair_share(max, self.bytes - own);
+        if fits { Ok(()) } else { Err(Error::BytesShare { own, max }) }
+    }
+
     /// The next ticket that may run, which counts as running from now on.
     /// Call it until it has none.
     pub fn start(&mut self) -> Option<Ticket> {
         let lane = self.lanes.iter_mut().find(|lane| lane.running < lane.limit && !lane.ready.is_empty())?;
-        let key = lane.ready.take()?;
+        let ticket = lane.ready.take()?;
         lane.running += 1;
-        let slot = self.slots.get_mut(&key.ticket).expect("a ready ticket has a slot until it is released");
+        let slot = self.slots.get_mut(&ticket).expect("a ready ticket has a slot until it is released");
         lane.leaves(&slot.asker);
         slot.running = true;
         slot.begun = true;
         if let Some(name) = &slot.conversation {
             let conversation = self.conversations.get_mut(name).expect("it lives while a ticket names it");
             conversation.busy = true;
-            conversation.waiting.remove(&key);
+            conversation.waiting.remove(&slot.key);
         }
-        Some(key.ticket)
+        Some(ticket)
     }
 
     /// Forgets a ticket, waiting or running; an unknown one is no error. Call
@@ -268,6 +290,12 @@ impl Scheduler {
     pub fn release(&mut self, ticket: Ticket) {
         let Some(slot) = self.slots.remove(&ticket) else { return };
         self.bytes -= slot.bytes;
+        if let Some(held) = self.held.get_mut(&slot.asker.principal) {
+            *held -= slot.bytes;
+            if *held == 0 {
+                self.held.remove(&slot.asker.principal);
+            }
+        }
         let lane = &mut self.lanes[slot.lane];
         if slot.running {
             lane.running -= 1;
@@ -313,8 +341,7 @@ impl Scheduler {
     #[must_use]
     pub fn waiting(&self, lane: usize) -> Vec<Ticket> {
         let waiting = self.slots.values().filter(|slot| !slot.running && slot.lane == lane);
-        let order = self.lanes[lane].ready.order(waiting.map(|slot| (&slot.asker, slot.key)));
-        order.into_iter().map(|key| key.ticket).collect()
+        self.lanes[lane].ready.order(waiting.map(|slot| (&slot.asker, slot.key)))
     }
 
     /// Requests of a lane that wait.

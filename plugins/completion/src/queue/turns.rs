@@ -1,182 +1,248 @@
-//! Whose turn it is: several wait, and each that waits gets as much as the others.
+//! Whose turn it is, of all who wait for one provider.
 //!
-//! Each has a *turn*, a time of a clock that shows how many rounds were made; who is
-//! behind the others goes first. Being served moves one on by a round, and the clock
-//! by its part of a round. Nobody saves up turns while they wait for nothing: who
-//! begins to wait is not behind the clock. A level of priority is worth
-//! [`Bounds::requests`] rounds: one that has to wait for that many gains a level.
+//! Every priority is a *class* of its own. In a class principals take turns, and of one
+//! principal its agents; what one agent asks goes in the order of its arrival. The
+//! highest class goes first, but for who has waited for long.
+//!
+//! **Turns** are start-time fair queueing. Each that waits has a *tag*, the time at
+//! which its next turn is due; the smallest goes first, and who had a turn comes again
+//! one round later. The clock goes on with every turn by its part of a round, of as
+//! many parts as wait. Who begins to wait gets the time of the clock for its tag, or
+//! its last one, where that is later: nobody saves up turns while it waits for nothing,
+//! and nobody gets one more by leaving and coming back. A class has a clock of its own,
+//! so a rush in one gives nobody in another an advance over those who come later.
+//!
+//! **Ageing**: a principal that has to wait for as many starts as may wait
+//! ([`Bounds::requests`]), since it came or had its last turn, is a class higher for
+//! its next turn; for twice as many, two. That turn is counted as any other, and the
+//! one after it is waited for anew: so a long backlog, however old, comes no faster
+//! than turn by turn.
+//!
+//! # Invariants
+//!
+//! - Whenever anything is ready, something is taken.
+//! - Of one agent and priority, the first to arrive goes first.
+//! - A lower class goes before a higher one only for a principal that has waited for as
+//!   many starts as ageing asks for.
+//! - Whatever arrives, the next turn comes at the latest when ageing has made more of a
+//!   class than the highest of the others, and each that waits had one turn since.
+//! - The clock of a class is less than a round ahead of the smallest tag. So whoever
+//!   begins to wait, waits for at most one turn of each other in its class or below.
+//! - Of those who wait all the time, in one class, none has two turns more than another.
+//! - Of who waits for nothing, only a tag is remembered, until the clock is there; where
+//!   nobody waits, nothing.
 //!
 //! [`Bounds::requests`]: super::Bounds::requests
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{Asker, Key, Ticket};
 
 /// One round, in units of the clock: it can be divided among many.
 const ROUND: i64 = 1 << 20;
 
-/// What one has that waits.
-trait Waiting: Default {
-    fn first(&self, step: i64) -> Option<Key>;
-    fn is_idle(&self) -> bool;
+/// What one has for its turns.
+trait Portion: Default {
+    fn is_empty(&self) -> bool;
 }
 
-impl Waiting for BTreeSet<Key> {
-    fn first(&self, _step: i64) -> Option<Key> {
-        Self::first(self).copied()
-    }
-
-    fn is_idle(&self) -> bool {
+impl Portion for BTreeSet<Ticket> {
+    fn is_empty(&self) -> bool {
         self.is_empty()
     }
 }
 
-/// Several, by name, of which each gets its turn.
-#[derive(Debug, Default)]
+impl<T: Portion> Portion for Turns<T> {
+    fn is_empty(&self) -> bool {
+        self.by_tag.is_empty()
+    }
+}
+
+/// One of several, by name, of which each gets its turn.
+#[derive(Debug, Clone, Default)]
+struct One<T> {
+    tag: i64,
+    /// Its place among those that wait, by when they came or had their last turn ...
+    place: u64,
+    /// ... and how many had been started in the lane by then.
+    since: u64,
+    has: T,
+}
+
+#[derive(Debug, Clone, Default)]
 struct Turns<T> {
     clock: i64,
-    /// Those that wait, each with its turn; and those that do not, but have had a turn
-    /// in this round.
-    each: BTreeMap<String, (i64, T)>,
+    places: u64,
+    all: BTreeMap<String, One<T>>,
+    /// Those that wait, in the order of their turns.
+    by_tag: BTreeSet<(i64, u64, String)>,
+    /// The same by their places: who has waited for longest is the first.
+    by_place: BTreeMap<u64, String>,
+    /// Those that do not wait, and whose tag is ahead of the clock.
+    gone: BTreeSet<(i64, String)>,
 }
 
-impl<T: Waiting> Waiting for Turns<T> {
-    fn first(&self, step: i64) -> Option<Key> {
-        self.next(step).map(|(_, key)| key)
+impl<T: Portion> Turns<T> {
+    /// Whose turn it is.
+    fn first(&self) -> Option<&str> {
+        self.by_tag.first().map(|(_, _, name)| name.as_str())
     }
 
-    fn is_idle(&self) -> bool {
-        self.each.values().all(|(_, of)| of.is_idle())
-    }
-}
-
-impl<T: Waiting> Turns<T> {
-    /// Who goes next, with what.
-    fn next(&self, step: i64) -> Option<(&String, Key)> {
-        let heads = self.each.iter().filter_map(|(name, (turn, of))| Some((name, *turn, of.first(step)?)));
-        heads.min_by_key(|(_, turn, key)| due(*turn, *key, step)).map(|(name, _, key)| (name, key))
+    /// Who has waited for longest, and since when.
+    fn oldest(&self) -> Option<(u64, &str)> {
+        let (_, name) = self.by_place.first_key_value()?;
+        Some((self.all.get(name)?.since, name))
     }
 
-    /// What one has that begins to wait, or waits already.
-    fn of(&mut self, name: &str) -> &mut T {
-        let clock = self.clock;
-        let (turn, of) = self.each.entry(name.to_owned()).or_default();
-        if of.is_idle() {
-            *turn = clock.max(*turn);
+    /// What one has that waits from now on, or does already. It must be given
+    /// something, if it has nothing.
+    fn of(&mut self, name: &str, started: u64) -> &mut T {
+        let one = self.all.entry(name.to_owned()).or_default();
+        if one.has.is_empty() {
+            self.gone.remove(&(one.tag, name.to_owned()));
+            one.tag = one.tag.max(self.clock);
+            (self.places, one.place, one.since) = (self.places + 1, self.places, started);
+            self.by_tag.insert((one.tag, one.place, name.to_owned()));
+            self.by_place.insert(one.place, name.to_owned());
         }
-        of
+        &mut one.has
     }
 
-    /// Counts that one of those that wait has its turn.
-    fn serve(&mut self, name: &str) {
-        let waiting = self.each.values().filter(|(_, of)| !of.is_idle()).count();
-        let part = ROUND / i64::try_from(waiting.max(1)).unwrap_or(ROUND);
-        if let Some((turn, _)) = self.each.get_mut(name) {
-            self.clock = (self.clock + part).max(*turn);
-            *turn += ROUND;
+    /// Hears that what one has became less, by a turn or without; what it has waits on.
+    fn took(&mut self, name: &str, by_turn: bool, started: u64) {
+        let Some(one) = self.all.get_mut(name) else { return };
+        if !by_turn && !one.has.is_empty() {
+            return;
         }
-    }
-
-    /// Forgets those that do not wait, and could begin to as anybody could.
-    fn tidy(&mut self) {
-        let clock = self.clock;
-        self.each.retain(|_, (turn, of)| *turn > clock || !of.is_idle());
-    }
-
-    /// The turn of one that waits, or would begin to.
-    fn turn(&self, name: &str) -> i64 {
-        match self.each.get(name) {
-            Some((turn, of)) if of.is_idle() => self.clock.max(*turn),
-            Some((turn, _)) => *turn,
-            None => self.clock,
+        let smallest = self.by_tag.first().map_or(self.clock, |(tag, ..)| *tag);
+        let part = ROUND / i64::try_from(self.by_tag.len().max(1)).unwrap_or(ROUND);
+        self.by_tag.remove(&(one.tag, one.place, name.to_owned()));
+        self.by_place.remove(&one.place);
+        if by_turn {
+            one.tag += ROUND;
+            self.clock = (self.clock + part).max(smallest);
+        }
+        if one.has.is_empty() {
+            self.gone.insert((one.tag, name.to_owned()));
+        } else {
+            (self.places, one.place, one.since) = (self.places + 1, self.places, started);
+            self.by_tag.insert((one.tag, one.place, name.to_owned()));
+            self.by_place.insert(one.place, name.to_owned());
+        }
+        let Some((tag, ..)) = self.by_tag.first() else {
+            *self = Self::default();
+            return;
+        };
+        self.clock = self.clock.min(tag + ROUND - 1);
+        while self.gone.first().is_some_and(|(tag, _)| *tag <= self.clock)
+            && let Some((_, name)) = self.gone.pop_first()
+        {
+            self.all.remove(&name);
         }
     }
 }
 
-/// When one goes whose turn it is at this time, before those with a later one.
-fn due(turn: i64, key: Key, step: i64) -> (i64, Ticket) {
-    (turn - i64::from(key.priority) * step * ROUND, key.ticket)
-}
+/// Those of one priority: by principal, and by what its agents ask.
+type Class = Turns<Turns<BTreeSet<Ticket>>>;
 
-/// What is ready in a lane: by principal, and by what its agents ask.
-#[derive(Debug)]
+/// What is ready in a lane.
+#[derive(Debug, Clone)]
 pub(super) struct Ready {
-    principals: Turns<Turns<BTreeSet<Key>>>,
-    step: i64,
+    /// By priority; each has something.
+    classes: BTreeMap<i8, Class>,
+    /// How many were taken, ever.
+    started: u64,
+    /// After how many one is a class higher.
+    step: u64,
 }
 
 impl Ready {
-    pub(super) fn new(step: i64) -> Self {
-        Self { principals: Turns::default(), step }
+    pub(super) fn new(requests: usize) -> Self {
+        Self { classes: BTreeMap::new(), started: 0, step: requests.max(1) as u64 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.principals.is_idle()
+        self.classes.is_empty()
     }
 
     /// How many principals are remembered.
     #[cfg(test)]
     pub(super) fn known(&self) -> usize {
-        self.principals.each.len()
+        self.classes.values().map(|class| class.all.len()).sum()
     }
 
+    /// Puts in what is ready from now on, or is already.
     pub(super) fn insert(&mut self, asker: &Asker, key: Key) {
-        self.principals.of(&asker.principal).of(&asker.agent).insert(key);
+        let class = self.classes.entry(key.priority).or_default();
+        class.of(&asker.principal, self.started).of(&asker.agent, self.started).insert(key.ticket);
     }
 
     /// Takes out what is ready no more; returns whether it was.
     pub(super) fn remove(&mut self, asker: &Asker, key: Key) -> bool {
-        let agents = self.principals.each.get_mut(&asker.principal).map(|(_, agents)| agents);
-        let Some(agents) = agents else { return false };
-        let was = agents.each.get_mut(&asker.agent).is_some_and(|(_, keys)| keys.remove(&key));
-        agents.tidy();
-        self.principals.tidy();
-        was
+        self.take_out(key.priority, &asker.principal, &asker.agent, Some(key.ticket)).is_some()
     }
 
     /// Takes out what goes next, and counts that for its asker.
-    pub(super) fn take(&mut self) -> Option<Key> {
-        let principal = self.principals.next(self.step)?.0.clone();
-        self.principals.serve(&principal);
-        let (_, agents) = self.principals.each.get_mut(&principal)?;
-        let (agent, key) = agents.next(self.step)?;
-        let agent = agent.clone();
-        agents.serve(&agent);
-        agents.each.get_mut(&agent)?.1.remove(&key);
-        agents.tidy();
-        self.principals.tidy();
-        Some(key)
+    pub(super) fn take(&mut self) -> Option<Ticket> {
+        let (priority, principal) = self.next()?;
+        let principal = principal.to_owned();
+        let agent = self.classes.get(&priority)?.all.get(&principal)?.has.first()?.to_owned();
+        self.take_out(priority, &principal, &agent, None)
+    }
+
+    /// The class and the principal whose turn it is.
+    fn next(&self) -> Option<(i8, &str)> {
+        let heads = self.classes.iter().filter_map(|(priority, class)| {
+            let (since, oldest) = class.oldest()?;
+            let gained = i64::try_from((self.started - since) / self.step).unwrap_or(i64::MAX);
+            let name = if gained > 0 { oldest } else { class.first()? };
+            Some((i64::from(*priority).saturating_add(gained), *priority, name))
+        });
+        // Who has gained its level goes before those to whom it was given.
+        let (_, priority, name) = heads.max_by_key(|(level, priority, _)| (*level, Reverse(*priority)))?;
+        Some((priority, name))
+    }
+
+    /// Takes a ticket of an agent out, or its first one, by a turn.
+    fn take_out(
+        &mut self,
+        priority: i8,
+        principal: &str,
+        agent: &str,
+        only: Option<Ticket>,
+    ) -> Option<Ticket> {
+        let class = self.classes.get_mut(&priority)?;
+        let agents = &mut class.all.get_mut(principal)?.has;
+        let tickets = &mut agents.all.get_mut(agent)?.has;
+        let ticket = match only {
+            Some(ticket) => tickets.take(&ticket)?,
+            None => tickets.pop_first()?,
+        };
+        let by_turn = only.is_none();
+        self.started += u64::from(by_turn);
+        agents.took(agent, by_turn, self.started);
+        class.took(principal, by_turn, self.started);
+        if class.is_empty() {
+            self.classes.remove(&priority);
+        }
+        Some(ticket)
     }
 
     /// The order in which all of these go, if nothing else comes and nothing has to
     /// wait for its conversation.
-    pub(super) fn order<'a>(&self, waiting: impl Iterator<Item = (&'a Asker, Key)>) -> Vec<Key> {
-        let mut all: BTreeMap<&str, BTreeMap<&str, BTreeSet<Key>>> = BTreeMap::new();
+    pub(super) fn order<'a>(&self, waiting: impl Iterator<Item = (&'a Asker, Key)>) -> Vec<Ticket> {
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by_key(|(_, key)| key.ticket);
+        let mut all = self.clone();
         for (asker, key) in waiting {
-            all.entry(&asker.principal).or_default().entry(&asker.agent).or_default().insert(key);
+            all.insert(asker, key);
         }
-        let none = Turns::default();
-        let merged = all.into_iter().map(|(principal, agents)| {
-            let turns = self.principals.each.get(principal).map_or(&none, |(_, turns)| turns);
-            let agents =
-                agents.into_iter().map(|(agent, keys)| (turns.turn(agent), keys.into_iter().collect()));
-            (self.principals.turn(principal), in_turn(agents, self.step))
-        });
-        in_turn(merged, self.step)
+        std::iter::from_fn(|| all.take()).collect()
     }
 }
 
-/// Merges what each has into the order of their turns.
-fn in_turn(each: impl Iterator<Item = (i64, Vec<Key>)>, step: i64) -> Vec<Key> {
-    let turns = |(turn, keys): (i64, Vec<Key>)| {
-        let rounds = (0..).map(move |round| turn + round * ROUND);
-        rounds.zip(keys).scan((i64::MIN, 0), move |latest, (turn, key)| {
-            // Who goes behind another of the same asker does not go before it.
-            *latest = due(turn, key, step).max(*latest);
-            Some((*latest, key))
-        })
-    };
-    let mut all: Vec<_> = each.flat_map(turns).collect();
-    all.sort_by_key(|(latest, _)| *latest);
-    all.into_iter().map(|(_, key)| key).collect()
-}
+#[cfg(test)]
+mod tests;
