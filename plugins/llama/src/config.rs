@@ -23,6 +23,8 @@ pub const CONTEXT_MIN: u32 = 16;
 /// are so short that threads spend more time waiting for each other than
 /// working, and many times more where another process wants the cores.
 const ONE_THREAD_BYTES: u64 = 64 * 1024 * 1024;
+/// Least memory for all models that may be configured, in MiB.
+pub const MEMORY_MB_MIN: u64 = 64;
 /// Largest input that may be configured: it must fit a frame of the wire.
 const INPUT_BYTES_MAX: usize = 15 * 1024 * 1024;
 
@@ -132,7 +134,7 @@ impl Config {
             ("queue", u64::from(self.queue), 0, u64::from(QUEUE_MAX)),
             ("max_loaded", u64::from(self.max_loaded), 1, 16),
             ("max_tokens_default", u64::from(self.max_tokens_default), 1, 1 << 20),
-            ("max_memory_mb", self.max_memory_mb.unwrap_or(64), 64, 1 << 40),
+            ("max_memory_mb", self.max_memory_mb.unwrap_or(MEMORY_MB_MIN), MEMORY_MB_MIN, 1 << 40),
             ("ttl_seconds", self.ttl_seconds.unwrap_or(1), 1, 1 << 32),
             ("input_bytes_max", bytes_max, 1, limit),
         ] {
@@ -178,11 +180,13 @@ pub fn thread_count(asked: Option<u32>, model_bytes: u64) -> u32 {
     asked.unwrap_or(default).clamp(1, cores)
 }
 
+/// Whether this build knows graphics cards.
+pub const BUILT_FOR_CARDS: bool = cfg!(any(feature = "cuda", feature = "vulkan", feature = "metal"));
+
 /// Layers to put on a graphics card, of which `asked` are wanted.
 #[must_use]
 pub fn gpu_layer_count(asked: Option<u32>) -> u32 {
-    let all = if cfg!(any(feature = "cuda", feature = "vulkan", feature = "metal")) { 999 } else { 0 };
-    asked.unwrap_or(all)
+    asked.unwrap_or(if BUILT_FOR_CARDS { 999 } else { 0 })
 }
 
 /// Slots for one model, of which `asked` are wanted. A power of two, because

@@ -48,6 +48,9 @@ pub struct Card {
     pub memory_bytes: u64,
     /// What of it nobody uses now.
     pub free_bytes: u64,
+    /// Whether that is the memory of the machine, as for those inside a processor.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// Figures of one model. Means are over all of its answers; 0 before the first.
@@ -79,8 +82,11 @@ pub struct ModelMetrics {
     pub first_token_ms: f64,
     /// Time that loading took.
     pub load_ms: u64,
-    /// Memory that it takes, estimated before it was loaded.
+    /// Memory of the machine that it takes, estimated before it was loaded.
     pub memory_bytes: u64,
+    /// Memory of graphics cards that it takes, an estimate.
+    #[serde(default)]
+    pub card_bytes: u64,
 }
 
 impl Llama {
@@ -98,7 +104,7 @@ impl Llama {
             evictions: get(&moves.evictions),
             expirations: get(&moves.expirations),
             resident_bytes: resident_bytes(),
-            cards: backend::cards(),
+            cards: backend::cards().unwrap_or_default(),
         })
     }
 }
@@ -124,6 +130,7 @@ fn of(name: &str, resident: &Resident) -> ModelMetrics {
         first_token_ms: ratio(get(&figures.first_token_us), answered) / 1e3,
         load_ms: resident.report.load_ms,
         memory_bytes: resident.bytes,
+        card_bytes: resident.report.card_bytes,
     }
 }
 

@@ -118,8 +118,11 @@ pub struct LoadReport {
     /// Adapters that are laid over it, as the configuration names them.
     #[serde(default)]
     pub lora: Vec<String>,
-    /// Memory that it takes, estimated before it was loaded.
+    /// Memory of the machine that it takes, estimated before it was loaded.
     pub memory_bytes: u64,
+    /// Memory of graphics cards that it takes, an estimate.
+    #[serde(default)]
+    pub card_bytes: u64,
     /// Where the chat template is from: `model`, or `chatml (fallback)` and why.
     pub template: String,
     /// Whether the model is a toy.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::Llama;
 use crate::budget::available_bytes;
 use crate::config::gpu_layer_count;
+use crate::engine::backend;
 use crate::plan::Plan;
 use crate::tuning::{Preset, Setting, Tuning};
 
@@ -48,8 +49,11 @@ pub struct Profile {
     pub threads: u32,
     /// Layers asked to be on a graphics card.
     pub gpu_layers: u32,
-    /// Memory that it would take with its adapters: an estimate.
+    /// Memory of the machine that it would take with its adapters: an estimate.
     pub memory_bytes: u64,
+    /// Memory of graphics cards that it would take, if they have room: an estimate.
+    #[serde(default)]
+    pub card_bytes: u64,
     /// Memory for all models together by `max_memory_mb`, where that is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_max_bytes: Option<u64>,
@@ -71,8 +75,9 @@ impl Llama {
                 shelf.adapter_bytes(&name, &lora, &header).map(|bytes| (header, bytes))
             })
             .await??;
-        let mut plan = Plan::of(&config, &model, &asked, &header, adapters)?;
+        let mut plan = Plan::of(&config, &model, &asked, &header, adapters, backend::cards().as_deref())?;
         let (setup, memory_bytes) = plan.settle(plan.wanted());
+        let card_bytes = plan.card_bytes(plan.wanted());
         Ok(Profile {
             loaded: self.loaded().remove(&model),
             model,
@@ -83,6 +88,7 @@ impl Llama {
             threads: setup.threads,
             gpu_layers: gpu_layer_count(setup.tuning.gpu_layers),
             memory_bytes,
+            card_bytes,
             memory_max_bytes: config.max_memory_mb.map(|mb| mb.saturating_mul(1024 * 1024)),
             memory_free_bytes: available_bytes(),
         })

@@ -268,7 +268,10 @@ impl Shelf {
         // Before others have to make room.
         let source = self.vet(name, asked, cancel)?;
         let header = &source.header;
-        let mut plan = Plan::of(&self.config, name, asked, header, source.adapter_bytes())?;
+        // Only whoever runs llama.cpp sees the cards.
+        let cards = backend::get().map(|_| backend::cards())?;
+        let adapters = source.adapter_bytes();
+        let mut plan = Plan::of(&self.config, name, asked, header, adapters, cards.as_deref())?;
         let began = Instant::now();
         let slots = loop {
             match plan.next(&self.taken())? {
@@ -279,6 +282,7 @@ impl Shelf {
             }
         };
         let (setup, bytes) = plan.settle(slots);
+        let card_bytes = plan.card_bytes(slots);
         let mut notes = plan.notes;
         // Whatever comes of it, it has begun.
         if !progress(0.0) {
@@ -290,7 +294,7 @@ impl Shelf {
             notes.push(format!("chat template: {template}"));
         }
         let gpu_layers = gpu_layer_count(setup.tuning.gpu_layers);
-        if gpu_layers > 0 && backend::cards().is_empty() {
+        if gpu_layers > 0 && cards.is_none_or(|cards| cards.is_empty()) {
             notes.push(NO_CARD.to_owned());
         }
         let engine = Engine::start(model, setup, cancel)?;
@@ -304,6 +308,7 @@ impl Shelf {
             gpu_layers,
             lora: setup.tuning.lora.clone().unwrap_or_default(),
             memory_bytes: bytes,
+            card_bytes,
             template,
             toy: is_toy(header),
             settings: plan.settings,

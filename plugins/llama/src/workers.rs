@@ -16,29 +16,28 @@
 //! - A load that does not succeed, whatever ends it, leaves no process behind.
 
 mod asking;
+mod figures;
 mod trouble;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::lock::{Mutex, OwnedMutexGuard};
 use ksi_sdk::CallOptions;
 use ksi_sdk::prelude::{Bytes, Chunks, Code, Ctx, Rc, Refusal, Serialize, json};
-use ksi_sdk::protocol::system::{PluginList, PluginStatus, StartInstance, StopInstance};
-use ksi_sdk::protocol::{decode, encode};
+use ksi_sdk::protocol::encode;
+use ksi_sdk::protocol::system::{PluginStatus, StartInstance, StopInstance};
 use ksi_sdk::trust::Digest;
 use serde_json::{Map, Value};
 
 use self::trouble::{Crashes, Health};
-use crate::budget::resident_bytes;
-use crate::config::Config;
-use crate::metrics::{Metrics, get};
+use crate::config::{Config, MEMORY_MB_MIN};
 use crate::payload::{LoadProgress, LoadReport};
-use crate::plan::{Plan, Step, Taken};
+use crate::plan::{Plan, Step, Taken, lacks_cards};
 use crate::progress::{Meter, told};
 use crate::shelf::{Moves, Shelf, in_use};
 use crate::tuning::{Setting, Tuning};
@@ -162,7 +161,18 @@ impl Workers {
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
         let meter = Meter::default();
-        let load = self.load_or_find(ctx, name, asked, &meter, progress);
+        let load = async {
+            loop {
+                match self.load_or_find(ctx, name, asked, &meter, progress).await {
+                    // Only its process has seen the cards: there, too, an idle one makes room.
+                    Err(refusal) if lacks_cards(&refusal) && self.taken().idle => {
+                        let _turn = self.turn.lock().await;
+                        self.evict(ctx).await;
+                    }
+                    loaded => return loaded,
+                }
+            }
+        };
         let loaded = told(ctx, name, &meter, load).await;
         match &loaded {
             Ok(loaded) if loaded.fresh => {
@@ -201,7 +211,7 @@ impl Workers {
             .spawn_blocking(move || {
                 let source = shelf.vet(&of, &asked, &cancel)?;
                 let stamp = trouble::Stamp::of(&source);
-                Plan::of(&config, &of, &asked, &source.header, source.adapter_bytes())
+                Plan::of(&config, &of, &asked, &source.header, source.adapter_bytes(), None)
                     .map(|plan| (plan, stamp))
             })
             .await??;
@@ -213,8 +223,11 @@ impl Workers {
                 Step::MakeRoom => self.evict(ctx).await,
             }
         };
-        let (setup, bytes) = plan.settle(slots);
-        let start = StartInstance { key: key_of(name), config: self.configuration(name, &setup) };
+        let (setup, mut bytes) = plan.settle(slots);
+        let on_cards = plan.card_bytes(slots) > 0;
+        // Should it see no card, all of it must fit into what is left.
+        let config = self.configuration(name, &setup, self.memory_left_mb().filter(|_| on_cards));
+        let start = StartInstance { key: key_of(name), config };
         let trial = Trial { ctx: ctx.clone(), key: start.key.clone(), turn: Some(turn) };
         let (plugin, mut report) = match self.bring_up(ctx, &start, meter, progress).await {
             Ok(brought) => brought,
@@ -225,6 +238,10 @@ impl Workers {
         };
         self.crashes.borrow_mut().remove(name);
         report.load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if on_cards {
+            // It has seen the cards, and knows what is there.
+            bytes = report.memory_bytes;
+        }
         report.memory_bytes = bytes;
         // To the process all of them are its configuration.
         report.settings = plan.settings;
@@ -359,8 +376,20 @@ impl Workers {
         }
     }
 
-    /// What an instance is told: which model it has, and how that runs.
-    fn configuration(&self, name: &str, setup: &crate::engine::Setup) -> Map<String, Value> {
+    /// What of the memory for all models is left, where there is a limit.
+    fn memory_left_mb(&self) -> Option<u64> {
+        let taken = self.taken().bytes >> 20;
+        self.config.max_memory_mb.map(|mb| mb.saturating_sub(taken).max(MEMORY_MB_MIN))
+    }
+
+    /// What an instance is told: which model it has, how that runs, and what memory
+    /// it may take where that is not known before.
+    fn configuration(
+        &self,
+        name: &str,
+        setup: &crate::engine::Setup,
+        memory_mb: Option<u64>,
+    ) -> Map<String, Value> {
         let mut config = match serde_json::to_value(&setup.tuning) {
             Ok(Value::Object(tuning)) => tuning,
             _ => Map::new(),
@@ -375,53 +404,11 @@ impl Workers {
             "max_loaded": 1,
             "models": {},
             "preload": [],
-            "max_memory_mb": null,
+            "max_memory_mb": memory_mb,
             "ttl_seconds": null,
         });
         config.extend(said.as_object().cloned().unwrap_or_default());
         config
-    }
-
-    /// What the models have done, and what they cost.
-    ///
-    /// # Errors
-    ///
-    /// Those of a daemon that does not answer.
-    pub(crate) async fn metrics(&self, ctx: &Ctx) -> Result<Metrics, Refusal> {
-        let known: Vec<_> = {
-            let wards = self.wards.borrow();
-            let up = wards.values().filter(|ward| matches!(ward.health, Health::Up));
-            up.map(|ward| (ward.process.clone(), ward.report.load_ms, ward.bytes)).collect()
-        };
-        let nothing = encoded(&json!({}))?;
-        let (mut models, mut cards) = (Vec::new(), Vec::new());
-        for (process, load_ms, bytes) in known {
-            // One that has died meanwhile has no figures.
-            if let Ok(told) =
-                asking::forward(ctx, &process.plugin, "metrics", &nothing, async |_| Ok(())).await
-            {
-                let Metrics { models: told, cards: seen, .. } = decode(&told)?;
-                // All of them see the same.
-                cards = seen;
-                models.extend(told.into_iter().map(|mut model| {
-                    (model.load_ms, model.memory_bytes) = (load_ms, bytes);
-                    model
-                }));
-            }
-        }
-        let list: PluginList = ctx.request("plugin:instance:list", &json!({})).await?;
-        let theirs: u64 = list.plugins.iter().filter_map(|plugin| plugin.rss_bytes).sum();
-        let count = |counter: &AtomicU64| get(counter);
-        Ok(Metrics {
-            models,
-            loads: count(&self.moves.loads),
-            load_failures: count(&self.moves.load_failures),
-            evictions: count(&self.moves.evictions),
-            expirations: count(&self.moves.expirations),
-            memory_bytes: self.taken().bytes,
-            resident_bytes: resident_bytes().map(|ours| ours + theirs),
-            cards,
-        })
     }
 }
 

@@ -235,6 +235,37 @@ fn a_load_that_is_given_up_ends_its_process_before_the_next_begins() {
 }
 
 #[test]
+fn where_cards_have_no_room_an_idle_model_goes_and_then_it_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["a", "b"], json!({}));
+    let stopped = Rc::new(RefCell::new(Vec::new()));
+    let seen = stopped.clone();
+    host.script("plugin:instance:stop", move |asked| {
+        seen.borrow_mut().push(asked.data["key"].clone());
+        Ok(status(asked, "stopped"))
+    });
+    let full = || {
+        let details = json!({"on_cards": true, "needed_bytes": 2, "available_bytes": 1});
+        Refusal::new(Code::Unavailable, "1 MB are free on the graphics cards").details(details)
+    };
+    load(&host, "a");
+    let call = host.open("llama:load", json!({"model": "b"}));
+    host.refuse(&host.expect("llama@b:load"), full());
+    host.end(&host.expect("llama@b:load"), report("b"));
+    assert!(matches!(host.next(&call), Answer::End(_)));
+    assert_eq!(*stopped.borrow(), ["b", "a"]);
+    assert_eq!(loaded(&host), ["b"]);
+    // Nobody is idle: it is refused.
+    let talk = host.open("llama:generate", generate("b"));
+    host.expect("llama@b:generate");
+    let call = host.open("llama:load", json!({"model": "a"}));
+    host.refuse(&host.expect("llama@a:load"), full());
+    assert_eq!(refusal(&host, &call), full());
+    assert_eq!(loaded(&host), ["b"]);
+    host.cancel(&talk);
+}
+
+#[test]
 fn a_file_that_kills_its_process_is_quarantined_until_it_changes() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path(), &["a"], json!({}));

@@ -36,24 +36,22 @@ pub fn get() -> Result<&'static LlamaBackend, Refusal> {
     Ok(BACKEND.get_or_init(|| backend))
 }
 
-/// Graphics cards that models can be put on; none before the backend is made, and
-/// in a build that knows none.
+/// Graphics cards that models can be put on, none in a build that knows none;
+/// `None` before the backend is made, when nobody can tell.
 #[must_use]
-pub fn cards() -> Vec<Card> {
-    if BACKEND.get().is_none() {
-        return Vec::new();
-    }
+pub fn cards() -> Option<Vec<Card>> {
+    BACKEND.get()?;
     let cards = list_llama_ggml_backend_devices().into_iter().filter(|device| {
         matches!(device.device_type, LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu)
     });
-    cards
-        .map(|device| Card {
-            name: device.name,
-            about: device.description,
-            memory_bytes: device.memory_total as u64,
-            free_bytes: device.memory_free as u64,
-        })
-        .collect()
+    let seen = cards.map(|device| Card {
+        shared: matches!(device.device_type, LlamaBackendDeviceType::IntegratedGpu),
+        name: device.name,
+        about: device.description,
+        memory_bytes: device.memory_total as u64,
+        free_bytes: device.memory_free as u64,
+    });
+    Some(seen.collect())
 }
 
 /// Whether this build runs on a processor that lacks these.
