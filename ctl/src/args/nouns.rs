@@ -197,6 +197,10 @@ pub(crate) enum Model {
         /// Tokens that a conversation may have
         #[arg(long, value_name = "TOKENS")]
         context: Option<u32>,
+        /// How it is to run until it is unloaded, over what is configured, with the names of llama.cpp: threads=2,
+        /// flash_attn=on, cache_type_k=q8_0, lora='["style:0.5"]'; may be given several times
+        #[arg(long = "set", value_name = "NAME=VALUE")]
+        settings: Vec<String>,
     },
     /// Free the memory of a model
     Unload(ModelName),

@@ -1,11 +1,11 @@
 //! `model …`: what models there are, in memory and on disk.
 
 mod bench;
+mod load;
 mod pull;
 mod shelf;
 
 use std::{
-    collections::HashMap,
     fs,
     io::{self, IsTerminal, Write},
     path::Path,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ksi_client::{Client, Part};
+use ksi_client::Client;
 use ksi_protocol::system::{PluginName, PluginStatus};
 use ksi_trust::{Kind, Lock};
 use serde::Deserialize;
@@ -24,8 +24,8 @@ use crate::{
     args::{Model, ModelName},
     error::{Failure, Result},
     exit::Exit,
-    invocation::{Invocation, readable, short},
-    output::{Report, Table, bytes, millis},
+    invocation::{Invocation, short},
+    output::{Report, Table, bytes},
 };
 
 /// Time that loading may take: a large file from a slow disk.
@@ -49,6 +49,7 @@ struct ModelInfo {
     builtin: bool,
     toy: bool,
     loaded: bool,
+    settings: Vec<Setting>,
     architecture: Option<String>,
     parameters: Option<Value>,
     quantization: Option<String>,
@@ -56,6 +57,21 @@ struct ModelInfo {
     size_bytes: Option<u64>,
     adapter: bool,
     error: Option<String>,
+}
+
+/// What a model in memory runs with, and who says so.
+#[derive(Debug, Deserialize)]
+struct Setting {
+    name: String,
+    value: Value,
+    from: String,
+}
+
+impl Setting {
+    /// `threads=1`, as `--set` takes it.
+    fn shown(&self) -> String {
+        format!("{}={}", self.name, self.value.as_str().map_or_else(|| self.value.to_string(), str::to_owned))
+    }
 }
 
 /// Asks for all models: the reply, and what of it is shown.
@@ -89,13 +105,14 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
         Model::Add { path, name, link } => add(at, &path, name.as_deref(), link).await,
         Model::Pull { source, name, sha256 } => pull(at, &source, name.as_deref(), sha256.as_deref()).await,
         Model::Bench { model, tokens, at_once } => bench::run(at, bare(at, &model)?, tokens, at_once).await,
-        Model::Load { model, context } => load(at, bare(at, &model)?, context).await,
+        Model::Load { model, context, settings } => {
+            load::run(at, bare(at, &model)?, context, &settings).await
+        }
         Model::Unload(name) => unload(at, bare(at, &name)?).await,
         Model::Sign { models, all, key } => {
             let dir = at.paths.models_dir();
             let entries =
                 if all { shelf::all(&dir, |text| at.out.warn(text))? } else { named(&dir, &models)? };
-            check_distinct(&entries)?;
             let candidates = entries.into_iter().map(candidate).collect::<Vec<_>>();
             sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates)
         }
@@ -104,7 +121,7 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
             let named = named(&dir, &models)?;
             let lock = sign::trusted(at, Kind::Models, &lock_path)?;
             let candidates = match named.is_empty() {
-                true => signed(&dir, &lock, &shelf::all(&dir, |text| at.out.warn(text))?),
+                true => signed(&dir, &lock),
                 false => named.into_iter().map(candidate).collect(),
             };
             sign::compare(at, &lock_path, &lock, candidates)
@@ -136,34 +153,18 @@ fn named(dir: &Path, names: &[String]) -> Result<Vec<shelf::Entry>> {
     names.iter().map(|name| shelf::find(dir, without_provider(dir, name)?)).collect()
 }
 
-/// All files of a lock: each where its name says, or where one of its file name
-/// lies now.
-fn signed(dir: &Path, lock: &Lock, known: &[shelf::Entry]) -> Vec<Candidate> {
-    let path = |file: &str, name: &str| {
-        let is_it = |entry: &&shelf::Entry| entry.path.file_name() == Some(file.as_ref());
-        if let Some(entry) = shelf::find(dir, name).ok().filter(|entry| is_it(&entry)) {
-            return entry.path;
-        }
-        known.iter().find(is_it).map_or_else(|| dir.join(file), |entry| entry.path.clone())
+/// All files of a lock, each where its name says.
+fn signed(dir: &Path, lock: &Lock) -> Vec<Candidate> {
+    let candidate = |(file, entry): (&String, &ksi_trust::Entry)| Candidate {
+        name: entry.name.clone(),
+        file: file.clone(),
+        path: dir.join(file),
     };
-    let files = lock.files.iter();
-    files.map(|(file, entry)| Candidate { name: entry.name.clone(), path: path(file, &entry.name) }).collect()
-}
-
-/// A lock knows files by the last part of their paths.
-fn check_distinct(entries: &[shelf::Entry]) -> Result<()> {
-    let mut files = HashMap::new();
-    for entry in entries {
-        if let Some(other) = files.insert(entry.path.file_name(), &entry.name) {
-            let message = format!("`{other}` and `{}` have files of one name: one can be signed", entry.name);
-            return Err(Failure::usage(message).hint("rename one of the files"));
-        }
-    }
-    Ok(())
+    lock.files.iter().map(candidate).collect()
 }
 
 fn candidate(entry: shelf::Entry) -> Candidate {
-    Candidate { name: entry.name, path: entry.path }
+    Candidate { file: format!("{}.gguf", entry.name), name: entry.name, path: entry.path }
 }
 
 fn list(reply: &Value, models: &Models) -> Result<Report> {
@@ -176,6 +177,7 @@ fn list(reply: &Value, models: &Models) -> Result<Report> {
         "KIND",
         "+ARCHITECTURE",
         "+QUANTIZATION",
+        "+SETTINGS",
         "+PATH",
     ]);
     for model in &models.models {
@@ -188,6 +190,7 @@ fn list(reply: &Value, models: &Models) -> Result<Report> {
             kind(model).into(),
             model.architecture.clone().unwrap_or("-".into()),
             model.quantization.clone().unwrap_or("-".into()),
+            settings(model),
             model.path.as_deref().map_or("-".into(), |path| short(path.as_ref())),
         ]);
     }
@@ -202,6 +205,12 @@ fn state(model: &ModelInfo) -> String {
         (None, true) => "loaded".into(),
         (None, false) => "on disk".into(),
     }
+}
+
+/// What it runs with.
+fn settings(model: &ModelInfo) -> String {
+    let shown: Vec<_> = model.settings.iter().map(Setting::shown).collect();
+    if shown.is_empty() { "-".into() } else { shown.join(" ") }
 }
 
 fn kind(model: &ModelInfo) -> &'static str {
@@ -253,6 +262,10 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     let mut text = format!("llama/{}", model.name);
     for (key, value) in lines {
         text.push_str(&format!("\n  {key:<13} {value}"));
+    }
+    for (place, setting) in model.settings.iter().enumerate() {
+        let key = if place == 0 { "settings" } else { "" };
+        text.push_str(&format!("\n  {key:<13} {} ({})", setting.shown(), setting.from));
     }
     at.out.print(&Report::text(&reply["models"][index], text)?.named(vec![format!("llama/{name}")]))
 }
@@ -351,50 +364,6 @@ fn bar(at: &Invocation, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style)
 }
 
-async fn load(at: &Invocation, name: &str, context: Option<u32>) -> Result<()> {
-    let client = at.connect().await?;
-    let mut payload = json!({"model": name});
-    if let Some(context) = context {
-        payload["context"] = context.into();
-    }
-    let bar = bar(at, 1000).with_message(format!("loading {name}"));
-    let mut stream = client.stream("llama:load", &payload, at.call_within(LOAD_TIMEOUT)).await?;
-    let reply = loop {
-        match stream.next().await {
-            Some(Ok(Part::Chunk(chunk))) => {
-                let progress = readable(&chunk)?.get("progress").and_then(Value::as_f64).unwrap_or_default();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "clamped to 0..=1000"
-                )]
-                bar.set_position((progress * 1000.0).clamp(0.0, 1000.0) as u64);
-            }
-            Some(Ok(Part::End(data) | Part::Reply(data))) => break readable(&data)?,
-            Some(Ok(Part::Accepted { .. })) => {}
-            Some(Err(error)) => {
-                bar.finish_and_clear();
-                return Err(error.into());
-            }
-            None => return Err(Failure::failed("loading ended without an answer").hint("ksi logs")),
-        }
-    };
-    bar.finish_and_clear();
-    let took = reply.get("load_ms").and_then(Value::as_f64).map_or(String::new(), |ms| {
-        let took = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
-        format!(" in {}", millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
-    });
-    let context =
-        reply.get("context").and_then(Value::as_u64).map_or(String::new(), |n| format!(", context {n}"));
-    for note in reply.get("notes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-        at.out.note(note);
-    }
-    at.out.print(
-        &Report::text(&reply, format!("llama/{name} loaded{took}{context}"))?
-            .named(vec![format!("llama/{name}")]),
-    )
-}
-
 async fn unload(at: &Invocation, name: &str) -> Result<()> {
     let client = at.connect().await?;
     let reply = at.value(&client, "llama:unload", &json!({"model": name})).await?;
@@ -446,6 +415,8 @@ mod tests {
     fn reply() -> Value {
         json!({"models": [
             {"name": "ksi-tiny", "path": "/m/ksi-tiny.gguf", "builtin": true, "toy": true, "loaded": true,
+             "settings": [{"name": "threads", "value": 1, "from": "request"},
+                {"name": "flash_attn", "value": "on", "from": "configuration"}],
              "architecture": "llama", "parameters": 3_100_000, "quantization": "Q8_0", "context_length": 2048,
              "size_bytes": 3_400_000, "sha256": "ab"},
             {"name": "x", "builtin": false, "toy": false, "loaded": false, "error": "cut short"}]})
@@ -463,6 +434,7 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("broken: cut short"), "{table}");
+        assert!(printed(Format::Wide).contains("threads=1 flash_attn=on"));
         assert_eq!(printed(Format::Name), "llama/ksi-tiny\nllama/x\n");
     }
 
@@ -494,26 +466,6 @@ mod tests {
             fs::write(path, name).unwrap();
         }
         dir
-    }
-
-    #[test]
-    fn a_signed_file_is_looked_for_by_its_name_and_not_by_another_of_its_file_name() {
-        let dir = shelf_of(&["x", "a/x", "b/y", "a/y", "c/moved"]);
-        let mut lock = Lock::new(Kind::Models);
-        for (file, name) in
-            [("x.gguf", "x"), ("y.gguf", "b/y"), ("moved.gguf", "moved"), ("gone.gguf", "gone")]
-        {
-            let (sha256, size) = ksi_trust::Digest::read(name.as_bytes()).unwrap();
-            let entry = ksi_trust::Entry { name: name.into(), size, sha256, signed: String::new() };
-            lock.files.insert(file.into(), entry);
-        }
-        let known = shelf::all(dir.path(), |_| ()).unwrap();
-        let found = signed(dir.path(), &lock, &known);
-        let found: Vec<_> =
-            found.iter().map(|it| (it.name.as_str(), it.path.strip_prefix(dir.path()).unwrap())).collect();
-        let expected =
-            [("gone", "gone.gguf"), ("moved", "c/moved.gguf"), ("x", "x.gguf"), ("b/y", "b/y.gguf")];
-        assert_eq!(found, expected.map(|(name, path)| (name, Path::new(path))));
     }
 
     #[test]

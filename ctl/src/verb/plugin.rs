@@ -90,13 +90,17 @@ fn libraries() -> Vec<Candidate> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|file| is_library(file))
         .collect();
-    let candidate = |path: PathBuf| Some(Candidate { name: plugin_of(&path)?, path });
     files.iter().filter_map(|file| found(file)).filter_map(candidate).collect()
+}
+
+/// A library that is to be signed or verified.
+fn candidate(path: PathBuf) -> Option<Candidate> {
+    Some(Candidate { name: plugin_of(&path)?, file: path.file_name()?.to_str()?.to_owned(), path })
 }
 
 /// Libraries by the names of plugins, or by path.
 fn named(plugins: &[String]) -> Result<Vec<Candidate>> {
-    let candidate = |text: &String| {
+    let named = |text: &String| {
         let path = match text.contains('/') {
             true => PathBuf::from(absolute(text)?),
             false => found(&format!("libplugin_{text}.so")).ok_or_else(|| {
@@ -104,10 +108,9 @@ fn named(plugins: &[String]) -> Result<Vec<Candidate>> {
                     .hint("give the path of its library, or see: ksi plugin list")
             })?,
         };
-        let name = plugin_of(&path).ok_or_else(|| Failure::usage(format!("{text} is no library")))?;
-        Ok(Candidate { name, path })
+        candidate(path).ok_or_else(|| Failure::usage(format!("{text} is no library")))
     };
-    plugins.iter().map(candidate).collect()
+    plugins.iter().map(named).collect()
 }
 
 /// A path as the daemon needs it; a name of the manifest stays a name.

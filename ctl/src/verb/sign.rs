@@ -33,15 +33,10 @@ use crate::{
 pub(super) struct Candidate {
     /// The name under which users know it.
     pub(super) name: String,
+    /// The name under which the lock knows it.
+    pub(super) file: String,
     /// Where it lies.
     pub(super) path: PathBuf,
-}
-
-impl Candidate {
-    fn file(&self) -> Result<String> {
-        let name = self.path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-        name.ok_or_else(|| Failure::usage(format!("{} has no name that is UTF-8", self.path.display())))
-    }
 }
 
 /// What came of one file.
@@ -93,13 +88,11 @@ pub(super) fn sign(
     let mut outcomes = Vec::new();
     for candidate in candidates {
         let (sha256, size) = measure(&candidate.path)?;
-        let file = candidate.file()?;
-        check_same(&lock, lock_path, &file, &candidate.name, sha256)?;
         let entry = Entry { name: candidate.name.clone(), size, sha256, signed: signed.clone() };
-        lock.files.insert(file.clone(), entry);
+        lock.files.insert(candidate.file.clone(), entry);
         outcomes.push(Outcome {
             name: candidate.name.clone(),
-            file,
+            file: candidate.file.clone(),
             path: candidate.path.clone(),
             size: Some(size),
             sha256: Some(sha256),
@@ -116,25 +109,6 @@ pub(super) fn sign(
     replace(&signature_path(lock_path), &signature)?;
     replace(lock_path, &text)?;
     print(at, kind, lock_path, &outcomes)
-}
-
-/// Refuses to put a file in the place of another one of the same file name: a
-/// lock knows files by the last part of their paths. The same bytes elsewhere
-/// are no other file, but one that has moved.
-fn check_same(lock: &Lock, lock_path: &Path, file: &str, name: &str, sha256: Digest) -> Result<()> {
-    let Some(other) = lock.files.get(file).filter(|other| other.name != name && other.sha256 != sha256)
-    else {
-        return Ok(());
-    };
-    let message = format!(
-        "`{}` is signed and has a file of the same name as `{name}`, {file}: one can be signed",
-        other.name
-    );
-    Err(Failure::new(Exit::Conflict, "conflict", message).hint(format!(
-        "rename one of the files; if `{}` is gone, begin anew: rm {}, and sign the others again",
-        other.name,
-        lock_path.display()
-    )))
 }
 
 /// The lock at this path, as the holder of the public key has signed it.
@@ -170,7 +144,7 @@ pub(super) fn verify(
     let listed = || {
         lock.files
             .iter()
-            .map(|(file, entry)| Candidate { name: entry.name.clone(), path: find(file) })
+            .map(|(file, entry)| Candidate { name: entry.name.clone(), file: file.clone(), path: find(file) })
             .collect()
     };
     let all: Vec<Candidate> = if candidates.is_empty() { listed() } else { candidates.to_vec() };
@@ -190,16 +164,17 @@ pub(super) fn compare(
 ) -> Result<()> {
     let mut outcomes = Vec::new();
     for candidate in candidates {
-        let file = candidate.file()?;
         let measured = measure(&candidate.path);
         let state = match &measured {
             Err(failure) => Err(failure.message.clone()),
-            Ok((digest, size)) => lock.check(&file, *size, *digest).map_err(|mistrust| mistrust.to_string()),
+            Ok((digest, size)) => {
+                lock.check(&candidate.file, *size, *digest).map_err(|mistrust| mistrust.to_string())
+            }
         };
         let measured = measured.ok();
         outcomes.push(Outcome {
             name: candidate.name,
-            file,
+            file: candidate.file,
             path: candidate.path,
             size: measured.map(|(_, size)| size),
             sha256: measured.map(|(digest, _)| digest),
@@ -265,29 +240,4 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         let _ = fs::remove_file(&part);
         Failure::to_file("write", path, &error)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_signed_file_gives_its_place_to_no_other_of_its_file_name() {
-        let digest = |bytes: &[u8]| Digest::read(bytes).unwrap().0;
-        let mut lock = Lock::new(Kind::Models);
-        let entry = Entry { name: "x".into(), size: 3, sha256: digest(b"old"), signed: String::new() };
-        lock.files.insert("x.gguf".into(), entry);
-        let check =
-            |file, name, bytes| check_same(&lock, Path::new("/m/models.lock"), file, name, digest(bytes));
-        let refused = check("x.gguf", "a/x", b"new").unwrap_err();
-        assert_eq!(refused.exit, Exit::Conflict);
-        assert!(refused.message.contains("`x`") && refused.message.contains("`a/x`"), "{refused}");
-        assert!(refused.hint.contains("rename") && refused.hint.contains("rm /m/models.lock"), "{refused:?}");
-        // It was changed, it has moved, or it is another.
-        for (file, name, bytes) in
-            [("x.gguf", "x", b"new"), ("x.gguf", "a/x", b"old"), ("y.gguf", "y", b"new")]
-        {
-            check(file, name, bytes).unwrap();
-        }
-    }
 }

@@ -51,6 +51,16 @@ impl Kind {
         }
     }
 
+    /// Whether a file can be known by this name: a model by its path in the models
+    /// directory, a library by the last part of its path.
+    fn names(self, file: &str) -> bool {
+        let sound = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+        match self {
+            Self::Models => file.split('/').all(sound),
+            Self::Plugins => !file.contains('/') && sound(file),
+        }
+    }
+
     /// The command that signs such a file.
     #[must_use]
     pub fn sign_command(self) -> &'static str {
@@ -81,14 +91,15 @@ pub struct Entry {
     pub signed: String,
 }
 
-/// The files that may be loaded, by the last part of their paths.
+/// The files that may be loaded: models by their paths in the models directory,
+/// libraries by the last part of theirs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
     version: u32,
     /// What they are.
     pub kind: Kind,
-    /// By file name.
+    /// By file name; that of a model has the directories in it.
     #[serde(default)]
     pub files: BTreeMap<String, Entry>,
 }
@@ -208,13 +219,29 @@ impl Lock {
         if text.len() > LOCK_BYTES_MAX {
             return Err(LockError::TooLarge);
         }
-        let lock: Self = toml::from_str(text).map_err(|error| LockError::Form(error.message().to_owned()))?;
+        let mut lock: Self =
+            toml::from_str(text).map_err(|error| LockError::Form(error.message().to_owned()))?;
         if lock.version != VERSION {
             return Err(LockError::Version(lock.version));
         }
-        match lock.files.keys().find(|file| file.is_empty() || file.contains(['/', '\0'])) {
-            Some(file) => Err(LockError::Form(format!("`{file}` is no name of a file"))),
-            None => Ok(lock),
+        if let Some(file) = lock.files.keys().find(|file| !lock.kind.names(file)) {
+            return Err(LockError::Form(format!("`{file}` is no name of a file")));
+        }
+        lock.put_in_directories();
+        Ok(lock)
+    }
+
+    /// Puts models into the directories that their names tell of. Locks once had the
+    /// last part of a path for each, whatever its directory.
+    fn put_in_directories(&mut self) {
+        let kind = self.kind;
+        let place = |file: &str, entry: &Entry| {
+            let (dir, _) = entry.name.rsplit_once('/').filter(|_| !file.contains('/'))?;
+            Some(format!("{dir}/{file}")).filter(|place| kind.names(place))
+        };
+        for (file, entry) in std::mem::take(&mut self.files) {
+            let file = place(&file, &entry).unwrap_or(file);
+            self.files.entry(file).or_insert(entry);
         }
     }
 

@@ -8,11 +8,11 @@
 //!
 //! # Invariants
 //!
-//! - An attempt, named by its request and number, is settled once. A reservation
-//!   is on the disk before its attempt begins, so a crash loses none. Durable
-//!   work that is handed over again takes the reservation of the same attempt
-//!   over, and is counted once; whatever else a crash leaves behind counts with
-//!   what was reserved.
+//! - A reservation is on the disk before its attempt begins, under a name that no
+//!   other one ever has, and is settled once; so what is written of one never
+//!   touches another, and a crash loses none. Durable work that is handed over
+//!   again takes over what its last attempt had reserved, and is counted once;
+//!   whatever else a crash leaves behind counts with what was reserved.
 //! - No answer may be longer than what is reserved for it: where a request does not
 //!   say how long it may be, the budgets do.
 //! - What is read from a budget is never less than what was settled.
@@ -65,8 +65,8 @@ pub(crate) struct Who {
 /// Names an account: its budget, and whose it is.
 pub(crate) type AccountName = (String, String);
 
-/// Names an attempt: its request and its number.
-pub(crate) type AttemptName = (String, u32);
+/// Names a reservation: its request, and a number that it has alone, over restarts too.
+pub(crate) type ReservationName = (String, u64);
 
 /// What is on the disk of an attempt that has begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,20 +90,45 @@ pub(crate) struct Taken {
     pub(crate) asked: bool,
 }
 
+impl Taken {
+    /// What an attempt counts with of whose end nobody knows.
+    fn all_of(reservation: &Reservation) -> Self {
+        let expected = reservation.expected;
+        Self { prompt_tokens: expected.tokens, nanos: expected.nanos, asked: true, ..Self::default() }
+    }
+}
+
 /// An attempt that has ended and is not written down yet.
 struct Settlement {
-    attempt: AttemptName,
+    name: ReservationName,
     reservation: Reservation,
     taken: Taken,
     at_ms: u64,
+}
+
+/// A reservation of an attempt that nobody makes any more.
+struct Orphan {
+    name: ReservationName,
+    reservation: Reservation,
+}
+
+/// What is held in memory for an attempt.
+struct Held {
+    reservation: Reservation,
+    limited_by: Option<LimitedBy>,
+    /// What the request had reserved before a crash, and is released.
+    before: Option<Orphan>,
 }
 
 /// The books.
 pub(crate) struct Books {
     rules: Vec<Rule>,
     accounts: RefCell<HashMap<AccountName, Account>>,
-    /// Reservations that a crash left behind, of work that may be handed over again.
-    orphans: RefCell<BTreeMap<AttemptName, Reservation>>,
+    /// Reservations that a crash left behind, of work that may be handed over again: by
+    /// its request.
+    orphans: RefCell<BTreeMap<String, Orphan>>,
+    /// The number of the next reservation.
+    next: Cell<u64>,
     pending: RefCell<Vec<Settlement>>,
     keeping: keeping::Keeping,
     warned: Cell<bool>,
@@ -115,6 +140,7 @@ impl Books {
             rules: budgets.iter().map(|(name, config)| Rule::new(name, config)).collect(),
             accounts: RefCell::default(),
             orphans: RefCell::default(),
+            next: Cell::new(1),
             pending: RefCell::default(),
             keeping: keeping::Keeping::default(),
             warned: Cell::new(false),
@@ -123,6 +149,11 @@ impl Books {
 
     pub(crate) fn has_budgets(&self) -> bool {
         !self.rules.is_empty()
+    }
+
+    /// Whether all that is settled is written down.
+    pub(crate) fn are_written(&self) -> bool {
+        self.pending.borrow().is_empty()
     }
 
     /// The budgets that apply to somebody, each with the name of the account.
@@ -134,7 +165,7 @@ impl Books {
         applying.collect()
     }
 
-    /// Reserves what an attempt is expected to take, in every budget that applies.
+    /// Reserves what an attempt of a request is expected to take, in every budget that applies.
     /// Where the request does not say how long its answer may be, they do.
     ///
     /// # Errors
@@ -144,7 +175,7 @@ impl Books {
     pub(crate) async fn reserve<'a>(
         &'a self,
         ctx: &Ctx,
-        attempt: AttemptName,
+        request: &str,
         who: &Who,
         model: &str,
         expected: Expected,
@@ -152,19 +183,20 @@ impl Books {
         let applying = self.accounts_of(who);
         let names: Vec<_> = applying.iter().map(|(_, name)| name.clone()).collect();
         self.load(ctx, &names).await?;
-        let (reservation, limited_by) =
-            self.hold_for(&attempt, &applying, who, model, &expected, ctx.now_ms())?;
-        let reserved = Reserved {
-            books: self,
-            ctx: ctx.clone(),
-            attempt,
-            reservation,
-            limited_by,
-            taken: Taken::default(),
-        };
-        if !reserved.reservation.accounts.is_empty() {
-            let begun = self.keeping.begin(ctx, &reserved.attempt, &reserved.reservation).await;
+        let Held { reservation, limited_by, before } =
+            self.hold_for(request, &applying, who, model, &expected, ctx.now_ms())?;
+        let name = (request.to_owned(), self.next.replace(self.next.get() + 1));
+        let is_kept = before.is_some() || !reservation.accounts.is_empty();
+        let taken = Taken::default();
+        let mut reserved =
+            Reserved { books: self, ctx: ctx.clone(), name, reservation, before, limited_by, taken };
+        if is_kept {
+            let instead = reserved.before.as_ref().map(|before| &before.name);
+            let begun = keeping::begin(ctx, &reserved.name, &reserved.reservation, instead).await;
             begun.map_err(|refusal| {
+                if let Some(before) = reserved.before.take() {
+                    self.leave(before);
+                }
                 let message = format!("a budget applies, and it cannot be written down: {}", refusal.message);
                 Refusal { message, ..refusal }
             })?;
@@ -172,30 +204,34 @@ impl Books {
         Ok(reserved)
     }
 
+    /// A reservation stays what it was: begun, with an outcome that nobody knows.
+    fn leave(&self, orphan: Orphan) {
+        hold(&mut self.accounts.borrow_mut(), &orphan.reservation);
+        self.orphans.borrow_mut().insert(orphan.name.0.clone(), orphan);
+    }
+
     /// Holds what is expected, in memory, where every budget has room for it.
     fn hold_for(
         &self,
-        attempt: &AttemptName,
+        request: &str,
         applying: &[(&Rule, AccountName)],
         who: &Who,
         model: &str,
         expected: &Expected,
         now_ms: u64,
-    ) -> Result<(Reservation, Option<LimitedBy>), Refusal> {
-        // What was reserved before a crash is this very attempt.
-        let before = self.orphans.borrow_mut().remove(attempt);
+    ) -> Result<Held, Refusal> {
+        let before = self.orphans.borrow_mut().remove(request);
         let mut accounts = self.accounts.borrow_mut();
         if let Some(before) = &before {
-            release(&mut accounts, before);
+            release(&mut accounts, &before.reservation);
         }
         for (rule, name) in applying {
             let account = accounts.entry(name.clone()).or_default();
             account.turn(rule, now_ms);
             if let Err(exceeded) = account.admits(rule, &expected.least(rule)) {
+                drop(accounts);
                 if let Some(before) = before {
-                    // It stays what it was: begun, with an outcome that nobody knows.
-                    hold(&mut accounts, &before);
-                    self.orphans.borrow_mut().insert(attempt.clone(), before);
+                    self.leave(before);
                 }
                 return Err(exceeded.refusal(rule, now_ms));
             }
@@ -208,7 +244,7 @@ impl Books {
         let (who, model) = (who.clone(), model.into());
         let reservation = Reservation { who, model, accounts: names, expected, at_ms: now_ms };
         hold(&mut accounts, &reservation);
-        Ok((reservation, limited_by))
+        Ok(Held { reservation, limited_by, before })
     }
 
     /// Reads accounts that are not in memory.
@@ -231,7 +267,7 @@ impl Books {
     }
 
     /// Counts what an attempt took; [`Books::flush`] writes it down.
-    fn settle(&self, attempt: AttemptName, reservation: Reservation, taken: Taken, now_ms: u64) {
+    fn settle(&self, name: ReservationName, reservation: Reservation, taken: Taken, now_ms: u64) {
         let mut accounts = self.accounts.borrow_mut();
         release(&mut accounts, &reservation);
         let amounts = Amounts {
@@ -247,7 +283,7 @@ impl Books {
         }
         let mut pending = self.pending.borrow_mut();
         if pending.len() < PENDING_MAX {
-            pending.push(Settlement { attempt, reservation, taken, at_ms: now_ms });
+            pending.push(Settlement { name, reservation, taken, at_ms: now_ms });
         }
     }
 
@@ -255,29 +291,30 @@ impl Books {
         self.rules.iter().find(|rule| rule.name == name)
     }
 
-    /// Reads what a crash left behind. What cannot be handed over again, or has not
-    /// been for a day, counts with what it had reserved.
+    /// Reads what a crash left behind. Of a request that may be handed over again, the
+    /// last attempt is; any other counts with what it had reserved, and so does what was
+    /// not handed over for a day.
     ///
     /// # Errors
     ///
     /// Where the state cannot be read.
     pub(crate) async fn recover(&self, ctx: &Ctx) -> Result<(), Refusal> {
         const DAY_MS: u64 = 86_400_000;
-        for (attempt, reservation) in keeping::begun(ctx).await? {
+        let mut begun = keeping::begun(ctx).await?;
+        begun.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut begun = begun.into_iter().peekable();
+        while let Some((name, reservation)) = begun.next() {
+            self.next.set(self.next.get().max(name.1.saturating_add(1)));
             self.load(ctx, &reservation.accounts).await?;
-            hold(&mut self.accounts.borrow_mut(), &reservation);
             let now_ms = ctx.now_ms();
-            if attempt.0.starts_with(crate::LIVE) || now_ms.saturating_sub(reservation.at_ms) > DAY_MS {
-                let expected = reservation.expected;
-                let taken = Taken {
-                    prompt_tokens: expected.tokens,
-                    nanos: expected.nanos,
-                    asked: true,
-                    ..Taken::default()
-                };
-                self.settle(attempt, reservation, taken, now_ms);
+            let is_last = begun.peek().is_none_or(|(next, _)| next.0 != name.0);
+            let is_old = now_ms.saturating_sub(reservation.at_ms) > DAY_MS;
+            if is_last && !is_old && !name.0.starts_with(crate::LIVE) {
+                self.leave(Orphan { name, reservation });
             } else {
-                self.orphans.borrow_mut().insert(attempt, reservation);
+                hold(&mut self.accounts.borrow_mut(), &reservation);
+                let taken = Taken::all_of(&reservation);
+                self.settle(name, reservation, taken, now_ms);
             }
         }
         self.flush(ctx).await;
@@ -309,8 +346,10 @@ impl Books {
 pub(crate) struct Reserved<'a> {
     books: &'a Books,
     ctx: Ctx,
-    attempt: AttemptName,
+    name: ReservationName,
     reservation: Reservation,
+    /// What this one took over: an attempt that was under way at a crash.
+    before: Option<Orphan>,
     /// The budget that says how long each answer may be.
     pub(crate) limited_by: Option<LimitedBy>,
     pub(crate) taken: Taken,
@@ -319,7 +358,10 @@ pub(crate) struct Reserved<'a> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         let now_ms = self.ctx.now_ms();
-        self.books.settle(self.attempt.clone(), self.reservation.clone(), self.taken, now_ms);
+        let before = self.before.take().filter(|_| !self.taken.asked);
+        // The attempt before has been made, and this one in its place has not.
+        let taken = before.map_or(self.taken, |before| Taken::all_of(&before.reservation));
+        self.books.settle(self.name.clone(), self.reservation.clone(), taken, now_ms);
     }
 }
 

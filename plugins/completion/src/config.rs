@@ -36,7 +36,8 @@ pub(crate) struct Config {
     /// Requests that may wait for one provider, half of them of one principal alone; more
     /// are refused `busy`.
     pub(crate) queue_max: usize,
-    /// Bytes that all requests may hold together; more are refused `busy`.
+    /// Bytes that all requests may hold together, half of them those of one principal
+    /// alone, but for a single request; more are refused `busy`.
     pub(crate) queue_bytes_max: usize,
     /// Time from acceptance to result where a request does not say.
     pub(crate) timeout_ms: u64,
@@ -125,6 +126,9 @@ pub(crate) struct RetryConfig {
     /// Longest wait for a model at all. A provider that wants to be left alone for
     /// longer is not waited for.
     pub(crate) wait_max_ms: u64,
+    /// Longest time for which a provider is left alone because it says so; where it says
+    /// more, it is tried again after that.
+    pub(crate) pause_max_ms: u64,
 }
 
 /// How results are kept for `completion:get`.
@@ -161,7 +165,8 @@ impl Default for Config {
 
 impl Default for RetryConfig {
     fn default() -> Self {
-        Self { attempts: 2, base_ms: 200, jitter: true, patience_ms: 2000, wait_max_ms: 60_000 }
+        let (patience_ms, wait_max_ms, pause_max_ms) = (2000, 60_000, 900_000);
+        Self { attempts: 2, base_ms: 200, jitter: true, patience_ms, wait_max_ms, pause_max_ms }
     }
 }
 
@@ -275,6 +280,10 @@ impl RetryConfig {
                 (1..=TIMEOUT_MS_MAX).contains(&self.wait_max_ms),
                 "has a wait_max_ms that is not from 1 to 86400000",
             ),
+            (
+                (1..=TIMEOUT_MS_MAX).contains(&self.pause_max_ms),
+                "has a pause_max_ms that is not from 1 to 86400000",
+            ),
         ];
         checks.into_iter().find(|(fits, _)| !fits).map(|(_, why)| why)
     }
@@ -287,7 +296,7 @@ impl RetryConfig {
             true => doubled / 2 + spread % (doubled / 2 + 1),
             false => doubled,
         };
-        let told_ms = refusal.retry_after_ms.unwrap_or(0);
+        let told_ms = refusal.retry_after_ms.unwrap_or(0).min(self.pause_max_ms);
         let wait_ms = spread_ms.min(self.wait_max_ms).max(told_ms);
         (wait_ms <= self.wait_max_ms).then_some(Duration::from_millis(wait_ms))
     }
@@ -317,6 +326,9 @@ mod tests {
                 "{attempt} {told:?}"
             );
         }
+        let short = RetryConfig { pause_max_ms: 5000, ..retry };
+        let told = plain.retry_after_ms(86_400_000);
+        assert_eq!(short.wait(1, &told, 7), Some(Duration::from_secs(5)), "no more is believed");
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl History {
                 _ => break,
             }
         }
-        messages.truncate(usize::try_from(found.next - found.first).unwrap_or(usize::MAX));
+        let count = found.next.saturating_sub(found.first);
+        messages.truncate(usize::try_from(count).unwrap_or(usize::MAX));
         Ok(Self { state, name: name.to_owned(), head: found, messages })
     }
 
@@ -91,9 +92,11 @@ impl History {
         let key = |number: u64| format!("{}{number:016}", said(&self.name));
         let mut batch = self.state.batch();
         for (number, message) in (next..end).zip(said_now) {
-            batch = batch.put(key(number), message);
+            if number >= keep_from {
+                batch = batch.put(key(number), message);
+            }
         }
-        for number in first..keep_from.min(next) {
+        for number in first..keep_from {
             batch = batch.delete(key(number));
         }
         let now = Head { first: keep_from, next: end, request: request_id.into(), from: next };

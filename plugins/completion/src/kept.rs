@@ -28,10 +28,11 @@ pub(crate) async fn cancel(ctx: &Ctx, request_id: &str) -> Result<State, Refusal
     })
 }
 
-/// Fetches what became of a request, and waits for it where asked.
-pub(crate) async fn get(ctx: &Ctx, request_id: String, wait_ms: u64) -> Result<GetAnswer, Refusal> {
+/// Fetches what became of a request, and waits for it for so long.
+pub(crate) async fn get(ctx: &Ctx, request_id: String, wait: Duration) -> Result<GetAnswer, Refusal> {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let ask = WaitWork { request_id, timeout_ms: Some(wait_ms) };
-    let timeout = Some(Duration::from_millis(wait_ms) + SLACK);
+    let timeout = Some(wait + SLACK);
     let options = CallOptions { timeout, ..CallOptions::default() };
     let info: WorkInfo = ctx.request_with("work:wait", &ask, options).await?;
     let result = info.result.map(|payload| decode(&payload.0)).transpose().map_err(|refusal| {

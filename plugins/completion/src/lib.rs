@@ -45,6 +45,7 @@ pub mod route;
 mod schema;
 mod signal;
 mod size;
+mod wait;
 mod work;
 
 use books::{Books, Who};
@@ -55,12 +56,12 @@ use ledger::{Ended, Entry, Ledger, Phase};
 use order::{Order, integer};
 use payload::{
     AsyncRequest, BreakerInfo, By, Cancel, CancelAnswer, Cancelled, Chunk, Completed, Delta, Failed, Forget,
-    Forgotten, Get, GetAnswer, HistoryAnswer, HistoryRequest, PostLlmResult, PreLlmPrompt, ProviderInfo,
-    ProvidersRequest, Request, Route, RouteRequest, Started, State, Status, StatusRequest, UsageAnswer,
-    UsageRequest, Wait,
+    Forgotten, Get, GetAnswer, HistoryAnswer, HistoryRequest, PauseInfo, PostLlmResult, PreLlmPrompt,
+    ProviderInfo, ProvidersRequest, Request, Route, RouteRequest, Started, State, Status, StatusRequest,
+    UsageAnswer, UsageRequest, Wait,
 };
 use provider::Providers;
-use route::{Router, View, breaker, catalogue::Catalogue};
+use route::{Router, View, breaker, catalogue::Catalogue, pace};
 use signal::Signal;
 use work::{Place, Sink, Work};
 
@@ -249,14 +250,16 @@ impl Completion {
 
     /// What became of a request that may still take so long.
     async fn became(&self, ctx: &Ctx, request_id: String, wait_ms: u64) -> Result<GetAnswer, Refusal> {
+        let time = wait::time(Duration::from_millis(wait_ms), ctx.deadline());
         if !is_live(&request_id) {
-            return kept::get(ctx, request_id, wait_ms).await;
+            let end = kept::get(ctx, request_id, time);
+            return if time.is_zero() { end.await } else { wait::unless_stopped(ctx, end).await? };
         }
         let open = self.ledger.borrow().visible(ctx, &request_id).cloned();
         if let Some(entry) = open {
-            if wait_ms > 0 {
+            if !time.is_zero() {
                 let ended = pin!(entry.changed.until(|| entry.phase.get() == Phase::Ended));
-                select(ended, pin!(ctx.sleep(Duration::from_millis(wait_ms)))).await;
+                wait::unless_stopped(ctx, select(ended, pin!(ctx.sleep(time)))).await?;
             }
             if entry.phase.get() != Phase::Ended {
                 return Ok(GetAnswer { request_id, state: entry.state(), result: None, refusal: None });
@@ -294,6 +297,13 @@ impl Completion {
             hint: models.as_ref().err().map(|refusal| refusal.hint.clone()).filter(|hint| !hint.is_empty()),
             local: provider.local,
             breakers: self.router.borrow().sick(lane, now_ms).into_iter().map(breaker_info(now_ms)).collect(),
+            pauses: self
+                .router
+                .borrow()
+                .pauses(lane, now_ms)
+                .into_iter()
+                .map(pause_info(&ctx, now_ms))
+                .collect(),
             models: models.ok().map(|models| {
                 let mut names: Vec<_> = models.into_iter().map(|model| model.name).collect();
                 let more = provider.configured_models().filter(|name| !names.contains(name));
@@ -402,6 +412,14 @@ impl Completion {
         Ok((order, entry))
     }
 
+    /// Lets what was used be written down, beside whatever else goes on.
+    fn write_books(self: &Rc<Self>) {
+        if !self.books.are_written() {
+            let plugin = self.clone();
+            self.ctx.spawn(async move { plugin.books.flush(&plugin.ctx).await });
+        }
+    }
+
     /// Milliseconds since the start.
     fn now_ms(&self) -> u64 {
         self.clock.now_ms()
@@ -425,6 +443,17 @@ fn breaker_info(now_ms: u64) -> impl Fn((String, breaker::State)) -> BreakerInfo
             breaker::State::HalfOpen { .. } | breaker::State::Closed => ("half_open", None),
         };
         BreakerInfo { model, state: state.into(), retry_after_ms }
+    }
+}
+
+fn pause_info(ctx: &Ctx, now_ms: u64) -> impl Fn((Option<&str>, &pace::Pause)) -> PauseInfo {
+    let wall_ms = ctx.now_ms();
+    move |(model, pause)| PauseInfo {
+        model: model.map(str::to_owned),
+        until_ms: wall_ms + pause.left_ms(now_ms),
+        retry_after_ms: pause.left_ms(now_ms),
+        wished_ms: pause.wished_ms(now_ms),
+        why: pause.why().to_owned(),
     }
 }
 

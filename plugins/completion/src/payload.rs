@@ -440,6 +440,9 @@ pub struct ProviderInfo {
     /// Models that failed again and again and are left alone, or tried with one request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub breakers: Vec<BreakerInfo>,
+    /// Where it asked to be left alone, and is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pauses: Vec<PauseInfo>,
     /// Requests that it may work on at once.
     pub concurrency: usize,
     /// Requests that it works on, of those that whoever asks may see.
@@ -458,6 +461,24 @@ pub struct BreakerInfo {
     /// Milliseconds until it is tried with one request, where it is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+}
+
+/// A provider, or one of its models, that is left alone because it said so.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct PauseInfo {
+    /// The model, where it is that one alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Until when, in milliseconds since 1970.
+    pub until_ms: u64,
+    /// Milliseconds until then.
+    pub retry_after_ms: u64,
+    /// For how many milliseconds it wishes that, where those are more than are believed
+    /// (`retry.pause_max_ms`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wished_ms: Option<u64>,
+    /// Which model refused, and what it said.
+    pub why: String,
 }
 
 /// The providers of models.

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use ksi_provider::Failure;
+use ksi_provider::{Failure, failure::quoted};
 use ksi_sdk::prelude::{Code, Refusal, json};
 
 use crate::{
@@ -29,7 +29,7 @@ mod policy;
 
 use breaker::{Breaker, Outcome, Pass, State};
 use catalogue::Catalogue;
-use pace::{Begun, Pace};
+use pace::{Begun, Pace, Pause};
 
 /// What a model is taken to need before its first text, as long as nothing was
 /// measured, milliseconds.
@@ -49,7 +49,7 @@ struct Health {
     latency_ms: Option<f64>,
     seen_ms: u64,
     /// Until when its provider asked that it be left alone, and others not.
-    paused_until_ms: u64,
+    pause: Pause,
 }
 
 /// What the router knows.
@@ -57,6 +57,7 @@ pub(crate) struct Router {
     rules: breaker::Rules,
     patience_ms: u64,
     wait_max_ms: u64,
+    pause_max_ms: u64,
     health: HashMap<Target, Health>,
     paces: Vec<Pace>,
 }
@@ -122,6 +123,7 @@ impl Router {
             rules: config.breaker_rules(),
             patience_ms: config.retry.patience_ms,
             wait_max_ms: config.retry.wait_max_ms,
+            pause_max_ms: config.retry.pause_max_ms,
             health: HashMap::new(),
             paces: providers.all().iter().map(|provider| Pace::new(provider.limits)).collect(),
         }
@@ -191,7 +193,7 @@ impl Router {
             let why = "it failed again and again and is left alone for now (circuit breaker)";
             return out(ranked, Stage::Health, why.into());
         }
-        let pause_ms = self.paces[target.lane].pause_ms(now_ms).max(self.pause_ms(target, now_ms));
+        let pause_ms = self.paces[target.lane].pause.left_ms(now_ms).max(self.pause_ms(target, now_ms));
         if pause_ms > self.wait_max_ms {
             ranked.retry_after_ms = Some(pause_ms);
             let why = format!("{} asked to be left alone for {pause_ms} ms", provider.name);
@@ -229,8 +231,12 @@ impl Router {
     /// Counts an attempt that begins.
     pub(crate) fn begin(&mut self, target: &Target, tokens: u64, now_ms: u64) -> Result<Ticket, u64> {
         let rules = self.rules;
-        let fresh =
-            || Health { breaker: Breaker::new(rules), latency_ms: None, seen_ms: now_ms, paused_until_ms: 0 };
+        let fresh = || Health {
+            breaker: Breaker::new(rules),
+            latency_ms: None,
+            seen_ms: now_ms,
+            pause: Pause::default(),
+        };
         if !self.health.contains_key(target) {
             self.make_room();
         }
@@ -278,17 +284,18 @@ impl Router {
         let senders = refusal.details.as_ref().is_some_and(|details| details["blame"] == "sender");
         let passes = !senders && (refusal.retryable || refusal.code.retryable());
         let Some(ms) = refusal.retry_after_ms.filter(|_| passes) else { return };
+        let why = quoted(&format!("{} refused: {}", target.model, refusal.message));
         // Where it names a model, the others of the provider have room.
         let of_one = refusal.details.as_ref().is_some_and(|details| details["model"].is_string());
         match self.health.get_mut(target).filter(|_| of_one) {
-            Some(health) => health.paused_until_ms = health.paused_until_ms.max(now_ms.saturating_add(ms)),
-            None => self.paces[target.lane].pause(ms, now_ms),
+            Some(health) => health.pause.wish(ms, self.pause_max_ms, &why, now_ms),
+            None => self.paces[target.lane].pause.wish(ms, self.pause_max_ms, &why, now_ms),
         }
     }
 
     /// For how long one model is to be left alone.
     fn pause_ms(&self, target: &Target, now_ms: u64) -> u64 {
-        self.health.get(target).map_or(0, |health| health.paused_until_ms.saturating_sub(now_ms))
+        self.health.get(target).map_or(0, |health| health.pause.left_ms(now_ms))
     }
 
     /// Hears that an attempt was given up by its asker.
@@ -300,6 +307,16 @@ impl Router {
         if let Some(health) = self.health.get_mut(target) {
             health.breaker.end(ticket.pass, outcome, now_ms);
         }
+    }
+
+    /// Who of one provider is left alone at its own wish: all of it, and models alone.
+    pub(crate) fn pauses(&self, lane: usize, now_ms: u64) -> Vec<(Option<&str>, &Pause)> {
+        let of = self.health.iter().filter(|(target, _)| target.lane == lane);
+        let models = of.map(|(target, health)| (Some(target.model.as_str()), &health.pause));
+        let all = [(None, &self.paces[lane].pause)].into_iter().chain(models);
+        let mut pauses: Vec<_> = all.filter(|(_, pause)| pause.left_ms(now_ms) > 0).collect();
+        pauses.sort_by_key(|(model, _)| *model);
+        pauses
     }
 
     /// Models of one provider whose breaker is not closed, with where it stands.

@@ -13,6 +13,12 @@ pub(crate) fn of_answer(answer: &Generated) -> usize {
     of_parts(text, tool_calls, logprobs) + of_alternatives(alternatives)
 }
 
+/// Those of what was made for it: all but what is told about tokens.
+pub(crate) fn of_words(answer: &Generated) -> usize {
+    let others = answer.alternatives.iter().map(|one| of_parts(&one.text, &one.tool_calls, &[]));
+    of_parts(&answer.text, &answer.tool_calls, &[]) + others.sum::<usize>()
+}
+
 /// Those of what is told about tokens.
 pub(crate) fn of_logprobs(logprobs: &[TokenLogprobs]) -> usize {
     let tokens = logprobs.iter().map(|one| {

@@ -62,6 +62,7 @@ impl Place {
     fn close(&self, ended: Ended) {
         let now_ms = self.plugin.now_ms();
         self.plugin.ledger.borrow_mut().close(&self.entry, ended, now_ms);
+        self.plugin.write_books();
         self.plugin.closed.notify();
     }
 }
@@ -173,12 +174,6 @@ impl Work {
         }
         entry.changed.until(|| entry.phase.get() != Phase::Queued).await;
         Run::begin(self).await?.to_the_end().await
-    }
-
-    /// Lets what was used be written down, beside whatever else goes on.
-    fn write_books(&self) {
-        let plugin = self.place.plugin.clone();
-        plugin.clone().ctx.spawn(async move { plugin.books.flush(&plugin.ctx).await });
     }
 
     async fn started(&self) {

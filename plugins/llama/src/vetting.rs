@@ -176,7 +176,8 @@ impl Vetting {
         let sign = format!("if you know where it comes from: ksi model sign {name}");
         let lock = Lock::load(Kind::Models, &models_dir.join(LOCK), key)
             .map_err(|unusable| denied(format!("{unusable}; its digest is {found}"), sign.clone()))?;
-        let file = entry.path.file_name().unwrap_or_default().to_string_lossy();
+        // With the directories in it: another file of the same last part is another file.
+        let file = format!("{name}.gguf");
         lock.check(&file, size, found).map_err(|mistrust| denied(mistrust.to_string(), sign))
     }
 }

@@ -103,6 +103,35 @@ fn what_is_signed_and_makes_no_sense_is_refused_all_the_same() {
 }
 
 #[test]
+fn a_model_is_known_by_its_path_and_an_old_lock_is_read_by_the_names_in_it() {
+    let entry = |name: &str| Entry {
+        name: name.into(),
+        size: 3,
+        sha256: Digest::of(name.as_bytes()),
+        signed: "2026-01-01T00:00:00.000Z".into(),
+    };
+    let mut lock = Lock::new(Kind::Models);
+    for (file, name) in [("x.gguf", "x"), ("a/x.gguf", "a/x"), ("y.gguf", "b/c/y"), ("z.gguf", "../z")] {
+        lock.files.insert(file.into(), entry(name));
+    }
+    let read = Lock::parse(&lock.to_text()).unwrap();
+    let places: Vec<_> =
+        read.files.iter().map(|(file, entry)| (file.as_str(), entry.name.as_str())).collect();
+    assert_eq!(places, [("a/x.gguf", "a/x"), ("b/c/y.gguf", "b/c/y"), ("x.gguf", "x"), ("z.gguf", "../z")]);
+    let digest = |name: &str| Digest::of(name.as_bytes());
+    assert_eq!(read.check("x.gguf", 3, digest("x")), Ok(()));
+    assert!(matches!(read.check("x.gguf", 3, digest("a/x")), Err(Mistrust::Other { .. })));
+    assert!(matches!(read.check("d/x.gguf", 3, digest("x")), Err(Mistrust::Unlisted { .. })));
+    for file in ["/x", "a//x", "../x", "a/./x", "a/", ""] {
+        let mut lock = Lock::new(Kind::Models);
+        lock.files.insert(file.into(), entry("x"));
+        assert!(matches!(Lock::parse(&lock.to_text()), Err(LockError::Form(_))), "{file}");
+    }
+    let text = lock.to_text().replace("models", "plugins");
+    assert!(matches!(Lock::parse(&text), Err(LockError::Form(_))), "libraries lie in no directories");
+}
+
+#[test]
 fn a_lock_on_the_disk_is_believed_with_its_signature_beside_it_and_not_without() {
     let (pair, key) = keys();
     let dir = tempfile::tempdir().unwrap();
@@ -135,7 +164,7 @@ fn a_key_is_a_line_or_a_file() {
 
 proptest! {
     #[test]
-    fn any_lock_survives_its_own_text(files in proptest::collection::btree_map("[^/\0]{1,40}", ("\\PC{0,20}", 0..=i64::MAX as u64, any::<[u8; 32]>()), 0..5)) {
+    fn any_lock_survives_its_own_text(files in proptest::collection::btree_map("[^/\0]{3,20}(/[^/\0]{3,20})?", ("[a-zA-Zäöü .-]{0,20}", 0..=i64::MAX as u64, any::<[u8; 32]>()), 0..5)) {
         let mut lock = Lock::new(Kind::Models);
         for (file, (name, size, digest)) in files {
             lock.files.insert(file, Entry { name, size, sha256: digest.into(), signed: "now".into() });

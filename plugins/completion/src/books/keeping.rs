@@ -3,7 +3,7 @@
 //! | key | value |
 //! |---|---|
 //! | `budget/[budget, scope]` | an [`Account`] |
-//! | `begun/[request, attempt]` | a [`Reservation`], until it is settled |
+//! | `begun/[request, number]` | a [`Reservation`], until it is settled; its key is never used again |
 //! | `usage/DAY/[tenant, principal, agent, model]` | a [`Row`] of usage; days since 1970 |
 //! | `written` | how often was written: says whether a write whose answer was lost was made |
 
@@ -12,8 +12,8 @@ use std::{cell::Cell, collections::BTreeMap};
 use ksi_sdk::prelude::{Bytes, Code, Ctx, Deserialize, Refusal, Serialize};
 use serde::de::DeserializeOwned;
 
-use super::{Account, AccountName, AttemptName, Books, Reservation, Settlement, Taken, account::money};
-use crate::payload::Used;
+use super::{Account, AccountName, Books, Reservation, ReservationName, Settlement, Taken, account::money};
+use crate::{payload::Used, signal::Signal};
 
 /// How the keys of usage begin.
 pub(super) const USAGE: &str = "usage/";
@@ -75,6 +75,8 @@ impl From<&Taken> for Counts {
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
     writing: Cell<bool>,
+    /// Says that nobody writes any more.
+    written: Signal,
 }
 
 fn key(kind: &str, name: &impl Serialize) -> String {
@@ -97,20 +99,26 @@ pub(super) async fn account(ctx: &Ctx, name: &AccountName) -> Result<Account, Re
     Ok(ctx.state().get(key("budget", name)).await?.map_or_else(Account::default, |kept| kept.value))
 }
 
-impl Keeping {
-    /// Writes down that an attempt begins.
-    pub(super) async fn begin(
-        &self,
-        ctx: &Ctx,
-        attempt: &AttemptName,
-        reservation: &Reservation,
-    ) -> Result<(), Refusal> {
-        ctx.state().put(key("begun", attempt), reservation).await.map(drop)
+/// Writes down that an attempt begins, where budgets apply to it, in the place of
+/// another one, where there is one.
+pub(super) async fn begin(
+    ctx: &Ctx,
+    name: &ReservationName,
+    reservation: &Reservation,
+    instead: Option<&ReservationName>,
+) -> Result<(), Refusal> {
+    let mut batch = ctx.state().batch();
+    if !reservation.accounts.is_empty() {
+        batch = batch.put(key("begun", name), reservation);
     }
+    if let Some(other) = instead {
+        batch = batch.delete(key("begun", other));
+    }
+    batch.commit().await.map(drop)
 }
 
 /// All attempts that have begun and are not settled.
-pub(super) async fn begun(ctx: &Ctx) -> Result<Vec<(AttemptName, Reservation)>, Refusal> {
+pub(super) async fn begun(ctx: &Ctx) -> Result<Vec<(ReservationName, Reservation)>, Refusal> {
     let found = scan::<Reservation>(ctx, "begun/").await?;
     let named = found.into_iter().filter_map(|(key, reservation)| {
         let name = std::str::from_utf8(&key).ok()?.strip_prefix("begun/")?.to_owned();
@@ -143,19 +151,19 @@ async fn scan<T: DeserializeOwned>(ctx: &Ctx, prefix: &str) -> Result<Vec<(Bytes
 }
 
 impl Books {
-    /// Writes down all that is settled. Where that is not possible now, it is left
-    /// for the next time.
+    /// Writes down all that is settled, or waits until somebody else has. Where that is
+    /// not possible now, it is left for the next time.
     pub(crate) async fn flush(&self, ctx: &Ctx) {
-        struct Writing<'a>(&'a Cell<bool>);
+        struct Writing<'a>(&'a Keeping);
         impl Drop for Writing<'_> {
             fn drop(&mut self) {
-                self.0.set(false);
+                self.0.writing.set(false);
+                self.0.written.notify();
             }
         }
-        if self.keeping.writing.replace(true) {
-            return;
-        }
-        let _writing = Writing(&self.keeping.writing);
+        self.keeping.written.until(|| !self.keeping.writing.get()).await;
+        let _writing = Writing(&self.keeping);
+        self.keeping.writing.set(true);
         while !self.pending.borrow().is_empty() {
             let count = self.pending.borrow().len().min(BATCH);
             match self.write(ctx, count).await {
@@ -180,7 +188,7 @@ impl Books {
         let written = state.get::<u64>("written").await?.unwrap_or_default();
         let (mut rows, mut accounts, mut begun) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for settlement in self.pending.borrow().iter().take(count) {
-            let Settlement { attempt, reservation, taken, at_ms } = settlement;
+            let Settlement { name, reservation, taken, at_ms } = settlement;
             let day = at_ms / DAY_MS;
             if taken.asked {
                 let row = rows.entry(row_key(day, reservation)).or_insert_with(|| Row {
@@ -197,7 +205,7 @@ impl Books {
             let named = reservation.accounts.iter();
             accounts.extend(named.filter_map(|name| Some((name.clone(), held.get(name)?.clone()))));
             if !reservation.accounts.is_empty() {
-                begun.push(attempt.clone());
+                begun.push(name.clone());
             }
         }
         let mut batch =
@@ -211,8 +219,8 @@ impl Books {
         for (name, account) in accounts {
             batch = batch.put(key("budget", &name), &account);
         }
-        for attempt in begun {
-            batch = batch.delete(key("begun", &attempt));
+        for name in begun {
+            batch = batch.delete(key("begun", &name));
         }
         match batch.commit().await {
             Ok(_) => Ok(()),

@@ -1,5 +1,6 @@
 //! The pace of one provider: how many requests and tokens may begin in any
-//! minute, and until when it asked to be left alone.
+//! minute, and until when it asked to be left alone. What is no more than a model's own
+//! wish ([`Pause`]) holds for that alone.
 //!
 //! Exact: what began is remembered for a minute, so no minute, wherever it
 //! begins, has more than the limit. Time is an argument, in milliseconds.
@@ -21,28 +22,68 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun(u64);
 
+/// A wish to be left alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Until when it is fulfilled.
+    until_ms: u64,
+    /// Until when it was wished: later, where that is more than is believed.
+    wished_ms: u64,
+    why: String,
+}
+
+impl Pause {
+    /// Somebody wishes, and says why, to be left alone for so long, of which no more is
+    /// believed than this. What ends before what was wished earlier changes nothing.
+    pub fn wish(&mut self, ms: u64, believed_ms: u64, why: &str, now_ms: u64) {
+        let until_ms = now_ms.saturating_add(ms.min(believed_ms));
+        if until_ms > self.until_ms {
+            *self = Self { until_ms, wished_ms: now_ms.saturating_add(ms), why: why.into() };
+        }
+    }
+
+    /// For how long it is to be left alone.
+    #[must_use]
+    pub fn left_ms(&self, now_ms: u64) -> u64 {
+        self.until_ms.saturating_sub(now_ms)
+    }
+
+    /// For how long it wished that, where that is longer.
+    #[must_use]
+    pub fn wished_ms(&self, now_ms: u64) -> Option<u64> {
+        (self.wished_ms > self.until_ms).then(|| self.wished_ms.saturating_sub(now_ms))
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
 /// The pace of one provider.
 #[derive(Debug)]
 pub struct Pace {
+    /// Until when it wishes to be left alone.
+    pub pause: Pause,
     limits: Limits,
     /// What began in the last minute: its number, when, how many tokens.
     recent: VecDeque<(u64, u64, u64)>,
     next: u64,
-    paused_until_ms: u64,
 }
 
 impl Pace {
     /// Nothing has begun.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, recent: VecDeque::new(), next: 0, paused_until_ms: 0 }
+        Self { pause: Pause::default(), limits, recent: VecDeque::new(), next: 0 }
     }
 
     /// How long a request of about so many tokens has to wait. One that is larger
     /// than the limit waits until nothing else is in the minute.
     #[must_use]
     pub fn wait_ms(&self, tokens: u64, now_ms: u64) -> u64 {
-        let pause = self.pause_ms(now_ms);
+        let pause = self.pause.left_ms(now_ms);
         let recent = || self.recent.iter().filter(|(_, at, _)| at + MINUTE_MS > now_ms);
         let until = |at: u64| (at + MINUTE_MS).saturating_sub(now_ms);
         let requests = self.limits.requests.map_or(0, |limit| {
@@ -64,12 +105,6 @@ impl Pace {
         pause.max(requests).max(tokens)
     }
 
-    /// For how long the provider asked not to be asked.
-    #[must_use]
-    pub fn pause_ms(&self, now_ms: u64) -> u64 {
-        self.paused_until_ms.saturating_sub(now_ms)
-    }
-
     /// Counts what begins now.
     pub fn begin(&mut self, tokens: u64, now_ms: u64) -> Begun {
         while self.recent.front().is_some_and(|(_, at, _)| at + MINUTE_MS <= now_ms) {
@@ -87,11 +122,6 @@ impl Pace {
         if let Some(entry) = self.recent.iter_mut().find(|(number, ..)| *number == begun.0) {
             entry.2 = tokens;
         }
-    }
-
-    /// The provider asked not to be asked for so long.
-    pub fn pause(&mut self, ms: u64, now_ms: u64) {
-        self.paused_until_ms = self.paused_until_ms.max(now_ms.saturating_add(ms));
     }
 }
 
@@ -132,8 +162,19 @@ mod tests {
     #[test]
     fn a_wish_to_be_left_alone_is_kept() {
         let mut pace = Pace::new(Limits::default());
-        pace.pause(500, 100);
-        pace.pause(100, 200);
+        pace.pause.wish(500, 10_000, "first", 100);
+        pace.pause.wish(100, 10_000, "second", 200);
         assert_eq!((pace.wait_ms(1, 200), pace.wait_ms(1, 600)), (400, 0));
+        assert_eq!((pace.pause.why(), pace.pause.wished_ms(200)), ("first", None));
+    }
+
+    #[test]
+    fn of_a_wish_beyond_belief_a_part_is_kept_and_the_whole_told() {
+        let mut pause = Pause::default();
+        pause.wish(u64::MAX, 1000, "for ever", 100);
+        assert_eq!((pause.left_ms(100), pause.left_ms(1099), pause.left_ms(1100)), (1000, 1, 0));
+        assert_eq!(pause.wished_ms(100), Some(u64::MAX - 100));
+        pause.wish(1000, 1000, "a second", 200);
+        assert_eq!((pause.left_ms(200), pause.wished_ms(200), pause.why()), (1000, None, "a second"));
     }
 }

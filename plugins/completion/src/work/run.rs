@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
 };
 
-use ksi_provider::{Failure, Generated};
+use ksi_provider::Generated;
 use ksi_sdk::prelude::{Code, Duration, Refusal};
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Completion,
-    books::{Reserved, Taken},
+    books::Taken,
     ledger::Phase,
     order::Order,
     payload::{Completed, LimitedBy, Restarted},
@@ -30,8 +30,11 @@ use crate::{
     schema, size,
 };
 
+mod hint;
 mod spend;
 mod told;
+
+use spend::Spending;
 
 /// Most bytes of an answer, with its alternatives and what is told of tokens: it
 /// must fit a frame together with the rest.
@@ -83,7 +86,7 @@ impl<'a> Run<'a> {
             let ranked = self.rank();
             let Some(best) = ranked.first().filter(|best| best.is_eligible()) else {
                 let nobody = || route::nobody(&ranked, &self.work.order, &self.plugin().providers);
-                return Err(self.refused(trail.last().unwrap_or_else(nobody)));
+                return Err(self.refused(None, trail.last().unwrap_or_else(nobody)));
             };
             let now_ms = self.plugin().now_ms();
             self.plugin().ledger.borrow_mut().go_on_with(entry, &best.target, now_ms);
@@ -101,8 +104,8 @@ impl<'a> Run<'a> {
                 continue;
             };
             let order = &prepared.order;
-            let reserved = match self.reserve(&best.target, order).await {
-                Ok(reserved) => reserved,
+            let spending = match self.reserve(&best.target, order).await {
+                Ok(spending) => spending,
                 Err(refusal) => {
                     self.spend(&best.target, refusal.message.clone());
                     trail.set_last(refusal);
@@ -113,10 +116,10 @@ impl<'a> Run<'a> {
             if self.plugin().books.has_budgets() && !self.is_its_turn(&best.target) {
                 continue;
             }
-            match self.attempt(&best.target, order, reserved).await {
+            match self.attempt(&best.target, order, spending).await {
                 Ok(answer) => return self.completed(&best.target, &prepared, answer).await,
                 Err(refusal) => match self.next(&best.target, &refusal, &ranked) {
-                    Next::End => return Err(self.refused(refusal)),
+                    Next::End => return Err(self.refused(Some(&best.target), refusal)),
                     Next::Again(pause) => {
                         trail.set_last(refusal);
                         self.work.ctx.sleep(pause).await;
@@ -147,22 +150,6 @@ impl<'a> Run<'a> {
     fn spend(&self, target: &Target, why: String) {
         self.prepared.borrow_mut().retain(|(other, _)| other != target);
         self.spent.borrow_mut().push((target.clone(), why));
-    }
-
-    /// The refusal of the request. Where its messages do not fit and may not be left out,
-    /// that says how to allow it.
-    fn refused(&self, refusal: Refusal) -> Refusal {
-        let of_the_prompt = refusal.code == Code::TooLarge
-            && matches!(Failure::of(&refusal), None | Some(Failure::TooLarge))
-            && self.work.trail.said() == 0;
-        let hint = match refusal.hint.as_str() {
-            hint if hint.contains("`trim`") || !of_the_prompt || !self.work.order.could_be_trimmed() => {
-                hint.to_owned()
-            }
-            "" => "`trim` leaves out the oldest messages".to_owned(),
-            hint => format!("`trim` leaves out the oldest messages; or {hint}"),
-        };
-        self.work.with_id(Refusal { hint, ..refusal })
     }
 
     fn rank(&self) -> Vec<Ranked> {
@@ -215,7 +202,7 @@ impl<'a> Run<'a> {
         &self,
         target: &Target,
         order: &Order,
-        mut reserved: Reserved<'_>,
+        mut spending: Spending<'_>,
     ) -> Result<Generated, Refusal> {
         let (plugin, trail) = (self.plugin(), &self.work.trail);
         let began_ms = plugin.now_ms();
@@ -225,14 +212,13 @@ impl<'a> Run<'a> {
             begun.map_err(|ms| Refusal::new(Code::Unavailable, "left alone for now").retry_after_ms(ms))?;
         let counted = Counted { plugin, target, ticket: Some(ticket) };
         let number = trail.number();
-        self.limited_by.replace(reserved.limited_by.take());
+        self.limited_by.replace(spending.limited_by());
         self.announce(number, target).await?;
         let first_ms = Cell::new(None);
-        // As long as nothing else is known: it was asked, and read the request.
-        reserved.taken = self.guess(target, order, 0);
+        spending.begin();
         trail.begin(plugin.providers.name(target), self.work.place.entry.accepted_ms, began_ms);
         let asked = self.ask(target, order, &first_ms).await;
-        let usage = asked.as_ref().ok().map(|answer| answer.usage);
+        let told = asked.as_ref().ok().map(|answer| (answer.usage, size::of_words(answer)));
         let asked = asked.and_then(|answer| {
             schema::check(order.settings.response_format.as_ref(), &answer).map(|()| answer)
         });
@@ -242,17 +228,18 @@ impl<'a> Run<'a> {
         match &asked {
             Ok(answer) => {
                 plugin.catalogue.found(target.lane);
-                reserved.taken = self.took(target, &answer.usage);
+                spending.answered(&answer.usage, size::of_words(answer), true);
                 let first_ms = first_ms.get().unwrap_or(now_ms) - began_ms;
                 counted.answered(first_ms, answer.usage.total_tokens, now_ms);
             }
             Err(refusal) => {
-                reserved.taken = match (usage, trail.said()) {
+                match (told, trail.said()) {
                     // It answered, and not what was asked for.
-                    (Some(usage), _) => Taken { answered: false, ..self.took(target, &usage) },
-                    (None, 0) => Taken { asked: !is_absent(refusal), ..Taken::default() },
-                    (None, said) => self.guess(target, order, said),
-                };
+                    (Some((usage, bytes)), _) => spending.answered(&usage, bytes, false),
+                    (None, 0) => spending.end(Taken { asked: !is_absent(refusal), ..Taken::default() }),
+                    // It ends with what was said.
+                    (None, _) => {}
+                }
                 if is_absent(refusal) {
                     plugin.catalogue.missed(target.lane, &refusal.message, now_ms);
                 }
@@ -261,8 +248,8 @@ impl<'a> Run<'a> {
                 counted.refused(refusal, now_ms);
             }
         }
-        drop(reserved);
-        self.work.write_books();
+        drop(spending);
+        self.work.place.plugin.write_books();
         asked
     }
 
@@ -292,16 +279,19 @@ impl<'a> Run<'a> {
                 Piece::Delta(delta) => {
                     first_ms.set(first_ms.get().or(Some(plugin.now_ms())));
                     let calls = delta.tool_calls.iter().map(|call| call.arguments.len() + 1);
-                    let bytes = delta.text.len() + calls.sum::<usize>() + size::of_logprobs(&delta.logprobs);
-                    if bytes == 0 {
+                    let words = delta.text.len() + calls.sum::<usize>();
+                    let told = size::of_logprobs(&delta.logprobs);
+                    if words + told == 0 {
                         continue;
                     }
-                    if self.work.trail.say(bytes) > TEXT_BYTES_MAX {
-                        return Err(too_long());
+                    if self.work.trail.say(words, told) > TEXT_BYTES_MAX {
+                        return Err(hint::too_long(TEXT_BYTES_MAX));
                     }
                     self.work.pass_on(delta).await?;
                 }
-                Piece::Last(answer) if size::of_answer(&answer) > TEXT_BYTES_MAX => return Err(too_long()),
+                Piece::Last(answer) if size::of_answer(&answer) > TEXT_BYTES_MAX => {
+                    return Err(hint::too_long(TEXT_BYTES_MAX));
+                }
                 Piece::Last(answer) => return Ok(*answer),
             }
         }
@@ -368,11 +358,6 @@ fn is_of_the_request(refusal: &Refusal) -> bool {
         refusal.code,
         Code::InvalidPayload | Code::InvalidFrame | Code::Cancelled | Code::Conflict | Code::ShuttingDown
     )
-}
-
-fn too_long() -> Refusal {
-    Refusal::new(Code::TooLarge, format!("the answer is longer than {TEXT_BYTES_MAX} bytes"))
-        .hint("`max_tokens` limits it")
 }
 
 /// A number that differs between requests and attempts, to spread waits.

@@ -20,6 +20,8 @@ pub(crate) struct Trail {
     last: RefCell<Option<Refusal>>,
     /// Bytes that were passed on and are not void.
     said: Cell<usize>,
+    /// Those of them that are words, and not what is told about tokens.
+    words: Cell<usize>,
 }
 
 /// An attempt that has not ended.
@@ -95,14 +97,22 @@ impl Trail {
         self.said.get()
     }
 
-    /// Counts what is passed on; returns how much it is by now.
-    pub(super) fn say(&self, bytes: usize) -> usize {
-        self.said.set(self.said.get() + bytes);
+    /// Bytes of words that were passed on and are not void.
+    pub(super) fn words(&self) -> usize {
+        self.words.get()
+    }
+
+    /// Counts what is passed on, words and what is told about them; returns how much it
+    /// is by now.
+    pub(super) fn say(&self, words: usize, told: usize) -> usize {
+        self.words.set(self.words.get() + words);
+        self.said.set(self.said.get() + words + told);
         self.said.get()
     }
 
     /// What was passed on is void; returns whether there was any.
     pub(super) fn unsay(&self) -> bool {
+        self.words.set(0);
         self.said.take() > 0
     }
 }

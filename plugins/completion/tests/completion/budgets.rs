@@ -130,7 +130,7 @@ fn requests_that_run_together_cannot_spend_the_same_budget() {
 }
 
 #[test]
-fn a_cancelled_attempt_is_settled_with_what_it_read() {
+fn a_cancelled_attempt_is_settled_with_what_it_read_and_said() {
     let host = host(priced(json!({"few": {"tokens": 1000}})));
     let call = ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL, "max_tokens": 500}));
     host.chunk(&host.expect("openai:generate"), json!({"text": "hello"}));
@@ -138,7 +138,8 @@ fn a_cancelled_attempt_is_settled_with_what_it_read() {
     assert_eq!(budget(&host)["reserved"]["tokens"], 604);
     host.cancel(&call);
     let after = budget(&host);
-    assert_eq!((&after["reserved"]["tokens"], &after["used"]["tokens"]), (&json!(0), &json!(104)));
+    let (read, said) = (104, 6);
+    assert_eq!((&after["reserved"]["tokens"], &after["used"]["tokens"]), (&json!(0), &json!(read + said)));
 }
 
 #[test]
@@ -283,4 +284,96 @@ fn a_budget_cuts_every_one_of_several_answers() {
     );
     assert_eq!(told["alternatives"][0]["stop_reason"], "length");
     assert_eq!(told["limited_by"], json!({"budget": "few", "max_tokens": 10}));
+}
+
+#[test]
+fn a_reservation_that_is_given_back_and_made_again_outlives_a_crash() {
+    let limited = || {
+        let mut config = priced(json!({"few": {"calls": 9}}));
+        config["providers"]["openai"]["requests_per_minute"] = json!(1);
+        config
+    };
+    let space = FakeSpace::new();
+    let host = unhooked(Host::start_on(&space, limited()).unwrap());
+    // Both may begin when they ask for their reservations, and one of them afterwards.
+    space.stall(true);
+    let first = ask(&host, json!({"prompt": "1", "model": MODEL}));
+    ask(&host, json!({"prompt": "2", "model": MODEL}));
+    space.stall(false);
+    let asked = host.expect("openai:generate");
+    assert!(!host.has_asked(), "the other one has to wait");
+    host.advance(Duration::from_secs(60));
+    host.expect("openai:generate");
+    // The first writes down what has been settled, the reservation that was given back too.
+    host.end(&asked, answered());
+    end(&host, &first);
+    let host = unhooked(Host::start_on(&space, limited()).unwrap());
+    assert_eq!(usage(&host, json!(["model"]))["budgets"][0]["used"]["calls"], 2);
+}
+
+#[test]
+fn work_that_is_handed_over_while_nothing_can_be_written_stays_reserved() {
+    let budgets = || priced(json!({"few": {"calls": 2}}));
+    let space = FakeSpace::new();
+    let work = |host: &Host| {
+        let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
+        host.open_as("completion:async", json!({"prompt": "x", "model": MODEL}), &meta)
+    };
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    work(&host);
+    host.expect("openai:generate");
+    let reserved = |host: &Host| usage(host, json!(["model"]))["budgets"][0]["reserved"]["calls"].clone();
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    assert_eq!(reserved(&host), 1);
+    space.refuse(Some(Refusal::new(Code::Unavailable, "the state is away")));
+    assert_eq!(refusal(&host, &work(&host)).code, Code::Unavailable);
+    space.refuse(None);
+    assert_eq!(reserved(&host), 1);
+    let host = unhooked(Host::start_on(&space, budgets()).unwrap());
+    assert_eq!(reserved(&host), 1, "nobody knows how it ended");
+    let call = work(&host);
+    host.end(&host.expect("openai:generate"), answered());
+    assert!(matches!(host.next(&call), Answer::Reply(_)));
+    let standing = usage(&host, json!(["model"]))["budgets"][0].clone();
+    assert_eq!((&standing["used"]["calls"], &standing["reserved"]["calls"]), (&json!(1), &json!(0)));
+}
+
+#[test]
+fn an_answer_that_is_cancelled_at_its_end_is_paid_for_and_that_is_written_down_at_once() {
+    let config = || priced(json!({}));
+    let space = FakeSpace::new();
+    let host = unhooked(Host::start_on(&space, config()).unwrap());
+    let said = json!({"text": "x".repeat(4000)});
+    let calls = [(); 2].map(|()| ask(&host, json!({"prompt": "x".repeat(384), "model": MODEL})));
+    let asked = [(); 2].map(|()| host.expect("openai:generate"));
+    for one in &asked {
+        host.chunk(one, said.clone());
+    }
+    host.cancel(&calls[0]);
+    let status = host.request("completion:status", json!({})).unwrap();
+    host.request("completion:cancel", json!({"request_id": status["requests"][0]["request_id"]})).unwrap();
+    assert!(asked.iter().all(|one| host.has_cancelled(one)));
+    // A crash takes nothing of it.
+    let host = unhooked(Host::start_on(&space, config()).unwrap());
+    let total = usage(&host, json!(["model"]))["total"].clone();
+    assert_eq!(row(&total), (2, 0, 200, 2.0 * (0.0001 + 0.010_04)));
+    assert_eq!(total["completion_tokens"], 2 * 1004);
+}
+
+#[test]
+fn an_answer_whose_tokens_nobody_tells_is_not_for_free() {
+    let host = priced_host(json!({"few": {"tokens": 1000}}));
+    let call = ask(&host, json!({"prompt": "x".repeat(400), "model": MODEL}));
+    let asked = host.expect("openai:generate");
+    host.chunk(&asked, json!({"text": "y".repeat(800)}));
+    let mut untold = generated(&"y".repeat(800));
+    untold["usage"] = json!({});
+    host.end(&asked, untold);
+    assert_eq!(end(&host, &call)["usage"]["total_tokens"], 0, "what was told is passed on as it is");
+    let answer = usage(&host, json!(["model"]));
+    assert_eq!(answer["budgets"][0]["used"]["tokens"], 104 + 204);
+    assert_eq!(
+        (&answer["total"]["answered"], &answer["total"]["completion_tokens"]),
+        (&json!(1), &json!(204))
+    );
 }

@@ -1,5 +1,7 @@
 //! Conversations that are remembered, and what a model is given to read.
 
+use ksi_sdk::prelude::Refusal;
+
 use super::*;
 
 fn remembered(prompt: &str) -> Value {
@@ -310,4 +312,56 @@ fn a_fallback_reserves_what_it_reads_itself() {
     host.end(&asked, generated("x"));
     end(&host, &call);
     assert_eq!(reserved(), 0);
+}
+
+#[test]
+fn an_exchange_that_was_cancelled_or_failed_is_no_part_of_the_conversation() {
+    let host = default_host();
+    host.script("llama:models", |_| Ok(json!({"models": []})));
+    let say = |prompt: &str| ask(&host, json!({"prompt": prompt, "conversation_id": "c", "remember": true}));
+    let kept =
+        || host.request("completion:history", json!({"conversation_id": "c"})).unwrap()["messages"].clone();
+    let first = say("one");
+    generate(&host, &host.expect("llama:generate"), "1");
+    end(&host, &first);
+    let before = kept();
+    assert_eq!(before.as_array().unwrap().len(), 2);
+    let cancelled = say("two");
+    host.chunk(&host.expect("llama:generate"), json!({"text": "half an"}));
+    host.cancel(&cancelled);
+    assert_eq!(kept(), before);
+    let failed = say("three");
+    let asked = host.expect("llama:generate");
+    host.chunk(&asked, json!({"text": "half an"}));
+    host.refuse(&asked, Refusal::new(Code::PluginRestarted, "the worker died"));
+    host.next(&failed);
+    assert_eq!(refusal(&host, &failed).code, Code::PluginRestarted);
+    assert_eq!(kept(), before);
+    let next = say("four");
+    let asked = host.expect("llama:generate");
+    let read: Vec<_> = asked.data["messages"].as_array().unwrap().iter().map(|one| &one["content"]).collect();
+    assert_eq!(read, ["one", "1", "four"]);
+    generate(&host, &asked, "4");
+    end(&host, &next);
+    assert_eq!(kept().as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn of_a_request_with_more_messages_than_are_kept_the_last_are() {
+    let host = default_host();
+    host.script("llama:models", |_| Ok(json!({"models": []})));
+    let messages: Vec<_> = (0..500).map(|n| json!({"role": "user", "content": n.to_string()})).collect();
+    let request = json!({"messages": messages, "conversation_id": "c", "remember": true});
+    let work = |host: &Host| {
+        let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
+        let call = host.open_as("completion:async", request.clone(), &meta);
+        generate(host, &host.expect("llama:generate"), "the end");
+        assert!(matches!(host.next(&call), Answer::Reply(_)));
+        let kept = host.request("completion:history", json!({"conversation_id": "c"})).unwrap();
+        let kept = kept["messages"].as_array().unwrap().clone();
+        assert_eq!((kept.len(), &kept[0]["content"]), (400, &json!("101")));
+        assert_eq!(kept[399]["content"], "the end");
+    };
+    work(&host);
+    work(&host);
 }

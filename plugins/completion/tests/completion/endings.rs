@@ -147,3 +147,55 @@ fn a_graceful_stop_waits_for_what_was_begun_and_for_its_last_word() {
     assert!(told.contains(&("completion:result".into(), json!(running))));
     assert!(told.contains(&("completion:cancelled".into(), json!(given_up))));
 }
+
+#[test]
+fn whoever_waits_for_an_end_that_does_not_come_does_not_hold_up_a_stop() {
+    for (event, time) in [("completion:wait", "timeout_ms"), ("completion:get", "wait_ms")] {
+        let host = default_host();
+        ask(&host, json!({"prompt": "x", "model": "mock/hang"}));
+        let status = host.request("completion:status", json!({})).unwrap();
+        let wait = |id: &Value| host.open(event, json!({"request_id": id, time: 60_000}));
+        let live = wait(&status["requests"][0]["request_id"]);
+        let durable = wait(&json!("work-7"));
+        let asked = host.expect("work:wait");
+        assert_eq!((host.try_next(&live), host.try_next(&durable)), (None, None));
+        assert!(!host.drain(), "the request itself goes on");
+        for call in [live, durable] {
+            let refused = host.try_next(&call);
+            let Some(Answer::Refusal(refused)) = refused else { panic!("{event}: {refused:?}") };
+            assert_eq!((refused.code, refused.retryable), (Code::Unavailable, true), "{event}");
+            assert!(refused.retry_after_ms.is_some() && !refused.hint.is_empty(), "{refused:?}");
+        }
+        assert!(host.has_cancelled(&asked));
+        let late = wait(&status["requests"][0]["request_id"]);
+        assert!(matches!(host.try_next(&late), Some(Answer::Refusal(_))), "nor does one that comes later");
+    }
+}
+
+#[test]
+fn a_request_is_cancelled_while_it_is_prepared() {
+    let host = Host::start(json!({"providers": {"llama": {"concurrency": 1}}})).unwrap();
+    let (id, _) = accept(&host, json!({"prompt": "1"}));
+    let asked = host.expect("completion:pre_llm_prompt");
+    give_up(&host, &id);
+    assert!(host.has_cancelled(&asked));
+    assert_eq!(facts(&host, &id), ["completion:started", "completion:cancelled"]);
+    let host = unhooked(host);
+    let next = ask(&host, json!({"prompt": "2"}));
+    generate(&host, &host.expect("llama:generate"), "x");
+    assert_eq!(end(&host, &next)["text"], "x");
+}
+
+#[test]
+fn what_is_not_known_or_not_any_more_is_said_to_be_so() {
+    let host = host(json!({"results": {"age_s": 60}}));
+    let done = end(&host, &ask(&host, json!({"prompt": "x", "model": "mock/echo"})));
+    let get = |id: &Value| host.request("completion:get", json!({"request_id": id, "wait_ms": 1000}));
+    assert_eq!(get(&done["request_id"]).unwrap()["state"], "done");
+    host.advance(Duration::from_secs(61));
+    for id in [&done["request_id"], &json!("cmp-never"), &json!("cmp-")] {
+        let refused = get(id).unwrap_err();
+        assert_eq!((refused.code, refused.retryable), (Code::NotFound, false));
+        assert!(refused.message.contains(id.as_str().unwrap()) && !refused.hint.is_empty(), "{refused}");
+    }
+}

@@ -168,3 +168,29 @@ fn an_attempt_that_is_cancelled_is_in_the_list_of_no_other() {
     generate(&host, &host.expect("llama:generate"), "x");
     assert_eq!(outcomes(&end(&host, &call)), ["answered"]);
 }
+
+#[test]
+fn what_would_help_where_there_is_no_room_is_told() {
+    let host = host(json!({"providers": {"llama": {"models": {"small": {"context_length": 1000}}}}}));
+    let say = |role: &str, text: &str| json!({"role": role, "content": text});
+    let talk = |text: &str| json!([say("user", text), say("assistant", "b"), say("user", "c")]);
+    let hint = |request: Value, refuse: &dyn Fn(&Asked)| {
+        let call = ask(&host, request);
+        refuse(&host.expect("llama:generate"));
+        let refused = refusal(&host, &call);
+        assert_eq!(refused.code, Code::TooLarge);
+        refused.hint
+    };
+    // The answer is too long to be passed on.
+    let told =
+        hint(json!({"messages": talk("a")}), &|asked| host.end(asked, generated(&"x".repeat(9 << 20))));
+    assert!(told.contains("`max_tokens`") && !told.contains("`trim`"), "{told}");
+    // What is read would fit, and not with so long an answer.
+    let no_room = |asked: &Asked| host.refuse(asked, Refusal::new(Code::TooLarge, "no room"));
+    let long_answer = json!({"messages": talk("a"), "model": "llama/small", "max_tokens": 5000});
+    let told = hint(long_answer, &no_room);
+    assert!(told.contains("`max_tokens`") && !told.contains("`trim`"), "{told}");
+    // What is read does not fit.
+    let told = hint(json!({"messages": talk(&"a ".repeat(2000)), "model": "llama/small"}), &no_room);
+    assert!(told.contains("`trim`"), "{told}");
+}

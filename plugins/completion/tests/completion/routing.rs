@@ -256,3 +256,34 @@ fn only_ones_own_requests_are_counted() {
     assert_eq!(running("c", false), (0, 0));
     assert_eq!(running("c", true), (3, 3));
 }
+
+#[test]
+fn a_provider_that_wants_to_be_left_alone_for_a_day_is_shown_and_tried_again_before() {
+    const BELIEVED_MS: u64 = 900_000;
+    const DAY_MS: u64 = 86_400_000;
+    let host = default_host();
+    for event in ["llama:models", "openai:models", "anthropic:models", "claude-cli:models"] {
+        host.script(event, |_| Ok(json!({"models": []})));
+    }
+    let to = || json!({"prompt": "x", "model": "openai/gpt"});
+    let busy = || Refusal::new(Code::Busy, "the quota of the day\nis used up").retry_after_ms(DAY_MS);
+    let call = ask(&host, to());
+    host.refuse(&host.expect("openai:generate"), busy());
+    let refused = refusal(&host, &call);
+    assert_eq!((refused.code, refused.retry_after_ms), (Code::Busy, Some(DAY_MS)), "as it said");
+    let pauses =
+        || host.request("completion:providers", json!({})).unwrap()["providers"][1]["pauses"].clone();
+    let shown = pauses();
+    assert_eq!(shown[0]["why"], "gpt refused: the quota of the day is used up");
+    assert_eq!((&shown[0]["retry_after_ms"], &shown[0]["wished_ms"]), (&json!(BELIEVED_MS), &json!(DAY_MS)));
+    let until_ms = shown[0]["until_ms"].as_u64().unwrap();
+    host.advance(Duration::from_millis(BELIEVED_MS - 1));
+    assert_eq!((&pauses()[0]["until_ms"], &pauses()[0]["retry_after_ms"]), (&json!(until_ms), &json!(1)));
+    host.advance(Duration::from_millis(1));
+    assert_eq!(pauses(), Value::Null);
+    let call = ask(&host, to());
+    host.refuse(&host.expect("openai:generate"), busy());
+    refusal(&host, &call);
+    assert!(host.request("completion:request", to()).is_err() && !host.has_asked(), "it is asked once");
+    assert_eq!(pauses()[0]["retry_after_ms"], BELIEVED_MS);
+}

@@ -102,3 +102,20 @@ fn no_tenant_sees_the_budget_of_anothers_conversation() {
         assert_eq!(usage["budgets"][0]["used"]["calls"], calls, "{tenant}");
     }
 }
+
+#[test]
+fn a_stop_waits_until_all_that_was_used_is_written_down() {
+    let space = FakeSpace::new();
+    let host = unhooked(Host::start_on(&space, json!({})).unwrap());
+    let complete =
+        || host.request("completion:request", json!({"prompt": "x", "model": "mock/echo"})).unwrap();
+    space.stall(true);
+    complete();
+    // It is settled while the first is written.
+    complete();
+    assert!(!host.drain());
+    space.stall(false);
+    assert!(host.drained());
+    let host = unhooked(Host::start_on(&space, json!({})).unwrap());
+    assert_eq!(host.request("completion:usage", json!({})).unwrap()["total"]["calls"], 2);
+}

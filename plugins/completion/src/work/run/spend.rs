@@ -8,13 +8,71 @@ use crate::{
     books::{Expected, Reserved, Taken, cost},
     config::ModelConfig,
     order::{Order, estimated_tokens},
+    payload::LimitedBy,
     provider::Target,
 };
+
+/// What an attempt spends. Dropped before it ended, it has spent what was read and said
+/// by then: an answer that is given up at its last word is paid for.
+pub(super) struct Spending<'a> {
+    run: &'a Run<'a>,
+    target: &'a Target,
+    prompt_tokens: u64,
+    reserved: Reserved<'a>,
+    under_way: bool,
+}
+
+impl Spending<'_> {
+    /// The budget that says how long each answer may be.
+    pub(super) fn limited_by(&mut self) -> Option<LimitedBy> {
+        self.reserved.limited_by.take()
+    }
+
+    /// Somebody is asked now.
+    pub(super) fn begin(&mut self) {
+        self.under_way = true;
+    }
+
+    /// The attempt was answered with so many bytes of words, by what was asked for or by something
+    /// else. A provider that does not count tokens is not for free: they are estimated.
+    pub(super) fn answered(&mut self, told: &Usage, bytes: usize, answered: bool) {
+        let usage = self.counted(told, bytes.max(self.run.work.trail.words()));
+        self.end(Taken { answered, ..self.run.took(self.target, &usage) });
+    }
+
+    /// What was used, with what nobody told.
+    fn counted(&self, told: &Usage, bytes: usize) -> Usage {
+        let or = |told: u64, estimate: u64| if told == 0 { estimate } else { told };
+        Usage {
+            prompt_tokens: or(told.prompt_tokens, self.prompt_tokens),
+            completion_tokens: or(told.completion_tokens, estimated_tokens(bytes)),
+            ..*told
+        }
+    }
+
+    /// The attempt has ended, and that is what it took.
+    pub(super) fn end(&mut self, taken: Taken) {
+        (self.reserved.taken, self.under_way) = (taken, false);
+    }
+}
+
+impl Drop for Spending<'_> {
+    fn drop(&mut self) {
+        if self.under_way {
+            let usage = self.counted(&Usage::default(), self.run.work.trail.words());
+            self.reserved.taken = Taken { answered: false, ..self.run.took(self.target, &usage) };
+        }
+    }
+}
 
 impl Run<'_> {
     /// Reserves in the budgets that apply what the next attempt is expected to take; of
     /// what is read nobody knows before whether it comes from a cache, or goes there.
-    pub(super) async fn reserve(&self, target: &Target, order: &Order) -> Result<Reserved<'_>, Refusal> {
+    pub(super) async fn reserve<'s>(
+        &'s self,
+        target: &'s Target,
+        order: &Order,
+    ) -> Result<Spending<'s>, Refusal> {
         let plugin = self.plugin();
         let (needs, config) = (order.needs(), plugin.providers.of(target).model(&target.model));
         let expected = Expected {
@@ -25,10 +83,12 @@ impl Run<'_> {
             prompt_price: config.dearest_prompt_price(),
             completion_price: config.completion_price,
         };
-        let attempt = (self.work.place.entry.id.clone(), self.work.trail.number());
         let who = crate::who(&self.work.ctx, order.agent.as_deref(), order.conversation.as_deref());
         let model = plugin.providers.name(target).to_string();
-        plugin.books.reserve(&plugin.ctx, attempt, &who, &model, expected).await
+        let id = &self.work.place.entry.id;
+        let reserved = plugin.books.reserve(&plugin.ctx, id, &who, &model, expected).await?;
+        let prompt_tokens = needs.prompt_tokens;
+        Ok(Spending { run: self, target, prompt_tokens, reserved, under_way: false })
     }
 
     /// Most tokens of an answer whose request does not say. More than the context has
@@ -39,16 +99,6 @@ impl Run<'_> {
         let room = context.map(|context| context.saturating_sub(prompt_tokens).max(1));
         let room = room.and_then(|room| u32::try_from(room).ok()).unwrap_or(u32::MAX);
         plugin.config.answer_tokens.min(room)
-    }
-
-    /// What an attempt has taken so far, where its provider does not say.
-    pub(super) fn guess(&self, target: &Target, order: &Order, said: usize) -> Taken {
-        let usage = Usage {
-            prompt_tokens: order.needs().prompt_tokens,
-            completion_tokens: estimated_tokens(said),
-            ..Usage::default()
-        };
-        Taken { answered: false, ..self.took(target, &usage) }
     }
 
     pub(super) fn took(&self, target: &Target, usage: &Usage) -> Taken {
