@@ -132,24 +132,37 @@ fn standing(budget: &Budget) -> String {
 async fn providers(at: &Invocation) -> Result<()> {
     let client = at.connect().await?;
     let answer = at.value(&client, "completion:providers", &json!({})).await?;
+    at.out.print(&answering(&answer)?)
+}
+
+fn answering(answer: &Value) -> Result<Report> {
     let mut table = Table::new(&["PROVIDER", "MODELS", "RUNNING", "QUEUED", "STATE", "+HINT"]);
     let mut names = Vec::new();
-    for provider in list(&answer, "providers") {
+    for provider in list(answer, "providers") {
         let models = provider["models"].as_array().map_or_else(|| "-".into(), |all| all.len().to_string());
         let open =
             list(provider, "breakers").map(|one| format!("{} {}", text(one, "model"), text(one, "state")));
-        let open: Vec<_> = open.collect();
+        let open: Vec<_> = list(provider, "pauses").map(pause).chain(open).collect();
         let state = match provider["unavailable"].as_str() {
             Some(why) => why.to_owned(),
             None if open.is_empty() => "ok".into(),
-            None => open.join(", "),
+            None => open.join("; "),
         };
         let running = format!("{}/{}", provider["running"], provider["concurrency"]);
         let queued = provider["queued"].to_string();
         table.row([text(provider, "name"), models, running, queued, state, text(provider, "hint")]);
         names.push(text(provider, "name"));
     }
-    at.out.print(&Report::list(&answer, "providers", names, table)?)
+    Report::list(answer, "providers", names, table)
+}
+
+/// Who is left alone, for how long, and why.
+fn pause(one: &Value) -> String {
+    let who = one["model"].as_str().map_or_else(String::new, |model| format!("{model} "));
+    let time = |key: &str| one[key].as_u64().map(millis);
+    let left = time("retry_after_ms").unwrap_or_else(|| "-".into());
+    let wished = time("wished_ms").map_or_else(String::new, |wished| format!(" (it said {wished})"));
+    format!("{who}paused for {left}{wished}: {}", text(one, "why"))
 }
 
 async fn route(at: &Invocation, ask: &Value) -> Result<()> {
@@ -210,6 +223,26 @@ mod tests {
         let whole: Value = serde_json::from_str(&printed(&report, Format::Json)).unwrap();
         assert_eq!((&whole["total"]["money"], &whole["rows"][0]["model"]), (&json!(0.5), &json!("openai/x")));
         assert_eq!(standing(&usage.budgets[0]), "budget daily: 2 of 10 calls; starts over in 5.0 s");
+    }
+
+    #[test]
+    fn providers_that_are_left_alone_are_shown_with_until_when_and_why() {
+        let provider = |name: &str, more: Value| {
+            let mut one = json!({"name": name, "models": [], "running": 0, "queued": 2, "concurrency": 8});
+            one.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            one
+        };
+        let pause = json!({"until_ms": 1_800_000_000_000_u64, "retry_after_ms": 5000, "wished_ms": 86_400_000,
+                           "why": "gpt refused: the quota is used up"});
+        let of_one = json!({"model": "big", "until_ms": 1, "retry_after_ms": 2000, "why": "no room"});
+        let answer = json!({"providers": [
+            provider("openai", json!({"pauses": [pause, of_one]})),
+            provider("mock", json!({}))]});
+        let shown = printed(&answering(&answer).unwrap(), Format::Table);
+        let day = millis(86_400_000);
+        let paused = format!("paused for 5.0 s (it said {day}): gpt refused: the quota is used up; ");
+        assert!(shown.contains(&(paused + "big paused for 2.0 s: no room")), "{shown}");
+        assert!(shown.contains("ok"), "{shown}");
     }
 
     #[test]
