@@ -1,7 +1,7 @@
 //! The completion service through a real daemon: hooks of other plugins, usage and
 //! budgets over a crash, conversations that are remembered, and what `ksi` shows.
 
-use ksi_tests::{Daemon, Home, library, stdout};
+use ksi_tests::{Daemon, Home, library, stdout, wait_until};
 use serde_json::{Value, json};
 
 const NO_MODEL: &str = "[plugins.llama]\nenabled = false\n";
@@ -104,6 +104,30 @@ fn whoever_waits_for_a_request_hears_how_it_ended_or_that_it_has_not() {
     assert!(["queued", "running"].contains(&open["state"].as_str().unwrap()), "{open}");
     daemon.ask("completion:cancel", json!({"request_id": brief["request_id"]})).expect("it is open");
     assert_eq!(daemon.ask("completion:wait", brief).expect("a state")["state"], "cancelled");
+}
+
+#[test]
+fn whoever_has_little_time_to_wait_hears_in_time_that_it_has_not_ended() {
+    let daemon = Home::with_config(NO_MODEL).start();
+    daemon.ready();
+    let hang = json!({"prompt": "x", "model": "mock/hang"});
+    let mut live = daemon.lines();
+    live.send(&json!({"event": "completion:request", "data": hang}));
+    let mut live_id = Value::Null;
+    wait_until("the request is open", || {
+        live_id = daemon.ask("completion:status", json!({})).unwrap()["requests"][0]["request_id"].clone();
+        live_id.is_string()
+    });
+    let mut durable = daemon.lines();
+    durable.send(&json!({"event": "completion:async", "data": hang}));
+    let durable_id = durable.receive()["accepted"]["request_id"].clone();
+    for id in [live_id, durable_id] {
+        let mut lines = daemon.lines();
+        let data = json!({ "request_id": id });
+        lines.send(&json!({"event": "completion:wait", "data": data, "timeout_ms": 500}));
+        let answer = lines.receive();
+        assert_eq!(answer["data"]["request_id"], id, "{answer}");
+    }
 }
 
 #[test]
