@@ -261,6 +261,41 @@ fn an_adapter_that_nobody_has_signed_is_not_laid_over_a_model_that_somebody_has(
 }
 
 #[test]
+fn a_signed_model_does_not_speak_for_another_file_of_its_name() {
+    let vault = Vault::signed(REQUIRED, &["checkpoint", "completion", "echo", "llama", "state"]);
+    let models = vault.home.paths().models_dir();
+    let other = [TINY, &[0]].concat();
+    for (name, bytes) in [("x", TINY), ("a/x", other.as_slice()), ("b/x", TINY)] {
+        let path = models.join(format!("{name}.gguf"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    }
+    vault.fine(&["key", "create", "models", "--no-password"]);
+    vault.fine(&["model", "sign", "x", "a/x"]);
+    vault.fine(&["model", "verify"]);
+    let daemon = vault.start();
+    daemon.ready();
+    for name in ["x", "a/x"] {
+        daemon
+            .ask("llama:load", json!({"model": name}))
+            .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+    }
+    // The same bytes as `x`, and not where they were signed.
+    let refusal = daemon.ask("llama:load", json!({"model": "b/x"})).unwrap_err();
+    assert_eq!(refusal["code"], "denied", "{refusal}");
+    assert!(refusal["message"].as_str().unwrap().contains("b/x.gguf is not signed"), "{refusal}");
+    let signed = daemon.ksi(&["model", "sign", "b/x"]);
+    assert!(signed.status.success(), "{}", stderr(&signed));
+    daemon.ask("llama:load", json!({"model": "b/x"})).unwrap();
+    // A signed one in the place of another.
+    daemon.ask("llama:unload", json!({"model": "a/x"})).unwrap();
+    fs::copy(models.join("x.gguf"), models.join("a/x.gguf")).unwrap();
+    let refusal = daemon.ask("llama:load", json!({"model": "a/x"})).unwrap_err();
+    assert!(refusal["message"].as_str().unwrap().contains("a/x.gguf is not what was signed"), "{refusal}");
+}
+
+#[test]
 fn without_a_key_of_models_there_is_the_built_in_model_and_a_word_about_the_others() {
     let vault = Vault::signed(REQUIRED, &["checkpoint", "completion", "echo", "llama", "state"]);
     add_model(&vault.home.paths().models_dir(), "mine", TINY);

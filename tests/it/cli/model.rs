@@ -78,6 +78,31 @@ fn an_adapter_is_added_listed_as_one_and_laid_over_the_model_that_names_it() {
 }
 
 #[test]
+fn a_model_is_loaded_with_settings_of_its_own_and_shown_with_them_until_it_is_unloaded() {
+    let daemon = started();
+    let load = |more: &[&str]| daemon.ksi(&[&["model", "load", "ksi-tiny", "-o", "json"], more].concat());
+    let loaded = data(load(&["--set", "context=256", "--set", "flash_attn=off", "--set", "slots=1"]));
+    assert_eq!((&loaded["context"], &loaded["slots"]), (&256.into(), &1.into()));
+    fine(daemon.ksi(&["ask", "hi"]));
+    let shown = stdout(&fine(daemon.ksi(&["model", "show", "ksi-tiny"])));
+    for part in ["context=256 (request)", "flash_attn=off (request)", "slots=1 (request)"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let list = stdout(&fine(daemon.ksi(&["model", "list", "-o", "wide"])));
+    assert!(list.contains("SETTINGS") && list.contains("flash_attn=off"), "{list}");
+    let refused = error(load(&["--set", "thread=1", "--set", "mlock=3"]), 2);
+    assert_eq!(refused["code"], "invalid_payload", "{refused}");
+    let words = refused["message"].as_str().expect("words");
+    assert!(
+        words.contains("did you mean `threads`?") && words.contains("`settings.mlock` is 3"),
+        "{refused}"
+    );
+    assert!(failed(load(&["--set", "threads"]), 2).contains("NAME=VALUE"));
+    fine(daemon.ksi(&["model", "unload", "ksi-tiny"]));
+    assert_eq!(data(load(&[]))["context"], 1024);
+}
+
+#[test]
 fn even_the_toy_says_enough_to_be_measured() {
     let daemon = started();
     let report =
