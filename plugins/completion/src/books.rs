@@ -151,9 +151,9 @@ impl Books {
         !self.rules.is_empty()
     }
 
-    /// Whether all that is settled is written down.
-    pub(crate) fn are_written(&self) -> bool {
-        self.pending.borrow().is_empty()
+    /// Whether something is settled that nobody writes down: who does goes on to the last.
+    pub(crate) fn are_left(&self) -> bool {
+        !self.pending.borrow().is_empty() && !self.keeping.is_writing()
     }
 
     /// The budgets that apply to somebody, each with the name of the account.

@@ -414,7 +414,7 @@ impl Completion {
 
     /// Lets what was used be written down, beside whatever else goes on.
     fn write_books(self: &Rc<Self>) {
-        if !self.books.are_written() {
+        if self.books.are_left() {
             let plugin = self.clone();
             self.ctx.spawn(async move { plugin.books.flush(&plugin.ctx).await });
         }

@@ -79,6 +79,12 @@ pub(super) struct Keeping {
     written: Signal,
 }
 
+impl Keeping {
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.get()
+    }
+}
+
 fn key(kind: &str, name: &impl Serialize) -> String {
     // A list of texts and numbers can always be written.
     format!("{kind}/{}", serde_json::to_string(name).unwrap_or_default())
