@@ -282,6 +282,96 @@ def gguf_header():
     }
     for name, data in cases.items():
         write("gguf_header", name, data)
+    for name, data in (model_cases(weights) | adapter_cases()).items():
+        write("gguf_header", name, data)
+
+
+def model_cases(weights):
+    def changed(**entries):
+        return gguf_file(llama_entries(**entries), weights)
+
+    def tokens(*texts):
+        return ARRAY, array(TEXT, [text(one) for one in texts])
+
+    def kinds(*numbers):
+        return ARRAY, array(5, [struct.pack("<i", n) for n in numbers])
+
+    def u32(number):
+        return U32, struct.pack("<I", number)
+
+    integers = [(0, "<B"), (1, "<b"), (2, "<H"), (3, "<h"), (4, "<I"), (5, "<i"), (10, "<Q"), (11, "<q")]
+    every = {f"a__{kind}": (kind, struct.pack(form, 1)) for kind, form in integers}
+    heads = {f"b__{kind}__attention__head_count": (ARRAY, array(kind, [struct.pack(form, 1)] * 2))
+             for kind, form in integers}
+    return {
+        "every-kind-of-value": changed(**every, **heads, c__12=(12, bytes(8)), c__6=(F32, bytes(4))),
+        "heads-by-layer": changed(
+            llama__attention__head_count=(ARRAY, array(U32, [struct.pack("<I", n) for n in (1, 2)]))),
+        "heads-by-layer-negative": changed(
+            llama__attention__head_count_kv=(ARRAY, array(5, [struct.pack("<i", -1)]))),
+        "heads-by-layer-none": changed(llama__attention__head_count=(ARRAY, array(U32, []))),
+        "heads-text": changed(llama__attention__head_count=(TEXT, text(b"2"))),
+        "context-2-63": changed(llama__context_length=(U64, struct.pack("<Q", 1 << 63))),
+        "embedding-beyond": changed(llama__embedding_length=u32((1 << 20) + 1)),
+        "largest-of-all": changed(
+            llama__block_count=u32(512), llama__context_length=u32(1 << 31),
+            llama__embedding_length=u32(1 << 20), llama__attention__head_count=u32(0xFFFFFFFF),
+            llama__attention__key_length=u32(0xFFFFFFFF), llama__attention__value_length=u32(0xFFFFFFFF)),
+        "split": changed(split__count=(2, b"\x03\x00"), split__no=(2, b"\x01\x00")),
+        "split-of-one": changed(split__count=(2, b"\x01\x00")),
+        "file-type": changed(general__file_type=u32(7)),
+        "file-type-unknown": changed(general__file_type=u32(4096)),
+        "reads-both-ways": changed(llama__attention__causal=(BOOL, b"\x00")),
+        "pooling-last": changed(llama__pooling_type=u32(3)),
+        "pooling-ranks": changed(llama__pooling_type=u32(4)),
+        "no-vocabulary": changed(tokenizer__ggml__model=(TEXT, text(b"none"))),
+        "vocabulary-of-numbers": changed(tokenizer__ggml__tokens=(ARRAY, array(U32, [bytes(4)]))),
+        "vocabulary-empty": changed(tokenizer__ggml__tokens=tokens()),
+        "token-ends-at-nul": changed(tokenizer__ggml__tokens=tokens(b"a", b"a\0b", b"c")),
+        "tokens-empty": changed(tokenizer__ggml__tokens=tokens(b"", b"[EMPTY_0]", b"c")),
+        "byte-tokens": changed(
+            tokenizer__ggml__tokens=tokens(b"<0xAF>", b"<0x09>", b"c"),
+            tokenizer__ggml__token_type=kinds(6, 6, 1)),
+        "byte-token-lower": changed(
+            tokenizer__ggml__tokens=tokens(b"<0xaf>", b"b", b"c"),
+            tokenizer__ggml__token_type=kinds(6, 1, 1)),
+        "scores": changed(tokenizer__ggml__scores=(ARRAY, array(F32, [bytes(4)] * 3))),
+        "scores-too-few": changed(tokenizer__ggml__scores=(ARRAY, array(F32, [bytes(4)]))),
+        "scores-of-integers": changed(tokenizer__ggml__scores=(ARRAY, array(U32, [bytes(4)] * 3))),
+        "merges-of-numbers": changed(tokenizer__ggml__merges=(ARRAY, array(U32, [bytes(4)]))),
+        "template": changed(tokenizer__chat_template=(TEXT, text(b"{{ messages }}"))),
+    }
+
+
+def adapter_cases():
+    def adapter(tensors, **changes):
+        entries = {
+            "general.architecture": (TEXT, text(b"llama")),
+            "general.type": (TEXT, text(b"adapter")),
+            "adapter.type": (TEXT, text(b"lora")),
+            "adapter.lora.alpha": (F32, struct.pack("<f", 16.0)),
+        } | {key.replace("__", "."): value for key, value in changes.items()}
+        return gguf_file([entry(key.encode(), *value) for key, value in entries.items()], tensors)
+
+    def pair(of=b"blk.0.attn_q.weight", ranks=(4, 4), kind=0):
+        return [tensor(of + b".lora_a", [8, ranks[0]], kind),
+                tensor(of + b".lora_b", [ranks[1], 8], kind, offset=128)]
+
+    return {
+        "adapter": adapter(pair()),
+        "adapter-with-norms": adapter(pair() + [tensor(b"output_norm.weight", [8], offset=256)]),
+        "adapter-of-no-kind": adapter(pair(), adapter__type=(TEXT, text(b"control_vector"))),
+        "adapter-alpha-integer": adapter(pair(), adapter__lora__alpha=(U32, bytes(4))),
+        "adapter-invoked": adapter(pair(), adapter__alora__invocation_tokens=(ARRAY, array(U32, [bytes(4)]))),
+        "adapter-half": adapter(pair()[:1]),
+        "adapter-other-half": adapter([tensor(b"a.lora_b", [4, 8])]),
+        "adapter-ranks-differ": adapter(pair(ranks=(4, 2))),
+        "adapter-of-tokens": adapter(pair(b"token_embd.weight")),
+        "adapter-of-experts": adapter(pair(b"blk.0.ffn_up_exps.weight")),
+        "adapter-deep": adapter([tensor(b"a.lora_a", [2, 2, 2])]),
+        "adapter-of-integers": adapter(pair(kind=24)),
+        "adapter-of-anything": adapter([tensor(b"blk.0.attn_q.weight", [8, 4])]),
+    }
 
 
 def config():
