@@ -17,19 +17,22 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-/// What a child inherits of the daemon's environment. Everything else is
-/// cleared: secrets have no business there.
-const INHERITED: [&str; 5] = ["PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "RUST_BACKTRACE"];
+/// What a child inherits of the daemon's environment, which graphics cards it is to
+/// use among it. Everything else is cleared: secrets have no business there.
+const INHERITED: [&str; 6] =
+    ["PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "RUST_BACKTRACE"];
 
 /// What every child is given: no debugger is started by a failing assertion of
-/// ggml, and a thread of OpenMP that waits for the others turns 20,000 times, about
-/// a millisecond, before it sleeps: in the computations of a model they meet
-/// hundreds of times for each token. Where there are more threads than processors
+/// ggml, and a thread of OpenMP that waits for the others turns 300,000 times, some
+/// milliseconds, before it sleeps: in the computations of a model they meet
+/// hundreds of times for each token, and in those of a prompt they wait long for
+/// the last one. Who sleeps there looks like one whose processor somebody else
+/// has, and llama's engine takes that for a crowd. Where there are more threads than processors
 /// it turns a thousand times, which is what is meant by `active` then; with what
 /// OpenMP does by itself two models that share the processors would keep each
 /// other from working.
 const GIVEN: [(&str, &str); 3] =
-    [("GGML_NO_BACKTRACE", "1"), ("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "20000")];
+    [("GGML_NO_BACKTRACE", "1"), ("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "300000")];
 
 type Job = (Command, oneshot::Sender<io::Result<(Child, Host)>>);
 

@@ -14,6 +14,7 @@ fn with_child() -> (Daemon, u32) {
         [plugins.echo_child]\nenabled = true\nlimits = { memory_mb = 300, files = 99, file_mb = 7 }\n";
     let daemon = Home::with_config(config).start_with(|command| {
         command.env("A_TOKEN", SECRET).env("OMP_WAIT_POLICY", "active").env("GOMP_SPINCOUNT", "7");
+        command.env("CUDA_VISIBLE_DEVICES", "1").env("GGML_VK_VISIBLE_DEVICES", "0");
     });
     daemon.ready();
     let pid = daemon.plugin("echo_child").pid.expect("a child has one");
@@ -59,6 +60,7 @@ fn a_child_inherits_no_secret() {
         "TMPDIR",
         "LD_LIBRARY_PATH",
         "CUDA_VISIBLE_DEVICES",
+        "GGML_VK_VISIBLE_DEVICES",
         "RUST_BACKTRACE",
         "GGML_NO_BACKTRACE",
         "OMP_WAIT_POLICY",
@@ -67,8 +69,12 @@ fn a_child_inherits_no_secret() {
     for variable in environment.split('\0').filter(|variable| !variable.is_empty()) {
         let (name, value) = variable.split_once('=').expect("a variable");
         assert!(known.contains(&name), "{name} has no business in a child");
-        assert!(name != "GOMP_SPINCOUNT" || value == "20000");
+        assert!(name != "GOMP_SPINCOUNT" || value == "300000");
         assert!(name != "OMP_WAIT_POLICY" || value == "active");
+    }
+    // Which cards it is to use is for whoever starts the daemon to say.
+    for chosen in ["CUDA_VISIBLE_DEVICES=1", "GGML_VK_VISIBLE_DEVICES=0"] {
+        assert!(environment.is_empty() || environment.split('\0').any(|variable| variable == chosen));
     }
 }
 
