@@ -167,6 +167,17 @@ fn one_library_answers_under_two_namespaces_side_by_side() {
 }
 
 #[test]
+fn what_is_longer_than_any_name_is_refused_without_being_looked_for() {
+    let daemon = daemon();
+    let long = "a".repeat(1024 * 1024);
+    for (event, field) in [("system:describe", "event"), ("system:discover", "namespace")] {
+        let refusal = daemon.ask(event, json!({field: long})).expect_err("there is no such name");
+        assert_eq!(refusal["code"], "invalid_payload");
+        assert_eq!(refusal["message"], "a name of 1048576 bytes; the longest have 128");
+    }
+}
+
+#[test]
 fn a_library_that_is_not_in_the_manifest_comes_and_goes() {
     let daemon = daemon();
     for placement in PLACEMENTS {

@@ -71,7 +71,11 @@ fn read_user(
     mut section: Section<'_>,
     roles: &BTreeMap<String, Vec<Capability>>,
 ) -> Option<(super::Origin, User)> {
-    let uid = section.get_required("uid", "`id -u NAME` prints it", whole(0..=u64::from(u32::MAX - 1)));
+    let uid = section.get_required(
+        "uid",
+        || "`id -u NAME` prints it".to_owned(),
+        whole(0..=u64::from(u32::MAX - 1)),
+    );
     let tenant = section.get(
         "tenant",
         LOCAL_TENANT.to_owned(),

@@ -137,14 +137,16 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         let message = format!("`{}` is no name for a plugin", section.own_name());
         section.report.problem(&section.at, message, "lower-case letters, digits, `_` and `-`, at most 64");
     }
-    let others = names.iter().map(String::as_str).filter(|other| *other != name);
-    let hint = match nearest(name, others) {
-        Some(other) => format!("did you mean `plugins.{other}`? A new plugin needs a library"),
-        None => "a new plugin needs one, for example library = \"libplugin_echo.so\"".to_owned(),
+    let hint = || {
+        let others = names.iter().map(String::as_str).filter(|other| *other != name);
+        match nearest(name, others) {
+            Some(other) => format!("did you mean `plugins.{other}`? A new plugin needs a library"),
+            None => "a new plugin needs one, for example library = \"libplugin_echo.so\"".to_owned(),
+        }
     };
     let library = section.get_required(
         "library",
-        &hint,
+        hint,
         text_where(
             is_library,
             "the name of a file, or an absolute path",
@@ -272,8 +274,11 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
             "two or more words of lower-case letters, digits and `_`, joined by dots",
         )
     };
-    let permission =
-        section.get_required("permission", "for example permission = \"completion.use\"", a_permission());
+    let permission = section.get_required(
+        "permission",
+        || "for example permission = \"completion.use\"".to_owned(),
+        a_permission(),
+    );
     let emit = section.get_optional("emit", None, a_permission());
     let usual = Audit::of_permission(permission.as_deref().unwrap_or_default());
     let audit = section.get("audit", usual, choice(&AUDITS));

@@ -93,10 +93,18 @@ impl fmt::Display for Invalid {
     }
 }
 
+/// Longest text in bytes that may be a name misspelt: all that there are, are
+/// shorter. To compare two texts takes memory and time in both lengths.
+const NAME_BYTES_MAX: usize = 256;
+
 /// The nearest of some names, where one is near enough to be meant.
 pub(super) fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if text.len() > NAME_BYTES_MAX {
+        return None;
+    }
+    let names = names.into_iter().filter(|name| name.len() <= NAME_BYTES_MAX);
     let score = |name: &'a str| (strsim::normalized_damerau_levenshtein(text, name), name);
-    let best = names.into_iter().map(score).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let best = names.map(score).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 >= 0.6).then_some(best.1)
 }
 

@@ -157,17 +157,17 @@ impl<'a> Section<'a> {
         value
     }
 
-    /// A value that some layer must have.
+    /// A value that some layer must have; `hint` is for where none has.
     pub(super) fn get_required<T: Shown>(
         &mut self,
         key: &'static str,
-        hint: &str,
+        hint: impl FnOnce() -> String,
         parse: impl Fn(&Node) -> Parsed<T>,
     ) -> Option<T> {
         let absent = self.node(key).is_none();
         let parsed = self.parsed(key, parse);
         if absent && self.report.is_whole() {
-            self.report.problem(&self.at, format!("`{}` has no `{key}`", self.own_name()), hint);
+            self.report.problem(&self.at, format!("`{}` has no `{key}`", self.own_name()), hint());
         }
         let (value, origin) = parsed?;
         self.record(key, value.shown(), &origin);

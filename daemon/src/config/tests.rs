@@ -564,3 +564,14 @@ fn the_corpus_of_files_is_understood_or_refused_with_a_reason() {
     }
     assert!(understood > 0 && refused >= 10, "{understood} understood, {refused} refused");
 }
+
+#[test]
+fn names_of_any_length_are_refused_without_being_compared() {
+    // To compare these two would take a terabyte.
+    let long = "a".repeat(400_000);
+    let longer = format!("{long}b");
+    let complaint = file(&format!("[plugins.{long}]\n[plugins.{longer}]\n")).complaint();
+    assert!(complaint.contains("is no name for a plugin"));
+    assert_eq!(problem::nearest(&long, [longer.as_str()]), None);
+    assert_eq!(problem::nearest("completoin", [longer.as_str(), "completion"]), Some("completion"));
+}

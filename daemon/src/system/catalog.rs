@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ksi_protocol::{
     Code, Descriptor, EventName, Refusal,
+    limits::NAME_BYTES_MAX,
     system::{Discover, Discovery, EventInfo, EventKind, PluginState},
 };
 
@@ -106,6 +107,7 @@ impl Declared {
 
 /// `system:discover`.
 pub(super) fn discover(fleet: &Fleet, config: &Config, ask: &Discover) -> Result<Discovery, Refusal> {
+    check(ask.namespace.as_deref().unwrap_or_default())?;
     let mut events = all(fleet);
     if let Some(namespace) = &ask.namespace {
         let namespaces: Vec<String> = events.iter().map(|event| event.namespace().to_owned()).collect();
@@ -119,12 +121,23 @@ pub(super) fn discover(fleet: &Fleet, config: &Config, ask: &Discover) -> Result
 
 /// `system:describe`.
 pub(super) fn describe(fleet: &Fleet, config: &Config, name: &str) -> Result<EventInfo, Refusal> {
+    check(name)?;
     let mut events = all(fleet);
     if let Some(at) = events.iter().position(|event| event.event == name) {
         return Ok(events.swap_remove(at).info(config, true));
     }
     let names: Vec<String> = events.into_iter().map(|event| event.event).collect();
     Err(Refusal::new(Code::NotFound, format!("no event named `{name}`")).hint(nearest(name, &names)))
+}
+
+/// Refuses what is longer than any name: to look for those that are alike would take
+/// time in its length, as often as somebody asks.
+fn check(name: &str) -> Result<(), Refusal> {
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("a name of {} bytes; the longest have {NAME_BYTES_MAX}", name.len());
+    Err(Refusal::new(Code::InvalidPayload, message).hint("`ksi discover` lists all"))
 }
 
 /// The names that a user may have meant.
