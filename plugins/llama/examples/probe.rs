@@ -5,11 +5,12 @@
 //! ```text
 //! probe gen MODEL.gguf PROMPT TOKENS         # greedy; prints a Rust string
 //! probe bench MODEL.gguf THREADS AT_ONCE     # prints tokens per second
-//! probe bare MODEL.gguf THREADS TOKENS       # the same of the bare loop alone
+//! probe bare MODEL.gguf THREADS TOKENS [AT_ONCE]   # the same of the bare loop alone
 //! ```
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -42,8 +43,9 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             println!("{:?}", end["text"].as_str().unwrap_or_default());
         }
         ["bench", model, threads, at_once] => bench(model, threads.parse()?, at_once.parse()?)?,
-        ["bare", model, threads, tokens] => {
-            let speed = bare(model, threads.parse()?, tokens.parse()?)?;
+        ["bare", model, threads, tokens, at_once @ ..] if at_once.len() < 2 => {
+            let at_once = at_once.first().map_or(Ok(1), |at_once| at_once.parse())?;
+            let speed = bare(model, threads.parse()?, tokens.parse()?, at_once)?;
             println!("{:.2} tokens/s end to end, {:.2} after the first", speed.end_to_end, speed.after_first);
         }
         _ => return Ok(ExitCode::from(2)),
@@ -76,10 +78,10 @@ fn bench(model: &str, threads: u32, at_once: usize) -> Result<(), Box<dyn std::e
         best = best.max((tokens * at_once as u64) as f64 / began.elapsed().as_secs_f64());
         let speeds = ends.iter().filter_map(|end| end["timings"]["generate_per_second"].as_f64());
         inside_best = inside_best.max(speeds.sum());
-        bare_best = bare_best.max(bare(model, threads, tokens)?.end_to_end);
+        bare_best = bare_best.max(bare(model, threads, tokens, at_once)?.end_to_end);
     }
     println!("plugin, {at_once} at once: {best:.0} tokens/s end to end, {inside_best:.0} by its own count");
-    println!("bare loop, 1 alone: {bare_best:.0} tokens/s end to end");
+    println!("bare loop, {at_once} at once: {bare_best:.0} tokens/s end to end");
     Ok(())
 }
 
@@ -93,41 +95,56 @@ fn finish(host: &Host, call: &Call) -> Value {
     }
 }
 
-/// Tokens per second.
+/// Tokens per second of all sequences together.
 struct Speed {
-    /// The reading of the prompt included.
+    /// The reading of the prompts included.
     end_to_end: f64,
     after_first: f64,
 }
 
-/// The same generation with nothing around llama.cpp.
-fn bare(path: &str, threads: u32, tokens: u64) -> Result<Speed, Box<dyn std::error::Error>> {
+/// The same generations with nothing around llama.cpp: all prompts in one batch,
+/// then one token of each in every batch.
+fn bare(path: &str, threads: u32, tokens: u64, at_once: usize) -> Result<Speed, Box<dyn std::error::Error>> {
     let backend = backend::get()?;
     let model = LlamaModel::load_from_file(backend, path, &LlamaModelParams::default().with_n_gpu_layers(0))?;
     let threads = i32::try_from(threads)?;
-    let params = LlamaContextParams::default().with_n_threads(threads).with_n_threads_batch(threads);
-    let mut context = model.new_context(backend, params)?;
     let prompt = model.vocab().tokenize(PROMPT.as_bytes(), true, true);
-    let mut batch = LlamaBatch::new(512, 1);
+    let room = u32::try_from((prompt.len() + usize::try_from(tokens)?) * at_once)?.max(512);
+    let params = LlamaContextParams::default()
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
+        .with_n_ctx(NonZero::new(room))
+        .with_n_seq_max(u32::try_from(at_once)?)
+        .with_n_batch(room)
+        .with_kv_unified(true);
+    let mut context = model.new_context(backend, params)?;
+    let mut batch = LlamaBatch::new(usize::try_from(room)?, 1);
+    let length = i32::try_from(prompt.len())?;
+    let mut outputs = Vec::new();
+    for (sequence, _) in (0..).zip(0..at_once) {
+        for (position, token) in (0..).zip(&prompt) {
+            batch.add(*token, position, &[sequence], position + 1 == length)?;
+        }
+        outputs.push(batch.n_tokens() - 1);
+    }
     let began = Instant::now();
     let mut first = began;
-    for (position, token) in (0..).zip(&prompt) {
-        batch.add(*token, position, &[0], position + 1 == i32::try_from(prompt.len())?)?;
-    }
-    let mut output = batch.n_tokens() - 1;
-    for (position, number) in (i32::try_from(prompt.len())?..).zip(0..tokens) {
+    for (position, number) in (length..).zip(0..tokens) {
         context.decode(&mut batch)?;
         if number == 0 {
             first = Instant::now();
         }
-        let scores = context.get_logits_ith(output);
-        let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
         batch.clear();
-        batch.add(llama_cpp_2::token::LlamaToken(best), position, &[0], true)?;
-        output = 0;
+        for (sequence, output) in (0..).zip(&mut outputs) {
+            let scores = context.get_logits_ith(*output);
+            let best = (0..).zip(scores).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id);
+            batch.add(llama_cpp_2::token::LlamaToken(best), position, &[sequence], true)?;
+            *output = sequence;
+        }
     }
+    let all = at_once as f64;
     Ok(Speed {
-        end_to_end: tokens as f64 / began.elapsed().as_secs_f64(),
-        after_first: tokens.saturating_sub(1) as f64 / first.elapsed().as_secs_f64(),
+        end_to_end: all * tokens as f64 / began.elapsed().as_secs_f64(),
+        after_first: all * tokens.saturating_sub(1) as f64 / first.elapsed().as_secs_f64(),
     })
 }

@@ -30,6 +30,7 @@ pub mod model;
 mod pace;
 mod prefix;
 mod queue;
+mod ranks;
 pub mod sampler;
 mod scheduler;
 mod slot;

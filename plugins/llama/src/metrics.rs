@@ -68,6 +68,9 @@ pub struct ModelMetrics {
     pub answered: u64,
     /// Requests that nobody waited for any more, or whose time was over.
     pub given_up: u64,
+    /// Times that one was moved beside others, to be computed with them.
+    #[serde(default)]
+    pub moved: u64,
     /// Tokens of all inputs.
     pub prompt_tokens: u64,
     /// Those of them that did not have to be read again.
@@ -121,6 +124,7 @@ fn of(name: &str, resident: &Resident) -> ModelMetrics {
         waiting: get(&figures.waiting),
         answered,
         given_up: get(&figures.given_up),
+        moved: get(&figures.moved),
         prompt_tokens: prompt,
         cached_tokens: cached,
         completion_tokens: completion,

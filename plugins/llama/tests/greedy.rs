@@ -96,6 +96,9 @@ fn greedy_answers_are_those_of_llama_cpp_alone_and_among_others() {
     for (call, (prompt, bare)) in calls.iter().zip(prompts()) {
         assert_eq!(&tokens(&host, call), bare, "{prompt}");
     }
+    // They end one after the other, and those that are left close ranks.
+    let metrics = host.request("llama:metrics", json!({})).unwrap();
+    assert!(metrics["models"][0]["moved"].as_u64().is_some_and(|moved| moved > 0), "{metrics}");
 }
 
 #[test]

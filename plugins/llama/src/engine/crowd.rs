@@ -9,7 +9,9 @@
 //! whether it has more threads than there are processors (`GOMP_SPINCOUNT` in
 //! the manual of GNU libgomp), so in a crowd some are added that do nothing.
 //!
-//! A crowd shows by the time on processors that the threads get. In a crowd
+//! A crowd shows by the time on processors that the threads get, as long as they
+//! spin through all waits while they are alone: the daemon has them spin for longer
+//! than any lasts (`GIVEN` in its `plugin/spawner.rs`). In a crowd
 //! they sleep, so that its end does not show; it is found out by trying.
 
 #![expect(unsafe_code, reason = "the safe crate has no way to OpenMP")]

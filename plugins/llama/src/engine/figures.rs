@@ -30,6 +30,8 @@ pub struct Figures {
     pub answered: AtomicU64,
     /// Jobs that nobody waited for any more, or whose time was over.
     pub given_up: AtomicU64,
+    /// Times that one was moved beside others, to be computed with them.
+    pub moved: AtomicU64,
     /// Tokens of all inputs.
     pub prompt_tokens: AtomicU64,
     /// Those of them that did not have to be read.

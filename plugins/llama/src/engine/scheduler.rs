@@ -28,6 +28,7 @@ use super::figures::Figures;
 use super::pace::{self, Pace};
 use super::prefix::{self, Plan, View};
 use super::queue::Queue;
+use super::ranks::{self, Move, Rank};
 use super::slot::{Next, Running};
 use super::{Job, stopped};
 
@@ -42,6 +43,14 @@ struct Slot {
 }
 
 impl Slot {
+    fn rank(&self) -> Rank {
+        match &self.running {
+            Some(_) => Rank::Runs,
+            None if self.kept.is_empty() => Rank::Empty,
+            None => Rank::Keeps(self.used),
+        }
+    }
+
     fn view(&self) -> View<'_> {
         match &self.running {
             None => View { free: true, tokens: &self.kept, decoded: self.kept.len(), used: self.used },
@@ -101,6 +110,7 @@ impl Scheduler {
             self.drop_gone();
             self.fill_slots();
             self.tell_load();
+            self.close_ranks();
             self.decode_round();
         }
     }
@@ -217,6 +227,33 @@ impl Scheduler {
         0
     }
 
+    /// Moves generations so that one pass over the weights serves them all.
+    fn close_ranks(&mut self) {
+        if !self.context.can_copy() {
+            return;
+        }
+        loop {
+            let ranks: Vec<Rank> = self.slots.iter().map(Slot::rank).collect();
+            let Some(Move { from, to, aside }) = ranks::close(&ranks) else { return };
+            if let Some(aside) = aside {
+                self.shift(to, aside);
+            }
+            self.shift(from, to);
+            self.figures.moved.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What is in one slot is in the other from now on; what was there is lost.
+    fn shift(&mut self, from: usize, to: usize) {
+        let (source, target) = (sequence(from), sequence(to));
+        match self.slots[from].view().decoded {
+            0 => self.context.forget_after(target, 0),
+            _ => self.context.copy(source, target),
+        };
+        self.context.forget_after(source, 0);
+        self.slots[to] = std::mem::take(&mut self.slots[from]);
+    }
+
     fn decode_round(&mut self) {
         self.fill_batch();
         if self.batch.is_empty() {
@@ -248,28 +285,22 @@ impl Scheduler {
 
     fn fill_batch(&mut self) {
         self.batch.clear();
-        let mut wants = Vec::new();
-        let mut readers = Vec::new();
-        // Those who speak come first: one token each always fits.
-        for index in 0..self.slots.len() {
-            let Some(running) = &mut self.slots[index].running else { continue };
-            running.in_batch = 0;
-            running.output = None;
-            match running.pending().len() {
-                0 => {}
-                1 => self.add(index, 1),
-                pending => {
-                    readers.push(index);
-                    wants.push(pending);
-                }
-            }
-        }
-        let room = match self.batch.is_empty() {
-            true => self.batch.room(),
-            false => self.batch.room().min(self.pace.chunk(self.batch.len(), readers.len())),
+        let running = || self.slots.iter().map(|slot| slot.running.as_ref());
+        let pending = running().map(|running| running.map_or(0, |running| running.pending().len()));
+        let pending: Vec<usize> = pending.collect();
+        // Those who speak have one token, which always fits.
+        let speakers = pending.iter().filter(|pending| **pending == 1).count();
+        let wants: Vec<usize> = pending.iter().copied().filter(|pending| *pending > 1).collect();
+        let room = self.batch.room().saturating_sub(speakers);
+        let room = match speakers {
+            0 => room,
+            _ => room.min(self.pace.chunk(speakers, wants.len())),
         };
-        for (index, share) in readers.into_iter().zip(pace::share(room, &wants)) {
-            self.add(index, share);
+        let mut shares = pace::share(room, &wants).into_iter();
+        // In the order of the slots, since only so one pass serves them all.
+        for (index, pending) in pending.into_iter().enumerate() {
+            let count = if pending > 1 { shares.next().unwrap_or(0) } else { pending };
+            self.add(index, count);
         }
     }
 
