@@ -86,8 +86,8 @@ fn the_profile_says_what_is_set_and_by_whom() {
 
 /// The settings that a request has set.
 fn asked(settings: &Value) -> Vec<(&str, &Value)> {
-    let settings = settings.as_array().unwrap().iter().filter(|setting| setting["from"] == "request");
-    settings.map(|setting| (setting["name"].as_str().unwrap(), &setting["value"])).collect()
+    let settings = settings.as_array().expect("a list").iter().filter(|setting| setting["from"] == "request");
+    settings.map(|setting| (setting["name"].as_str().expect("a name"), &setting["value"])).collect()
 }
 
 #[test]
