@@ -121,7 +121,8 @@ impl Scheduler {
         let mut tokens = 0;
         let mut next = Some(first);
         while let Some(job) = next {
-            tokens += job.prompt.len();
+            let views: Vec<View<'_>> = self.slots.iter().map(Slot::view).collect();
+            tokens += prefix::unread(&job.prompt, &views);
             self.waiting.push(job.priority, job);
             if self.waiting.len() >= self.slots.len() {
                 return;
@@ -184,7 +185,7 @@ impl Scheduler {
         }
         let model = self.context.model().clone();
         let (vocabulary, context) = (model.vocabulary(), self.context.setup().context as usize);
-        let copies = self.context.can_copy();
+        let copies = self.context.can_copy().then(|| prefix::worth_a_copy(context));
         loop {
             let views: Vec<View<'_>> = self.slots.iter().map(Slot::view).collect();
             if !views.iter().any(|view| view.free) {
