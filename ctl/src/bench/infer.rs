@@ -172,8 +172,10 @@ impl Work {
     async fn run(self, side: &Side<'_>, texts: &Texts, turn: u64, seen: &mut Seen) -> Result<()> {
         match self {
             Self::Streams(count) => {
+                // No prompt of another workload, which one of the sides may remember.
+                let first = count * 10_000 + turn * count;
                 let asks = (0..count).map(|stream| Ask {
-                    prompt: texts.of(SHORT, turn * count + stream),
+                    prompt: texts.of(SHORT, first + stream),
                     max_tokens: TOKENS,
                     seed: stream,
                     system: None,
