@@ -49,6 +49,7 @@ struct Args {
 
 fn main() -> ExitCode {
     ksi_host::memory::map_large();
+    ksi_host::memory::share_arenas();
     if let Err(errno) = keep_memory_private() {
         eprintln!("error: cannot keep this process from being dumped: {errno}");
         return ExitCode::FAILURE;
