@@ -282,6 +282,11 @@ impl Turn<'_> {
         self.caller.as_ref()
     }
 
+    /// Whether this is that client's queue.
+    fn is_caller(&self, outbox: &Arc<Outbox>) -> bool {
+        self.caller.as_ref().is_some_and(|caller| Arc::ptr_eq(caller, outbox))
+    }
+
     /// Milliseconds since 1970, as of the last time this turn looked.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
@@ -385,10 +390,8 @@ impl Turn<'_> {
     /// Before a plugin runs, which may never come back: writes what others than
     /// the caller wait for, and leaves other plugins to tasks of their own.
     pub fn let_go(&mut self) {
-        let is_callers = |socket: &Touched| match (socket, &self.caller) {
-            (Touched::Outbox(outbox), Some(caller)) => Arc::ptr_eq(outbox, caller),
-            _ => false,
-        };
+        let is_callers =
+            |socket: &Touched| matches!(socket, Touched::Outbox(outbox) if self.is_caller(outbox));
         if !self.late.is_empty() || !self.sockets.iter().all(is_callers) {
             self.flush();
         }

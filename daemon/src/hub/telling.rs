@@ -68,8 +68,7 @@ impl Turn<'_> {
                 self.deliver(&one.port, one.delivery(&telling.envelope));
                 continue;
             };
-            let own = self.caller.as_ref().is_some_and(|caller| Arc::ptr_eq(caller, outbox));
-            if !own && outbox.hears_late() {
+            if outbox.hears_late() && !self.is_caller(outbox) {
                 outbox.put_off();
                 telling.to.push(one);
             } else if telling.tell(outbox, &one) {

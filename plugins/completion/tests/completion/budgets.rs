@@ -40,6 +40,12 @@ fn complete(host: &Host) -> Value {
     end(host, &call)
 }
 
+/// Durable work as its keeper hands it over, always the same.
+fn handed_over(host: &Host) -> Call {
+    let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
+    host.open_as("completion:async", json!({"prompt": "x", "model": MODEL}), &meta)
+}
+
 #[test]
 fn usage_is_kept_over_restarts_and_added_up_as_asked() {
     let host = host(priced(json!({})));
@@ -158,18 +164,14 @@ fn where_the_money_is_spent_a_fallback_that_costs_nothing_answers() {
 fn durable_work_that_is_handed_over_again_is_counted_once() {
     let budgets = || priced(json!({"few": {"calls": 2}}));
     let space = FakeSpace::new();
-    let work = |host: &Host| {
-        let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
-        host.open_as("completion:async", json!({"prompt": "x", "model": MODEL}), &meta)
-    };
     for _ in 0..5 {
         // Each of these dies in the middle of the first attempt.
         let host = unhooked(Host::start_on(&space, budgets()).unwrap());
-        work(&host);
+        handed_over(&host);
         host.expect("openai:generate");
     }
     let host = unhooked(Host::start_on(&space, budgets()).unwrap());
-    let call = work(&host);
+    let call = handed_over(&host);
     host.end(&host.expect("openai:generate"), answered());
     assert!(matches!(host.next(&call), Answer::Reply(_)));
     let answer = usage(&host, json!(["model"]));
@@ -315,23 +317,19 @@ fn a_reservation_that_is_given_back_and_made_again_outlives_a_crash() {
 fn work_that_is_handed_over_while_nothing_can_be_written_stays_reserved() {
     let budgets = || priced(json!({"few": {"calls": 2}}));
     let space = FakeSpace::new();
-    let work = |host: &Host| {
-        let meta = Meta { idempotency_key: Some("work-x".into()), ..Meta::default() };
-        host.open_as("completion:async", json!({"prompt": "x", "model": MODEL}), &meta)
-    };
     let host = unhooked(Host::start_on(&space, budgets()).unwrap());
-    work(&host);
+    handed_over(&host);
     host.expect("openai:generate");
     let reserved = |host: &Host| usage(host, json!(["model"]))["budgets"][0]["reserved"]["calls"].clone();
     let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     assert_eq!(reserved(&host), 1);
     space.refuse(Some(Refusal::new(Code::Unavailable, "the state is away")));
-    assert_eq!(refusal(&host, &work(&host)).code, Code::Unavailable);
+    assert_eq!(refusal(&host, &handed_over(&host)).code, Code::Unavailable);
     space.refuse(None);
     assert_eq!(reserved(&host), 1);
     let host = unhooked(Host::start_on(&space, budgets()).unwrap());
     assert_eq!(reserved(&host), 1, "nobody knows how it ended");
-    let call = work(&host);
+    let call = handed_over(&host);
     host.end(&host.expect("openai:generate"), answered());
     assert!(matches!(host.next(&call), Answer::Reply(_)));
     let standing = usage(&host, json!(["model"]))["budgets"][0].clone();

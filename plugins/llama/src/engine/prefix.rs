@@ -32,6 +32,13 @@ pub(super) struct View<'a> {
     pub(super) used: u64,
 }
 
+impl View<'_> {
+    /// Tokens at the start of a prompt that are in its memory.
+    fn knows(&self, prompt: &[LlamaToken]) -> usize {
+        common(prompt, self.tokens).min(self.decoded)
+    }
+}
+
 /// Where a prompt goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -57,7 +64,7 @@ pub(super) fn plan(prompt: &[LlamaToken], slots: &[View<'_>], copies: Option<usi
     // Of the last token the scores are needed, so it is always read.
     let limit = prompt.len().saturating_sub(1);
     let shared = |view: &View<'_>| common(prompt, view.tokens).min(limit);
-    let there = |view: &View<'_>| shared(view).min(view.decoded);
+    let there = |view: &View<'_>| view.knows(prompt).min(limit);
     let numbered = || slots.iter().enumerate();
     let free = || numbered().filter(|(_, view)| view.free);
     // An empty slot costs nobody anything; then the one unused for longest.
@@ -88,7 +95,7 @@ pub(super) fn plan(prompt: &[LlamaToken], slots: &[View<'_>], copies: Option<usi
 
 /// Tokens of a prompt that no slot has in its memory.
 pub(super) fn unread(prompt: &[LlamaToken], slots: &[View<'_>]) -> usize {
-    let known = slots.iter().map(|view| common(prompt, view.tokens).min(view.decoded)).max();
+    let known = slots.iter().map(|view| view.knows(prompt)).max();
     prompt.len() - known.unwrap_or(0)
 }
 
