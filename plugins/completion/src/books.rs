@@ -12,7 +12,8 @@
 //!   other one ever has, and is settled once; so what is written of one never
 //!   touches another, and a crash loses none. Durable work that is handed over
 //!   again takes over what its last attempt had reserved, and is counted once;
-//!   whatever else a crash leaves behind counts with what was reserved.
+//!   whatever else a crash leaves behind counts with what was reserved, and so does
+//!   that where its work ends, or is not handed over for a day.
 //! - No answer may be longer than what is reserved for it: where a request does not
 //!   say how long it may be, the budgets do.
 //! - What is read from a budget is never less than what was settled.
@@ -27,6 +28,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
+    rc::Rc,
 };
 
 use ksi_sdk::prelude::{Ctx, Deserialize, Refusal, Serialize};
@@ -79,6 +81,13 @@ pub(crate) struct Reservation {
     at_ms: u64,
 }
 
+impl Reservation {
+    /// Whether it is so old that nobody hands its work over again.
+    fn is_old(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.at_ms) > keeping::DAY_MS
+    }
+}
+
 /// What an attempt took.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Taken {
@@ -100,7 +109,8 @@ impl Taken {
 
 /// An attempt that has ended and is not written down yet.
 struct Settlement {
-    name: ReservationName,
+    /// All names that its reservation may have on the disk.
+    names: Vec<ReservationName>,
     reservation: Reservation,
     taken: Taken,
     at_ms: u64,
@@ -108,7 +118,9 @@ struct Settlement {
 
 /// A reservation of an attempt that nobody makes any more.
 struct Orphan {
-    name: ReservationName,
+    /// Its name on the disk; with others, of which it has one or the other, where nobody knows whether it
+    /// was renamed.
+    names: Vec<ReservationName>,
     reservation: Reservation,
 }
 
@@ -131,7 +143,6 @@ pub(crate) struct Books {
     next: Cell<u64>,
     pending: RefCell<Vec<Settlement>>,
     keeping: keeping::Keeping,
-    warned: Cell<bool>,
 }
 
 impl Books {
@@ -143,17 +154,11 @@ impl Books {
             next: Cell::new(1),
             pending: RefCell::default(),
             keeping: keeping::Keeping::default(),
-            warned: Cell::new(false),
         }
     }
 
     pub(crate) fn has_budgets(&self) -> bool {
         !self.rules.is_empty()
-    }
-
-    /// Whether something is settled that nobody writes down: who does goes on to the last.
-    pub(crate) fn are_left(&self) -> bool {
-        !self.pending.borrow().is_empty() && !self.keeping.is_writing()
     }
 
     /// The budgets that apply to somebody, each with the name of the account.
@@ -187,27 +192,51 @@ impl Books {
             self.hold_for(request, &applying, who, model, &expected, ctx.now_ms())?;
         let name = (request.to_owned(), self.next.replace(self.next.get() + 1));
         let is_kept = before.is_some() || !reservation.accounts.is_empty();
-        let taken = Taken::default();
+        let (ctx, taken) = (ctx.clone(), Taken::default());
         let mut reserved =
-            Reserved { books: self, ctx: ctx.clone(), name, reservation, before, limited_by, taken };
+            Reserved { books: self, ctx, name, reservation, before, is_begun: false, limited_by, taken };
         if is_kept {
-            let instead = reserved.before.as_ref().map(|before| &before.name);
-            let begun = keeping::begin(ctx, &reserved.name, &reserved.reservation, instead).await;
-            begun.map_err(|refusal| {
-                if let Some(before) = reserved.before.take() {
-                    self.leave(before);
-                }
+            let Reserved { ctx, name, reservation, before, .. } = &reserved;
+            let instead = before.as_ref().map_or(&[][..], |before| &before.names);
+            keeping::begin(ctx, name, reservation, instead).await.map_err(|refusal| {
                 let message = format!("a budget applies, and it cannot be written down: {}", refusal.message);
                 Refusal { message, ..refusal }
             })?;
         }
+        reserved.is_begun = true;
         Ok(reserved)
     }
 
     /// A reservation stays what it was: begun, with an outcome that nobody knows.
     fn leave(&self, orphan: Orphan) {
         hold(&mut self.accounts.borrow_mut(), &orphan.reservation);
-        self.orphans.borrow_mut().insert(orphan.name.0.clone(), orphan);
+        if let Some((request, _)) = orphan.names.first() {
+            self.orphans.borrow_mut().insert(request.clone(), orphan);
+        }
+    }
+
+    /// Hears that nobody makes another attempt at a request; what a crash has left of it counts with what
+    /// was reserved.
+    pub(crate) fn ends(&self, request: &str, now_ms: u64) {
+        let orphan = self.orphans.borrow_mut().remove(request);
+        if let Some(orphan) = orphan {
+            self.settle_left(orphan, now_ms);
+        }
+    }
+
+    /// The same of all that nobody has handed over for a day.
+    fn give_up_old(&self, now_ms: u64) {
+        let mut orphans = self.orphans.borrow_mut();
+        let old: Vec<_> = orphans.extract_if(.., |_, orphan| orphan.reservation.is_old(now_ms)).collect();
+        drop(orphans);
+        for (_, orphan) in old {
+            self.settle_left(orphan, now_ms);
+        }
+    }
+
+    fn settle_left(&self, orphan: Orphan, now_ms: u64) {
+        let taken = Taken::all_of(&orphan.reservation);
+        self.settle(orphan.names, orphan.reservation, taken, now_ms);
     }
 
     /// Holds what is expected, in memory, where every budget has room for it.
@@ -267,7 +296,7 @@ impl Books {
     }
 
     /// Counts what an attempt took; [`Books::flush`] writes it down.
-    fn settle(&self, name: ReservationName, reservation: Reservation, taken: Taken, now_ms: u64) {
+    fn settle(&self, names: Vec<ReservationName>, reservation: Reservation, taken: Taken, now_ms: u64) {
         let mut accounts = self.accounts.borrow_mut();
         release(&mut accounts, &reservation);
         let amounts = Amounts {
@@ -283,7 +312,7 @@ impl Books {
         }
         let mut pending = self.pending.borrow_mut();
         if pending.len() < PENDING_MAX {
-            pending.push(Settlement { name, reservation, taken, at_ms: now_ms });
+            pending.push(Settlement { names, reservation, taken, at_ms: now_ms });
         }
     }
 
@@ -298,8 +327,7 @@ impl Books {
     /// # Errors
     ///
     /// Where the state cannot be read.
-    pub(crate) async fn recover(&self, ctx: &Ctx) -> Result<(), Refusal> {
-        const DAY_MS: u64 = 86_400_000;
+    pub(crate) async fn recover(self: &Rc<Self>, ctx: &Ctx) -> Result<(), Refusal> {
         let mut begun = keeping::begun(ctx).await?;
         begun.sort_by(|(one, _), (other, _)| one.cmp(other));
         let mut begun = begun.into_iter().peekable();
@@ -308,13 +336,13 @@ impl Books {
             self.load(ctx, &reservation.accounts).await?;
             let now_ms = ctx.now_ms();
             let is_last = begun.peek().is_none_or(|(next, _)| next.0 != name.0);
-            let is_old = now_ms.saturating_sub(reservation.at_ms) > DAY_MS;
-            if is_last && !is_old && !name.0.starts_with(crate::LIVE) {
-                self.leave(Orphan { name, reservation });
+            let goes_on = is_last && !reservation.is_old(now_ms) && !name.0.starts_with(crate::LIVE);
+            let orphan = Orphan { names: vec![name], reservation };
+            if goes_on {
+                self.leave(orphan);
             } else {
-                hold(&mut self.accounts.borrow_mut(), &reservation);
-                let taken = Taken::all_of(&reservation);
-                self.settle(name, reservation, taken, now_ms);
+                hold(&mut self.accounts.borrow_mut(), &orphan.reservation);
+                self.settle_left(orphan, now_ms);
             }
         }
         self.flush(ctx).await;
@@ -348,8 +376,10 @@ pub(crate) struct Reserved<'a> {
     ctx: Ctx,
     name: ReservationName,
     reservation: Reservation,
-    /// What this one took over: an attempt that was under way at a crash.
+    /// In whose place it is: an attempt that was under way at a crash.
     before: Option<Orphan>,
+    /// Whether it is on the disk, and that is not there any more.
+    is_begun: bool,
     /// The budget that says how long each answer may be.
     pub(crate) limited_by: Option<LimitedBy>,
     pub(crate) taken: Taken,
@@ -357,11 +387,19 @@ pub(crate) struct Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let now_ms = self.ctx.now_ms();
-        let before = self.before.take().filter(|_| !self.taken.asked);
-        // The attempt before has been made, and this one in its place has not.
-        let taken = before.map_or(self.taken, |before| Taken::all_of(&before.reservation));
-        self.books.settle(self.name.clone(), self.reservation.clone(), taken, now_ms);
+        let Self { books, taken, .. } = *self;
+        let (name, reservation) = (self.name.clone(), self.reservation.clone());
+        let Some(mut before) = self.before.take().filter(|_| !taken.asked) else {
+            return books.settle(vec![name], reservation, taken, self.ctx.now_ms());
+        };
+        // Nobody was asked, so the attempt before is still the last one.
+        release(&mut books.accounts.borrow_mut(), &reservation);
+        if self.is_begun {
+            before = Orphan { names: vec![name], reservation };
+        } else {
+            before.names.push(name);
+        }
+        books.leave(before);
     }
 }
 

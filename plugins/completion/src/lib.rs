@@ -73,7 +73,7 @@ pub struct Completion {
     /// Its own context: what it does with it belongs to nobody's request.
     ctx: Ctx,
     config: Config,
-    books: Books,
+    books: Rc<Books>,
     providers: Providers,
     catalogue: Catalogue,
     router: RefCell<Router>,
@@ -93,7 +93,7 @@ impl Plugin for Completion {
         config.check(&providers)?;
         Ok(Self {
             ctx: ctx.clone(),
-            books: Books::new(&config.budgets),
+            books: Rc::new(Books::new(&config.budgets)),
             catalogue: Catalogue::new(&providers),
             router: RefCell::new(Router::new(&config, &providers)),
             ledger: RefCell::new(Ledger::new(&config, &providers)),
@@ -410,14 +410,6 @@ impl Completion {
         let who = who(ctx, order.agent.as_deref(), None);
         let entry = self.ledger.borrow_mut().admit(id, who, &order, &best.target, self.now_ms())?;
         Ok((order, entry))
-    }
-
-    /// Lets what was used be written down, beside whatever else goes on.
-    fn write_books(self: &Rc<Self>) {
-        if self.books.are_left() {
-            let plugin = self.clone();
-            self.ctx.spawn(async move { plugin.books.flush(&plugin.ctx).await });
-        }
     }
 
     /// Milliseconds since the start.

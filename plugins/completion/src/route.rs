@@ -230,18 +230,22 @@ impl Router {
 
     /// Counts an attempt that begins.
     pub(crate) fn begin(&mut self, target: &Target, tokens: u64, now_ms: u64) -> Result<Ticket, u64> {
+        let pass = self.health_of(target, now_ms).breaker.begin(now_ms)?;
+        Ok(Ticket { pass, begun: self.paces[target.lane].begin(tokens, now_ms) })
+    }
+
+    /// What is known of a model, from now on at the latest.
+    fn health_of(&mut self, target: &Target, now_ms: u64) -> &mut Health {
+        if !self.health.contains_key(target) {
+            self.make_room();
+        }
         let rules = self.rules;
-        let fresh = || Health {
+        self.health.entry(target.clone()).or_insert_with(|| Health {
             breaker: Breaker::new(rules),
             latency_ms: None,
             seen_ms: now_ms,
             pause: Pause::default(),
-        };
-        if !self.health.contains_key(target) {
-            self.make_room();
-        }
-        let pass = self.health.entry(target.clone()).or_insert_with(fresh).breaker.begin(now_ms)?;
-        Ok(Ticket { pass, begun: self.paces[target.lane].begin(tokens, now_ms) })
+        })
     }
 
     /// Forgets the model that was asked longest ago, where there are too many.
@@ -287,10 +291,12 @@ impl Router {
         let why = quoted(&format!("{} refused: {}", target.model, refusal.message));
         // Where it names a model, the others of the provider have room.
         let of_one = refusal.details.as_ref().is_some_and(|details| details["model"].is_string());
-        match self.health.get_mut(target).filter(|_| of_one) {
-            Some(health) => health.pause.wish(ms, self.pause_max_ms, &why, now_ms),
-            None => self.paces[target.lane].pause.wish(ms, self.pause_max_ms, &why, now_ms),
-        }
+        let longest = self.pause_max_ms;
+        let pause = match of_one {
+            true => &mut self.health_of(target, now_ms).pause,
+            false => &mut self.paces[target.lane].pause,
+        };
+        pause.wish(ms, longest, &why, now_ms);
     }
 
     /// For how long one model is to be left alone.

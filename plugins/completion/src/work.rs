@@ -59,10 +59,18 @@ impl Place {
         Self { plugin, entry }
     }
 
+    /// Once; what comes later is ignored.
     fn close(&self, ended: Ended) {
+        if self.entry.phase.get() == Phase::Ended {
+            return;
+        }
         let now_ms = self.plugin.now_ms();
+        // What is tried again goes on with what its last attempt has reserved.
+        if !matches!(&ended, Ended::Failed(refusal) if refusal.retryable) {
+            self.plugin.books.ends(&self.entry.id, now_ms);
+        }
         self.plugin.ledger.borrow_mut().close(&self.entry, ended, now_ms);
-        self.plugin.write_books();
+        self.plugin.books.write_on(&self.plugin.ctx);
         self.plugin.closed.notify();
     }
 }

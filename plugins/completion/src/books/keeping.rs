@@ -7,7 +7,7 @@
 //! | `usage/DAY/[tenant, principal, agent, model]` | a [`Row`] of usage; days since 1970 |
 //! | `written` | how often was written: says whether a write whose answer was lost was made |
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 use ksi_sdk::prelude::{Bytes, Code, Ctx, Deserialize, Refusal, Serialize};
 use serde::de::DeserializeOwned;
@@ -71,18 +71,20 @@ impl From<&Taken> for Counts {
     }
 }
 
-/// Writes one after the other.
+/// How far the writing is. One task writes, which nobody's end cuts off: so each
+/// settlement is written once, and one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
+    /// Whether that task is under way: it goes on until nothing is left, or it is not possible.
     writing: Cell<bool>,
-    /// Says that nobody writes any more.
-    written: Signal,
-}
-
-impl Keeping {
-    pub(super) fn is_writing(&self) -> bool {
-        self.writing.get()
-    }
+    /// Settlements that were ever written.
+    written: Cell<u64>,
+    /// Writes that were not possible.
+    failures: Cell<u64>,
+    /// Whether the last one was not.
+    failing: Cell<bool>,
+    /// Says that one of these has changed.
+    moved: Signal,
 }
 
 fn key(kind: &str, name: &impl Serialize) -> String {
@@ -111,13 +113,13 @@ pub(super) async fn begin(
     ctx: &Ctx,
     name: &ReservationName,
     reservation: &Reservation,
-    instead: Option<&ReservationName>,
+    instead: &[ReservationName],
 ) -> Result<(), Refusal> {
     let mut batch = ctx.state().batch();
     if !reservation.accounts.is_empty() {
         batch = batch.put(key("begun", name), reservation);
     }
-    if let Some(other) = instead {
+    for other in instead {
         batch = batch.delete(key("begun", other));
     }
     batch.commit().await.map(drop)
@@ -157,34 +159,45 @@ async fn scan<T: DeserializeOwned>(ctx: &Ctx, prefix: &str) -> Result<Vec<(Bytes
 }
 
 impl Books {
-    /// Writes down all that is settled, or waits until somebody else has. Where that is
-    /// not possible now, it is left for the next time.
-    pub(crate) async fn flush(&self, ctx: &Ctx) {
-        struct Writing<'a>(&'a Keeping);
-        impl Drop for Writing<'_> {
-            fn drop(&mut self) {
-                self.0.writing.set(false);
-                self.0.written.notify();
-            }
+    /// Waits until all is written down that is settled by now. Where that is not possible at
+    /// present, it is left for the next time.
+    pub(crate) async fn flush(self: &Rc<Self>, ctx: &Ctx) {
+        let Keeping { written, failures, moved, .. } = &self.keeping;
+        let (all, failed) = (written.get() + self.pending.borrow().len() as u64, failures.get());
+        self.write_on(ctx);
+        moved.until(|| written.get() >= all || failures.get() > failed).await;
+    }
+
+    /// Has all written down that is settled.
+    pub(crate) fn write_on(self: &Rc<Self>, ctx: &Ctx) {
+        if !self.pending.borrow().is_empty() && !self.keeping.writing.replace(true) {
+            let (books, own) = (self.clone(), ctx.clone());
+            ctx.spawn(async move { books.write_all(&own).await });
         }
-        self.keeping.written.until(|| !self.keeping.writing.get()).await;
-        let _writing = Writing(&self.keeping);
-        self.keeping.writing.set(true);
+    }
+
+    async fn write_all(&self, ctx: &Ctx) {
+        let Keeping { writing, written, failures, failing, moved } = &self.keeping;
         while !self.pending.borrow().is_empty() {
             let count = self.pending.borrow().len().min(BATCH);
             match self.write(ctx, count).await {
                 Ok(()) => {
                     self.pending.borrow_mut().drain(..count);
-                    self.warned.set(false);
+                    written.set(written.get() + count as u64);
+                    failing.set(false);
+                    moved.notify();
                 }
                 Err(refusal) => {
-                    if !self.warned.replace(true) {
+                    if !failing.replace(true) {
                         ctx.warn(&format!("usage cannot be written down now: {}", refusal.message));
                     }
-                    return;
+                    failures.set(failures.get() + 1);
+                    break;
                 }
             }
         }
+        writing.set(false);
+        moved.notify();
     }
 
     /// Writes the first settlements. Nobody else writes these keys, so what is read
@@ -194,7 +207,7 @@ impl Books {
         let written = state.get::<u64>("written").await?.unwrap_or_default();
         let (mut rows, mut accounts, mut begun) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for settlement in self.pending.borrow().iter().take(count) {
-            let Settlement { name, reservation, taken, at_ms } = settlement;
+            let Settlement { names, reservation, taken, at_ms } = settlement;
             let day = at_ms / DAY_MS;
             if taken.asked {
                 let row = rows.entry(row_key(day, reservation)).or_insert_with(|| Row {
@@ -211,7 +224,7 @@ impl Books {
             let named = reservation.accounts.iter();
             accounts.extend(named.filter_map(|name| Some((name.clone(), held.get(name)?.clone()))));
             if !reservation.accounts.is_empty() {
-                begun.push(name.clone());
+                begun.extend(names.iter().cloned());
             }
         }
         let mut batch =

@@ -1,5 +1,7 @@
 //! Usage of long ago is forgotten, in the background and a few rows at a time.
 
+use std::rc::Rc;
+
 use ksi_sdk::prelude::{Ctx, Duration, Refusal};
 use serde::de::IgnoredAny;
 
@@ -15,9 +17,12 @@ const PAUSE: Duration = Duration::from_millis(DAY_MS);
 const RETRY: Duration = Duration::from_secs(3600);
 
 impl Books {
-    /// Forgets what is older than so many days, today included: now, and every day.
-    pub(crate) async fn sweep(&self, ctx: &Ctx, days: u64) {
+    /// Forgets what is older than so many days, today included, and gives up what a crash
+    /// left behind: now, and every day.
+    pub(crate) async fn sweep(self: &Rc<Self>, ctx: &Ctx, days: u64) {
         loop {
+            self.give_up_old(ctx.now_ms());
+            self.write_on(ctx);
             let pause = match forget(ctx, days).await {
                 Ok(()) => PAUSE,
                 Err(refusal) => {

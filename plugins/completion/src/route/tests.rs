@@ -289,3 +289,21 @@ fn no_more_models_are_remembered_than_a_client_may_fill_memory_with() {
     assert_eq!(world.router.health.len(), MODELS_MAX);
     assert!(!world.router.health.contains_key(&world.target("openai/m0")), "the oldest are forgotten");
 }
+
+#[test]
+fn a_model_that_was_forgotten_meanwhile_is_paused_alone_all_the_same() {
+    let mut world = World::new(json!({}));
+    let target = world.target("openai/slow");
+    let ticket = world.router.begin(&target, 1, 0).unwrap();
+    for n in 1..=MODELS_MAX as u64 {
+        world.now_ms = n;
+        world.answer(&format!("openai/m{n}"), 5);
+    }
+    assert!(!world.router.health.contains_key(&target));
+    let busy = Refusal::new(Code::Busy, "its queue is full").retry_after_ms(500);
+    world.router.refused(&target, &ticket, &busy.details(json!({"model": "slow"})), world.now_ms);
+    let paused: Vec<_> =
+        world.router.pauses(target.lane, world.now_ms).into_iter().map(|(model, _)| model).collect();
+    assert_eq!(paused, [Some("slow")]);
+    assert_eq!(world.router.health.len(), MODELS_MAX);
+}

@@ -249,7 +249,7 @@ impl<'a> Run<'a> {
             }
         }
         drop(spending);
-        self.work.place.plugin.write_books();
+        plugin.books.write_on(&plugin.ctx);
         asked
     }
 

@@ -375,3 +375,89 @@ fn an_answer_whose_tokens_nobody_tells_is_not_for_free() {
         (&json!(1), &json!(204))
     );
 }
+
+/// What is used and reserved of the calls of the first budget.
+fn calls(host: &Host) -> (u64, u64) {
+    let budget = usage(host, json!(["model"]))["budgets"][0].clone();
+    (budget["used"]["calls"].as_u64().unwrap(), budget["reserved"]["calls"].as_u64().unwrap())
+}
+
+/// A crash in the middle of an attempt at durable work, and what starts after it.
+fn crashed(space: &FakeSpace, config: impl Fn() -> Value) -> Host {
+    let host = unhooked(Host::start_on(space, config()).unwrap());
+    handed_over(&host);
+    host.expect("openai:generate");
+    let host = unhooked(Host::start_on(space, config()).unwrap());
+    assert_eq!(calls(&host), (0, 1));
+    host
+}
+
+#[test]
+fn work_that_has_to_wait_for_its_turn_after_a_crash_is_counted_once() {
+    let limited = || {
+        let mut config = priced(json!({"few": {"calls": 9}}));
+        config["providers"]["openai"]["requests_per_minute"] = json!(1);
+        config
+    };
+    let space = FakeSpace::new();
+    let host = crashed(&space, limited);
+    // Both may begin when they ask for their reservations, and one of them afterwards.
+    space.stall(true);
+    let other = ask(&host, json!({"prompt": "1", "model": MODEL}));
+    handed_over(&host);
+    space.stall(false);
+    host.end(&host.expect("openai:generate"), answered());
+    end(&host, &other);
+    assert_eq!(calls(&host), (1, 1), "what it had reserved it still has");
+    // Another crash does not change that.
+    let host = unhooked(Host::start_on(&space, limited()).unwrap());
+    assert_eq!(calls(&host), (1, 1));
+    let call = handed_over(&host);
+    host.end(&host.expect("openai:generate"), answered());
+    assert!(matches!(host.next(&call), Answer::Reply(_)));
+    assert_eq!(calls(&host), (2, 0));
+    assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
+}
+
+#[test]
+fn work_that_ends_without_another_attempt_after_a_crash_counts_as_it_was_reserved() {
+    let one_at_once = || {
+        let mut config = priced(json!({"few": {"calls": 9}}));
+        config["providers"]["openai"]["concurrency"] = json!(1);
+        config
+    };
+    let space = FakeSpace::new();
+    let host = crashed(&space, one_at_once);
+    let other = ask(&host, json!({"prompt": "1", "model": MODEL}));
+    let asked = host.expect("openai:generate");
+    let call = handed_over(&host);
+    host.cancel(&call);
+    assert_eq!(calls(&host), (1, 1), "the other one is under way");
+    host.end(&asked, answered());
+    end(&host, &other);
+    assert_eq!(calls(&host), (2, 0));
+    assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
+}
+
+#[test]
+fn work_that_nobody_hands_over_for_days_after_a_crash_counts_as_it_was_reserved() {
+    let host = crashed(&FakeSpace::new(), || priced(json!({"few": {"calls": 9}})));
+    host.advance(Duration::from_hours(49));
+    assert_eq!(calls(&host), (1, 0));
+}
+
+#[test]
+fn what_is_written_when_its_asker_goes_away_is_written_once() {
+    let space = FakeSpace::new();
+    let host = unhooked(Host::start_on(&space, priced(json!({}))).unwrap());
+    space.refuse(Some(Refusal::new(Code::Unavailable, "the state is away")));
+    complete(&host);
+    space.refuse(None);
+    space.stall(true);
+    // Whoever wants to see it has it written down, and does not wait for the end.
+    let call = host.open("completion:usage", json!({}));
+    host.cancel(&call);
+    space.stall(false);
+    let total = usage(&host, json!(["model"]))["total"].clone();
+    assert_eq!(row(&total), (1, 1, 100, 0.0006));
+}
