@@ -37,6 +37,9 @@ pub struct Parts {
     scores: u64,
     /// Layers, at least 1.
     layers: u64,
+    /// Whether what stands for tokens that are read is the output, too: where that is
+    /// on a card, there is a copy.
+    tied: bool,
 }
 
 impl Parts {
@@ -57,6 +60,7 @@ impl Parts {
             cache: u64::from(context).saturating_mul(per_token),
             scores: vocabulary.saturating_mul(4),
             layers: header.block_count.max(1),
+            tied: header.tied_output,
         }
     }
 
@@ -74,7 +78,11 @@ impl Parts {
         let blocks = self.layers + 1;
         let on = u64::from(on_cards).min(blocks);
         let movable = self.weights.saturating_sub(self.embeddings);
-        let moved = part(movable, on, blocks);
+        let (moved, copied) = match self.tied {
+            true => (part(movable, on.min(self.layers), self.layers), self.embeddings),
+            false => (part(movable, on, blocks), 0),
+        };
+        let copied = if on == blocks { copied } else { 0 };
         let cached = part(self.cache, on.min(self.layers), self.layers);
         let steps = |wanted: bool| if wanted { self.steps } else { 0 };
         let memory = Estimate {
@@ -84,7 +92,7 @@ impl Parts {
         let cards = match on {
             0 => Estimate { fixed: 0, per_slot: 0 },
             _ => Estimate {
-                fixed: moved.saturating_add(OVERHEAD_BYTES).saturating_add(self.steps),
+                fixed: [copied, OVERHEAD_BYTES, self.steps].into_iter().fold(moved, u64::saturating_add),
                 per_slot: cached,
             },
         };
@@ -173,6 +181,7 @@ mod tests {
         cache: 32_000_000,
         scores: 7,
         layers: 32,
+        tied: false,
     };
 
     const NOTHING: Estimate = Estimate { fixed: 0, per_slot: 0 };
@@ -197,6 +206,17 @@ mod tests {
             assert_eq!(memory, Estimate { fixed: 1_000_000_000 + OVERHEAD_BYTES, per_slot: 7 });
             assert_eq!(cards, Estimate { fixed: 33_000_000_100 + OVERHEAD_BYTES, per_slot: 32_000_000 });
         }
+    }
+
+    #[test]
+    fn a_card_that_has_the_output_has_a_copy_where_that_is_what_is_read() {
+        let tied = Parts { weights: 33_000_000_000, tied: true, ..BIG };
+        let (memory, cards) = tied.split(32);
+        assert_eq!(memory.fixed, 1_000_000_100 + OVERHEAD_BYTES);
+        assert_eq!(cards.fixed, 32_000_000_100 + OVERHEAD_BYTES);
+        let (memory, cards) = tied.split(33);
+        assert_eq!(memory.fixed, 1_000_000_000 + OVERHEAD_BYTES);
+        assert_eq!(cards.fixed, 33_000_000_100 + OVERHEAD_BYTES);
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub struct Header {
     pub block_count: u64,
     /// Numbers that stand for one token.
     pub embedding_length: u64,
+    /// Whether the weights that stand for the tokens that are read make those that are
+    /// written, too: such a model has no others for that.
+    pub tied_output: bool,
     /// How the vector of a text is made of those of its tokens; only in models
     /// that make vectors and no text.
     pub pooling: Option<Pooling>,
@@ -353,6 +356,7 @@ impl Metadata {
             context_length,
             block_count,
             embedding_length: embedding,
+            tied_output: !totals.has_output,
             pooling: Pooling::of(
                 !matches!(self.entries.get(&of("attention.causal")), Some(Value::Bool(false))),
                 self.integer(&of("pooling_type"))?,

@@ -1,7 +1,10 @@
-//! The plan of a load: how a model is to run, and whether there is room for it.
+//! The plan of a load: how a model is to run, whether there is room for it, and
+//! who makes it.
 //!
 //! Looks at a header, the configuration and the memory of the machine, and
-//! loads nothing. Whoever keeps models in memory makes the room.
+//! loads nothing. Nobody has to go for a model that has no room then either.
+
+use std::time::Instant;
 
 use ksi_sdk::prelude::{Code, Refusal, json};
 
@@ -17,13 +20,47 @@ use crate::tuning::{self, CacheType, RopeScaling, Setting, Tuning};
 /// Largest context where positions are scaled.
 const CONTEXT_SCALED_MAX: u32 = 1 << 20;
 
-/// Among the details of a refusal for want of room on graphics cards.
-const ON_CARDS: &str = "on_cards";
+/// Among the details of a refusal for want of room: whose is short.
+const SHORT: &str = "short";
 
-/// Whether a load was refused for want of room on graphics cards.
-#[must_use]
-pub fn lacks_cards(refusal: &Refusal) -> bool {
-    refusal.details.as_ref().is_some_and(|details| details[ON_CARDS] == true)
+/// What a load was refused for want of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Short {
+    /// Memory of the machine, where no graphics card was seen that has its own.
+    Cards,
+    /// Room on graphics cards: so many bytes are needed there, and so many free.
+    RoomOnCards {
+        /// Needed.
+        needed: u64,
+        /// Free.
+        free: u64,
+    },
+}
+
+impl Short {
+    const CARDS: &str = "cards";
+    const ROOM_ON_CARDS: &str = "room_on_cards";
+
+    /// What a refusal was for want of, where it tells.
+    #[must_use]
+    pub fn of(refusal: &Refusal) -> Option<Self> {
+        let details = refusal.details.as_ref()?;
+        match details[SHORT].as_str()? {
+            Self::CARDS => Some(Self::Cards),
+            Self::ROOM_ON_CARDS => Some(Self::RoomOnCards {
+                needed: details["needed_bytes"].as_u64()?,
+                free: details["available_bytes"].as_u64()?,
+            }),
+            _ => None,
+        }
+    }
+
+    fn tell(of: &str, mut refusal: Refusal) -> Refusal {
+        if let Some(details) = refusal.details.as_mut().and_then(|details| details.as_object_mut()) {
+            details.insert(SHORT.to_owned(), of.into());
+        }
+        refusal
+    }
 }
 
 /// How a model is to run.
@@ -43,6 +80,8 @@ pub struct Plan {
     on_cards: Estimate,
     /// What is free there, where that is known.
     cards_free: Option<u64>,
+    /// Whether it was to have layers on cards, and there are none.
+    lacks_cards: bool,
     /// Memory for all models together.
     budget: u64,
     max_loaded: usize,
@@ -51,24 +90,38 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// What is in memory already.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// Names of the models.
-    pub names: Vec<String>,
-    /// Memory that they take, an estimate.
+/// A model that is in memory already.
+#[derive(Debug, Clone)]
+pub struct Occupant {
+    /// Its name.
+    pub name: String,
+    /// Memory that it takes, an estimate.
     pub bytes: u64,
-    /// Whether one of them is in nobody's use.
+    /// Memory of graphics cards that it takes, an estimate.
+    pub card_bytes: u64,
+    /// When it was asked last.
+    pub used: Instant,
+    /// Whether it is in nobody's use.
     pub idle: bool,
 }
 
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The idle model that was used longest ago goes.
-    MakeRoom,
+    /// The idle model of this name goes.
+    Evict(String),
     /// The model runs with so many slots.
     Run(u32),
+}
+
+/// Who makes room on graphics cards for so many bytes, of which so many are free:
+/// the one of the idle that was used longest ago. Nobody where that would not do.
+#[must_use]
+pub fn room_maker_on_cards(there: &[Occupant], needed: u64, free: u64) -> Option<String> {
+    let idle = there.iter().filter(|one| one.idle && one.card_bytes > 0);
+    let could = idle.clone().fold(free, |sum, one| sum.saturating_add(one.card_bytes));
+    let goes = idle.min_by_key(|one| one.used).filter(|_| could >= needed);
+    goes.map(|one| one.name.clone())
 }
 
 impl Plan {
@@ -110,7 +163,8 @@ impl Plan {
         let step = tuning.ubatch_size.unwrap_or(STEP_TOKENS_MAX);
         let cards_free = cards.and_then(room_on);
         let with_cards = if cards.is_some() { cards_free.is_some() } else { BUILT_FOR_CARDS };
-        let layers = if with_cards { gpu_layer_count(tuning.gpu_layers) } else { 0 };
+        let asked_layers = gpu_layer_count(tuning.gpu_layers);
+        let layers = if with_cards { asked_layers } else { 0 };
         let parts = Parts::of(header, context, step, keys, values).with(adapters);
         let (estimate, on_cards) = parts.split(layers);
         Ok(Self {
@@ -120,6 +174,7 @@ impl Plan {
             estimate,
             on_cards,
             cards_free: cards_free.filter(|_| layers > 0),
+            lacks_cards: layers < asked_layers,
             budget: config.max_memory_mb.map_or(u64::MAX, |mb| mb.saturating_mul(1024 * 1024)),
             max_loaded: config.max_loaded as usize,
             queue: config.queue,
@@ -135,50 +190,69 @@ impl Plan {
         self.wanted
     }
 
-    /// What is to be done next, with this in memory.
+    /// What is to be done next, with these in memory. One of the same name makes room
+    /// before all others.
     ///
     /// # Errors
     ///
-    /// `unavailable` where it fits neither the budget nor what is free, of the
-    /// machine or of its graphics cards, `busy` where all that is in memory is in
-    /// use.
-    pub fn next(&self, taken: &Taken) -> Result<Step, Refusal> {
-        let fit = |wanted, bytes, limit| self.estimate.fit(&self.name, wanted, bytes, limit);
-        let slots = fit(self.wanted, self.budget, "are allowed by `max_memory_mb`")?;
-        let bytes = taken.bytes.saturating_add(self.estimate.with_slots(slots));
-        if taken.names.len() >= self.max_loaded || bytes > self.budget {
-            return if taken.idle { Ok(Step::MakeRoom) } else { Err(self.no_room(&taken.names)) };
+    /// `unavailable` where it fits neither the budget nor what could be free, of the
+    /// machine or of its graphics cards, `busy` where what is in use leaves no room.
+    pub fn next(&self, there: &[Occupant]) -> Result<Step, Refusal> {
+        let refused = |refusal| match self.lacks_cards {
+            true => Short::tell(Short::CARDS, refusal),
+            false => refusal,
+        };
+        let slots = self.estimate.fit(&self.name, self.wanted, self.budget, "are allowed by `max_memory_mb`");
+        let slots = slots.map_err(refused)?;
+        let needed = self.estimate.with_slots(slots);
+        let has_room = |idle_too: bool| {
+            let staying = there.iter().filter(|one| idle_too || !one.idle);
+            let bytes = staying.clone().fold(needed, |sum, one| sum.saturating_add(one.bytes));
+            staying.count() < self.max_loaded && bytes <= self.budget
+        };
+        if !has_room(false) {
+            return Err(self.no_room(there));
         }
-        let fitted = fit(slots, available_bytes().unwrap_or(u64::MAX), "are free")
-            .and_then(|slots| self.fit_on_cards(slots));
-        match fitted {
-            // Rather another model goes than this one runs slowly.
-            fitted if fitted != Ok(slots) && taken.idle => Ok(Step::MakeRoom),
-            fitted => fitted.map(Step::Run),
+        // Who goes, of those that have some of what is wanted.
+        let idle = |bytes: fn(&Occupant) -> u64| there.iter().filter(move |one| one.idle && bytes(one) > 0);
+        let goes = |bytes| idle(bytes).min_by_key(|one| (one.name != self.name, one.used));
+        if !has_room(true)
+            && let Some(one) = goes(|_| 1)
+        {
+            return Ok(Step::Evict(one.name.clone()));
         }
-    }
-
-    /// How many of so many slots have room on the graphics cards.
-    fn fit_on_cards(&self, slots: u32) -> Result<u32, Refusal> {
-        let Some(free) = self.cards_free else { return Ok(slots) };
-        let fitted = self.on_cards.fit(&self.name, slots, free, "are free on the graphics cards");
-        fitted.map_err(|mut refusal| {
-            if let Some(details) = refusal.details.as_mut().and_then(|details| details.as_object_mut()) {
-                details.insert(ON_CARDS.to_owned(), true.into());
+        let fit = |estimate: &Estimate, slots, free, bytes: fn(&Occupant) -> u64, limit: &str| {
+            let could = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(bytes(one)));
+            estimate.fit(&self.name, slots, could, limit)?;
+            match (estimate.fit(&self.name, slots, free, limit), goes(bytes)) {
+                // Rather another model goes than this one runs slowly.
+                (fitted, Some(one)) if fitted != Ok(slots) => Ok(Step::Evict(one.name.clone())),
+                (fitted, _) => fitted.map(Step::Run),
             }
-            refusal.hint(
-                "put fewer layers there: `ksi model load NAME --set gpu_layers=N`, or the same in the \
-                 configuration; or unload another model, or lower `context`",
-            )
-        })
+        };
+        let free = available_bytes().unwrap_or(u64::MAX);
+        let fitted = fit(&self.estimate, slots, free, |one| one.bytes, "are free or could be");
+        match (fitted.map_err(refused)?, self.cards_free) {
+            (Step::Run(slots), Some(free)) => {
+                let limit = "are free on the graphics cards, or could be";
+                fit(&self.on_cards, slots, free, |one| one.card_bytes, limit).map_err(|refusal| {
+                    Short::tell(Short::ROOM_ON_CARDS, refusal).hint(
+                        "put fewer layers there: `ksi model load NAME --set gpu_layers=N`, or the same in the \
+                         configuration; or unload another model, or lower `context`",
+                    )
+                })
+            }
+            (step, _) => Ok(step),
+        }
     }
 
-    fn no_room(&self, loaded: &[String]) -> Refusal {
+    fn no_room(&self, there: &[Occupant]) -> Refusal {
+        let in_use: Vec<_> = there.iter().filter(|one| !one.idle).map(|one| &one.name).collect();
         let message =
-            format!("no room for model `{}`: all {} models in memory are in use", self.name, loaded.len());
+            format!("no room for model `{}` beside what is in use: {} models", self.name, in_use.len());
         Refusal::new(Code::Busy, message)
             .hint("ask again later, or raise `max_loaded` or `max_memory_mb` of the llama plugin")
-            .details(json!({ "loaded": loaded }))
+            .details(json!({ "in_use": in_use }))
             .retry_after_ms(RETRY_AFTER_MS)
     }
 
@@ -272,15 +346,43 @@ mod tests {
         assert!(refusal.message.contains("`cache_type_v` is quantised"), "{refusal}");
     }
 
+    fn occupant(name: &str, bytes: u64, card_bytes: u64, idle: bool) -> Occupant {
+        Occupant { name: name.into(), bytes, card_bytes, used: Instant::now(), idle }
+    }
+
+    fn evict(name: &str) -> Result<Step, Refusal> {
+        Ok(Step::Evict(name.into()))
+    }
+
     #[test]
     fn an_idle_model_goes_before_one_more_is_refused() {
-        let config = Config { max_loaded: 1, ..Config::default() };
+        let config = Config { max_loaded: 2, ..Config::default() };
         let plan = Plan::of(&config, "m", &Tuning::default(), &header(), 0, None).unwrap();
-        assert_eq!(plan.next(&Taken::default()), Ok(Step::Run(4)));
-        let mut taken = Taken { names: vec!["a".into()], bytes: 1, idle: true };
-        assert_eq!(plan.next(&taken), Ok(Step::MakeRoom));
-        taken.idle = false;
-        assert_eq!(plan.next(&taken).unwrap_err().code, Code::Busy);
+        assert_eq!(plan.next(&[]), Ok(Step::Run(4)));
+        let mut there = [occupant("a", 1, 0, true), occupant("b", 1, 0, true)];
+        assert_eq!(plan.next(&there[..1]), Ok(Step::Run(4)));
+        assert_eq!(plan.next(&there), evict("a"), "it was used longest ago");
+        there[0].idle = false;
+        assert_eq!(plan.next(&there), evict("b"));
+        there[1].name = "m".into();
+        there[0].idle = true;
+        assert_eq!(plan.next(&there), evict("m"), "what it is itself with other settings");
+        there.iter_mut().for_each(|one| one.idle = false);
+        assert_eq!(plan.next(&there).unwrap_err().code, Code::Busy);
+    }
+
+    #[test]
+    fn nobody_goes_where_there_is_no_room_then_either() {
+        let config = Config { max_loaded: 9, max_memory_mb: Some(200), ..Config::default() };
+        let plan = Plan::of(&config, "m", &Tuning::default(), &header(), 0, None).unwrap();
+        let used = |mb: u64| [occupant("used", mb << 20, 0, false), occupant("idle", 100 << 20, 0, true)];
+        assert_eq!(plan.next(&used(100)), evict("idle"));
+        let refusal = plan.next(&used(190)).unwrap_err();
+        assert_eq!((refusal.code, &refusal.details.unwrap()["in_use"]), (Code::Busy, &json!(["used"])));
+        // More than there is in the machine, whoever goes.
+        let big = Header { size_bytes: 1 << 60, ..header() };
+        let plan = Plan::of(&Config::default(), "m", &Tuning::default(), &big, 0, None).unwrap();
+        assert_eq!(plan.next(&[occupant("idle", 1, 0, true)]).unwrap_err().code, Code::Unavailable);
     }
 
     #[test]
@@ -298,22 +400,56 @@ mod tests {
             let asked = Tuning { gpu_layers: Some(layers), slots: Some(1), ..Tuning::default() };
             Plan::of(&config, "big", &asked, &big, 0, Some(cards)).unwrap()
         };
-        let next = |plan: &Plan| plan.fit_on_cards(plan.wanted());
+        let own = |free_bytes| [card(free_bytes, false)];
         // Without a card, or with one that has no memory of its own, it is too large for the budget.
         for cards in [&[][..], &[card(1 << 40, true)], &[card(1 << 40, false)]] {
             let mut plan = plan(999, cards);
-            let beyond =
-                plan.next(&Taken::default()).is_err_and(|refusal| refusal.message.contains("max_memory_mb"));
             let on_card = cards.iter().any(|card| !card.shared);
-            assert_eq!(beyond, !on_card, "{cards:?}");
+            let refusal = plan.next(&[]).err().filter(|refusal| refusal.message.contains("max_memory_mb"));
+            assert_eq!(refusal.as_ref().and_then(Short::of), (!on_card).then_some(Short::Cards), "{cards:?}");
             assert_eq!(plan.card_bytes(1) > 30_000_000_000, on_card, "{cards:?}");
             assert_eq!(plan.settle(1).1 > 30_000_000_000, !on_card, "{cards:?}");
         }
-        let refusal = next(&plan(999, &[card(20_000_000_000, false)])).unwrap_err();
-        assert_eq!(refusal.code, Code::Unavailable);
-        assert!(refusal.message.contains("20000 MB are free on the graphics cards"), "{refusal}");
-        assert!(refusal.hint.contains("gpu_layers") && lacks_cards(&refusal), "{refusal:?}");
-        assert_eq!(next(&plan(1, &[card(20_000_000_000, false)])), Ok(1));
-        assert_eq!(plan(0, &[card(0, false)]).card_bytes(1), 0);
+        let refusal = plan(0, &[]).next(&[]).unwrap_err();
+        assert_eq!(Short::of(&refusal), None, "it was not to be on a card");
+        assert_eq!(plan(0, &own(0)).card_bytes(1), 0);
+    }
+
+    #[test]
+    fn who_has_nothing_on_a_card_makes_no_room_there() {
+        // All of it can be on the card.
+        let big = Header { size_bytes: 40_000_000_000, vocabulary: 1, ..header() };
+        let free = 20_000_000_000;
+        let card = Card {
+            name: "CUDA0".into(),
+            about: "a card".into(),
+            memory_bytes: 80_000_000_000,
+            free_bytes: free,
+            shared: false,
+        };
+        let asked = Tuning { gpu_layers: Some(999), slots: Some(1), ..Tuning::default() };
+        let config = Config { max_loaded: 9, ..Config::default() };
+        let plan = Plan::of(&config, "big", &asked, &big, 0, Some(&[card])).unwrap();
+        let there = |on_card| [occupant("a", 1, 0, true), occupant("b", 1, on_card, true)];
+        for (on_card, goes) in [(30_000_000_000, true), (10_000_000_000, false)] {
+            let there = there(on_card);
+            let next = plan.next(&there);
+            // The same by what its process would tell.
+            let Short::RoomOnCards { needed, free } = Short::of(&plan.next(&[]).unwrap_err()).unwrap() else {
+                panic!("{next:?}")
+            };
+            assert_eq!(
+                (room_maker_on_cards(&there, needed, free).as_deref(), goes),
+                (goes.then_some("b"), goes)
+            );
+            match next {
+                Err(refusal) if !goes => {
+                    assert_eq!(refusal.code, Code::Unavailable);
+                    assert!(refusal.message.contains("30000 MB are free on the graphics cards"), "{refusal}");
+                    assert!(refusal.hint.contains("gpu_layers"), "{refusal:?}");
+                }
+                next => assert_eq!((next, goes), (evict("b"), true)),
+            }
+        }
     }
 }

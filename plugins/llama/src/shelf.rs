@@ -25,7 +25,7 @@ use crate::engine::{Engine, RETRY_AFTER_MS, Ticket, backend};
 use crate::gguf::{Adapter, Header};
 use crate::models::{Entry, Library, is_toy};
 use crate::payload::LoadReport;
-use crate::plan::{Plan, Step, Taken};
+use crate::plan::{Occupant, Plan, Step};
 use crate::tuning::{Lora, Setting, Tuning};
 use crate::vetting::{Overlay, Source, Vetting};
 
@@ -274,13 +274,14 @@ impl Shelf {
         let mut plan = Plan::of(&self.config, name, asked, header, adapters, cards.as_deref())?;
         let began = Instant::now();
         let slots = loop {
-            match plan.next(&self.taken())? {
+            match plan.next(&self.occupants())? {
                 Step::Run(slots) => break slots,
-                // Where somebody has begun to use the last idle one, the next
-                // look says so.
-                Step::MakeRoom => drop(self.evict()),
+                // Where somebody has begun to use one, the next look says so.
+                Step::Evict(other) if other == name => drop(self.take_out(name)?),
+                Step::Evict(other) => self.evict(&other),
             }
         };
+        drop(self.take_out(name)?);
         let (setup, bytes) = plan.settle(slots);
         let card_bytes = plan.card_bytes(slots);
         let mut notes = plan.notes;
@@ -316,30 +317,34 @@ impl Shelf {
         };
         let ticket = engine.ticket()?;
         let shelved = Shelved { engine, report: report.clone(), used: Instant::now(), bytes };
-        let replaced = self.models().insert(name.to_owned(), shelved);
-        // Outside of the lock: dropping an engine waits for its thread.
-        drop(replaced);
+        self.models().insert(name.to_owned(), shelved);
         Ok(Loaded { ticket, report, warnings: model::warnings(), fresh: true })
     }
 
-    /// The model as it is in memory. One with other settings is dropped if it is
-    /// idle.
+    /// The model as it is in memory, where it has these settings. With others it must
+    /// be idle.
     fn as_it_is(&self, name: &str, asked: &Tuning) -> Result<Option<Loaded>, Refusal> {
         let mut models = self.models();
-        let Some(shelved) = models.get_mut(name) else { return Ok(None) };
-        if shelved.engine.is_alive() && shelved.report.has(asked) {
-            shelved.used = Instant::now();
-            let report = LoadReport { load_ms: 0, ..shelved.report.clone() };
-            let ticket = shelved.engine.ticket()?;
-            return Ok(Some(Loaded { ticket, report, warnings: Vec::new(), fresh: false }));
+        match models.get_mut(name) {
+            Some(shelved) if shelved.engine.is_alive() && shelved.report.has(asked) => {
+                shelved.used = Instant::now();
+                let report = LoadReport { load_ms: 0, ..shelved.report.clone() };
+                let ticket = shelved.engine.ticket()?;
+                Ok(Some(Loaded { ticket, report, warnings: Vec::new(), fresh: false }))
+            }
+            Some(shelved) if !shelved.is_idle() => Err(in_use(name)),
+            _ => Ok(None),
         }
-        if shelved.engine.is_alive() && shelved.engine.in_use() > 0 {
-            return Err(in_use(name));
+    }
+
+    /// Takes a model out, where it is in memory and idle. To be dropped without the
+    /// lock: an engine waits for its thread.
+    fn take_out(&self, name: &str) -> Result<Option<Shelved>, Refusal> {
+        let mut models = self.models();
+        match models.get(name) {
+            Some(shelved) if !shelved.is_idle() => Err(in_use(name)),
+            _ => Ok(models.remove(name)),
         }
-        let gone = models.remove(name);
-        drop(models);
-        drop(gone);
-        Ok(None)
     }
 
     /// Takes a model out of memory; whether it was there.
@@ -349,24 +354,15 @@ impl Shelf {
     /// `not_found` for an unknown model, `busy` for one in use.
     pub fn unload(&self, name: &str) -> Result<bool, Refusal> {
         let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut models = self.models();
-        match models.get(name) {
-            None => {
-                drop(models);
-                // A broken file is not in memory either, so only an unknown
-                // name is worth a refusal.
-                match self.library.find(name) {
-                    Err(refusal) if refusal.code == Code::NotFound => Err(refusal),
-                    _ => Ok(false),
-                }
-            }
-            Some(shelved) if shelved.engine.is_alive() && shelved.engine.in_use() > 0 => Err(in_use(name)),
-            Some(_) => {
-                let gone = models.remove(name);
-                drop(models);
-                drop(gone);
-                Ok(true)
-            }
+        if let Some(gone) = self.take_out(name)? {
+            drop(gone);
+            return Ok(true);
+        }
+        // A broken file is not in memory either, so only an unknown name is worth a
+        // refusal.
+        match self.library.find(name) {
+            Err(refusal) if refusal.code == Code::NotFound => Err(refusal),
+            _ => Ok(false),
         }
     }
 
@@ -390,30 +386,25 @@ impl Shelf {
         gone.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Unloads the idle model that was used longest ago; whether there was one.
-    fn evict(&self) -> bool {
-        let mut models = self.models();
-        let idle = models
-            .iter()
-            .filter(|(_, shelved)| shelved.is_idle())
-            .min_by_key(|(_, shelved)| shelved.used)
-            .map(|(name, _)| name.clone());
-        let gone = idle.and_then(|name| models.remove(&name));
-        drop(models);
-        let evicted = gone.is_some();
-        drop(gone);
-        self.moves.evictions.fetch_add(u64::from(evicted), Ordering::Relaxed);
-        evicted
+    /// Unloads a model, if it is idle.
+    fn evict(&self, name: &str) {
+        if let Ok(Some(gone)) = self.take_out(name) {
+            drop(gone);
+            self.moves.evictions.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// What is in memory.
-    fn taken(&self) -> Taken {
+    fn occupants(&self) -> Vec<Occupant> {
         let models = self.models();
-        Taken {
-            names: models.keys().cloned().collect(),
-            bytes: models.values().fold(0, |sum, shelved| sum.saturating_add(shelved.bytes)),
-            idle: models.values().any(Shelved::is_idle),
-        }
+        let occupant = |(name, shelved): (&String, &Shelved)| Occupant {
+            name: name.clone(),
+            bytes: shelved.bytes,
+            card_bytes: shelved.report.card_bytes,
+            used: shelved.used,
+            idle: shelved.is_idle(),
+        };
+        models.iter().map(occupant).collect()
     }
 }
 

@@ -35,9 +35,9 @@ use ksi_sdk::trust::Digest;
 use serde_json::{Map, Value};
 
 use self::trouble::{Crashes, Health};
-use crate::config::{Config, MEMORY_MB_MIN};
+use crate::config::{BUILT_FOR_CARDS, Config, MEMORY_MB_MIN};
 use crate::payload::{LoadProgress, LoadReport};
-use crate::plan::{Plan, Step, Taken, lacks_cards};
+use crate::plan::{Occupant, Plan, Short, Step, room_maker_on_cards};
 use crate::progress::{Meter, told};
 use crate::shelf::{Moves, Shelf, in_use};
 use crate::tuning::{Setting, Tuning};
@@ -49,8 +49,6 @@ const KEY_BYTES_MAX: usize = 40;
 struct Ward {
     process: Rc<Process>,
     report: LoadReport,
-    /// Memory that it takes, an estimate.
-    bytes: u64,
     used: Instant,
     /// Requests that use it.
     uses: Rc<Cell<usize>>,
@@ -115,6 +113,9 @@ pub(crate) struct Workers {
     wards: RefCell<BTreeMap<String, Ward>>,
     crashes: RefCell<BTreeMap<String, Crashes>>,
     moves: Moves,
+    /// Whether there is no graphics card with memory of its own, as processes have seen;
+    /// until the first one has looked, a build for cards takes it that there is.
+    cardless: Cell<bool>,
 }
 
 /// The turn of one who changes what is in memory.
@@ -131,6 +132,7 @@ impl Workers {
             wards: RefCell::default(),
             crashes: RefCell::default(),
             moves: Moves::default(),
+            cardless: Cell::new(!BUILT_FOR_CARDS),
         })
     }
 
@@ -163,13 +165,19 @@ impl Workers {
         let meter = Meter::default();
         let load = async {
             loop {
-                match self.load_or_find(ctx, name, asked, &meter, progress).await {
-                    // Only its process has seen the cards: there, too, an idle one makes room.
-                    Err(refusal) if lacks_cards(&refusal) && self.taken().idle => {
-                        let _turn = self.turn.lock().await;
-                        self.evict(ctx).await;
+                let loaded = self.load_or_find(ctx, name, asked, &meter, progress).await;
+                // Only its process has seen the cards: there, too, an idle one makes room.
+                match loaded.as_ref().err().and_then(Short::of) {
+                    Some(Short::Cards) if !self.cardless.replace(true) => {}
+                    Some(Short::RoomOnCards { needed, free }) => {
+                        let turn = self.turn.lock().await;
+                        let Some(other) = room_maker_on_cards(&self.occupants(), needed, free) else {
+                            return loaded;
+                        };
+                        self.evict(ctx, &other).await;
+                        drop(turn);
                     }
-                    loaded => return loaded,
+                    _ => return loaded,
                 }
             }
         };
@@ -201,29 +209,33 @@ impl Workers {
         progress: Option<&Chunks<LoadProgress>>,
     ) -> Result<Loaded, Refusal> {
         let turn = self.turn.clone().lock_owned().await;
-        if let Some(loaded) = self.as_it_is(ctx, name, asked).await? {
+        if let Some(loaded) = self.as_it_is(name, asked)? {
             return Ok(loaded);
         }
         let (shelf, config, cancel) = (self.shelf.clone(), self.config.clone(), ctx.cancel_token());
         let (of, asked) = (name.to_owned(), asked.clone());
+        let no_cards = self.cardless.get().then_some(&[][..]);
         // Before others have to make room.
         let (mut plan, stamp) = ctx
             .spawn_blocking(move || {
                 let source = shelf.vet(&of, &asked, &cancel)?;
                 let stamp = trouble::Stamp::of(&source);
-                Plan::of(&config, &of, &asked, &source.header, source.adapter_bytes(), None)
+                Plan::of(&config, &of, &asked, &source.header, source.adapter_bytes(), no_cards)
                     .map(|plan| (plan, stamp))
             })
             .await??;
         self.has_not_crashed(name, &stamp)?;
         let began = Instant::now();
         let slots = loop {
-            match plan.next(&self.taken())? {
+            match plan.next(&self.occupants())? {
                 Step::Run(slots) => break slots,
-                Step::MakeRoom => self.evict(ctx).await,
+                Step::Evict(other) if other == name => end(ctx, self.take_out(name)?).await,
+                Step::Evict(other) => self.evict(ctx, &other).await,
             }
         };
-        let (setup, mut bytes) = plan.settle(slots);
+        // What it was with other settings goes last, when nothing is left to refuse.
+        end(ctx, self.take_out(name)?).await;
+        let (setup, _) = plan.settle(slots);
         let on_cards = plan.card_bytes(slots) > 0;
         // Should it see no card, all of it must fit into what is left.
         let config = self.configuration(name, &setup, self.memory_left_mb().filter(|_| on_cards));
@@ -238,18 +250,15 @@ impl Workers {
         };
         self.crashes.borrow_mut().remove(name);
         report.load_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if on_cards {
-            // It has seen the cards, and knows what is there.
-            bytes = report.memory_bytes;
+        if on_cards || report.card_bytes > 0 {
+            self.cardless.set(report.card_bytes == 0);
         }
-        report.memory_bytes = bytes;
         // To the process all of them are its configuration.
         report.settings = plan.settings;
         report.notes.splice(0..0, plan.notes);
         let mut ward = Ward {
             process: Rc::new(Process { plugin, start }),
             report: report.clone(),
-            bytes,
             used: Instant::now(),
             uses: Rc::default(),
             health: Health::Up,
@@ -275,25 +284,28 @@ impl Workers {
         Ok((plugin, report))
     }
 
-    /// The model as it is in memory. One with other settings goes if it is idle.
-    async fn as_it_is(&self, ctx: &Ctx, name: &str, asked: &Tuning) -> Result<Option<Loaded>, Refusal> {
-        let gone = {
-            let mut wards = self.wards.borrow_mut();
-            let Some(ward) = wards.get_mut(name) else { return Ok(None) };
-            if let Health::Held(why) = &ward.health {
-                return Err(trouble::held(name, &ward.process.plugin, why));
-            }
-            if ward.report.has(asked) {
-                let report = LoadReport { load_ms: 0, ..ward.report.clone() };
-                return Ok(Some(Loaded { using: Use::of(ward), report, fresh: false }));
-            }
-            if !ward.is_idle() {
-                return Err(in_use(name));
-            }
-            wards.remove(name)
-        };
-        end(ctx, gone).await;
-        Ok(None)
+    /// The model as it is in memory, where it has these settings. With others it must
+    /// be idle.
+    fn as_it_is(&self, name: &str, asked: &Tuning) -> Result<Option<Loaded>, Refusal> {
+        let mut wards = self.wards.borrow_mut();
+        let Some(ward) = wards.get_mut(name) else { return Ok(None) };
+        if let Health::Held(why) = &ward.health {
+            return Err(trouble::held(name, &ward.process.plugin, why));
+        }
+        if ward.report.has(asked) {
+            let report = LoadReport { load_ms: 0, ..ward.report.clone() };
+            return Ok(Some(Loaded { using: Use::of(ward), report, fresh: false }));
+        }
+        if ward.is_idle() { Ok(None) } else { Err(in_use(name)) }
+    }
+
+    /// Takes a model out, where there is one and it is not in use.
+    fn take_out(&self, name: &str) -> Result<Option<Ward>, Refusal> {
+        let mut wards = self.wards.borrow_mut();
+        match wards.get(name) {
+            Some(ward) if ward.takes_room() && !ward.is_idle() => Err(in_use(name)),
+            _ => Ok(wards.remove(name)),
+        }
     }
 
     /// The model, where it was loaded and may be used.
@@ -316,13 +328,7 @@ impl Workers {
         let _turn = self.turn.lock().await;
         // Whoever says so wants it tried anew.
         self.crashes.borrow_mut().remove(name);
-        let gone = {
-            let mut wards = self.wards.borrow_mut();
-            if wards.get(name).is_some_and(|ward| ward.takes_room() && !ward.is_idle()) {
-                return Err(in_use(name));
-            }
-            wards.remove(name)
-        };
+        let gone = self.take_out(name)?;
         if gone.is_some() {
             end(ctx, gone).await;
             return Ok(true);
@@ -350,35 +356,36 @@ impl Workers {
         names
     }
 
-    /// Unloads the idle model that was used longest ago, where there is one.
-    async fn evict(&self, ctx: &Ctx) {
-        let gone = {
-            let mut wards = self.wards.borrow_mut();
-            let idle = wards
-                .iter()
-                .filter(|(_, ward)| ward.takes_room() && ward.is_idle())
-                .min_by_key(|(_, ward)| ward.used)
-                .map(|(name, _)| name.clone());
-            idle.and_then(|name| wards.remove(&name))
-        };
-        self.moves.evictions.fetch_add(u64::from(gone.is_some()), Ordering::Relaxed);
-        end(ctx, gone).await;
+    /// Unloads a model, if it is idle.
+    async fn evict(&self, ctx: &Ctx, name: &str) {
+        if let Ok(Some(gone)) = self.take_out(name) {
+            self.moves.evictions.fetch_add(1, Ordering::Relaxed);
+            end(ctx, Some(gone)).await;
+        }
     }
 
     /// What is in memory.
-    fn taken(&self) -> Taken {
+    fn occupants(&self) -> Vec<Occupant> {
         let wards = self.wards.borrow();
-        let there = || wards.iter().filter(|(_, ward)| ward.takes_room());
-        Taken {
-            names: there().map(|(name, _)| name.clone()).collect(),
-            bytes: there().fold(0, |sum, (_, ward)| sum.saturating_add(ward.bytes)),
-            idle: there().any(|(_, ward)| ward.is_idle()),
-        }
+        let there = wards.iter().filter(|(_, ward)| ward.takes_room());
+        let occupant = |(name, ward): (&String, &Ward)| Occupant {
+            name: name.clone(),
+            bytes: ward.report.memory_bytes,
+            card_bytes: ward.report.card_bytes,
+            used: ward.used,
+            idle: ward.is_idle(),
+        };
+        there.map(occupant).collect()
+    }
+
+    /// Memory that all of them take, an estimate.
+    fn memory_bytes(&self) -> u64 {
+        self.occupants().iter().fold(0, |sum, one| sum.saturating_add(one.bytes))
     }
 
     /// What of the memory for all models is left, where there is a limit.
     fn memory_left_mb(&self) -> Option<u64> {
-        let taken = self.taken().bytes >> 20;
+        let taken = self.memory_bytes() >> 20;
         self.config.max_memory_mb.map(|mb| mb.saturating_sub(taken).max(MEMORY_MB_MIN))
     }
 

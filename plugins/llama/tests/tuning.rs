@@ -126,7 +126,7 @@ fn a_load_may_have_settings_of_its_own_until_it_is_unloaded() {
 #[test]
 fn settings_that_do_not_exist_or_fit_are_refused_all_at_once_and_leave_the_model_as_it_is() {
     let host = host(json!({"flash_attn": "off"}));
-    host.request("llama:load", json!({})).unwrap();
+    let ours = host.request("llama:load", json!({"settings": {"slots": 1}})).unwrap()["settings"].clone();
     for event in ["llama:load", "llama:profile"] {
         let refusal =
             host.request(event, json!({"settings": {"thread": 1, "slots": 0, "mlock": 3}})).unwrap_err();
@@ -140,6 +140,18 @@ fn settings_that_do_not_exist_or_fit_are_refused_all_at_once_and_leave_the_model
     let refusal =
         host.request("llama:load", json!({"context": 64, "settings": {"context": 128}})).unwrap_err();
     assert!(refusal.message.contains("`settings.context` is 128"), "{refusal}");
+    // These are found out when the file has been looked at.
+    for (settings, part) in [
+        (json!({"context": 1 << 30}), "context"),
+        (json!({"cache_type_v": "q8_0"}), "flash_attn"),
+        (json!({"lora": ["nowhere"]}), "nowhere"),
+    ] {
+        let refusal = host.request("llama:load", json!({ "settings": settings })).unwrap_err();
+        assert!(refusal.message.contains(part), "{refusal}");
+    }
+    let listed = host.request("llama:models", json!({})).unwrap()["models"][0].clone();
+    assert_eq!((&listed["loaded"], &listed["settings"]), (&json!(true), &ours));
+    assert_eq!(host.request("llama:metrics", json!({})).unwrap()["loads"], 1);
 }
 
 #[test]

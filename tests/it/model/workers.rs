@@ -143,6 +143,23 @@ fn each_loaded_model_has_a_process_of_its_own_and_one_that_makes_room_ends() {
 }
 
 #[test]
+fn a_load_with_other_settings_takes_the_place_of_a_model_unless_it_is_refused() {
+    let daemon = talkers(&["a"], "");
+    let load = |settings: Value| daemon.ask("llama:load", json!({"model": "a", "settings": settings}));
+    let ours = load(json!({"slots": 1})).unwrap()["settings"].clone();
+    let pid = pid_of(&daemon, "a");
+    for refused in [json!({"lora": ["nowhere"]}), json!({"context": 1 << 30})] {
+        load(refused).unwrap_err();
+        assert_eq!(pid_of(&daemon, "a"), pid);
+    }
+    assert_eq!(load(json!({})).unwrap()["settings"], ours);
+    assert_eq!(load(json!({"slots": 2})).unwrap()["slots"], 2);
+    assert_ne!(pid_of(&daemon, "a"), pid);
+    assert!(is_gone(pid));
+    assert_eq!(daemon.ask("llama:metrics", json!({})).unwrap()["evictions"], 0);
+}
+
+#[test]
 fn a_model_whose_process_is_killed_comes_back_and_the_other_goes_on_talking() {
     let daemon = talkers(&["one", "two"], "");
     let (mut one, mut two) = (talk(&daemon, "one"), talk(&daemon, "two"));

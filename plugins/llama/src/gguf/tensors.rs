@@ -27,6 +27,8 @@ pub(super) struct Tensor {
 pub(super) struct Totals {
     pub(super) parameters: u64,
     pub(super) main_kind: &'static str,
+    /// Whether one makes the tokens that are written.
+    pub(super) has_output: bool,
 }
 
 pub(super) fn read<R: Read>(cursor: &mut Cursor<R>, tensor_count: u64) -> Result<Vec<Tensor>, Error> {
@@ -118,5 +120,6 @@ pub(super) fn check_placement(
         }
     }
     let main_kind = bytes_by_kind.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("?", |(name, _)| name);
-    Ok(Totals { parameters, main_kind })
+    let has_output = tensors.iter().any(|tensor| tensor.name == "output.weight");
+    Ok(Totals { parameters, main_kind, has_output })
 }

@@ -176,6 +176,7 @@ fn a_good_file_says_what_it_is() {
         context_length: 128,
         block_count: 2,
         embedding_length: 64,
+        tied_output: true,
         pooling: None,
         memory_bytes_per_token: 2 * 2 * (16 + 16) * 2,
         chat_template: Some("{{ messages }}".to_owned()),

@@ -42,7 +42,7 @@ fn a_model_beyond_the_budget_is_refused_before_another_has_to_go() {
     load(&shelf, "a").unwrap();
     let big = Header { size_bytes: 40_000_000_000, ..header };
     let plan = Plan::of(&shelf.config, "big", &Tuning::default(), &big, 0, None).unwrap();
-    let refusal = plan.next(&shelf.taken()).unwrap_err();
+    let refusal = plan.next(&shelf.occupants()).unwrap_err();
     assert!(refusal.message.contains("max_memory_mb"), "{refusal}");
     assert!(shelf.loaded().keys().eq(["a"]));
 }

@@ -76,7 +76,8 @@ impl Workers {
         };
         let plugin = &using.process.plugin;
         let mut answer = forward(ctx, plugin, action, data, passed_on(ctx, out)).await;
-        if let Err(refusal) = &answer
+        // As often as it dies in between; its supervisor gives up on it at last.
+        while let Err(refusal) = &answer
             && is_unseen(refusal)
         {
             self.await_return(ctx, name, &using).await?;

@@ -21,7 +21,7 @@ impl Workers {
         let known: Vec<_> = {
             let wards = self.wards.borrow();
             let up = wards.values().filter(|ward| matches!(ward.health, Health::Up));
-            up.map(|ward| (ward.process.clone(), ward.report.load_ms, ward.bytes)).collect()
+            up.map(|ward| (ward.process.clone(), ward.report.load_ms, ward.report.memory_bytes)).collect()
         };
         let nothing = encoded(&json!({}))?;
         let (mut models, mut cards) = (Vec::new(), Vec::new());
@@ -48,7 +48,7 @@ impl Workers {
             load_failures: count(&self.moves.load_failures),
             evictions: count(&self.moves.evictions),
             expirations: count(&self.moves.expirations),
-            memory_bytes: self.taken().bytes,
+            memory_bytes: self.memory_bytes(),
             resident_bytes: resident_bytes().map(|ours| ours + theirs),
             cards,
         })
