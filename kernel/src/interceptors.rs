@@ -7,7 +7,7 @@
 //! An interceptor whose port was detached and that fails closed stays in the
 //! register, and all that it should hear is refused `unavailable`: a guard that
 //! dies must not open the gate. It goes when its origin comes back and
-//! intercepts anew, or is forgotten. One that fails open goes at once.
+//! intercepts anew, is forgotten, or may intercept no more. One that fails open goes at once.
 
 use std::sync::{
     Arc, Mutex,
@@ -15,6 +15,7 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwap;
+use ksi_identity::Rights;
 use ksi_protocol::{EventName, descriptor::InterceptSpec, frame::Stage};
 
 use crate::port::{Port, locked};
@@ -87,6 +88,14 @@ impl<H> Interceptors<H> {
     /// Removes those that closed ports of an origin have left.
     pub(crate) fn forget(&self, origin: &str) {
         self.change(|all| all.retain(|one| one.port.is_open() || &*one.port.origin != origin));
+    }
+
+    /// Grants this to all of an origin: also to what closed ports have left, so that
+    /// whoever takes the right from a guard that died opens the gate.
+    pub(crate) fn grant(&self, origin: &str, rights: &Rights) {
+        for one in self.all.load().iter().filter(|one| &*one.port.origin == origin) {
+            one.port.authority.grant(rights.clone());
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Arc<Interceptor<H>>>)) {

@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwapOption;
-use ksi_identity::{Authority, Decision, Witness};
+use ksi_identity::{Authority, Decision, Rights, Witness};
 use ksi_protocol::{
     EventName, Pattern, Refusal,
     descriptor::InterceptSpec,
@@ -126,6 +126,12 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     pub fn forget(&self, declarer: &str) {
         self.registry.forget(declarer);
         self.interceptors.forget(declarer);
+    }
+
+    /// Grants this to the interceptors of an origin, from the next event on: those
+    /// of ports that are gone, too.
+    pub fn grant_interceptors(&self, origin: &str, rights: &Rights) {
+        self.interceptors.grant(origin, rights);
     }
 
     /// From now on this port answers these events, all or none of them. An

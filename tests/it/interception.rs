@@ -149,8 +149,8 @@ fn an_unloaded_interceptor_has_no_word_any_more() {
     }
 }
 
-#[test]
-fn an_interceptor_that_is_held_keeps_the_gate_shut() {
+/// A daemon whose interceptor is held, and its configuration.
+fn held() -> (Daemon, String) {
     let config = format!(
         "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
          [plugins.interceptor]\nlibrary = \"{}\"\nplacement = \"child\"\nintercepts = [\"echo:*\"]\nrestart = {{ failures_max = 1 }}\n",
@@ -163,7 +163,34 @@ fn an_interceptor_that_is_held_keeps_the_gate_shut() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("the process is there");
     wait_until("it is held", || daemon.plugin("interceptor").state == PluginState::Held);
     assert_eq!(say(&daemon, "hello").expect_err("the guard is held")["code"], "unavailable");
+    (daemon, config)
+}
+
+#[test]
+fn an_interceptor_that_is_held_keeps_the_gate_shut() {
+    let (daemon, _) = held();
     assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "unhealthy");
     daemon.ask("plugin:unload", json!({"name": "interceptor"})).expect("the operator lets it go");
     assert_eq!(say(&daemon, "hello").expect("the gate is open")["text"], "hello");
+}
+
+#[test]
+fn a_guard_from_whom_a_reload_takes_its_word_has_none_dead_or_alive() {
+    let reload = |daemon: &Daemon, config: &str| {
+        std::fs::write(daemon.home.path().join("ksi.toml"), config).expect("it is written");
+        daemon.ask("config:reload", json!({})).expect("it is taken over");
+    };
+    let (dead, config) = held();
+    reload(&dead, &config.replace("echo:*", "state:*"));
+    assert_eq!(say(&dead, "hello").expect("the gate is open")["text"], "hello");
+    reload(&dead, &config);
+    assert_eq!(say(&dead, "hello").expect_err("it is shut again")["code"], "unavailable");
+    for placement in PLACEMENTS {
+        let config = config.replace("\"child\"", &format!("\"{placement}\""));
+        let daemon = Home::with_config(&config).start();
+        daemon.ready();
+        say(&daemon, "forbidden").expect_err("it is forbidden");
+        reload(&daemon, &config.replace("echo:*", "state:*"));
+        assert_eq!(say(&daemon, "forbidden").expect("nobody minds")["text"], "forbidden");
+    }
 }

@@ -12,7 +12,6 @@ use std::{
 };
 
 use ksi_host::Image;
-use ksi_identity::Rights;
 use ksi_protocol::{
     Code, Descriptor, EventName, Pattern, Refusal,
     sandbox::Probe,
@@ -27,7 +26,7 @@ use tokio::{
 use self::instances::Ward;
 use super::{
     actor::apart,
-    grants,
+    grants::{self, Granted},
     keeper::{Board, Command, Keeper, Means, Shared, Spec, quarantined, with},
     probe,
     supervisor::Input,
@@ -159,7 +158,7 @@ impl Fleet {
                 .collect();
             for (name, ward, in_manifest, commands) in all {
                 let (command, declared) = Command::new(None);
-                let granted = self.rights(&name, ward.as_ref(), in_manifest);
+                let granted = self.granted(&name, ward.as_ref(), in_manifest);
                 // A keeper that is gone has nothing to declare.
                 if commands.send(Command { granted, ..command }).await.is_ok() {
                     heard.push(declared);
@@ -174,13 +173,13 @@ impl Fleet {
 
     /// What one is granted by the configuration as it is now: nothing where it is
     /// not in it any more. `None`: it never was.
-    fn rights(&self, name: &str, ward: Option<&Ward>, in_manifest: bool) -> Option<Rights> {
+    fn granted(&self, name: &str, ward: Option<&Ward>, in_manifest: bool) -> Option<Granted> {
         let plugin = match ward {
             Some(ward) => self.spec_of(ward).ok().map(|spec| spec.plugin),
             None if in_manifest => self.config().plugins.get(name).cloned(),
             None => return None,
         };
-        Some(plugin.as_ref().map(grants::rights).unwrap_or_default())
+        Some(plugin.as_ref().map(Granted::by).unwrap_or_default())
     }
 
     /// Has every enabled plugin of the manifest started that is not kept yet; does

@@ -50,6 +50,23 @@ pub fn of(spec: &Spec) -> Sandbox {
     }
 }
 
+/// What is granted a plugin that runs, from its next event on.
+#[derive(Debug, Clone, Default)]
+pub struct Granted {
+    /// What it may ask, tell, hear and have a word on.
+    pub rights: Rights,
+    /// Whether it may speak of tenants that it was not asked for.
+    pub every_tenant: bool,
+}
+
+impl Granted {
+    /// What the configuration of a plugin grants it.
+    #[must_use]
+    pub fn by(plugin: &Plugin) -> Self {
+        Self { rights: rights(plugin), every_tenant: plugin.every_tenant }
+    }
+}
+
 /// What a plugin may ask, tell, hear and have a word on.
 #[must_use]
 pub fn rights(plugin: &Plugin) -> Rights {

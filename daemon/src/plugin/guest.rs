@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ksi_identity::{Caller, Permission, Rights};
@@ -101,9 +104,10 @@ pub struct Guest {
     complaint: Mutex<Option<String>>,
     /// Facts that it tells and may not.
     not_told: Complaints,
-    /// Whose requests and events it was handed, of whom it may tell; `None` where
-    /// it may tell of all.
-    tenants: Option<Mutex<HashSet<Box<str>>>>,
+    /// Whether it may tell of every tenant ...
+    every_tenant: AtomicBool,
+    /// ... or of those only whose requests and events it was handed.
+    tenants: Mutex<HashSet<Box<str>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,16 +126,15 @@ impl Guest {
             words: Mutex::default(),
             complaint: Mutex::default(),
             not_told: Complaints::default(),
-            tenants: (!every_tenant).then(Mutex::default),
+            every_tenant: AtomicBool::new(every_tenant),
+            tenants: Mutex::default(),
         }
     }
 
     /// It has to do with a tenant from now on.
     fn meet(&self, caller: &Caller) {
-        let (Some(tenants), Some(tenant)) = (&self.tenants, caller.principal.tenant.as_deref()) else {
-            return;
-        };
-        let mut tenants = lock(tenants);
+        let Some(tenant) = caller.principal.tenant.as_deref() else { return };
+        let mut tenants = lock(&self.tenants);
         if tenants.len() < TENANTS_MAX && !tenants.contains(tenant) {
             tenants.insert(tenant.into());
         }
@@ -139,7 +142,12 @@ impl Guest {
 
     /// Whether it has nothing to do with a tenant.
     fn is_stranger(&self, tenant: &str) -> bool {
-        self.tenants.as_ref().is_some_and(|tenants| !lock(tenants).contains(tenant))
+        !self.every_tenant.load(Ordering::Relaxed) && !lock(&self.tenants).contains(tenant)
+    }
+
+    /// Whether it may tell of every tenant, from now on.
+    pub fn grant_every_tenant(&self, granted: bool) {
+        self.every_tenant.store(granted, Ordering::Relaxed);
     }
 
     /// Keeps a line; the oldest goes where there are too many.

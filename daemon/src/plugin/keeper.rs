@@ -33,6 +33,7 @@ pub(super) use self::launch::quarantined;
 use super::{
     actor::{Actor, Watchdog},
     cgroup::Cgroups,
+    grants::Granted,
     guest::Life,
     spawner::Spawner,
     supervisor::{Action, Input, Policy, Supervisor},
@@ -100,6 +101,14 @@ pub struct Spec {
     pub instance: Option<Keyed>,
 }
 
+impl Spec {
+    /// Whether it may speak of every tenant. Whoever keeps work speaks of all whose
+    /// work it keeps.
+    fn speaks_of_all(&self) -> bool {
+        self.plugin.every_tenant || self.plugin.keeps_work
+    }
+}
+
 /// What makes an instance of a plugin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Keyed {
@@ -118,7 +127,7 @@ pub struct Command {
     /// have changed.
     pub input: Option<Input>,
     /// With `None`: what it is granted from now on, where that may have changed.
-    pub granted: Option<Rights>,
+    pub granted: Option<Granted>,
     /// Why it is quarantined, with [`Input::Quarantine`].
     pub quarantine: Option<String>,
     /// With another specification than before.
@@ -261,10 +270,13 @@ impl Keeper {
     }
 
     /// Grants it this, from its next event on.
-    fn grant(&mut self, rights: Rights) {
+    fn grant(&mut self, Granted { rights, every_tenant }: Granted) {
+        self.spec.plugin.every_tenant = every_tenant;
         if let Some(running) = &self.running {
             running.port.authority.grant(rights.clone());
+            running.guest().grant_every_tenant(self.spec.speaks_of_all());
         }
+        self.means.hub.kernel.grant_interceptors(&self.origin(), &rights);
         self.spec.rights = rights;
         let described = with(&self.board, |board| board.descriptor.clone());
         if let Some(descriptor) = described {
@@ -281,8 +293,8 @@ impl Keeper {
             self.placement = self.spec.plugin.placement;
         }
         if command.input.is_none() {
-            if let Some(rights) = command.granted {
-                self.grant(rights);
+            if let Some(granted) = command.granted {
+                self.grant(granted);
             }
             self.declare(self.absent());
             // Whoever asked may be gone.

@@ -48,6 +48,33 @@ fn what_a_reload_takes_from_a_plugin_is_gone_with_its_next_event_and_stays_gone(
 }
 
 #[test]
+fn what_a_reload_takes_from_a_plugin_it_hears_no_more() {
+    let config = |listens: &str| {
+        let library = library("fixture_listener");
+        format!(
+            "{WITHOUT_MODEL}\n[plugins.listener]\nlibrary = \"{}\"\nlistens = [\"{listens}\"]\n",
+            library.display()
+        )
+    };
+    let daemon = Home::with_config(&config("test:*")).start();
+    daemon.ready();
+    let tell = |n: u64| {
+        let mut lines = daemon.lines();
+        lines.send(&json!({"emit": "test:told", "data": {"n": n}}));
+        // What one connection says arrives in order.
+        let heard = lines.ask("listener:heard", json!({})).unwrap();
+        let heard = heard["events"].as_array().unwrap().iter();
+        heard.map(|event| event["data"]["n"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(tell(1), [1]);
+    for (listens, n, expected) in [("other:*", 2, &[1][..]), ("test:*", 3, &[1, 3])] {
+        std::fs::write(daemon.home.path().join("ksi.toml"), config(listens)).unwrap();
+        daemon.ask("config:reload", json!({})).unwrap();
+        assert_eq!(tell(n), expected);
+    }
+}
+
+#[test]
 fn a_plugin_has_no_more_instances_than_it_may() {
     let daemon = with(&format!("instances = true\nlimits = {{ instances = 2 }}\n{GRANTED}"));
     let start = |key: &str| call(&daemon, "plugin:instance:start", &json!({"key": key, "config": {}}));

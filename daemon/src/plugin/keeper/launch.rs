@@ -61,9 +61,7 @@ impl Keeper {
         self.reason = None;
         let outer = self.spec.plugin.namespace.clone();
         let alias = outer.map(|outer| Alias { inner: image.name.clone(), outer });
-        // Whoever keeps work speaks of all whose work it keeps.
-        let every_tenant = self.spec.plugin.every_tenant || self.spec.plugin.keeps_work;
-        let guest = Guest::new(&self.spec.plugin.name, alias, life, every_tenant);
+        let guest = Guest::new(&self.spec.plugin.name, alias, life, self.spec.speaks_of_all());
         let generation = with(&self.board, |board| {
             board.status.generation += 1;
             board.status.generation
