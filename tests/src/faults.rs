@@ -25,6 +25,11 @@ enum Costs {
     Nothing,
 }
 
+/// A shell that becomes two, each of which becomes two, and so on: a thousand
+/// processes, unless something stops them.
+const FORK_BOMB: &str =
+    r#"{"command": "f() { [ $1 = 0 ] || { f $(($1 - 1)) & f $(($1 - 1)) & }; sleep 86399; }; f 8"}"#;
+
 /// Every fault: its event, its payload, what it costs.
 const FAULTS: [(&str, &str, Costs); 13] = [
     ("faulty:panic", "{}", Costs::Life),
@@ -35,7 +40,7 @@ const FAULTS: [(&str, &str, Costs); 13] = [
     ("faulty:hang", "{}", Costs::Life),
     ("faulty:hang_later", "{}", Costs::LifeLater),
     ("faulty:sleep_blocking", "{}", Costs::Life),
-    ("faulty:run", r#"{"command": "sleep 1000", "times": 50}"#, Costs::Nothing),
+    ("faulty:run", FORK_BOMB, Costs::Nothing),
     ("faulty:flood", r#"{"n": 5000}"#, Costs::Nothing),
     ("faulty:dead_reply", "{}", Costs::Nothing),
     ("faulty:garbage", "{}", Costs::Life),
@@ -149,6 +154,9 @@ pub fn carry_out(faults: usize) -> Tally {
             answers(&daemon);
             continue;
         }
+        if event == "faulty:run" {
+            wait_until("the fork bomb has gone off", || sleepers() > 100);
+        }
         if costs == Costs::LifeLater {
             // Only what has work is watched; and it may be quick enough to do
             // some before it hangs.
@@ -172,7 +180,16 @@ pub fn carry_out(faults: usize) -> Tally {
     }
     // What it has started goes with it, and nobody is left uncollected.
     wait_until("the daemon has one child", || children(daemon.pid()) == 1);
+    daemon.ask("plugin:unload", json!({"name": "faulty"})).expect("it stops");
+    wait_until("nothing of the fork bomb is left", || sleepers() == 0);
     tally
+}
+
+/// How many processes of the fork bomb there are.
+fn sleepers() -> usize {
+    let entries = std::fs::read_dir("/proc").expect("processes can be looked at").flatten();
+    let commands = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    commands.filter(|command| command == b"sleep\x0086399\0").count()
 }
 
 /// How many children a process has, dead ones too.

@@ -24,7 +24,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{DEADLINE, Daemon, Home, library};
+use crate::{DEADLINE, Daemon, Home, library, wait_until};
 
 /// How long the killing goes on, and how.
 #[derive(Debug, Clone, Copy)]
@@ -190,6 +190,7 @@ pub fn carry_out(plan: Plan) -> Tally {
     }
     let mut home = Home::with_config(&format!("{CONFIG}{}", poisoned()));
     let allowed = Arc::new(AtomicUsize::new(0));
+    let accepted = Arc::new(AtomicUsize::new(0));
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..plan.clients)
         .map(|number| {
@@ -197,6 +198,7 @@ pub fn carry_out(plan: Plan) -> Tally {
                 number,
                 socket: home.paths().socket,
                 allowed: allowed.clone(),
+                accepted: accepted.clone(),
                 over: over.clone(),
                 history: History::default(),
             };
@@ -205,7 +207,7 @@ pub fn carry_out(plan: Plan) -> Tally {
         .collect();
     for _ in 0..plan.kills {
         allowed.fetch_add(plan.burst, Ordering::Relaxed);
-        home = kill_once(home, &mut dice, &mut tally);
+        home = kill_once(home, &mut dice, &accepted, &mut tally);
     }
     let daemon = home.start();
     daemon.ready();
@@ -218,7 +220,7 @@ pub fn carry_out(plan: Plan) -> Tally {
     tally
 }
 
-fn kill_once(home: Home, dice: &mut Dice, tally: &mut Tally) -> Home {
+fn kill_once(home: Home, dice: &mut Dice, accepted: &AtomicUsize, tally: &mut Tally) -> Home {
     // A third of them before it has begun to answer: a start takes about 10 ms.
     let early = dice.below(3) == 0;
     if early {
@@ -226,9 +228,13 @@ fn kill_once(home: Home, dice: &mut Dice, tally: &mut Tally) -> Home {
         kill_start(&home, dice.below(25));
         return home;
     }
+    let before = accepted.load(Ordering::Relaxed);
     let daemon = home.start();
     daemon.ready();
-    pause(dice.below(100));
+    // Counted in work rather than time, so that a slow machine does as much of it.
+    let more = usize::try_from(dice.below(100)).unwrap_or(0);
+    wait_until("work is accepted", || accepted.load(Ordering::Relaxed) >= before + more);
+    pause(dice.below(20));
     match dice.below(4) {
         0 => {
             tally.checkpointing += 1;
@@ -296,6 +302,8 @@ struct Client {
     socket: PathBuf,
     /// How much work each client may have given so far.
     allowed: Arc<AtomicUsize>,
+    /// How much all of them were told is accepted.
+    accepted: Arc<AtomicUsize>,
     over: Arc<AtomicBool>,
     history: History,
 }
@@ -377,6 +385,9 @@ impl Client {
         let key = self.key(number);
         let (_, _, end) = question(number, &key);
         let (_, names) = self.history.accepted.entry(key).or_insert_with(|| (end, Names::new()));
+        if names.is_empty() {
+            self.accepted.fetch_add(1, Ordering::Relaxed);
+        }
         names.insert((name.to_owned(), seq));
         open.remove(&number);
         None

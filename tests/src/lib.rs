@@ -24,6 +24,7 @@ use ksi_protocol::{
     paths::Paths,
     system::{Health, PluginStatus, Status},
 };
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -181,7 +182,7 @@ impl Home {
             if let Ok(Some(status)) = daemon.child.try_wait() {
                 panic!("ksid ended with {status}: {}", daemon.words());
             }
-            UnixStream::connect(&socket).is_ok()
+            UnixStream::connect(&socket).is_ok_and(|stream| daemon.listens(&stream))
         });
         daemon
     }
@@ -207,6 +208,14 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it is this one that listens at the other end, on a socket of its own or of
+    /// the test's. A child that the one before was about to start when it was killed may
+    /// still hold that one's, for a moment.
+    fn listens(&self, stream: &UnixStream) -> bool {
+        let who = getsockopt(stream, PeerCredentials).expect("a socket has two ends").pid();
+        u32::try_from(who).is_ok_and(|who| who == self.pid() || who == std::process::id())
     }
 
     /// What it has written to its standard error.
