@@ -14,6 +14,11 @@ const BATCH_MAX: u32 = 8192;
 const LORA_MAX: usize = 16;
 /// How much a name must be like another for that to be meant.
 const LIKENESS_MIN: f64 = 0.6;
+/// Longest name that may be one misspelt: to compare two takes memory in both
+/// lengths. And so much is shown of what a request has in its place.
+const SHOWN_BYTES_MAX: usize = 64;
+/// Most problems that are told of.
+const TOLD_MAX: usize = 32;
 
 /// The names of all settings.
 const NAMES: [&str; 16] = [
@@ -47,7 +52,10 @@ impl Tuning {
             let alone = Value::Object([(name.clone(), value.clone())].into_iter().collect());
             match Self::deserialize(alone) {
                 Ok(_) => drop(sound.insert(name.clone(), value.clone())),
-                Err(error) => problems.push(format!("`{place}{name}` is {value}: {error}")),
+                Err(error) => {
+                    let (name, value, why) = (short(name), value.to_string(), error.to_string());
+                    problems.push(format!("`{place}{name}` is {}: {}", short(&value), short(&why)));
+                }
             }
         }
         // Each of them was read alone.
@@ -63,7 +71,7 @@ impl Tuning {
         let unknown = self.unknown.keys().map(|name| {
             let near =
                 nearest(name, also_known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-            format!("there is no setting `{place}{name}`{near}")
+            format!("there is no setting `{place}{}`{near}", short(name))
         });
         let mut problems: Vec<String> = unknown.collect();
         for (name, value, min, max) in [
@@ -92,7 +100,7 @@ impl Tuning {
         }
         for one in lora {
             if let Err(why) = Lora::parse(one) {
-                problems.push(format!("`{place}lora` has {one:?}, {why}"));
+                problems.push(format!("`{place}lora` has {:?}, {}", short(one), short(&why)));
             }
         }
         let quantised = self.cache_type_v.is_some_and(CacheType::is_quantised);
@@ -104,7 +112,12 @@ impl Tuning {
 }
 
 /// The refusal for problems; `None` where there are none.
-pub(crate) fn refusal(problems: Vec<String>, hint: &str) -> Option<Refusal> {
+pub(crate) fn refusal(mut problems: Vec<String>, hint: &str) -> Option<Refusal> {
+    let more = problems.len().saturating_sub(TOLD_MAX);
+    if more > 0 {
+        problems.truncate(TOLD_MAX);
+        problems.push(format!("and {more} more"));
+    }
     let refusal = || {
         Refusal::new(Code::InvalidPayload, format!("llama: {}", problems.join("; ")))
             .hint(hint)
@@ -115,10 +128,21 @@ pub(crate) fn refusal(problems: Vec<String>, hint: &str) -> Option<Refusal> {
 
 /// The known name that may be meant.
 fn nearest<'a>(name: &str, also_known: &[&'a str]) -> Option<&'a str> {
+    if name.len() > SHOWN_BYTES_MAX {
+        return None;
+    }
     let known = NAMES.iter().chain(also_known);
     let alike = known.map(|known| (strsim::normalized_damerau_levenshtein(name, known), *known));
     let best = alike.max_by(|left, right| left.0.total_cmp(&right.0))?;
     (best.0 >= LIKENESS_MIN).then_some(best.1)
+}
+
+/// The beginning of what may be long.
+fn short(text: &str) -> String {
+    match text.len() {
+        ..=SHOWN_BYTES_MAX => text.to_owned(),
+        _ => format!("{}...", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)]),
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +182,16 @@ mod tests {
             assert!(tellers == 1 && refusal.message.contains(part), "{part}: {refusal}");
         }
         assert_eq!(problems.len(), 6, "{problems:?}");
+    }
+
+    #[test]
+    fn what_is_long_or_much_is_refused_in_few_words() {
+        let long = "ä".repeat(10_000_000);
+        let refusal = read(json!({long.as_str(): 1, "flash_attn": long, "lora": [long]})).unwrap_err();
+        assert!(refusal.message.len() < 1000, "{}", refusal.message.len());
+        let many: Map<_, _> = (0..1000).map(|n| (format!("x{n}"), json!(1))).collect();
+        let refusal = read(Value::Object(many)).unwrap_err();
+        assert!(refusal.message.ends_with("and 968 more"), "{refusal}");
     }
 
     #[test]
