@@ -26,8 +26,8 @@ use crate::{
     invocation::Invocation,
 };
 
-/// Turns that both sides take.
-const TURNS: u64 = 3;
+/// Turns that both sides take: an even number, since they begin by turns.
+const TURNS: u64 = 4;
 /// Tokens of an answer where the rate of all streams is measured.
 const TOKENS: u32 = 64;
 /// Tokens of a prompt that is short.
@@ -145,7 +145,12 @@ async fn measured(
 ) -> Result<Vec<Measured>> {
     let mut seen: Vec<Seen> = sides.iter().map(|_| Seen::default()).collect();
     for turn in 0..TURNS {
-        for ((side, texts), seen) in sides.iter().zip(texts).zip(&mut seen) {
+        let mut all: Vec<_> = sides.iter().zip(texts).zip(&mut seen).collect();
+        // What a side leaves behind, such as threads that spin, meets the other one as often.
+        if turn % 2 == 1 {
+            all.reverse();
+        }
+        for ((side, texts), seen) in all {
             if let Err(failure) = kind.work.run(side, texts, turn, seen).await {
                 return super::skipped(kind.names[0], failure);
             }

@@ -72,11 +72,11 @@ fn inference_is_measured_turn_by_turn_beside_another_server_and_told_as_ratios()
         let why = row["skipped"].as_str().unwrap_or_default();
         assert!(reasons.iter().any(|reason| why.contains(reason)), "{row}");
     }
-    // One question that counts the tokens of words, then three turns of 1, 4 and 16 streams of 64 tokens each.
+    // One question that counts the tokens of words, then four turns of 1, 4 and 16 streams of 64 tokens each.
     let asked = server.asked();
-    let streams = asked.get(1..=3 * (1 + 4 + 16)).expect("it was asked as often");
+    let streams = asked.get(1..=4 * (1 + 4 + 16)).expect("it was asked as often");
     assert!(streams.iter().all(|body| body["max_tokens"] == 64 && body["stream"] == true), "{streams:?}");
-    for (row, count) in [(1, 3), (3, 12), (5, 48)] {
+    for (row, count) in [(1, 4), (3, 16), (5, 64)] {
         assert_eq!(rows[row]["n"], count * 64, "{}", rows[row]);
     }
     let table = stdout(&fine(daemon.ksi(&["bench", "infer", "--against", &server.url])));
