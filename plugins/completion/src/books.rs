@@ -52,6 +52,8 @@ pub(crate) use expected::Expected;
 /// Most accounts held in memory that nothing is reserved in: their names come
 /// from clients.
 const ACCOUNTS_MAX: usize = 4096;
+/// Most names that a reservation may have on the disk.
+const NAMES_MAX: usize = 16;
 /// Most settlements that wait to be written.
 const PENDING_MAX: usize = 100_000;
 
@@ -224,10 +226,11 @@ impl Books {
         }
     }
 
-    /// The same of all that nobody has handed over for a day.
-    fn give_up_old(&self, now_ms: u64) {
+    /// The same of all that nobody has handed over for a day; what is open is under way.
+    fn give_up_old(&self, now_ms: u64, is_open: impl Fn(&str) -> bool) {
         let mut orphans = self.orphans.borrow_mut();
-        let old: Vec<_> = orphans.extract_if(.., |_, orphan| orphan.reservation.is_old(now_ms)).collect();
+        let is_old = |request: &str, orphan: &Orphan| orphan.reservation.is_old(now_ms) && !is_open(request);
+        let old: Vec<_> = orphans.extract_if(.., |request, orphan| is_old(request, orphan)).collect();
         drop(orphans);
         for (_, orphan) in old {
             self.settle_left(orphan, now_ms);
@@ -395,10 +398,12 @@ impl Drop for Reserved<'_> {
         // Nobody was asked, so the attempt before is still the last one.
         release(&mut books.accounts.borrow_mut(), &reservation);
         if self.is_begun {
-            before = Orphan { names: vec![name], reservation };
-        } else {
-            before.names.push(name);
+            before.names.clear();
+        } else if before.names.len() == NAMES_MAX {
+            // Of this one even the write before has failed.
+            before.names.pop();
         }
+        before.names.push(name);
         books.leave(before);
     }
 }

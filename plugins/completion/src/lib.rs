@@ -137,7 +137,10 @@ impl Plugin for Completion {
     /// A budget that cannot be read allows nothing, so it is waited for.
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
         let plugin = self.clone();
-        ctx.spawn(async move { plugin.books.sweep(&plugin.ctx, plugin.config.usage_days).await });
+        ctx.spawn(async move {
+            let is_open = |request: &str| plugin.ledger.borrow().open(request).is_some();
+            plugin.books.sweep(&plugin.ctx, plugin.config.usage_days, is_open).await;
+        });
         match self.books.has_budgets() {
             true => self.books.recover(&ctx).await,
             false => Ok(()),

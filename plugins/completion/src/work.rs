@@ -10,7 +10,10 @@
 
 use std::{pin::pin, rc::Rc, time::Duration};
 
-use futures_util::future::{Either, select};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use ksi_provider::Delta as Provided;
 use ksi_sdk::{
     Chunks,
@@ -65,8 +68,13 @@ impl Place {
             return;
         }
         let now_ms = self.plugin.now_ms();
-        // What is tried again goes on with what its last attempt has reserved.
-        if !matches!(&ended, Ended::Failed(refusal) if refusal.retryable) {
+        // What is tried again goes on with what its last attempt has reserved; so does what a drain cuts off.
+        let goes_on = match &ended {
+            Ended::Done(_) => false,
+            Ended::Failed(refusal) => refusal.retryable,
+            Ended::Cancelled => self.plugin.ctx.draining().now_or_never().is_some(),
+        };
+        if !goes_on {
             self.plugin.books.ends(&self.entry.id, now_ms);
         }
         self.plugin.ledger.borrow_mut().close(&self.entry, ended, now_ms);

@@ -18,8 +18,9 @@ use crate::{payload::Used, signal::Signal};
 /// How the keys of usage begin.
 pub(super) const USAGE: &str = "usage/";
 pub(super) const DAY_MS: u64 = 86_400_000;
-/// Settlements that are written together.
-const BATCH: usize = 256;
+/// Changes that are written together: many fewer than the state takes, so that one more settlement always
+/// fits.
+const CHANGES_MAX: usize = 2048;
 
 /// What was used of a model by somebody on one day.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -179,9 +180,8 @@ impl Books {
     async fn write_all(&self, ctx: &Ctx) {
         let Keeping { writing, written, failures, failing, moved } = &self.keeping;
         while !self.pending.borrow().is_empty() {
-            let count = self.pending.borrow().len().min(BATCH);
-            match self.write(ctx, count).await {
-                Ok(()) => {
+            match self.write(ctx).await {
+                Ok(count) => {
                     self.pending.borrow_mut().drain(..count);
                     written.set(written.get() + count as u64);
                     failing.set(false);
@@ -200,13 +200,18 @@ impl Books {
         moved.notify();
     }
 
-    /// Writes the first settlements. Nobody else writes these keys, so what is read
-    /// is still there when it is written.
-    async fn write(&self, ctx: &Ctx, count: usize) -> Result<(), Refusal> {
+    /// Writes the first settlements, and says how many. Nobody else writes these keys, so what is
+    /// read is still there when it is written.
+    async fn write(&self, ctx: &Ctx) -> Result<usize, Refusal> {
         let state = ctx.state();
         let written = state.get::<u64>("written").await?.unwrap_or_default();
         let (mut rows, mut accounts, mut begun) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        for settlement in self.pending.borrow().iter().take(count) {
+        let mut count = 0;
+        for settlement in self.pending.borrow().iter() {
+            if rows.len() + accounts.len() + begun.len() >= CHANGES_MAX {
+                break;
+            }
+            count += 1;
             let Settlement { names, reservation, taken, at_ms } = settlement;
             let day = at_ms / DAY_MS;
             if taken.asked {
@@ -242,10 +247,10 @@ impl Books {
             batch = batch.delete(key("begun", &name));
         }
         match batch.commit().await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(count),
             // The answer may have been lost after the write was made.
             Err(refusal) => match state.get::<u64>("written").await? {
-                Some(now) if now.value == written.value + 1 => Ok(()),
+                Some(now) if now.value == written.value + 1 => Ok(count),
                 _ if refusal.code == Code::Conflict => {
                     Err(Refusal::new(Code::Conflict, "somebody else writes the books"))
                 }

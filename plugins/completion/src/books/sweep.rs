@@ -19,9 +19,9 @@ const RETRY: Duration = Duration::from_secs(3600);
 impl Books {
     /// Forgets what is older than so many days, today included, and gives up what a crash
     /// left behind: now, and every day.
-    pub(crate) async fn sweep(self: &Rc<Self>, ctx: &Ctx, days: u64) {
+    pub(crate) async fn sweep(self: &Rc<Self>, ctx: &Ctx, days: u64, is_open: impl Fn(&str) -> bool) {
         loop {
-            self.give_up_old(ctx.now_ms());
+            self.give_up_old(ctx.now_ms(), &is_open);
             self.write_on(ctx);
             let pause = match forget(ctx, days).await {
                 Ok(()) => PAUSE,

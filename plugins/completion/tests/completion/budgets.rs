@@ -419,13 +419,27 @@ fn work_that_has_to_wait_for_its_turn_after_a_crash_is_counted_once() {
     assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
 }
 
+fn one_at_once() -> Value {
+    let mut config = priced(json!({"few": {"calls": 9}}));
+    config["providers"]["openai"]["concurrency"] = json!(1);
+    config
+}
+
+#[test]
+fn work_that_a_drain_cuts_off_keeps_what_it_had_reserved_before_a_crash() {
+    let space = FakeSpace::new();
+    let host = crashed(&space, one_at_once);
+    ask(&host, json!({"prompt": "1", "model": MODEL}));
+    host.expect("openai:generate");
+    let call = handed_over(&host);
+    assert!(!host.drain());
+    host.cancel(&call);
+    let host = unhooked(Host::start_on(&space, one_at_once()).unwrap());
+    assert_eq!(calls(&host), (1, 1), "the other one was under way");
+}
+
 #[test]
 fn work_that_ends_without_another_attempt_after_a_crash_counts_as_it_was_reserved() {
-    let one_at_once = || {
-        let mut config = priced(json!({"few": {"calls": 9}}));
-        config["providers"]["openai"]["concurrency"] = json!(1);
-        config
-    };
     let space = FakeSpace::new();
     let host = crashed(&space, one_at_once);
     let other = ask(&host, json!({"prompt": "1", "model": MODEL}));
