@@ -114,12 +114,18 @@ pub enum Step {
     Run(u32),
 }
 
+/// What may become free at most where so many bytes are estimated: an estimate may
+/// be short, and a process has more than its model. What it was is seen afterwards.
+fn freed_at_most(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 8).saturating_add(512 << 20)
+}
+
 /// Who makes room on graphics cards for so many bytes, of which so many are free:
 /// the one of the idle that was used longest ago. Nobody where that would not do.
 #[must_use]
 pub fn room_maker_on_cards(there: &[Occupant], needed: u64, free: u64) -> Option<String> {
     let idle = there.iter().filter(|one| one.idle && one.card_bytes > 0);
-    let could = idle.clone().fold(free, |sum, one| sum.saturating_add(one.card_bytes));
+    let could = idle.clone().fold(free, |sum, one| sum.saturating_add(freed_at_most(one.card_bytes)));
     let goes = idle.min_by_key(|one| one.used).filter(|_| could >= needed);
     goes.map(|one| one.name.clone())
 }
@@ -222,8 +228,12 @@ impl Plan {
             return Ok(Step::Evict(one.name.clone()));
         }
         let fit = |estimate: &Estimate, slots, free, bytes: fn(&Occupant) -> u64, limit: &str| {
-            let could = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(bytes(one)));
-            estimate.fit(&self.name, slots, could, limit)?;
+            let could = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(freed_at_most(bytes(one))));
+            if estimate.fit(&self.name, 1, could, limit).is_err() {
+                // What is known to become free is less still.
+                let told = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(bytes(one)));
+                estimate.fit(&self.name, 1, told, limit)?;
+            }
             match (estimate.fit(&self.name, slots, free, limit), goes(bytes)) {
                 // Rather another model goes than this one runs slowly.
                 (fitted, Some(one)) if fitted != Ok(slots) => Ok(Step::Evict(one.name.clone())),
@@ -243,6 +253,13 @@ impl Plan {
                 })
             }
             (step, _) => Ok(step),
+        }
+    }
+
+    /// The graphics cards as they are after somebody has made room there.
+    pub fn look_again(&mut self, cards: Option<&[Card]>) {
+        if self.cards_free.is_some() {
+            self.cards_free = cards.and_then(room_on);
         }
     }
 
@@ -429,7 +446,7 @@ mod tests {
         };
         let asked = Tuning { gpu_layers: Some(999), slots: Some(1), ..Tuning::default() };
         let config = Config { max_loaded: 9, ..Config::default() };
-        let plan = Plan::of(&config, "big", &asked, &big, 0, Some(&[card])).unwrap();
+        let mut plan = Plan::of(&config, "big", &asked, &big, 0, Some(&[card.clone()])).unwrap();
         let there = |on_card| [occupant("a", 1, 0, true), occupant("b", 1, on_card, true)];
         for (on_card, goes) in [(30_000_000_000, true), (10_000_000_000, false)] {
             let there = there(on_card);
@@ -451,5 +468,8 @@ mod tests {
                 next => assert_eq!((next, goes), (evict("b"), true)),
             }
         }
+        // When it has gone, there is what it had.
+        plan.look_again(Some(&[Card { free_bytes: 50_000_000_000, ..card }]));
+        assert_eq!(plan.next(&there(0)[..1]), Ok(Step::Run(1)));
     }
 }

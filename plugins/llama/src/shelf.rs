@@ -280,6 +280,7 @@ impl Shelf {
                 Step::Evict(other) if other == name => drop(self.take_out(name)?),
                 Step::Evict(other) => self.evict(&other),
             }
+            plan.look_again(backend::cards().as_deref());
         };
         drop(self.take_out(name)?);
         let (setup, bytes) = plan.settle(slots);

@@ -214,7 +214,8 @@ impl Workers {
         }
         let (shelf, config, cancel) = (self.shelf.clone(), self.config.clone(), ctx.cancel_token());
         let (of, asked) = (name.to_owned(), asked.clone());
-        let no_cards = self.cardless.get().then_some(&[][..]);
+        // Where nobody would have to go, its process may as well look for cards itself.
+        let no_cards = (self.cardless.get() && !self.occupants().is_empty()).then_some(&[][..]);
         // Before others have to make room.
         let (mut plan, stamp) = ctx
             .spawn_blocking(move || {
@@ -233,7 +234,7 @@ impl Workers {
                 Step::Evict(other) => self.evict(ctx, &other).await,
             }
         };
-        // What it was with other settings goes last, when nothing is left to refuse.
+        // What it was with other settings goes last: what can be refused before, is.
         end(ctx, self.take_out(name)?).await;
         let (setup, _) = plan.settle(slots);
         let on_cards = plan.card_bytes(slots) > 0;

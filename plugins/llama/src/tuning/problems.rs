@@ -100,7 +100,7 @@ impl Tuning {
         }
         for one in lora {
             if let Err(why) = Lora::parse(one) {
-                problems.push(format!("`{place}lora` has {:?}, {}", short(one), short(&why)));
+                problems.push(format!("`{place}lora` has {:?}, {}", short(one), short(why)));
             }
         }
         let quantised = self.cache_type_v.is_some_and(CacheType::is_quantised);

@@ -76,9 +76,11 @@ impl Workers {
         };
         let plugin = &using.process.plugin;
         let mut answer = forward(ctx, plugin, action, data, passed_on(ctx, out)).await;
-        // As often as it dies in between; its supervisor gives up on it at last.
+        let mut knew = true;
+        // As often as it dies in between, its supervisor gives up on it at last; one that is there and does
+        // not know what it is asked will not either.
         while let Err(refusal) = &answer
-            && is_unseen(refusal)
+            && (is_absent(refusal) || (is_unseen(refusal) && std::mem::take(&mut knew)))
         {
             self.await_return(ctx, name, &using).await?;
             answer = forward(ctx, plugin, action, data, passed_on(ctx, out)).await;
@@ -182,6 +184,10 @@ pub(super) async fn forward(
 
 /// Whether a request has certainly not reached the process that it was for.
 fn is_unseen(refusal: &Refusal) -> bool {
-    refusal.code == Code::UnknownEvent
-        || refusal.details.as_ref().is_some_and(|details| details["absent"].is_string())
+    refusal.code == Code::UnknownEvent || is_absent(refusal)
+}
+
+/// Whether the process that it was for is away.
+fn is_absent(refusal: &Refusal) -> bool {
+    refusal.details.as_ref().is_some_and(|details| details["absent"].is_string())
 }
