@@ -28,7 +28,12 @@ enum Costs {
 /// A shell that becomes two, each of which becomes two, and so on: a thousand
 /// processes, unless something stops them.
 const FORK_BOMB: &str =
-    r#"{"command": "f() { [ $1 = 0 ] || { f $(($1 - 1)) & f $(($1 - 1)) & }; sleep 86399; }; f 8"}"#;
+    r#"{"command": "f() { [ $1 = 0 ] || { f $(($1 - 1)) & f $(($1 - 1)) & }; sleep NAP; }; f 8"}"#;
+
+/// How long what the fork bomb starts sleeps, in seconds: nobody else does for so long.
+fn nap() -> String {
+    format!("9{:08}", std::process::id())
+}
 
 /// Every fault: its event, its payload, what it costs.
 const FAULTS: [(&str, &str, Costs); 13] = [
@@ -142,7 +147,7 @@ pub fn carry_out(faults: usize) -> Tally {
     let mut tally = Tally::default();
     for (event, data, costs) in FAULTS.into_iter().cycle().take(faults) {
         tally.faults += 1;
-        let data: Value = serde_json::from_str(data).expect("it is JSON");
+        let data: Value = serde_json::from_str(&data.replace("NAP", &nap())).expect("it is JSON");
         let answer = daemon.ask(event, data);
         let told = match (costs, &answer) {
             (Costs::Life, Err(refusal)) => refusal["code"] == "plugin_restarted",
@@ -155,7 +160,7 @@ pub fn carry_out(faults: usize) -> Tally {
             continue;
         }
         if event == "faulty:run" {
-            wait_until("the fork bomb has gone off", || sleepers() > 100);
+            wait_until("the fork bomb has gone off", || sleepers() > 50);
         }
         if costs == Costs::LifeLater {
             // Only what has work is watched; and it may be quick enough to do
@@ -189,7 +194,8 @@ pub fn carry_out(faults: usize) -> Tally {
 fn sleepers() -> usize {
     let entries = std::fs::read_dir("/proc").expect("processes can be looked at").flatten();
     let commands = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    commands.filter(|command| command == b"sleep\x0086399\0").count()
+    let ours = format!("sleep\0{}\0", nap());
+    commands.filter(|command| command == ours.as_bytes()).count()
 }
 
 /// How many children a process has, dead ones too.
