@@ -446,7 +446,7 @@ mod tests {
         };
         let asked = Tuning { gpu_layers: Some(999), slots: Some(1), ..Tuning::default() };
         let config = Config { max_loaded: 9, ..Config::default() };
-        let mut plan = Plan::of(&config, "big", &asked, &big, 0, Some(&[card.clone()])).unwrap();
+        let mut plan = Plan::of(&config, "big", &asked, &big, 0, Some(std::slice::from_ref(&card))).unwrap();
         let there = |on_card| [occupant("a", 1, 0, true), occupant("b", 1, on_card, true)];
         for (on_card, goes) in [(30_000_000_000, true), (10_000_000_000, false)] {
             let there = there(on_card);
