@@ -245,17 +245,32 @@ fn where_cards_have_no_room_an_idle_model_goes_and_then_it_is_tried_again() {
         Ok(status(asked, "stopped"))
     });
     let full = || {
-        let details = json!({"on_cards": true, "needed_bytes": 2, "available_bytes": 1});
+        let details = json!({"short": "room_on_cards", "needed_bytes": 2_u64 << 30, "available_bytes": 1});
         Refusal::new(Code::Unavailable, "1 MB are free on the graphics cards").details(details)
     };
-    load(&host, "a");
+    let on_card = |name: &str| {
+        let mut report = report(name);
+        report["card_bytes"] = json!(2_u64 << 30);
+        report
+    };
+    let call = host.open("llama:load", json!({"model": "a"}));
+    host.end(&host.expect("llama@a:load"), on_card("a"));
+    assert!(matches!(host.next(&call), Answer::End(_)));
     let call = host.open("llama:load", json!({"model": "b"}));
     host.refuse(&host.expect("llama@b:load"), full());
     host.end(&host.expect("llama@b:load"), report("b"));
     assert!(matches!(host.next(&call), Answer::End(_)));
     assert_eq!(*stopped.borrow(), ["b", "a"]);
     assert_eq!(loaded(&host), ["b"]);
-    // Nobody is idle: it is refused.
+    // Who has nothing there does not go, nor does one in use: it is refused.
+    let call = host.open("llama:load", json!({"model": "a"}));
+    host.refuse(&host.expect("llama@a:load"), full());
+    assert_eq!(refusal(&host, &call), full());
+    assert_eq!(loaded(&host), ["b"]);
+    host.request("llama:unload", json!({"model": "b"})).unwrap();
+    let call = host.open("llama:load", json!({"model": "b"}));
+    host.end(&host.expect("llama@b:load"), on_card("b"));
+    assert!(matches!(host.next(&call), Answer::End(_)));
     let talk = host.open("llama:generate", generate("b"));
     host.expect("llama@b:generate");
     let call = host.open("llama:load", json!({"model": "a"}));
@@ -297,9 +312,18 @@ fn who_asks_while_a_process_comes_back_waits_for_it_and_is_answered() {
     load(&host, "a");
     let call = host.open("llama:generate", generate("a"));
     let absent = Refusal::new(Code::Unavailable, "being restarted").details(json!({"absent": "a"}));
-    host.refuse(&host.expect("llama@a:generate"), absent);
+    for _ in 0..3 {
+        host.refuse(&host.expect("llama@a:generate"), absent.clone());
+    }
     host.end(&host.expect("llama@a:generate"), generated("a"));
     assert!(matches!(host.next(&call), Answer::End(_)));
+    // One that is there and does not know what it is asked is asked once more.
+    let unknown = Refusal::new(Code::UnknownEvent, "no plugin knows it");
+    let call = host.open("llama:generate", generate("a"));
+    for _ in 0..2 {
+        host.refuse(&host.expect("llama@a:generate"), unknown.clone());
+    }
+    assert_eq!(refusal(&host, &call).code, Code::UnknownEvent);
 }
 
 #[test]
