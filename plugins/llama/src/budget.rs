@@ -78,11 +78,11 @@ impl Parts {
         let blocks = self.layers + 1;
         let on = u64::from(on_cards).min(blocks);
         let movable = self.weights.saturating_sub(self.embeddings);
-        let (moved, copied) = match self.tied {
-            true => (part(movable, on.min(self.layers), self.layers), self.embeddings),
-            false => (part(movable, on, blocks), 0),
+        let moved = match self.tied {
+            true => part(movable, on.min(self.layers), self.layers),
+            false => part(movable, on, blocks),
         };
-        let copied = if on == blocks { copied } else { 0 };
+        let copied = if self.tied && on == blocks { self.embeddings } else { 0 };
         let cached = part(self.cache, on.min(self.layers), self.layers);
         let steps = |wanted: bool| if wanted { self.steps } else { 0 };
         let memory = Estimate {

@@ -114,9 +114,23 @@ pub enum Step {
     Run(u32),
 }
 
+/// What an occupant takes of what is wanted.
+type Share = fn(&Occupant) -> u64;
+
+/// Those that may go, of those that have some of what is wanted.
+fn idle(there: &[Occupant], share: Share) -> impl Iterator<Item = &Occupant> {
+    there.iter().filter(move |one| one.idle && share(one) > 0)
+}
+
+/// What is free once those have gone, where so many bytes are now; `given` says what of
+/// a share comes back.
+fn free_without(there: &[Occupant], share: Share, free: u64, given: fn(u64) -> u64) -> u64 {
+    idle(there, share).fold(free, |sum, one| sum.saturating_add(given(share(one))))
+}
+
 /// What may become free at most where so many bytes are estimated: an estimate may
 /// be short, and a process has more than its model. What it was is seen afterwards.
-fn freed_at_most(bytes: u64) -> u64 {
+fn at_most(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 8).saturating_add(512 << 20)
 }
 
@@ -124,9 +138,9 @@ fn freed_at_most(bytes: u64) -> u64 {
 /// the one of the idle that was used longest ago. Nobody where that would not do.
 #[must_use]
 pub fn room_maker_on_cards(there: &[Occupant], needed: u64, free: u64) -> Option<String> {
-    let idle = there.iter().filter(|one| one.idle && one.card_bytes > 0);
-    let could = idle.clone().fold(free, |sum, one| sum.saturating_add(freed_at_most(one.card_bytes)));
-    let goes = idle.min_by_key(|one| one.used).filter(|_| could >= needed);
+    let on_cards: Share = |one| one.card_bytes;
+    let would_do = free_without(there, on_cards, free, at_most) >= needed;
+    let goes = idle(there, on_cards).min_by_key(|one| one.used).filter(|_| would_do);
     goes.map(|one| one.name.clone())
 }
 
@@ -219,22 +233,18 @@ impl Plan {
         if !has_room(false) {
             return Err(self.no_room(there));
         }
-        // Who goes, of those that have some of what is wanted.
-        let idle = |bytes: fn(&Occupant) -> u64| there.iter().filter(move |one| one.idle && bytes(one) > 0);
-        let goes = |bytes| idle(bytes).min_by_key(|one| (one.name != self.name, one.used));
+        let goes = |share| idle(there, share).min_by_key(|one| (one.name != self.name, one.used));
         if !has_room(true)
             && let Some(one) = goes(|_| 1)
         {
             return Ok(Step::Evict(one.name.clone()));
         }
-        let fit = |estimate: &Estimate, slots, free, bytes: fn(&Occupant) -> u64, limit: &str| {
-            let could = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(freed_at_most(bytes(one))));
-            if estimate.fit(&self.name, 1, could, limit).is_err() {
-                // What is known to become free is less still.
-                let told = idle(bytes).fold(free, |sum: u64, one| sum.saturating_add(bytes(one)));
-                estimate.fit(&self.name, 1, told, limit)?;
+        let fit = |estimate: &Estimate, slots, free, share: Share, limit: &str| {
+            if estimate.fit(&self.name, 1, free_without(there, share, free, at_most), limit).is_err() {
+                // What is known to become free is less still, and that is told.
+                estimate.fit(&self.name, 1, free_without(there, share, free, |bytes| bytes), limit)?;
             }
-            match (estimate.fit(&self.name, slots, free, limit), goes(bytes)) {
+            match (estimate.fit(&self.name, slots, free, limit), goes(share)) {
                 // Rather another model goes than this one runs slowly.
                 (fitted, Some(one)) if fitted != Ok(slots) => Ok(Step::Evict(one.name.clone())),
                 (fitted, _) => fitted.map(Step::Run),
