@@ -116,8 +116,7 @@ fn a_reload_takes_over_what_it_can_and_names_what_it_cannot() {
     let config = format!(
         "[daemon]\nlog_level = \"debug\"\nconnections_max = 99\n{WITHOUT_MODEL}[plugins.echo_child]\nenabled = true\n"
     );
-    std::fs::write(daemon.home.paths().config_file, config).unwrap();
-    let changes = daemon.ask("config:reload", json!({})).unwrap();
+    let changes = daemon.reconfigure(&config).unwrap();
     let changed = changes["changed"].to_string();
     for key in ["daemon.log_level", "daemon.connections_max", "plugins.echo_child.enabled"] {
         assert!(changed.contains(key), "{changes}");
@@ -137,8 +136,7 @@ fn a_reload_starts_a_plugin_that_is_new_in_the_file() {
     daemon.ready();
     let config =
         format!("{WITHOUT_MODEL}[plugins.second]\nlibrary = \"libplugin_echo.so\"\nnamespace = \"second\"\n");
-    std::fs::write(daemon.home.paths().config_file, config).unwrap();
-    daemon.ask("config:reload", json!({})).unwrap();
+    daemon.reconfigure(&config).unwrap();
     daemon.ready();
     assert_eq!(daemon.ask("second:say", json!({"text": "hi"})).unwrap()["text"], "hi");
     assert_eq!(daemon.plugin("echo").generation, 1, "what runs goes on");
@@ -149,8 +147,7 @@ fn a_reload_of_a_bad_file_changes_nothing_and_says_why() {
     let config = format!("[daemon]\nlog_level = \"warn\"\n{WITHOUT_MODEL}");
     let daemon = Home::with_config(&config).start();
     daemon.ready();
-    std::fs::write(daemon.home.paths().config_file, "[daemon]\nlog_level = 7\nbogus = true\n").unwrap();
-    let refusal = daemon.ask("config:reload", json!({})).unwrap_err();
+    let refusal = daemon.reconfigure("[daemon]\nlog_level = 7\nbogus = true\n").unwrap_err();
     assert_eq!(refusal["code"], "invalid_payload");
     let message = refusal["message"].as_str().unwrap();
     assert!(message.contains("ksi.toml:2:") && message.contains("ksi.toml:3:"), "{message}");

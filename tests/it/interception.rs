@@ -176,21 +176,17 @@ fn an_interceptor_that_is_held_keeps_the_gate_shut() {
 
 #[test]
 fn a_guard_from_whom_a_reload_takes_its_word_has_none_dead_or_alive() {
-    let reload = |daemon: &Daemon, config: &str| {
-        std::fs::write(daemon.home.path().join("ksi.toml"), config).expect("it is written");
-        daemon.ask("config:reload", json!({})).expect("it is taken over");
-    };
     let (dead, config) = held();
-    reload(&dead, &config.replace("echo:*", "state:*"));
+    dead.reconfigure(&config.replace("echo:*", "state:*")).expect("it is taken over");
     assert_eq!(say(&dead, "hello").expect("the gate is open")["text"], "hello");
-    reload(&dead, &config);
+    dead.reconfigure(&config).expect("it is taken over");
     assert_eq!(say(&dead, "hello").expect_err("it is shut again")["code"], "unavailable");
     for placement in PLACEMENTS {
         let config = config.replace("\"child\"", &format!("\"{placement}\""));
         let daemon = Home::with_config(&config).start();
         daemon.ready();
         say(&daemon, "forbidden").expect_err("it is forbidden");
-        reload(&daemon, &config.replace("echo:*", "state:*"));
+        daemon.reconfigure(&config.replace("echo:*", "state:*")).expect("it is taken over");
         assert_eq!(say(&daemon, "forbidden").expect("nobody minds")["text"], "forbidden");
     }
 }

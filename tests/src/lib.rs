@@ -318,6 +318,20 @@ impl Daemon {
         self.ask("system:ready", json!({})).expect("the daemon becomes ready");
     }
 
+    /// Puts another configuration in force; what has changed with it.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, as JSON.
+    ///
+    /// # Panics
+    ///
+    /// Where it cannot be written.
+    pub fn reconfigure(&self, config: &str) -> Result<Value, Value> {
+        std::fs::write(self.home.paths().config_file, config).expect("a configuration can be written");
+        self.ask("config:reload", json!({}))
+    }
+
     /// What the daemon says of one plugin.
     ///
     /// # Panics

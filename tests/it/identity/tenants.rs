@@ -148,10 +148,8 @@ fn a_plugin_tells_facts_of_those_who_have_to_do_with_it_and_of_nobody_else() {
     ear.subscribe(1, "faulty:flooded", Class::Live);
     lines_as(&daemon, &a).ask("faulty:gossip", json!({"of": "b", "n": 4})).unwrap();
     assert_eq!(heard(&mut ear).len(), 1, "the manifest lets it");
-    let path = daemon.home.path().join("ksi.toml");
-    let config = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, config.replace("every_tenant = true", "")).unwrap();
-    daemon.ask("config:reload", json!({})).unwrap();
+    let config = std::fs::read_to_string(daemon.home.paths().config_file).unwrap();
+    daemon.reconfigure(&config.replace("every_tenant = true", "")).unwrap();
     lines_as(&daemon, &a).ask("faulty:gossip", json!({"of": "b", "n": 5})).unwrap();
     assert!(heard(&mut ear).is_empty(), "and does no more");
 }

@@ -39,8 +39,7 @@ fn the_level_of_the_log_changes_with_a_reload() {
     daemon.ready();
     drop(daemon.frames());
     let config = format!("[daemon]\nlog_level = \"debug\"\n{WITHOUT_MODEL}");
-    fs::write(daemon.home.paths().config_file, config).unwrap();
-    let changes = daemon.ask("config:reload", json!({})).unwrap();
+    let changes = daemon.reconfigure(&config).unwrap();
     assert_eq!(changes["changed"], json!(["daemon.log_level"]));
     assert_eq!(changes["needs_restart"], json!([]));
     assert!(!daemon.log().contains("client connected"));

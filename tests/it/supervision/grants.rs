@@ -28,9 +28,7 @@ fn what_a_reload_takes_from_a_plugin_is_gone_with_its_next_event_and_stays_gone(
         let daemon = with(&faulty);
         let say = || call(&daemon, "echo:say", &json!({"text": "hi"}));
         assert_eq!(say().unwrap()["text"], "hi");
-        let path = daemon.home.path().join("ksi.toml");
-        std::fs::write(&path, config(&faulty.replace("echo:*", "state:*"))).unwrap();
-        daemon.ask("config:reload", json!({})).unwrap();
+        daemon.reconfigure(&config(&faulty.replace("echo:*", "state:*"))).unwrap();
         assert_eq!(say().unwrap_err()["code"], "denied");
         assert!(call(&daemon, "state:list", &json!({})).is_ok(), "what it gives is there at once, too");
         let inspection = daemon.ask("plugin:inspect", json!({"name": "faulty"})).unwrap();
@@ -68,8 +66,7 @@ fn what_a_reload_takes_from_a_plugin_it_hears_no_more() {
     };
     assert_eq!(tell(1), [1]);
     for (listens, n, expected) in [("other:*", 2, &[1][..]), ("test:*", 3, &[1, 3])] {
-        std::fs::write(daemon.home.path().join("ksi.toml"), config(listens)).unwrap();
-        daemon.ask("config:reload", json!({})).unwrap();
+        daemon.reconfigure(&config(listens)).unwrap();
         assert_eq!(tell(n), expected);
     }
 }

@@ -14,6 +14,13 @@ fn priced(budgets: Value) -> Value {
     }}}})
 }
 
+/// A budget of nine calls, and one of something that the provider is limited in.
+fn nine_calls(limit: &str) -> Value {
+    let mut config = priced(json!({"few": {"calls": 9}}));
+    config["providers"]["openai"][limit] = json!(1);
+    config
+}
+
 /// Answers with 100 tokens read and 50 made: 0.0006 at the prices above.
 fn answered() -> Value {
     let mut end = generated("hello");
@@ -290,11 +297,7 @@ fn a_budget_cuts_every_one_of_several_answers() {
 
 #[test]
 fn a_reservation_that_is_given_back_and_made_again_outlives_a_crash() {
-    let limited = || {
-        let mut config = priced(json!({"few": {"calls": 9}}));
-        config["providers"]["openai"]["requests_per_minute"] = json!(1);
-        config
-    };
+    let limited = || nine_calls("requests_per_minute");
     let space = FakeSpace::new();
     let host = unhooked(Host::start_on(&space, limited()).unwrap());
     // Both may begin when they ask for their reservations, and one of them afterwards.
@@ -394,11 +397,7 @@ fn crashed(space: &FakeSpace, config: impl Fn() -> Value) -> Host {
 
 #[test]
 fn work_that_has_to_wait_for_its_turn_after_a_crash_is_counted_once() {
-    let limited = || {
-        let mut config = priced(json!({"few": {"calls": 9}}));
-        config["providers"]["openai"]["requests_per_minute"] = json!(1);
-        config
-    };
+    let limited = || nine_calls("requests_per_minute");
     let space = FakeSpace::new();
     let host = crashed(&space, limited);
     // Both may begin when they ask for their reservations, and one of them afterwards.
@@ -419,29 +418,23 @@ fn work_that_has_to_wait_for_its_turn_after_a_crash_is_counted_once() {
     assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
 }
 
-fn one_at_once() -> Value {
-    let mut config = priced(json!({"few": {"calls": 9}}));
-    config["providers"]["openai"]["concurrency"] = json!(1);
-    config
-}
-
 #[test]
 fn work_that_a_drain_cuts_off_keeps_what_it_had_reserved_before_a_crash() {
     let space = FakeSpace::new();
-    let host = crashed(&space, one_at_once);
+    let host = crashed(&space, || nine_calls("concurrency"));
     ask(&host, json!({"prompt": "1", "model": MODEL}));
     host.expect("openai:generate");
     let call = handed_over(&host);
     assert!(!host.drain());
     host.cancel(&call);
-    let host = unhooked(Host::start_on(&space, one_at_once()).unwrap());
+    let host = unhooked(Host::start_on(&space, nine_calls("concurrency")).unwrap());
     assert_eq!(calls(&host), (1, 1), "the other one was under way");
 }
 
 #[test]
 fn work_that_ends_without_another_attempt_after_a_crash_counts_as_it_was_reserved() {
     let space = FakeSpace::new();
-    let host = crashed(&space, one_at_once);
+    let host = crashed(&space, || nine_calls("concurrency"));
     let other = ask(&host, json!({"prompt": "1", "model": MODEL}));
     let asked = host.expect("openai:generate");
     let call = handed_over(&host);
