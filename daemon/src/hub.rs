@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     identity::Identity,
+    lanes::Lanes,
     plugin::{
         actor::{Actor, Pushed},
         link::{Link, busy},
@@ -81,6 +82,8 @@ pub struct Hub {
     pub idle: Notify,
     /// Told when a plugin begins to keep work.
     pub kept: Notify,
+    /// The threads that clients are served by.
+    pub lanes: Lanes,
     /// Live events dropped at slow readers.
     pub dropped: Arc<AtomicU64>,
     started: Instant,
@@ -91,7 +94,6 @@ pub struct Hub {
     asks: asks::Asks,
     system: mpsc::Sender<SystemRequest>,
     myself: Weak<Self>,
-    runtime: tokio::runtime::Handle,
 }
 
 impl Hub {
@@ -113,6 +115,7 @@ impl Hub {
             deadline: Notify::new(),
             idle: Notify::new(),
             kept: Notify::new(),
+            lanes: Lanes::new(runtime),
             dropped: Arc::default(),
             started: Instant::now(),
             started_unix_ms,
@@ -122,7 +125,6 @@ impl Hub {
             asks: asks::Asks::default(),
             system,
             myself: myself.clone(),
-            runtime,
         });
         (hub, requests)
     }
@@ -152,7 +154,7 @@ impl Hub {
     /// The runtime, for work that must go on elsewhere.
     #[must_use]
     pub fn runtime(&self) -> &tokio::runtime::Handle {
-        &self.runtime
+        self.lanes.home()
     }
 
     /// Opens a turn of a client's own task.

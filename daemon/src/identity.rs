@@ -261,6 +261,12 @@ impl Identity {
         })
     }
 
+    /// Whether the daemon's owner is charged for what somebody has.
+    #[must_use]
+    pub fn is_owners(&self, principal: &Principal) -> bool {
+        self.lock().users.get(&self.owner).is_some_and(|owner| *owner == *principal.payer)
+    }
+
     /// The principal of this name, `user:alice`. The owner is also found under
     /// the name that it has without a configuration.
     #[must_use]

@@ -10,6 +10,7 @@ pub mod config;
 pub mod takeover;
 pub mod identity;
 pub mod instance;
+pub mod lanes;
 pub mod orders;
 pub mod log;
 pub mod notify;

@@ -8,9 +8,11 @@
 pub mod account;
 mod credit;
 mod gate;
+mod greeting;
 pub mod face;
 pub mod body;
 pub mod outbox;
+mod pace;
 mod reader;
 mod socket;
 
@@ -24,10 +26,11 @@ use std::{
 
 use ksi_identity::{Authority, Principal};
 use ksi_kernel::{Quota, Role};
+use ksi_protocol::token::Token;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::account::{Accounts, Share};
+use self::account::{Account, Accounts, Share};
 use crate::{
     complaints::Complaints,
     hub::{Handle, Hub, Port},
@@ -99,6 +102,22 @@ impl Sessions {
         self.closing.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+    }
+
+    /// The threads that serve somebody, for whom this account is charged.
+    fn threads_of(&self, principal: &Principal, account: &Account) -> tokio::runtime::Handle {
+        match self.hub.identity.is_owners(principal) {
+            true => self.hub.runtime().clone(),
+            false => account.lane(&self.hub.lanes).clone(),
+        }
+    }
+
+    /// The threads that serve whoever shows this token, where it is taken, and the
+    /// account that has its place there.
+    fn threads_of_token(&self, token: &Token) -> Option<(tokio::runtime::Handle, Arc<Account>)> {
+        let principal = self.hub.identity.of_token(token, self.hub.now_ms()).ok()?;
+        let account = self.accounts.of(&principal.payer);
+        Some((self.threads_of(&principal, &account), account))
     }
 
     fn attach(&self, handle: Handle, number: u64, principal: Arc<Principal>) -> Arc<Port> {

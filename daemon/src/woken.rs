@@ -28,8 +28,10 @@ pub fn without_slot(run: impl FnOnce()) {
 }
 
 /// Before a plugin runs: frees the task that waits in this thread's slot.
-pub fn free(runtime: &tokio::runtime::Handle) {
-    if WOKEN.take() {
+pub fn free() {
+    if WOKEN.take()
+        && let Ok(runtime) = tokio::runtime::Handle::try_current()
+    {
         runtime.spawn(std::future::ready(()));
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn create(daemon: &Daemon, can: &[&str], tenant: Option<&str>) -> Cre
 }
 
 /// A JSON connection that speaks in the name of a token.
-fn lines_as(daemon: &Daemon, token: &Token) -> Lines {
+pub(crate) fn lines_as(daemon: &Daemon, token: &Token) -> Lines {
     let mut lines = daemon.lines();
     lines.send(&json!({"hello": {"token": token.expose()}}));
     let welcome = lines.receive();

@@ -1,6 +1,7 @@
 //! Limits: what one client may take, and that nobody else pays for it.
 
 mod crowd;
+mod lanes;
 mod neighbours;
 mod siege;
 

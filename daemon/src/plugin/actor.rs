@@ -304,7 +304,7 @@ impl Actor {
             return;
         }
         turn.let_go();
-        woken::free(turn.hub().runtime());
+        woken::free();
         let mut slot = lock(&self.instance);
         let Some(instance) = slot.as_mut() else { return };
         let call = self.calls.load(Ordering::Relaxed) + 1;
@@ -492,7 +492,7 @@ impl Watchdog {
         // the call, and none takes its place before it is given something to
         // do.
         if let Some(hub) = slow.and_then(|actor| actor.hub.upgrade()) {
-            hub.runtime().spawn(std::future::ready(()));
+            hub.lanes.rouse();
         }
     }
 }

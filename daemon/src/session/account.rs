@@ -5,8 +5,9 @@
 //!
 //! Whoever has used up the user's share is refused `busy` with a time after
 //! which to try again; other users do not notice. While more than one user is
-//! connected, no one's connections are served by all threads at once, and each
-//! of their turns is short, so that another's request finds a thread.
+//! connected, no one's connections are served by all threads at once, each of
+//! their turns is short, and who is served all the time pauses ([`pace`](super::pace)),
+//! so that another's request finds a thread and a processor.
 //!
 //! # Invariants
 //!
@@ -16,14 +17,21 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicIsize, AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use ksi_kernel::Rate;
 use ksi_protocol::{Code, Refusal};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+};
+
+use super::pace::{Lately, Pace};
+use crate::lanes::{self, Lanes};
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
@@ -72,6 +80,11 @@ pub struct Accounts {
     open: Mutex<HashMap<String, Weak<Account>>>,
     /// Users who are connected.
     users: Arc<AtomicIsize>,
+    lately: Arc<Lately>,
+    /// Users so far; each has a number.
+    count: AtomicU64,
+    /// When the clock of all paces began.
+    began: Instant,
 }
 
 impl Accounts {
@@ -79,7 +92,15 @@ impl Accounts {
     #[must_use]
     pub fn new(share: Share, processors: usize) -> Self {
         let places = processors.saturating_sub(1).max(1);
-        Self { share, places, open: Mutex::default(), users: Arc::default() }
+        Self {
+            share,
+            places,
+            open: Mutex::default(),
+            users: Arc::default(),
+            lately: Arc::default(),
+            count: AtomicU64::new(0),
+            began: Instant::now(),
+        }
     }
 
     /// The account of a user, whatever a user is called.
@@ -92,8 +113,13 @@ impl Accounts {
         open.retain(|_, account| account.strong_count() > 0);
         let account = Arc::new(Account {
             user: user.to_owned(),
+            number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
             share: self.share,
             users: self.users.clone(),
+            lately: self.lately.clone(),
+            began: self.began,
+            pace: Pace::new(self.places),
+            lane: OnceLock::new(),
             places: Semaphore::new(self.places),
             connections: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -111,8 +137,13 @@ impl Accounts {
 #[derive(Debug)]
 pub struct Account {
     user: String,
+    number: u64,
     share: Share,
     users: Arc<AtomicIsize>,
+    lately: Arc<Lately>,
+    began: Instant,
+    pace: Pace,
+    lane: OnceLock<lanes::Place>,
     places: Semaphore,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
@@ -247,20 +278,49 @@ impl Account {
         self.users.load(Ordering::Relaxed) > own
     }
 
+    /// The threads that serve this user, who is not the daemon's owner.
+    pub fn lane(&self, lanes: &Lanes) -> &Handle {
+        &self.lane.get_or_init(|| lanes.place()).threads
+    }
+
     /// Waits, where others are connected, for one of the places at which this
     /// user's connections are served at once.
-    pub async fn place(&self) -> Option<SemaphorePermit<'_>> {
+    pub async fn place(&self) -> Option<Place<'_>> {
         if !self.has_company() {
             return None;
         }
         // Never closed; were it, nobody would have to wait.
-        self.places.acquire().await.ok()
+        let permit = self.places.acquire().await.ok()?;
+        Some(Place { account: self, began: Instant::now(), _permit: permit })
     }
 
     /// A connection is lost with its task, and with its place where it had one:
     /// others get another.
     pub(super) fn lose_place(&self) {
         self.places.add_permits(1);
+    }
+}
+
+/// A place at which one connection is served, and since when it is.
+#[derive(Debug)]
+pub struct Place<'a> {
+    account: &'a Account,
+    began: Instant,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Place<'_> {
+    /// The turn is over. Others get the place, after a pause where this user is
+    /// served all the time and somebody else is served, too.
+    pub async fn leave(self, now_ms: u64) {
+        let Account { lately, pace, number, began, .. } = self.account;
+        if lately.serve(*number, now_ms) {
+            let us = |time: Instant| u64::try_from((time - *began).as_micros()).unwrap_or(u64::MAX);
+            let pause = pace.charge(us(self.began), us(Instant::now()));
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }
 

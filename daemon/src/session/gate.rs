@@ -119,7 +119,7 @@ impl Sessions {
     /// Serves a client from here on, on the threads that serve all of them.
     fn admit(self: &Arc<Self>, stream: UnixStream, (principal, connection): Admitted) -> io::Result<()> {
         stream.set_nonblocking(true)?;
-        let runtime = self.hub.runtime();
+        let runtime = self.threads_of(&principal, &connection.0);
         let stream = {
             let _entered = runtime.enter();
             tokio::net::UnixStream::from_std(stream)?
@@ -131,7 +131,7 @@ impl Sessions {
             let _open = open;
             reader::run(&sessions, stream, number, principal, connection).await;
         };
-        self.tracker.spawn_on(session, runtime);
+        self.tracker.spawn_on(session, &runtime);
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use super::{
     Sessions,
     account::Connection,
     face::{Face, Lines},
+    greeting,
     outbox::Outbox,
     socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
 };
@@ -73,10 +74,49 @@ pub(super) async fn run(
         () = sessions.closing.cancelled() => None,
     };
     let Some(first) = first else { return };
-    if !matches!(first, 0 | b'{') {
-        return foreign(&stream, first).await;
-    }
-    let face = if first == 0 { Face::Frames } else { Face::Json(Lines::default()) };
+    let json = match first {
+        0 => false,
+        b'{' => true,
+        _ => return foreign(&stream, first).await,
+    };
+    let token = tokio::select! {
+        token = tokio::time::timeout_at(greeting, greeting::token(&stream, &mut input, json)) => token,
+        () = sessions.closing.cancelled() => Ok(None),
+    };
+    let Ok(token) = token else { return };
+    let client = Client { number, principal, connection, greeting, input, json };
+    let Some((threads, account)) = token.and_then(|token| sessions.threads_of_token(&token)) else {
+        return serve(sessions, stream, client).await;
+    };
+    let (sessions, Ok(stream)) = (sessions.clone(), stream.into_std()) else { return };
+    let elsewhere = threads.spawn(async move {
+        // Where the system has no descriptor left, the client finds the connection closed.
+        if let Ok(stream) = UnixStream::from_std(stream) {
+            serve(&sessions, stream, client).await;
+        }
+        drop(account);
+    });
+    // A panic was told where it happened.
+    let _ = elsewhere.await;
+}
+
+/// A client whose first word was looked at.
+struct Client {
+    number: u64,
+    /// Who is at the other end, as the system says.
+    principal: Arc<Principal>,
+    connection: Connection,
+    /// By when the first word must have been said.
+    greeting: Instant,
+    /// What was read so far.
+    input: BytesMut,
+    json: bool,
+}
+
+/// Serves one client on the threads that it is to be served by.
+async fn serve(sessions: &Arc<Sessions>, stream: UnixStream, client: Client) {
+    let Client { number, principal, connection, greeting, mut input, json } = client;
+    let face = if json { Face::Json(Lines::default()) } else { Face::Frames };
     let account = connection.0.clone();
     let outbox = Arc::new(Outbox::new(stream, face, account, sessions.hub.dropped.clone()));
     let connection = Mutex::new(connection);
@@ -85,7 +125,7 @@ pub(super) async fn run(
         hub: &sessions.hub,
         outbox: &outbox,
         seat: &seat,
-        json: first != 0,
+        json,
         greeted: false,
         greeting,
         searched: 0,
@@ -231,7 +271,9 @@ impl Session<'_> {
             };
             turn.touch(self.outbox);
             turn.end();
-            drop(place);
+            if let Some(place) = place {
+                place.leave(self.hub.now_ms()).await;
+            }
             if before > LARGE_BYTES && input.len() < before / 2 {
                 // What was large is done with, and shall not be paid for as
                 // long as the client stays.

@@ -53,6 +53,10 @@ fn main() -> ExitCode {
     }
 }
 
+/// Parts of a workload, of as many requests each, whose times are shown one by
+/// one: what gets worse with time shows there.
+const PARTS: usize = 6;
+
 /// What a workload saw, in numbers; times are microseconds, of which 50 and 99 of
 /// a hundred are no longer than that, and all.
 fn figures(seen: &Seen) -> Value {
@@ -60,10 +64,11 @@ fn figures(seen: &Seen) -> Value {
         let us = |percent| u64::try_from(percentile(times, percent).as_micros()).unwrap_or(u64::MAX);
         json!({ "p50": us(50), "p99": us(99), "max": us(100) })
     };
+    let parts = seen.answered.chunks(seen.answered.len().div_ceil(PARTS).max(1));
     json!({
         "asked": seen.answered.len(), "lost": seen.lost,
         "answered_us": of(&seen.answered), "told_us": of(&seen.told), "kept_us": of(&seen.kept),
-        "came_us": of(&seen.came),
+        "came_us": of(&seen.came), "answered_us_in_parts": parts.map(of).collect::<Vec<_>>(),
     })
 }
 

@@ -1,0 +1,129 @@
+//! Lanes: who is served by which threads.
+//!
+//! The daemon's own threads serve the clients of its owner, its plugins and
+//! itself. Every other user is served by one of a few lanes, each a runtime with
+//! threads of its own, made when it is first needed. The system gives a processor
+//! at once to a thread that has slept, and not to one that has been at work: so a
+//! user who keeps his threads at work makes those of others no slower.
+//!
+//! # Invariants
+//!
+//! - A lane stays once it is made, so that nobody waits for its end; there are
+//!   never more than [`LANES_MAX`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Lanes beside the daemon's own threads. More users than this share them.
+pub const LANES_MAX: usize = 4;
+
+/// All lanes.
+#[derive(Debug)]
+pub struct Lanes {
+    home: Handle,
+    beside: Mutex<Vec<Lane>>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// Taken only at its end.
+    runtime: Option<Runtime>,
+    /// One more than there are users on it.
+    users: Arc<()>,
+}
+
+/// A user's place on a lane, as long as he is there.
+#[derive(Debug)]
+pub struct Place {
+    /// Where his connections are served.
+    pub threads: Handle,
+    _user: Option<Arc<()>>,
+}
+
+impl Lanes {
+    /// No lane yet beside these threads.
+    #[must_use]
+    pub fn new(home: Handle) -> Self {
+        Self { home, beside: Mutex::default() }
+    }
+
+    /// The daemon's own threads.
+    #[must_use]
+    pub fn home(&self) -> &Handle {
+        &self.home
+    }
+
+    /// A place on the lane that has the fewest users, on a new one while all have
+    /// some. At home where the system has no threads left.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let mut lanes = self.lock();
+        let fewest = lanes.iter().map(|lane| Arc::strong_count(&lane.users) - 1).min();
+        if lanes.len() < LANES_MAX && fewest.is_none_or(|users| users > 0) {
+            // As many as at home: a plugin that hangs takes one away here, too.
+            let threads = self.home.metrics().num_workers();
+            let name = format!("lane-{}", lanes.len() + 1);
+            match Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build() {
+                Ok(runtime) => lanes.push(Lane { runtime: Some(runtime), users: Arc::default() }),
+                Err(error) => tracing::warn!("another user is served by threads that others use: {error}"),
+            }
+        }
+        let emptiest = lanes.iter().min_by_key(|lane| Arc::strong_count(&lane.users));
+        match emptiest.and_then(|lane| Some((lane.runtime.as_ref()?, &lane.users))) {
+            Some((runtime, users)) => Place { threads: runtime.handle().clone(), _user: Some(users.clone()) },
+            None => Place { threads: self.home.clone(), _user: None },
+        }
+    }
+
+    /// Has all lanes look whether something waits for them: the thread that
+    /// watched the sockets of one may be lost in a plugin, and another takes its
+    /// place only when there is something to do.
+    pub fn rouse(&self) {
+        self.home.spawn(std::future::ready(()));
+        for runtime in self.lock().iter().filter_map(|lane| lane.runtime.as_ref()) {
+            runtime.spawn(std::future::ready(()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // A thread that hangs in a plugin must not keep the daemon.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name of the thread that serves a place.
+    async fn served_by(place: &Place) -> String {
+        let name =
+            place.threads.spawn(async { std::thread::current().name().unwrap_or_default().to_owned() });
+        name.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn users_have_lanes_of_their_own_while_there_are_any_then_share_them_evenly() {
+        let lanes = Lanes::new(Handle::current());
+        let mut places: Vec<Place> = (0..LANES_MAX).map(|_| lanes.place()).collect();
+        for (n, place) in (1..).zip(&places) {
+            assert_eq!(served_by(place).await, format!("lane-{n}"));
+        }
+        assert_eq!(served_by(&lanes.place()).await, "lane-1");
+        // Who goes leaves room for the next, and no new lane is made.
+        drop(places.remove(1));
+        let next = lanes.place();
+        assert_eq!(served_by(&next).await, "lane-2");
+        lanes.rouse();
+        assert_eq!(lanes.lock().len(), LANES_MAX);
+    }
+}

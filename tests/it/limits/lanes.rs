@@ -1,0 +1,66 @@
+//! Who is served by which threads, and what a plugin that hangs costs those who
+//! share them.
+
+use std::collections::BTreeSet;
+
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, frames::request, library};
+use serde_json::json;
+
+use super::with;
+use crate::identity::{create, frames_as, lines_as};
+
+/// The lanes that the daemon has made, by the names of their threads.
+fn lanes(daemon: &Daemon) -> BTreeSet<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("it runs");
+    // A thread may end between the two looks.
+    let names = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("lane-")).collect()
+}
+
+fn named(lanes: &[u8]) -> BTreeSet<String> {
+    lanes.iter().map(|n| format!("lane-{n}")).collect()
+}
+
+#[test]
+fn the_owner_has_the_daemons_own_threads_and_others_have_some_beside_them() {
+    let daemon = with("");
+    daemon.ask("echo:say", json!({"text": "the owner"})).unwrap();
+    assert_eq!(lanes(&daemon), named(&[]));
+    let says = json!({"text": "somebody else"});
+    let tokens: Vec<_> = (0..6).map(|_| create(&daemon, &["echo.use"], None).token).collect();
+    // In either encoding, and one user as often as he likes on one lane.
+    let mut first = lines_as(&daemon, &tokens[0]);
+    first.ask("echo:say", says.clone()).unwrap();
+    frames_as(&daemon, &tokens[0]).ask(1, "echo:say", &says).unwrap();
+    assert_eq!(lanes(&daemon), named(&[1]));
+    let mut others: Vec<_> = tokens[1..].iter().map(|token| frames_as(&daemon, token)).collect();
+    for other in &mut others {
+        other.ask(1, "echo:say", &says).unwrap();
+    }
+    assert_eq!(lanes(&daemon), named(&[1, 2, 3, 4]));
+    first.ask("echo:say", says).unwrap();
+}
+
+#[test]
+fn who_shares_a_lane_goes_on_when_another_there_has_a_plugin_hang() {
+    let config = format!(
+        "[plugins.faulty]\nlibrary = \"{}\"\nplacement = \"in-process\"\nrestart = {{ hang = \"1s\" }}\n\
+         may_call = [\"faulty:*\", \"plugin:list\"]\nemits = [\"faulty:*\"]\nlistens = [\"test:*\"]\n{WITHOUT_MODEL}",
+        library("fixture_faulty").display()
+    );
+    let daemon = Home::with_config(&config).start();
+    daemon.ready();
+    let token = create(&daemon, &["*"], None).token;
+    let (mut one, mut other) = (frames_as(&daemon, &token), frames_as(&daemon, &token));
+    other.ask(1, "echo:say", &json!({"text": "before"})).unwrap();
+    assert_eq!(lanes(&daemon), named(&[1]));
+    one.send(&request(1, "faulty:hang", &json!({})));
+    // Beside the one that hangs, while it does: who is there, and who comes.
+    for n in 2..20 {
+        other.ask(n, "echo:say", &json!({"text": "beside"})).unwrap();
+        frames_as(&daemon, &token).ask(n, "echo:say", &json!({"text": "new"})).unwrap();
+    }
+    let (id, refusal) = one.refused();
+    assert_eq!((id, refusal.code), (Some(1), ksi_protocol::Code::PluginRestarted));
+    other.ask(99, "echo:say", &json!({"text": "after"})).unwrap();
+}
