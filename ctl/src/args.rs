@@ -425,6 +425,8 @@ pub(crate) enum Level {
   client-to-client  a fact from one client answered by a fact of another, there and back
   pipelined         256 echo requests in flight on one connection
   fanout            one emitter, 64 subscribers, deliveries per second
+  frozen            2,000 facts a second from one client to another, and the same while 100 frozen
+                    readers listen too
   ask               time per streamed token, and the daemon's share of it
   durable           accepts of durable requests, one by one and 256 in flight, beside a bare
                     append with fdatasync; and live requests with and without that traffic
@@ -456,6 +458,9 @@ pub(crate) struct Bench {
     /// Subscribers of fanout
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) subscribers: usize,
+    /// Readers of frozen that never read
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) readers: usize,
     /// Another server that infer asks the same, with the API of OpenAI, such as llama-server
     #[arg(long, value_name = "URL")]
     pub(crate) against: Option<String>,
@@ -472,6 +477,7 @@ pub(crate) enum BenchTest {
     ClientToClient,
     Pipelined,
     Fanout,
+    Frozen,
     Ask,
     Durable,
     Infer,

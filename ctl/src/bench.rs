@@ -6,6 +6,7 @@
 
 mod durable;
 mod facts;
+mod frozen;
 mod infer;
 mod requests;
 mod tokens;
@@ -137,12 +138,13 @@ fn over(value: Option<f64>, other: Option<f64>) -> Option<f64> {
 /// Fails where the daemon is not running, or the one test asked for cannot be
 /// measured.
 pub(crate) fn run(at: &Invocation, options: &args::Bench) -> Result<()> {
-    const ALL: [BenchTest; 7] = [
+    const ALL: [BenchTest; 8] = [
         BenchTest::Rr,
         BenchTest::RrChild,
         BenchTest::ClientToClient,
         BenchTest::Pipelined,
         BenchTest::Fanout,
+        BenchTest::Frozen,
         BenchTest::Ask,
         BenchTest::Durable,
     ];
@@ -168,6 +170,7 @@ fn name(test: BenchTest) -> &'static str {
         BenchTest::ClientToClient => "client-to-client",
         BenchTest::Pipelined => "pipelined",
         BenchTest::Fanout => "fanout",
+        BenchTest::Frozen => "frozen",
         BenchTest::Ask => "ask",
         BenchTest::Durable => "durable",
         BenchTest::Infer => "infer",
@@ -211,6 +214,10 @@ fn measure(at: &Invocation, options: &args::Bench, test: BenchTest) -> Result<Ve
         BenchTest::Fanout => {
             let work = facts::fanout(at, options.subscribers.max(1), count(20_000));
             several()?.block_on(interruptible(work))
+        }
+        BenchTest::Frozen => {
+            let work = frozen::frozen(at, options.readers.max(1), count(10_000));
+            return single()?.block_on(interruptible(work));
         }
         BenchTest::Ask => {
             single()?.block_on(interruptible(tokens::ask(at, options.model.clone(), count(512))))

@@ -8,21 +8,34 @@
 //!
 //! # Invariants
 //!
-//! - A lane stays once it is made, so that nobody waits for its end; there are
-//!   never more than [`LANES_MAX`].
+//! - A lane stays once it is made, until the daemon ends, so that nobody waits
+//!   for its end; there are never more than [`LANES_MAX`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Lanes beside the daemon's own threads. More users than this share them.
 pub const LANES_MAX: usize = 4;
 
+/// Time for which none is made after the system had no threads for one.
+const FAILED: Duration = Duration::from_secs(60);
+
 /// All lanes.
 #[derive(Debug)]
 pub struct Lanes {
     home: Handle,
-    beside: Mutex<Vec<Lane>>,
+    beside: Mutex<Beside>,
+}
+
+#[derive(Debug, Default)]
+struct Beside {
+    lanes: Vec<Lane>,
+    failed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -55,20 +68,26 @@ impl Lanes {
     }
 
     /// A place on the lane that has the fewest users, on a new one while all have
-    /// some. At home where the system has no threads left.
+    /// some. Where the system has no thread or descriptor left, among others; at
+    /// home where there are none.
     #[must_use]
     pub fn place(&self) -> Place {
-        let mut lanes = self.lock();
-        let fewest = lanes.iter().map(|lane| Arc::strong_count(&lane.users) - 1).min();
-        if lanes.len() < LANES_MAX && fewest.is_none_or(|users| users > 0) {
+        let mut beside = self.lock();
+        let fewest = beside.lanes.iter().map(|lane| Arc::strong_count(&lane.users) - 1).min();
+        if beside.lanes.len() < LANES_MAX
+            && fewest.is_none_or(|users| users > 0)
+            && beside.failed.is_none_or(|failed| failed.elapsed() > FAILED)
+        {
             // As many as at home: a plugin that hangs takes one away here, too.
-            let threads = self.home.metrics().num_workers();
-            let name = format!("lane-{}", lanes.len() + 1);
-            match Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build() {
-                Ok(runtime) => lanes.push(Lane { runtime: Some(runtime), users: Arc::default() }),
-                Err(error) => tracing::warn!("another user is served by threads that others use: {error}"),
+            match Lane::new(beside.lanes.len() + 1, self.home.metrics().num_workers()) {
+                Some(lane) => beside.lanes.push(lane),
+                None => {
+                    tracing::warn!("no threads for another user, who is served by those that others use");
+                    beside.failed = Some(Instant::now());
+                }
             }
         }
+        let lanes = &beside.lanes;
         let emptiest = lanes.iter().min_by_key(|lane| Arc::strong_count(&lane.users));
         match emptiest.and_then(|lane| Some((lane.runtime.as_ref()?, &lane.users))) {
             Some((runtime, users)) => Place { threads: runtime.handle().clone(), _user: Some(users.clone()) },
@@ -81,13 +100,31 @@ impl Lanes {
     /// place only when there is something to do.
     pub fn rouse(&self) {
         self.home.spawn(std::future::ready(()));
-        for runtime in self.lock().iter().filter_map(|lane| lane.runtime.as_ref()) {
+        for runtime in self.lock().lanes.iter().filter_map(|lane| lane.runtime.as_ref()) {
             runtime.spawn(std::future::ready(()));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
+    /// Ends what is still served beside home, which ends by itself. Waits for
+    /// nothing.
+    pub fn end(&self) {
+        self.lock().lanes.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Beside> {
         self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lane {
+    /// One with so many threads, where the system has them.
+    fn new(number: usize, threads: usize) -> Option<Self> {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(threads).thread_name(format!("lane-{number}")).enable_all();
+        // Without a descriptor it fails, and without a thread it panics.
+        let built = catch_unwind(AssertUnwindSafe(|| builder.build()));
+        let runtime = built.ok()?.ok()?;
+        Some(Self { runtime: Some(runtime), users: Arc::default() })
     }
 }
 
@@ -124,6 +161,7 @@ mod tests {
         let next = lanes.place();
         assert_eq!(served_by(&next).await, "lane-2");
         lanes.rouse();
-        assert_eq!(lanes.lock().len(), LANES_MAX);
+        assert_eq!(lanes.lock().lanes.len(), LANES_MAX);
+        lanes.end();
     }
 }

@@ -147,6 +147,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     for task in [deadlines, answering, watching, ending, auditing] {
         task.abort();
     }
+    hub.lanes.end();
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
 }
 

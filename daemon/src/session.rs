@@ -26,11 +26,11 @@ use std::{
 
 use ksi_identity::{Authority, Principal};
 use ksi_kernel::{Quota, Role};
-use ksi_protocol::token::Token;
+use ksi_protocol::{Refusal, token::Token};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::account::{Account, Accounts, Share};
+use self::account::{Account, Accounts, Connection, Share};
 use crate::{
     complaints::Complaints,
     hub::{Handle, Hub, Port},
@@ -112,12 +112,11 @@ impl Sessions {
         }
     }
 
-    /// The threads that serve whoever shows this token, where it is taken, and the
-    /// account that has its place there.
-    fn threads_of_token(&self, token: &Token) -> Option<(tokio::runtime::Handle, Arc<Account>)> {
-        let principal = self.hub.identity.of_token(token, self.hub.now_ms()).ok()?;
-        let account = self.accounts.of(&principal.payer);
-        Some((self.threads_of(&principal, &account), account))
+    /// Whose this token is, and the connection as that one's.
+    fn of_token(&self, token: &Token) -> Result<(Arc<Principal>, Connection), Refusal> {
+        let principal = self.hub.identity.of_token(token, self.hub.now_ms())?;
+        let connection = self.accounts.of(&principal.payer).join()?;
+        Ok((principal, connection))
     }
 
     fn attach(&self, handle: Handle, number: u64, principal: Arc<Principal>) -> Arc<Port> {

@@ -36,7 +36,7 @@ const REPORT_EVERY: u64 = 256;
 const STALL: Duration = Duration::from_secs(10);
 
 /// A name of this run alone, so that two runs do not hear each other.
-fn name(what: &str) -> String {
+pub(super) fn name(what: &str) -> String {
     format!("bench:{what}-{}", std::process::id())
 }
 
@@ -44,7 +44,7 @@ fn gone() -> Failure {
     Failure::failed("the daemon went away").hint("ksi logs")
 }
 
-async fn next_event(subscription: &mut Subscription) -> Result<()> {
+pub(super) async fn next_event(subscription: &mut Subscription) -> Result<()> {
     loop {
         match subscription.next().await {
             Some(Item::Event(_)) => return Ok(()),

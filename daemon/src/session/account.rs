@@ -18,9 +18,8 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use ksi_kernel::Rate;
@@ -28,6 +27,7 @@ use ksi_protocol::{Code, Refusal};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, SemaphorePermit},
+    time::Instant,
 };
 
 use super::pace::{Lately, Pace};
@@ -285,28 +285,53 @@ impl Account {
 
     /// Waits, where others are connected, for one of the places at which this
     /// user's connections are served at once.
-    pub async fn place(&self) -> Option<Place<'_>> {
+    pub async fn place<'a>(&'a self, tenure: &'a Tenure) -> Option<Place<'a>> {
         if !self.has_company() {
             return None;
         }
         // Never closed; were it, nobody would have to wait.
         let permit = self.places.acquire().await.ok()?;
-        Some(Place { account: self, began: Instant::now(), _permit: permit })
+        tenure.0.store(HELD, Ordering::Release);
+        Some(Place { account: self, tenure, began: Instant::now(), permit: Some(permit) })
     }
 
-    /// A connection is lost with its task, and with its place where it had one:
+    /// A connection is lost with its task, and with its place where it has one:
     /// others get another.
-    pub(super) fn lose_place(&self) {
-        self.places.add_permits(1);
+    pub(super) fn lose_place(&self, tenure: &Tenure) {
+        if tenure.0.compare_exchange(HELD, LOST, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.places.add_permits(1);
+        }
     }
 }
+
+/// Whether a connection has a place now.
+#[derive(Debug, Default)]
+pub struct Tenure(AtomicU8);
+
+const NONE: u8 = 0;
+const HELD: u8 = 1;
+/// Others have got another for it.
+const LOST: u8 = 2;
 
 /// A place at which one connection is served, and since when it is.
 #[derive(Debug)]
 pub struct Place<'a> {
     account: &'a Account,
+    tenure: &'a Tenure,
     began: Instant,
-    _permit: SemaphorePermit<'a>,
+    /// Taken only at the end.
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        // One that was given up for lost and comes back is no place more.
+        if self.tenure.0.swap(NONE, Ordering::AcqRel) == LOST
+            && let Some(permit) = self.permit.take()
+        {
+            permit.forget();
+        }
+    }
 }
 
 impl Place<'_> {
@@ -414,20 +439,73 @@ mod tests {
         assert_eq!(connects(NOW + 500), 5);
     }
 
+    /// Whether there is a place at once.
+    async fn has_room(account: &Account) -> bool {
+        let tenure = Tenure::default();
+        tokio::time::timeout(std::time::Duration::from_millis(10), account.place(&tenure)).await.is_ok()
+    }
+
     #[tokio::test]
     async fn only_in_company_does_a_user_wait_for_a_place() {
         let (accounts, account) = account(Share::default());
+        let tenure = Tenure::default();
         let _here = account.connect(NOW).unwrap();
-        assert!(account.place().await.is_none());
+        assert!(account.place(&tenure).await.is_none());
         let other = accounts.of("uid:2");
-        assert!(account.place().await.is_none(), "nobody is there");
+        assert!(account.place(&tenure).await.is_none(), "nobody is there");
         let there = other.connect(NOW).unwrap();
-        let place = account.place().await;
+        let place = account.place(&tenure).await;
         assert!(place.is_some());
-        let waiting = tokio::time::timeout(std::time::Duration::from_millis(10), account.place()).await;
-        assert!(waiting.is_err(), "there is one place on two threads");
-        assert!(other.place().await.is_some(), "others have their own");
+        assert!(!has_room(&account).await, "there is one place on two threads");
+        assert!(has_room(&other).await, "others have their own");
         drop((place, there));
-        assert!(account.place().await.is_none());
+        assert!(account.place(&tenure).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_lost_is_replaced_once_and_only_where_there_was_one() {
+        let (accounts, account) = account(Share::default());
+        let other = accounts.of("uid:2");
+        let (_here, _there) = (account.connect(NOW).unwrap(), other.connect(NOW).unwrap());
+        let (lost, tenure) = (Tenure::default(), Tenure::default());
+        account.lose_place(&lost);
+        let first = account.place(&lost).await;
+        assert!(first.is_some() && !has_room(&account).await, "who had none loses none");
+        account.lose_place(&lost);
+        account.lose_place(&lost);
+        let second = account.place(&tenure).await;
+        assert!(second.is_some() && !has_room(&account).await);
+        // Its task comes back after all.
+        drop(first);
+        assert!(!has_room(&account).await);
+        drop(second);
+        assert!(has_room(&account).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_served_for_long_pauses_where_somebody_else_is_served_and_holds_his_place_meanwhile() {
+        const SERVED: std::time::Duration = std::time::Duration::from_millis(5);
+        let (accounts, account) = account(Share::default());
+        let other = accounts.of("uid:2");
+        let (_here, _there) = (account.connect(NOW).unwrap(), other.connect(NOW).unwrap());
+        let tenure = Tenure::default();
+        let paused = async |now_ms| {
+            let place = account.place(&tenure).await.unwrap();
+            tokio::time::advance(SERVED).await;
+            let since = Instant::now();
+            let waits = async {
+                tokio::task::yield_now().await;
+                let _next = account.place(&tenure).await;
+                since.elapsed()
+            };
+            tokio::join!(place.leave(now_ms), waits).1
+        };
+        assert!(paused(NOW).await.is_zero(), "nobody else is served");
+        let tenure = Tenure::default();
+        other.place(&tenure).await.unwrap().leave(NOW + 10).await;
+        let pause = paused(NOW + 20).await;
+        // For as long as it was served, but for a moment that is free.
+        assert!(pause < SERVED && pause > SERVED / 2, "{pause:?}");
+        assert!(paused(NOW + 5_000).await.is_zero(), "the other was served long ago");
     }
 }

@@ -5,14 +5,12 @@ use bytes::BytesMut;
 use ksi_protocol::{
     Frame,
     json::{self, Verb},
+    limits::HELLO_BYTES_MAX,
     token::Token,
 };
 use tokio::net::UnixStream;
 
 use super::socket::read;
-
-/// What is longer than this is no greeting, in bytes.
-const HELLO_BYTES_MAX: usize = 4096;
 
 /// Waits for the first word; the token that it shows, if it does. All that was
 /// read stays in `input`.
@@ -20,7 +18,7 @@ pub(super) async fn token(stream: &UnixStream, input: &mut BytesMut, json: bool)
     loop {
         let word = if json { line(input) } else { frame(input) };
         match word {
-            Word::Unfinished if input.len() <= HELLO_BYTES_MAX => {}
+            Word::Unfinished if input.len() <= 4 + HELLO_BYTES_MAX => {}
             Word::Unfinished | Word::Other => return None,
             Word::Hello(token) => return token,
         }
@@ -39,7 +37,10 @@ enum Word {
 
 fn line(input: &BytesMut) -> Word {
     let Some(end) = input.iter().position(|&byte| byte == b'\n') else { return Word::Unfinished };
-    match json::parse(input[..end.min(HELLO_BYTES_MAX)].trim_ascii()) {
+    let Some(line) = input.get(..end).filter(|line| line.len() <= HELLO_BYTES_MAX) else {
+        return Word::Other;
+    };
+    match json::parse(line.trim_ascii()) {
         Ok(json::Input { verb: Verb::Hello { token }, .. }) => Word::Hello(token),
         _ => Word::Other,
     }
@@ -47,11 +48,11 @@ fn line(input: &BytesMut) -> Word {
 
 fn frame(input: &BytesMut) -> Word {
     let Some(prefix) = input.first_chunk::<4>() else { return Word::Unfinished };
-    let whole = 4 + u32::from_be_bytes(*prefix) as usize;
-    if whole > HELLO_BYTES_MAX {
+    let length = u32::from_be_bytes(*prefix) as usize;
+    if length > HELLO_BYTES_MAX {
         return Word::Other;
     }
-    let Some(first) = input.get(..whole) else { return Word::Unfinished };
+    let Some(first) = input.get(..4 + length) else { return Word::Unfinished };
     match Frame::split(&mut BytesMut::from(first)) {
         Ok(Some(Frame::Hello(hello))) => Word::Hello(hello.token),
         _ => Word::Other,
@@ -100,8 +101,16 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_greeting_with_a_token_is_left_to_whoever_serves() {
         let long = vec![b'x'; 2 * HELLO_BYTES_MAX];
-        let lines: [&[u8]; 5] =
-            [b"{\"event\":\"echo:say\"}\n", b"{\"hello\":{}}\n", b"nonsense\n", b"{\"hello\"", &long];
+        let padded =
+            [&b"{\"hello\":{\"token\":\"ksi_a\"}}"[..], &vec![b' '; HELLO_BYTES_MAX], b"\n"].concat();
+        let lines: [&[u8]; 6] = [
+            b"{\"event\":\"echo:say\"}\n",
+            b"{\"hello\":{}}\n",
+            b"nonsense\n",
+            b"{\"hello\"",
+            &long,
+            &padded,
+        ];
         for said in lines {
             assert_eq!(heard(&[said], true).await.0, None);
         }

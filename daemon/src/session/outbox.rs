@@ -22,7 +22,7 @@ use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsRawFd,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -42,7 +42,7 @@ use self::{
     ring::{Live, Sub},
 };
 use super::{
-    account::Account,
+    account::{Account, Tenure},
     body::Body,
     credit::Credits,
     face::{Face, put_line},
@@ -90,10 +90,10 @@ pub struct Outbox {
     /// without pays nothing for it.
     limited: AtomicBool,
     dropped: Arc<AtomicU64>,
-    /// Who pays for what waits here: whoever connected, or the token that it has
-    /// shown.
-    user: Arc<Account>,
-    token: OnceLock<Arc<Account>>,
+    /// Who pays for what waits here.
+    account: Arc<Account>,
+    /// Whether the reader has one of the account's places.
+    pub tenure: Tenure,
     state: Mutex<State>,
 }
 
@@ -143,8 +143,8 @@ impl Outbox {
             put_off: AtomicUsize::new(0),
             limited: AtomicBool::new(false),
             dropped,
-            user: account.clone(),
-            token: OnceLock::new(),
+            account: account.clone(),
+            tenure: Tenure::default(),
             state: Mutex::new(State {
                 account,
                 charged: 0,
@@ -174,14 +174,7 @@ impl Outbox {
     /// Who pays for what waits here.
     #[must_use]
     pub fn account(&self) -> &Arc<Account> {
-        self.token.get().unwrap_or(&self.user)
-    }
-
-    /// A token pays, from before anything is charged for.
-    pub fn charge(&self, account: Arc<Account>) {
-        self.lock().account = account.clone();
-        // A client shows one token at most.
-        let _ = self.token.set(account);
+        &self.account
     }
 
     /// Lets the reader change what the face remembers.
@@ -344,7 +337,7 @@ impl Outbox {
     /// why, and would wait in vain for anything more.
     pub fn cut_off(&self) {
         self.flush();
-        self.account().lose_place();
+        self.account().lose_place(&self.tenure);
         // A socket that is gone already is as good.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }

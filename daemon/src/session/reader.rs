@@ -4,7 +4,7 @@
 mod subscriptions;
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use ksi_protocol::{
     token::Token,
 };
 use serde_json::Value;
-use tokio::{net::UnixStream, time::Instant};
+use tokio::{net::UnixStream, runtime, time::Instant};
 
 use self::subscriptions::keep_up;
 use super::{
@@ -84,9 +84,19 @@ pub(super) async fn run(
         () = sessions.closing.cancelled() => Ok(None),
     };
     let Ok(token) = token else { return };
-    let client = Client { number, principal, connection, greeting, input, json };
-    let Some((threads, account)) = token.and_then(|token| sessions.threads_of_token(&token)) else {
-        return serve(sessions, stream, client).await;
+    let mut client = Client { number, user: principal, shown: None, connection, greeting, input, json };
+    let mut threads = None;
+    if let Some(token) = token {
+        let shown = sessions.of_token(&token).map(|(principal, connection)| {
+            threads = Some(sessions.threads_of(&principal, &connection.0));
+            // Nothing was charged to whoever paid until now.
+            client.connection = connection;
+            principal
+        });
+        client.shown = Some(shown);
+    }
+    let Some(threads) = threads.filter(|threads| threads.id() != runtime::Handle::current().id()) else {
+        return Box::pin(serve(sessions, stream, client)).await;
     };
     let (sessions, Ok(stream)) = (sessions.clone(), stream.into_std()) else { return };
     let elsewhere = threads.spawn(async move {
@@ -94,7 +104,6 @@ pub(super) async fn run(
         if let Ok(stream) = UnixStream::from_std(stream) {
             serve(&sessions, stream, client).await;
         }
-        drop(account);
     });
     // A panic was told where it happened.
     let _ = elsewhere.await;
@@ -104,7 +113,10 @@ pub(super) async fn run(
 struct Client {
     number: u64,
     /// Who is at the other end, as the system says.
-    principal: Arc<Principal>,
+    user: Arc<Principal>,
+    /// Whose token the first word shows, or why it is not taken.
+    shown: Option<Result<Arc<Principal>, Refusal>>,
+    /// Who is charged for the connection.
     connection: Connection,
     /// By when the first word must have been said.
     greeting: Instant,
@@ -115,12 +127,11 @@ struct Client {
 
 /// Serves one client on the threads that it is to be served by.
 async fn serve(sessions: &Arc<Sessions>, stream: UnixStream, client: Client) {
-    let Client { number, principal, connection, greeting, mut input, json } = client;
+    let Client { number, user, shown, connection, greeting, mut input, json } = client;
     let face = if json { Face::Json(Lines::default()) } else { Face::Frames };
     let account = connection.0.clone();
     let outbox = Arc::new(Outbox::new(stream, face, account, sessions.hub.dropped.clone()));
-    let connection = Mutex::new(connection);
-    let seat = Seat { sessions, number, user: principal, outbox: &outbox, connection, port: OnceLock::new() };
+    let seat = Seat { sessions, number, user, shown, outbox: &outbox, port: OnceLock::new() };
     let mut session = Session {
         hub: &sessions.hub,
         outbox: &outbox,
@@ -206,9 +217,9 @@ struct Seat<'a> {
     number: u64,
     /// Who is at the other end, as the system says.
     user: Arc<Principal>,
+    /// Whose token the first word shows, or why it is not taken.
+    shown: Option<Result<Arc<Principal>, Refusal>>,
     outbox: &'a Arc<Outbox>,
-    /// Who is charged for the connection.
-    connection: Mutex<Connection>,
     port: OnceLock<Arc<Port>>,
 }
 
@@ -220,19 +231,20 @@ impl Seat<'_> {
 
     /// Takes the place, in the name of a token where the client shows one.
     fn take(&self, token: Option<&Token>) -> Result<&Arc<Port>, Refusal> {
-        let hub = &self.sessions.hub;
         if self.port.get().is_some() {
             let message = "`hello` is the first word, and something was said before";
             return Err(Refusal::new(Code::InvalidFrame, message).hint("connect anew"));
         }
-        let Some(token) = token else { return Ok(self.port()) };
-        let principal = hub.identity.of_token(token, hub.now_ms())?;
-        // Nothing else was charged for by now.
-        let account = self.sessions.accounts.of(&principal.payer);
-        let connection = account.join()?;
-        self.outbox.charge(account);
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
-        Ok(self.port.get_or_init(|| self.attach(principal)))
+        match (token, &self.shown) {
+            (None, _) => Ok(self.port()),
+            (Some(_), Some(Ok(principal))) => Ok(self.port.get_or_init(|| self.attach(principal.clone()))),
+            (Some(_), Some(Err(refusal))) => Err(refusal.clone()),
+            (Some(_), None) => {
+                let most = limits::HELLO_BYTES_MAX;
+                let message = format!("a `hello` with a token is the first word, of at most {most} bytes");
+                Err(Refusal::new(Code::InvalidFrame, message).hint("connect anew"))
+            }
+        }
     }
 
     fn attach(&self, principal: Arc<Principal>) -> Arc<Port> {
@@ -262,7 +274,7 @@ impl Session<'_> {
     async fn serve(&mut self, input: &mut BytesMut) -> bool {
         loop {
             let before = input.len();
-            let place = self.outbox.account().place().await;
+            let place = self.outbox.account().place(&self.outbox.tenure).await;
             let most = if place.is_some() { TURN_MAX } else { usize::MAX };
             let mut turn = self.hub.turn_of(self.outbox);
             let next = match self.json {

@@ -7,6 +7,10 @@ use std::time::Duration;
 /// face.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024 - 1;
 
+/// Longest `hello` that shows a token, in bytes of its line or frame body: the
+/// daemon looks at it before it knows who is to pay for it.
+pub const HELLO_BYTES_MAX: usize = 4096;
+
 /// Longest event name in bytes: fits a line of a terminal and a log.
 pub const NAME_BYTES_MAX: usize = 128;
 

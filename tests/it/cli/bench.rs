@@ -4,7 +4,7 @@ mod llama_server;
 
 use ksi_protocol::system::PluginState;
 use ksi_tests::{Daemon, Home, stdout};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::llama_server::LlamaServer;
 use super::{data, failed, fine};
@@ -23,6 +23,12 @@ fn each_test_reports_its_figures() {
             assert!(p50.is_some_and(|p50| p50 > 0.0) && p99 >= p50, "{result}");
         }
     }
+    let report = data(daemon.ksi(&["bench", "frozen", "-n", "50", "--readers", "3", "-o", "json"]));
+    let [alone, frozen] = [&report["results"][0], &report["results"][1]];
+    assert_eq!((&alone["test"], &frozen["test"]), (&json!("facts-alone"), &json!("frozen")));
+    assert_eq!((&alone["n"], &frozen["n"]), (&json!(50), &json!(50)));
+    assert!(frozen["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{frozen}");
+    assert!(daemon.status().counters.dropped > 0, "nobody was frozen");
     let line = stdout(&fine(daemon.ksi(&["bench", "rr", "-n", "200", "-o", "jsonl"])));
     let result: Value = serde_json::from_str(&line).expect("one line");
     for key in ["test", "p50_us", "p99_us", "per_s"] {

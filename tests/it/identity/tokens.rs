@@ -7,7 +7,7 @@ use std::os::unix::{
 };
 
 use ksi_client::{Client, Error, Options};
-use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, frame::Hello, token::Token};
+use ksi_protocol::{Code, Frame, PROTOCOL_VERSION, frame::Hello, limits, token::Token};
 use ksi_tests::{Daemon, Home, WITHOUT_MODEL, built, command, frames::Frames, stderr, stdout};
 use serde_json::{Value, json};
 
@@ -80,6 +80,19 @@ fn hello_is_the_first_line_or_none() {
     assert!(lines.receive()["welcome"]["boot"].is_string());
     lines.send(&json!({"hello": {"token": token.expose()}}));
     assert_eq!(lines.receive()["refusal"]["code"], "invalid_frame");
+    // What was refused was said as well, and what is longer than a greeting is none.
+    let mut lines = daemon.lines();
+    lines.send_text("{}");
+    assert_eq!(lines.receive()["refusal"]["code"], "invalid_frame");
+    lines.send(&json!({"hello": {"token": token.expose()}}));
+    let refusal = lines.receive();
+    assert!(refusal["refusal"]["message"].as_str().unwrap().contains("4096"), "{refusal}");
+    assert_eq!(lines.try_receive(), None, "nobody goes on as somebody else");
+    let mut lines = daemon.lines();
+    let padding = " ".repeat(limits::HELLO_BYTES_MAX);
+    lines.send_text(&format!("{{\"hello\":{{\"token\":\"{}\"}}}}{padding}", token.expose()));
+    assert_eq!(lines.receive()["refusal"]["code"], "invalid_frame");
+    assert_eq!(lines.try_receive(), None);
     for hello in [json!(1), json!({"token": 1}), json!({"tokens": "x"}), json!({"user": "root"})] {
         let mut lines = daemon.lines();
         lines.send(&json!({ "hello": hello }));
