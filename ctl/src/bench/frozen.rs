@@ -14,7 +14,6 @@ use std::{
 use bytes::Bytes;
 use ksi_client::{Class, Client, Subscription};
 use serde_json::json;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Measured, TEXT,
@@ -26,11 +25,11 @@ use crate::{
     invocation::{Invocation, encoded},
 };
 
-/// Turns that both take.
-const TURNS: usize = 5;
+/// Facts of one turn. Both take turns so short that the moods of the machine show in both.
+const TURN: usize = 50;
 
-/// Facts in one millisecond: with this many a daemon is busy, and not full.
-const EACH_MS: usize = 2;
+/// Time from one fact to the next: with 2,000 a second a daemon is busy, and not full.
+const PACE: Duration = Duration::from_micros(500);
 
 /// Times that the text is repeated in a fact, so that a queue is soon full.
 const TEXTS: usize = 16;
@@ -58,9 +57,10 @@ pub(super) async fn frozen(at: &Invocation, readers: usize, count: usize) -> Res
         ways[1].tell(&teller, &payload).await?;
     }
     ways[1].times.clear();
-    for _ in 0..TURNS {
-        for way in &mut ways {
-            way.turn(&teller, &payload, count.div_ceil(TURNS)).await?;
+    for turn in 0..count.div_ceil(TURN) {
+        // Who begins changes.
+        for which in [turn % 2, (turn + 1) % 2] {
+            ways[which].turn(&teller, &payload).await?;
         }
     }
     drop(frozen);
@@ -101,16 +101,16 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Tells so many facts, a few in each millisecond.
-    async fn turn(&mut self, teller: &Client, payload: &Bytes, count: usize) -> Result<()> {
-        let mut beat = interval(Duration::from_millis(1));
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Tells the facts of one turn, evenly.
+    async fn turn(&mut self, teller: &Client, payload: &Bytes) -> Result<()> {
         let began = Instant::now();
-        for n in 0..count {
-            if n % EACH_MS == 0 {
-                beat.tick().await;
-            }
+        for _ in 0..TURN {
+            let next = Instant::now() + PACE;
             self.tell(teller, payload).await?;
+            // A timer of the runtime is not that precise, and nothing else is to be done on this thread.
+            while let Some(left) = next.checked_duration_since(Instant::now()) {
+                std::thread::park_timeout(left);
+            }
         }
         self.took += began.elapsed();
         Ok(())
