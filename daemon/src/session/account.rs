@@ -6,8 +6,8 @@
 //! Whoever has used up the user's share is refused `busy` with a time after
 //! which to try again; other users do not notice. While more than one user is
 //! connected, no one's connections are served by all threads at once, each of
-//! their turns is short, and who is served all the time pauses ([`pace`](super::pace)),
-//! so that another's request finds a thread and a processor.
+//! their turns is short, and who is served all the time pauses, so that another's
+//! request finds a thread and a processor.
 //!
 //! # Invariants
 //!
