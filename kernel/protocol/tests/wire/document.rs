@@ -47,6 +47,7 @@ fn seconds(duration: Duration) -> String {
 fn every_limit_has_a_row_with_its_value() {
     let rows = [
         ("FRAME_BYTES_MAX", limits::FRAME_BYTES_MAX.to_string()),
+        ("HELLO_BYTES_MAX", limits::HELLO_BYTES_MAX.to_string()),
         ("NAME_BYTES_MAX", limits::NAME_BYTES_MAX.to_string()),
         ("NAME_SEGMENTS_MAX", limits::NAME_SEGMENTS_MAX.to_string()),
         ("DEPTH_MAX", limits::DEPTH_MAX.to_string()),
