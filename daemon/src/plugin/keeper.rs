@@ -538,6 +538,11 @@ impl Keeper {
 
     /// Writes the board; what it now says.
     fn publish(&self) -> PluginStatus {
+        let state = self.supervisor.state();
+        // Whoever sees that it is away is refused for the reason that he sees.
+        if state != PluginState::Ready && with(&self.board, |board| board.status.state) != state {
+            self.declare(self.absent());
+        }
         let (placement, pid) = match &self.running {
             Some(Running { body: Body::Child { child, .. }, .. }) => (Placement::Child, child.id()),
             Some(Running { body: Body::Actor(_), .. }) => (Placement::InProcess, None),
@@ -545,7 +550,7 @@ impl Keeper {
         };
         with(&self.board, |board| {
             let status = &mut board.status;
-            status.state = self.supervisor.state();
+            status.state = state;
             status.placement = placement;
             (status.sandbox, status.sandbox_lacks) = match (placement, &self.sandbox) {
                 (Placement::InProcess, _) => ("none".into(), Vec::new()),
