@@ -1,7 +1,7 @@
 //! Lanes: who is served by which threads.
 //!
-//! The daemon's own threads serve the clients of its owner, its plugins and
-//! itself. Every other user is served by one of a few lanes, each a runtime with
+//! The daemon's own threads serve the clients of its owner, the links of plugins
+//! and itself. Every other user is served by one of a few lanes, each a runtime with
 //! threads of its own, made when it is first needed. The system gives a processor
 //! at once to a thread that has slept, and not to one that has been at work: so a
 //! user who keeps his threads at work makes those of others no slower.
@@ -46,9 +46,9 @@ struct Lane {
     users: Arc<()>,
 }
 
-/// A user's place on a lane, as long as he is there.
+/// To which lane a user is assigned, as long as he is there.
 #[derive(Debug)]
-pub struct Place {
+pub struct Assignment {
     /// Where his connections are served.
     pub threads: Handle,
     _user: Option<Arc<()>>,
@@ -67,11 +67,11 @@ impl Lanes {
         &self.home
     }
 
-    /// A place on the lane that has the fewest users, on a new one while all have
+    /// Assigns a user to the lane that has the fewest, to a new one while all have
     /// some. Where the system has no thread or descriptor left, among others; at
     /// home where there are none.
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn assign(&self) -> Assignment {
         let mut beside = self.lock();
         let fewest = beside.lanes.iter().map(|lane| Arc::strong_count(&lane.users) - 1).min();
         if beside.lanes.len() < LANES_MAX
@@ -90,8 +90,10 @@ impl Lanes {
         let lanes = &beside.lanes;
         let emptiest = lanes.iter().min_by_key(|lane| Arc::strong_count(&lane.users));
         match emptiest.and_then(|lane| Some((lane.runtime.as_ref()?, &lane.users))) {
-            Some((runtime, users)) => Place { threads: runtime.handle().clone(), _user: Some(users.clone()) },
-            None => Place { threads: self.home.clone(), _user: None },
+            Some((runtime, users)) => {
+                Assignment { threads: runtime.handle().clone(), _user: Some(users.clone()) }
+            }
+            None => Assignment { threads: self.home.clone(), _user: None },
         }
     }
 
@@ -141,24 +143,23 @@ impl Drop for Lane {
 mod tests {
     use super::*;
 
-    /// The name of the thread that serves a place.
-    async fn served_by(place: &Place) -> String {
-        let name =
-            place.threads.spawn(async { std::thread::current().name().unwrap_or_default().to_owned() });
+    /// The name of a thread that serves who is assigned so.
+    async fn served_by(user: &Assignment) -> String {
+        let name = user.threads.spawn(async { std::thread::current().name().unwrap_or_default().to_owned() });
         name.await.unwrap()
     }
 
     #[tokio::test]
     async fn users_have_lanes_of_their_own_while_there_are_any_then_share_them_evenly() {
         let lanes = Lanes::new(Handle::current());
-        let mut places: Vec<Place> = (0..LANES_MAX).map(|_| lanes.place()).collect();
-        for (n, place) in (1..).zip(&places) {
-            assert_eq!(served_by(place).await, format!("lane-{n}"));
+        let mut users: Vec<Assignment> = (0..LANES_MAX).map(|_| lanes.assign()).collect();
+        for (n, user) in (1..).zip(&users) {
+            assert_eq!(served_by(user).await, format!("lane-{n}"));
         }
-        assert_eq!(served_by(&lanes.place()).await, "lane-1");
+        assert_eq!(served_by(&lanes.assign()).await, "lane-1");
         // Who goes leaves room for the next, and no new lane is made.
-        drop(places.remove(1));
-        let next = lanes.place();
+        drop(users.remove(1));
+        let next = lanes.assign();
         assert_eq!(served_by(&next).await, "lane-2");
         lanes.rouse();
         assert_eq!(lanes.lock().lanes.len(), LANES_MAX);

@@ -51,7 +51,7 @@ fn config(placement: &str, more: &str) -> String {
 }
 
 /// A daemon with the plugin, ready.
-fn daemon(placement: &str, more: &str) -> Daemon {
+pub(crate) fn daemon(placement: &str, more: &str) -> Daemon {
     let daemon = Home::with_config(&config(placement, more)).start();
     daemon.ready();
     assert_eq!(daemon.plugin("faulty").state, PluginState::Ready);

@@ -48,11 +48,7 @@ pub(super) async fn frozen(at: &Invocation, readers: usize, count: usize) -> Res
     let frozen: Vec<UnixStream> = (0..readers).map(|_| listener(at, &beside)).collect::<Result<_>>()?;
     let (teller, hearer) = (at.connect().await?, at.connect().await?);
     let payload = encoded(&json!({ "text": TEXT.repeat(TEXTS) }))?;
-    let mut ways = Vec::new();
-    for name in [&alone, &beside] {
-        let heard = hearer.subscribe(name, Class::Live).await?;
-        ways.push(Way { name, heard, times: Vec::new(), took: Duration::ZERO });
-    }
+    let mut ways = [Way::new(&hearer, &alone).await?, Way::new(&hearer, &beside).await?];
     for _ in 0..FILL {
         ways[1].tell(&teller, &payload).await?;
     }
@@ -64,12 +60,9 @@ pub(super) async fn frozen(at: &Invocation, readers: usize, count: usize) -> Res
         }
     }
     drop(frozen);
-    let measured: Vec<Measured> = ways
-        .into_iter()
-        .zip(["facts-alone", "frozen"])
-        .map(|(way, test)| Measured::of(test, way.times, way.took))
-        .collect();
-    let [alone, beside] = <[Measured; 2]>::try_from(measured).unwrap_or_default();
+    let [alone, beside] = ways;
+    let alone = Measured::of("facts-alone", alone.times, alone.took);
+    let beside = Measured::of("frozen", beside.times, beside.took);
     let ratio = over(beside.p99_us, alone.p99_us);
     Ok(vec![alone, Measured { ratio, against: Some("alone at p99"), ..beside }])
 }
@@ -100,7 +93,12 @@ struct Way<'a> {
     took: Duration,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    async fn new(hearer: &Client, name: &'a str) -> Result<Self> {
+        let heard = hearer.subscribe(name, Class::Live).await?;
+        Ok(Self { name, heard, times: Vec::new(), took: Duration::ZERO })
+    }
+
     /// Tells the facts of one turn, evenly.
     async fn turn(&mut self, teller: &Client, payload: &Bytes) -> Result<()> {
         let began = Instant::now();

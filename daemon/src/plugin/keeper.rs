@@ -483,7 +483,8 @@ impl Keeper {
             // Also lets go of interceptors that refuse while their plugin is away.
             self.means.hub.kernel.forget(&self.origin());
         }
-        if after != PluginState::Ready {
+        // With another state what is refused was declared where that was published; there may be another reason.
+        if after == PluginState::Stopped || (before == after && after != PluginState::Ready) {
             self.declare(self.absent());
         }
         if !matches!(after, PluginState::Starting | PluginState::Draining) {

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::pace::{Lately, Pace};
-use crate::lanes::{self, Lanes};
+use crate::lanes::{Assignment, Lanes};
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
@@ -83,8 +83,6 @@ pub struct Accounts {
     lately: Arc<Lately>,
     /// Users so far; each has a number.
     count: AtomicU64,
-    /// When the clock of all paces began.
-    began: Instant,
 }
 
 impl Accounts {
@@ -99,7 +97,6 @@ impl Accounts {
             users: Arc::default(),
             lately: Arc::default(),
             count: AtomicU64::new(0),
-            began: Instant::now(),
         }
     }
 
@@ -117,7 +114,6 @@ impl Accounts {
             share: self.share,
             users: self.users.clone(),
             lately: self.lately.clone(),
-            began: self.began,
             pace: Pace::new(self.places),
             lane: OnceLock::new(),
             places: Semaphore::new(self.places),
@@ -141,9 +137,8 @@ pub struct Account {
     share: Share,
     users: Arc<AtomicIsize>,
     lately: Arc<Lately>,
-    began: Instant,
     pace: Pace,
-    lane: OnceLock<lanes::Place>,
+    lane: OnceLock<Assignment>,
     places: Semaphore,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
@@ -280,7 +275,7 @@ impl Account {
 
     /// The threads that serve this user, who is not the daemon's owner.
     pub fn lane(&self, lanes: &Lanes) -> &Handle {
-        &self.lane.get_or_init(|| lanes.place()).threads
+        &self.lane.get_or_init(|| lanes.assign()).threads
     }
 
     /// Waits, where others are connected, for one of the places at which this
@@ -338,10 +333,9 @@ impl Place<'_> {
     /// The turn is over. Others get the place, after a pause where this user is
     /// served all the time and somebody else is served, too.
     pub async fn leave(self, now_ms: u64) {
-        let Account { lately, pace, number, began, .. } = self.account;
+        let Account { lately, pace, number, .. } = self.account;
         if lately.serve(*number, now_ms) {
-            let us = |time: Instant| u64::try_from((time - *began).as_micros()).unwrap_or(u64::MAX);
-            let pause = pace.charge(us(self.began), us(Instant::now()));
+            let pause = pace.charge(self.began, Instant::now());
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
@@ -501,8 +495,8 @@ mod tests {
             tokio::join!(place.leave(now_ms), waits).1
         };
         assert!(paused(NOW).await.is_zero(), "nobody else is served");
-        let tenure = Tenure::default();
-        other.place(&tenure).await.unwrap().leave(NOW + 10).await;
+        let others = Tenure::default();
+        other.place(&others).await.unwrap().leave(NOW + 10).await;
         let pause = paused(NOW + 20).await;
         // For as long as it was served, but for a moment that is free.
         assert!(pause < SERVED && pause > SERVED / 2, "{pause:?}");

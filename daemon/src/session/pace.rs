@@ -19,6 +19,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 /// Microseconds of pause that are put off until they are worth it: whoever is
 /// served now and then never pauses.
 const MOMENT_US: u64 = 2_000;
@@ -34,6 +36,8 @@ const LATELY_MS: u64 = 1_000;
 pub(super) struct Pace {
     /// Threads that may serve him at once.
     threads: u64,
+    /// When its clock began.
+    began: Instant,
     /// When half of their time would have been enough for all turns so far.
     due_us: AtomicU64,
 }
@@ -41,13 +45,14 @@ pub(super) struct Pace {
 impl Pace {
     /// Nothing has been done yet, by so many threads at once.
     pub(super) fn new(threads: usize) -> Self {
-        Self { threads: threads.max(1) as u64, due_us: AtomicU64::new(0) }
+        Self { threads: threads.max(1) as u64, began: Instant::now(), due_us: AtomicU64::new(0) }
     }
 
-    /// A turn has taken this time, in microseconds of some clock; how long the
-    /// user is to pause now. Two turns that end in the same moment may count as
-    /// one.
-    pub(super) fn charge(&self, began_us: u64, ended_us: u64) -> Duration {
+    /// A turn has taken this time; how long the user is to pause now. Two turns
+    /// that end in the same moment may count as one.
+    pub(super) fn charge(&self, began: Instant, ended: Instant) -> Duration {
+        let us = |time: Instant| u64::try_from((time - self.began).as_micros()).unwrap_or(u64::MAX);
+        let (began_us, ended_us) = (us(began), us(ended));
         let took = ended_us.saturating_sub(began_us);
         // A pause that was longer than asked for, as those of a timer are, counts for what comes.
         let since = self.due_us.load(Ordering::Relaxed).max(began_us.saturating_sub(MOMENT_US));
@@ -89,38 +94,46 @@ impl Lately {
 mod tests {
     use super::*;
 
+    const TURN: Duration = us(300);
+
+    const fn us(us: u64) -> Duration {
+        Duration::from_micros(us)
+    }
+
     #[test]
     fn who_is_served_all_the_time_pauses_for_half_of_it() {
         for threads in [1, 3] {
             let pace = Pace::new(threads);
-            let (mut now, mut served) = (1_000_000_u64, 0_u64);
+            let (mut now, mut served) = (pace.began, Duration::ZERO);
             for _ in 0..1_000 {
                 // On all threads at once, which pause together.
-                let pause = (0..threads).map(|_| pace.charge(now, now + 300)).max().unwrap();
-                served += 300;
-                now += 300 + u64::try_from(pause.as_micros()).unwrap();
+                let pause = (0..threads).map(|_| pace.charge(now, now + TURN)).max().unwrap();
+                served += TURN;
+                now += TURN + pause;
             }
-            let all = now - 1_000_000;
-            assert!((2 * served).abs_diff(all) <= 2 * MOMENT_US, "{served} of {all}");
+            let all = now - pace.began;
+            assert!((2 * served).abs_diff(all) <= us(2 * MOMENT_US), "{served:?} of {all:?}");
         }
     }
 
     #[test]
     fn who_is_served_now_and_then_never_pauses() {
         let pace = Pace::new(1);
+        let at = |time_us| pace.began + us(time_us);
         for n in 0..1_000 {
-            assert_eq!(pace.charge(n * 2_000, n * 2_000 + 900), Duration::ZERO);
+            assert_eq!(pace.charge(at(n * 2_000), at(n * 2_000 + 900)), Duration::ZERO);
         }
         // Nor is what was not used saved for later, beyond a moment.
-        assert_eq!(pace.charge(10_000_000, 10_004_500), Duration::from_micros(2_500));
+        assert_eq!(pace.charge(at(10_000_000), at(10_004_500)), us(2_500));
     }
 
     #[test]
     fn no_pause_is_long_whatever_it_is_for() {
         let pace = Pace::new(1);
-        assert_eq!(pace.charge(0, 60_000_000), Duration::from_micros(PAUSE_MAX_US));
-        assert_eq!(pace.charge(60_000_100, 60_000_200), Duration::from_micros(PAUSE_MAX_US));
-        assert_eq!(pace.charge(60_100_000, 60_100_100), Duration::ZERO);
+        let at = |time_us| pace.began + us(time_us);
+        assert_eq!(pace.charge(at(0), at(60_000_000)), us(PAUSE_MAX_US));
+        assert_eq!(pace.charge(at(60_000_100), at(60_000_200)), us(PAUSE_MAX_US));
+        assert_eq!(pace.charge(at(60_100_000), at(60_100_100)), Duration::ZERO);
     }
 
     #[test]

@@ -85,19 +85,21 @@ pub(super) async fn run(
     };
     let Ok(token) = token else { return };
     let mut client = Client { number, user: principal, shown: None, connection, greeting, input, json };
-    let mut threads = None;
-    if let Some(token) = token {
-        let shown = sessions.of_token(&token).map(|(principal, connection)| {
-            threads = Some(sessions.threads_of(&principal, &connection.0));
+    let here = runtime::Handle::current();
+    let mut threads = here.clone();
+    match token.map(|token| sessions.of_token(&token)) {
+        None => {}
+        Some(Err(refusal)) => client.shown = Some(Err(refusal)),
+        Some(Ok((principal, connection))) => {
+            threads = sessions.threads_of(&principal, &connection.0);
             // Nothing was charged to whoever paid until now.
             client.connection = connection;
-            principal
-        });
-        client.shown = Some(shown);
+            client.shown = Some(Ok(principal));
+        }
     }
-    let Some(threads) = threads.filter(|threads| threads.id() != runtime::Handle::current().id()) else {
+    if threads.id() == here.id() {
         return Box::pin(serve(sessions, stream, client)).await;
-    };
+    }
     let (sessions, Ok(stream)) = (sessions.clone(), stream.into_std()) else { return };
     let elsewhere = threads.spawn(async move {
         // Where the system has no descriptor left, the client finds the connection closed.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, frames::request, library, wait_until};
+use ksi_tests::{Daemon, frames::request, wait_until};
 use serde_json::json;
 
 use super::with;
@@ -49,13 +49,7 @@ fn the_owner_has_the_daemons_own_threads_and_others_have_some_beside_them() {
 
 #[test]
 fn who_shares_a_lane_goes_on_when_another_there_has_a_plugin_hang() {
-    let config = format!(
-        "[plugins.faulty]\nlibrary = \"{}\"\nplacement = \"in-process\"\nrestart = {{ hang = \"3s\" }}\n\
-         may_call = [\"faulty:*\", \"plugin:list\"]\nemits = [\"faulty:*\"]\nlistens = [\"test:*\"]\n{WITHOUT_MODEL}",
-        library("fixture_faulty").display()
-    );
-    let daemon = Home::with_config(&config).start();
-    daemon.ready();
+    let daemon = crate::faults::daemon("in-process", r#"restart = { hang = "3s" }"#);
     let token = create(&daemon, &["*"], None).token;
     let (mut one, mut other) = (frames_as(&daemon, &token), frames_as(&daemon, &token));
     other.ask(1, "echo:say", &json!({"text": "before"})).unwrap();
