@@ -51,6 +51,8 @@ struct State {
     bytes: usize,
     /// Position of the next submission.
     next: Seq,
+    /// Since when the oldest of what waits does.
+    since: Option<Instant>,
     /// Somebody waits for everything up to here.
     wanted: Seq,
     /// How many wait, of those in line.
@@ -79,6 +81,16 @@ impl State {
         self.wanted + (self.waiting.len() as Seq) >= self.next && !self.waiting.is_empty()
     }
 
+    /// Whether nothing more is taken.
+    fn is_ending(&self) -> bool {
+        self.closing || self.stopped.is_some()
+    }
+
+    /// Whether it is to be written now: somebody waits for it, or it has waited long enough.
+    fn is_due(&self) -> bool {
+        self.is_urgent() || self.since.is_some_and(|since| since.elapsed() >= LAZY)
+    }
+
     /// Whether the thread is to be woken; it is awake then.
     fn rouses(&mut self) -> bool {
         let rouses = match self.sleep {
@@ -102,6 +114,7 @@ impl Queue {
             waiting: Vec::new(),
             bytes: 0,
             next,
+            since: None,
             wanted: 0,
             urgent: 0,
             sleep: Sleep::Awake,
@@ -132,6 +145,7 @@ impl Queue {
             }
             state.bytes += FRAME + length;
             state.waiting.push(payload);
+            state.since.get_or_insert_with(Instant::now);
             let seq = state.next;
             state.next += 1;
             if state.bytes > WRITE_MAX {
@@ -200,6 +214,7 @@ impl Queue {
             let mut state = self.lock();
             state.stopped.get_or_insert(error);
             state.bytes = 0;
+            state.since = None;
             mem::take(&mut state.waiting)
         };
         self.stopped.store(true, Ordering::Release);
@@ -212,15 +227,21 @@ impl Queue {
     /// many are waited for.
     pub(super) fn wait(&self, before: usize, patience: Duration) -> bool {
         let mut state = self.lock();
-        // What comes meanwhile, and nobody waits for, needs not wake the thread.
-        state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
-        if state.waiting.is_empty() {
-            state = self.sleep(state, Sleep::Sound, None, |state| !state.waiting.is_empty());
-            state = self.sleep(state, Sleep::Light, Some(LAZY), |state| state.is_urgent());
+        while !state.is_due() && !state.is_ending() {
+            let next = state.next;
+            // What comes meanwhile, and nobody waits for, needs not wake the thread.
+            let until = state.since.unwrap_or_else(Instant::now) + LAZY;
+            state = self.sleep(state, Sleep::Light, Some(until), State::is_urgent);
+            if state.next == next && state.waiting.is_empty() {
+                // Whatever comes may be written by whoever has submitted it before this thread looks; to fall
+                // asleep over that at once would cost the next one a wake, too.
+                state = self.sleep(state, Sleep::Sound, None, |state| state.next != next);
+            }
         }
         if before > 1 {
             let enough = |state: &State| state.urgent >= before;
-            state = self.sleep(state, Sleep::Gathering(before), Some(patience), enough);
+            let until = Instant::now() + patience;
+            state = self.sleep(state, Sleep::Gathering(before), Some(until), enough);
         }
         state.stopped.is_none() && !(state.closing && state.waiting.is_empty())
     }
@@ -229,21 +250,21 @@ impl Queue {
     pub(super) fn take(&self, batch: &mut Vec<Bytes>) -> usize {
         let mut state = self.lock();
         mem::swap(batch, &mut state.waiting);
+        state.since = None;
         mem::take(&mut state.urgent)
     }
 
-    /// Sleeps until something is so, for so long at most, or until the end.
+    /// Sleeps until something is so, until then at most, or until the end.
     fn sleep<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
         how: Sleep,
-        longest: Option<Duration>,
+        until: Option<Instant>,
         over: impl Fn(&State) -> bool,
     ) -> MutexGuard<'a, State> {
-        let deadline = longest.map(|longest| Instant::now() + longest);
-        while !over(&state) && !state.closing && state.stopped.is_none() {
+        while !over(&state) && !state.is_ending() {
             state.sleep = how;
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            state = match until.map(|until| until.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
                 Some(left) => {
                     self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
@@ -258,12 +279,24 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     /// Positions 11 to 13 wait.
     fn state(wanted: Seq, sleep: Sleep) -> State {
         let waiting = vec![Bytes::new(); 3];
-        State { waiting, bytes: 0, next: 14, wanted, urgent: 3, sleep, closing: false, stopped: None }
+        State {
+            waiting,
+            bytes: 0,
+            next: 14,
+            since: None,
+            wanted,
+            urgent: 3,
+            sleep,
+            closing: false,
+            stopped: None,
+        }
     }
 
     #[test]
@@ -289,5 +322,36 @@ mod tests {
             assert_eq!(state.rouses(), roused, "{wanted} {sleep:?}");
             assert!(!state.rouses(), "once is enough");
         }
+    }
+
+    #[test]
+    fn who_is_woken_for_what_another_has_written_does_not_have_the_next_one_wake_it_too() {
+        let queue = Queue::new(1, 1 << 20);
+        let asleep = || loop {
+            match queue.lock().sleep {
+                Sleep::Awake => thread::yield_now(),
+                sleep => return sleep,
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| while queue.wait(0, Duration::ZERO) {});
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                while asleep() != Sleep::Sound {}
+                {
+                    // Submitted and taken, before the thread can look.
+                    let mut state = queue.lock();
+                    state.next += 1;
+                    assert!(state.rouses());
+                }
+                queue.changed.notify_one();
+                // A machine that is busy may let the moment of it pass unseen.
+                if asleep() == Sleep::Light {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "it sleeps soundly at once");
+            }
+            queue.close();
+        });
     }
 }
