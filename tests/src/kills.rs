@@ -124,9 +124,10 @@ checkpoint_bytes = 65536
 memory_bytes_max = 1048576
 segment_bytes = 262144
 results_max = 10000000
+crashes_per_minute = 1000000
 "#;
 
-/// What the poison is given to: it dies of it, and nobody else is in it.
+/// What the poison is given to, and others beside it: it dies of the poison, and takes them with it.
 fn poisoned() -> String {
     format!(
         r#"
@@ -150,11 +151,15 @@ retry = {{ attempts = 5, backoff_min = "10ms", backoff_max = "20ms" }}
 /// One of so many requests fails, and one of so many is poison.
 const FAILS: usize = 10;
 const POISONS: usize = 500;
+/// One of so many is in the plugin that the poison kills, and is done all the same.
+const BESIDE: usize = 25;
 
 /// What is asked under a number, and how that must end.
 fn question(number: usize, key: &str) -> (&'static str, Value, &'static str) {
     if number % POISONS == POISONS - 1 {
         ("faulty:swallow", json!({"poison": true}), "dead")
+    } else if number % BESIDE == BESIDE - 2 {
+        ("faulty:swallow", json!({}), "done")
     } else if number % FAILS == FAILS - 1 {
         // There is no such field.
         ("echo:keep", json!({"text": key, "loud": true}), "failed")

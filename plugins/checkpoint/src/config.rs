@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub cache_bytes: Option<u64>,
     /// Work of one event that is carried out at once.
     pub in_flight: Option<usize>,
+    /// Crashes of one plugin in a minute after which work that may be to blame waits.
+    pub crashes_per_minute: Option<usize>,
     /// Work that may wait; more is refused `busy`.
     pub pending_max: Option<usize>,
     /// Results that are kept, in number.
@@ -58,6 +60,7 @@ impl Config {
         between("facts_bytes", self.facts_bytes, 0, 1 << 40)?;
         between("cache_bytes", self.cache_bytes, MIB, 16 << 30)?;
         between("in_flight", wide(self.in_flight), 1, 65_536)?;
+        between("crashes_per_minute", wide(self.crashes_per_minute), 1, 1_000_000)?;
         between("pending_max", wide(self.pending_max), 1, 100_000_000)?;
         between("results_max", wide(self.results_max), 0, 100_000_000)?;
         between("checkpoints_kept", wide(self.checkpoints_kept), 1, 1000)?;
@@ -104,6 +107,7 @@ impl Config {
         let unset = Limits::default();
         Limits {
             in_flight: self.in_flight.unwrap_or(unset.in_flight),
+            crashes_per_minute: self.crashes_per_minute.unwrap_or(unset.crashes_per_minute),
             pending: self.pending_max.unwrap_or(unset.pending),
             kept: self.results_max.unwrap_or(unset.kept),
             kept_bytes: self.results_bytes_max.unwrap_or(unset.kept_bytes),

@@ -15,11 +15,13 @@
 //!
 //! Every transition is one write of the entry. The attempt is written before
 //! it is begun, so an attempt that takes the daemon with it is known. What is
-//! leased when a daemon dies becomes a *suspect*: suspects run one at a time,
-//! later each time the one that ran alone died with the daemon, and only that
-//! one is blamed. So poison is found, innocents are not blamed for it, and the
-//! daemon comes up in between. What is leased when only the journal stops goes
-//! on: the process that began it knows it.
+//! leased when a daemon dies is begun again: most daemons die of what comes from
+//! outside. What sees another death soon after becomes a *suspect*: suspects run
+//! one at a time, later each time the one that ran alone died with the daemon, and
+//! only that one is blamed. So poison is found, innocents are not blamed for it,
+//! and the daemon comes up in between. The same for the deaths of a plugin is in
+//! `ledger/doubt.rs`. What is leased when only the journal stops goes on: the
+//! process that began it knows it.
 //!
 //! # Invariants
 //!
@@ -38,6 +40,7 @@
 //! more is an empty step.
 
 mod attempt;
+mod doubt;
 mod entry;
 mod id;
 mod jitter;
@@ -51,6 +54,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, limits::fair_share, work::Policy};
 
+use doubt::Doubts;
 pub use entry::{Ending, Entry, Key, KeyHash, Remembered, State, Trouble};
 pub use id::Id;
 pub(crate) use id::not_found;
@@ -78,6 +82,9 @@ pub struct Limits {
     pub kept: usize,
     /// Bytes of their results and payloads.
     pub kept_bytes: u64,
+    /// Crashes of one plugin in a minute, at least one, after which work that may be to blame waits: one less than those
+    /// that hold a plugin, where its restart policy is the default.
+    pub crashes_per_minute: usize,
     /// How long dead and unknown ones are kept at least, milliseconds.
     pub dead_ms: u64,
 }
@@ -89,6 +96,7 @@ impl Default for Limits {
             pending: 1_000_000,
             kept: 100_000,
             kept_bytes: 1024 * 1024 * 1024,
+            crashes_per_minute: 4,
             dead_ms: 30 * 24 * 3600 * 1000,
         }
     }
@@ -136,8 +144,6 @@ pub struct Run {
     pub tenant: Option<String>,
     /// What it belongs to.
     pub correlation_id: Option<String>,
-    /// Time that it may take, milliseconds.
-    pub timeout_ms: u64,
 }
 
 /// An entry that has ended.
@@ -229,6 +235,7 @@ pub struct Ledger {
     /// Of what lives.
     shares: Shares,
     lanes: Lanes,
+    doubts: Doubts,
     /// Idempotency keys of what lives. Those of what ended are in the keyspace.
     keys: HashMap<KeyHash, Id>,
     /// When something happens to an entry by itself; each that lives is in it
@@ -249,6 +256,7 @@ impl Ledger {
     /// put in with [`Ledger::load`].
     #[must_use]
     pub fn new(limits: Limits, epoch: u64, seed: u64) -> Self {
+        let doubts = Doubts::new(limits.crashes_per_minute);
         let bounds = Bounds { count: limits.kept, bytes: limits.kept_bytes, dead_ms: limits.dead_ms };
         Self {
             limits,
@@ -258,6 +266,7 @@ impl Ledger {
             live: HashMap::new(),
             shares: Shares::default(),
             lanes: Lanes::default(),
+            doubts,
             keys: HashMap::new(),
             due: BTreeSet::new(),
             suspects: BTreeSet::new(),
@@ -389,7 +398,8 @@ impl Ledger {
         entry.state = State::Accepted;
         entry.attempts_max = entry.attempts.saturating_add(entry.policy.attempts.max(1));
         entry.expires_ms = now_ms.saturating_add(entry.policy.expires_ms);
-        entry.trouble().crashes.clear();
+        let trouble = entry.trouble();
+        (trouble.crashes, trouble.died_ms) = (Vec::new(), None);
         if now_ms.saturating_sub(at_ms) >= KEY_MS {
             // The key is forgotten, and may be another's by now.
             entry.key = None;
@@ -439,7 +449,7 @@ impl Ledger {
         Figures {
             pending: self.live.len(),
             running: self.lanes.in_flight(),
-            suspects: self.suspects.len(),
+            suspects: self.suspects.len() + self.doubts.waiting(),
             kept: self.ended.count(),
             kept_bytes: self.ended.bytes(),
         }

@@ -88,6 +88,50 @@ fn poison_that_kills_its_plugin_ends_dead_and_everything_else_is_done() {
 }
 
 #[test]
+fn what_merely_runs_beside_poison_is_done_in_the_end() {
+    let event = "repeat = true\nretry = { attempts = 5, backoff_min = \"10ms\", backoff_max = \"20ms\" }";
+    let daemon = daemon("child", event);
+    let beside: Vec<_> = (0..8).map(|_| give(&daemon, "faulty:slow", json!({"ms": 300}))).collect();
+    wait_until("all of them run", || daemon.plugin("faulty").in_flight == beside.len());
+    let poison = give(&daemon, "faulty:swallow", json!({"poison": true}));
+    assert_eq!(end(&daemon, &poison), "dead");
+    for name in &beside {
+        assert_eq!(end(&daemon, name), "done");
+        assert_eq!(info(&daemon, name)["crashes"], 0);
+    }
+    assert_eq!(daemon.plugin("faulty").restarts, 4, "the first blames nobody");
+}
+
+#[test]
+fn what_ran_when_the_daemon_was_killed_runs_again_beside_each_other() {
+    let daemon = daemon("child", "repeat = true\nexpires = \"20s\"");
+    let names: Vec<_> = (0..12).map(|_| give(&daemon, "faulty:slow", json!({"ms": 1_000}))).collect();
+    wait_until("all of them run", || daemon.plugin("faulty").in_flight == names.len());
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    wait_until("all of them run again", || daemon.plugin("faulty").in_flight == names.len());
+    for name in &names {
+        assert_eq!(end(&daemon, name), "done");
+    }
+}
+
+#[test]
+fn a_handler_that_gives_a_word_in_time_may_take_longer_than_its_timeout() {
+    let event = r#"
+        [events."faulty:stream"]
+        delivery = "durable"
+        permission = "test.use"
+        timeout = "1s"
+    "#;
+    let daemon = daemon("child", event);
+    let streams = give(&daemon, "faulty:stream", json!({"n": 25, "ms": 100, "bytes": 1}));
+    let silent = give(&daemon, "faulty:stream", json!({"n": 1, "ms": 60_000, "bytes": 1}));
+    assert_eq!(end(&daemon, &silent), "unknown");
+    assert_eq!(end(&daemon, &streams), "done");
+    assert_eq!(info(&daemon, &streams)["attempts"], 1);
+}
+
+#[test]
 fn poison_that_kills_the_daemon_ends_dead_and_the_daemon_starts_unaided_after_each_death() {
     let daemon = daemon("in-process", "");
     let mut lines = daemon.lines();

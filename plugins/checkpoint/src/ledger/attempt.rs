@@ -4,18 +4,17 @@
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::{
-    Effect, Ended, Ending, Entry, Id, KEY_MS, Ledger, Remembered, Run, State, Step, erase, size,
+    Effect, Ended, Ending, Entry, Id, KEY_MS, Ledger, Remembered, Run, State, Step,
+    doubt::Ran,
+    erase, size,
     verdict::{CRASH_WINDOW_MS, CRASHES_MAX, Verdict},
 };
 
-/// Time for which a lease outlives the timeout of its attempt. The daemon ends
-/// the attempt at the timeout; a lease that runs out means that its answer went
-/// lost.
-const GRACE_MS: u64 = 10_000;
-
-/// A word of the handler moves its lease at most this often, milliseconds: a
-/// stream of small parts must not cost more than it is worth.
+/// A word of the handler moves its lease at most this often, milliseconds, and so
+/// many times in its timeout: a stream of small parts must not cost more than it is
+/// worth.
 const HEARTBEAT_MS: u64 = 1_000;
+const HEARTBEATS: u64 = 10;
 
 /// Entries that one tick deals with, so that no record is large and nobody
 /// waits long. What is left is due at once.
@@ -24,7 +23,7 @@ const TICK_MAX: usize = 256;
 impl Entry {
     /// When a lease that begins, or is renewed, at this time is given up.
     pub(super) fn leased_until(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add(self.policy.timeout_ms).saturating_add(GRACE_MS)
+        now_ms.saturating_add(self.policy.timeout_ms)
     }
 }
 
@@ -36,7 +35,7 @@ impl Ledger {
         if !self.holds(id, lease) {
             return step;
         }
-        self.release(id);
+        let ran = self.release(id);
         match answer {
             Ok(result) => {
                 if let Some(entry) = self.live.get_mut(&id) {
@@ -46,7 +45,7 @@ impl Ledger {
                 step.batch.put(id.result_key(), result);
                 self.end(now_ms, id, Ending::Done, None, &mut step);
             }
-            Err(refusal) => self.refused(now_ms, id, refusal, &mut step),
+            Err(refusal) => self.refused(now_ms, id, ran, refusal, &mut step),
         }
         self.pump(now_ms, &mut step);
         step
@@ -58,7 +57,8 @@ impl Ledger {
             && let Some(entry) = self.live.get(&id)
         {
             let due_ms = entry.leased_until(now_ms);
-            if due_ms >= entry.due_ms.saturating_add(HEARTBEAT_MS) {
+            let least_ms = HEARTBEAT_MS.min(entry.policy.timeout_ms / HEARTBEATS);
+            if due_ms >= entry.due_ms.saturating_add(least_ms) {
                 self.set_due(id, due_ms);
             }
         }
@@ -102,7 +102,8 @@ impl Ledger {
         let suspect = self.alone.is_none() && !self.suspects.is_empty() && !self.stopping;
         let suspect = suspect.then_some(self.suspects_from_ms);
         let lane = self.lanes.due_ms().filter(|_| !self.stopping);
-        [entry, suspect, lane, self.ended.due_ms()].into_iter().flatten().min()
+        let doubted = self.doubts.due_ms().filter(|_| !self.stopping);
+        [entry, suspect, lane, doubted, self.ended.due_ms()].into_iter().flatten().min()
     }
 
     /// Whether this is the lease under way.
@@ -118,10 +119,10 @@ impl Ledger {
         let (state, expires_ms, lease) = (entry.state, entry.expires_ms, entry.leases);
         match state {
             State::Leased { .. } => {
-                self.release(id);
+                let ran = self.release(id);
                 step.effects.push(Effect::Abandon { id, lease });
                 let refusal = Refusal::new(Code::Timeout, "the attempt was not answered in time");
-                self.refused(now_ms, id, refusal, step);
+                self.refused(now_ms, id, ran, refusal, step);
             }
             _ if now_ms >= expires_ms => self.expire(now_ms, id, step),
             State::Waiting { .. } => {
@@ -144,6 +145,9 @@ impl Ledger {
             {
                 self.begin(now_ms, id, false, step);
             }
+        }
+        while let Some(id) = self.doubts.next(now_ms) {
+            self.begin(now_ms, id, false, step);
         }
         while self.alone.is_none()
             && now_ms >= self.suspects_from_ms
@@ -177,7 +181,6 @@ impl Ledger {
             principal: entry.principal.as_deref().map(str::to_owned),
             tenant: entry.tenant.as_deref().map(str::to_owned),
             correlation_id: entry.correlation_id.as_deref().map(str::to_owned),
-            timeout_ms: entry.policy.timeout_ms,
         }));
         self.occupy(id, suspect, until_ms);
     }
@@ -185,23 +188,25 @@ impl Ledger {
     /// Gives an entry that runs its place among those that do.
     pub(super) fn occupy(&mut self, id: Id, suspect: bool, until_ms: u64) {
         let entry = self.live.get(&id).expect("what runs lives");
-        self.lanes.get(entry.lane).in_flight += 1;
+        self.lanes.get(entry.lane).running.insert(id);
+        self.doubts.runs(entry.event.namespace(), id);
         if suspect {
             self.alone = Some(id);
         }
         self.set_due(id, until_ms);
     }
 
-    /// Takes back the place of an entry that ran.
-    pub(super) fn release(&mut self, id: Id) {
+    /// Takes back the place of an entry that ran; how it did.
+    pub(super) fn release(&mut self, id: Id) -> Ran {
         let entry = self.live.get(&id).expect("what ran lives");
-        self.lanes.get(entry.lane).in_flight -= 1;
+        self.lanes.get(entry.lane).running.remove(&id);
         if self.alone == Some(id) {
             self.alone = None;
         }
+        self.doubts.ran(entry.event.namespace(), id)
     }
 
-    fn refused(&mut self, now_ms: u64, id: Id, refusal: Refusal, step: &mut Step) {
+    fn refused(&mut self, now_ms: u64, id: Id, ran: Ran, refusal: Refusal, step: &mut Step) {
         let entry = self.live.get_mut(&id).expect("what was refused lives");
         let verdict = Verdict::of(&refusal, entry.policy.repeat);
         let lane = entry.lane;
@@ -221,7 +226,7 @@ impl Ledger {
                 self.end(now_ms, id, Ending::Failed, Some(refusal), step);
             }
             Verdict::Unknown => self.end_unknown(now_ms, id, &refusal.message, step),
-            Verdict::Crash => match self.crashed(now_ms, id) {
+            Verdict::Crash => match self.fell(now_ms, id, ran) {
                 true => self.end_dead(now_ms, id, &refusal.message, step),
                 false if self.live.get(&id).is_some_and(|entry| entry.policy.repeat) => {
                     let _ = self.pause(now_ms, id, refusal, step);
@@ -230,6 +235,19 @@ impl Ledger {
             },
         }
         self.lanes.get(lane).widen();
+    }
+
+    /// The plugin crashed while an entry ran there; whether that is the end of it.
+    fn fell(&mut self, now_ms: u64, id: Id, ran: Ran) -> bool {
+        let entry = self.live.get_mut(&id).expect("whose handler crashed lives");
+        let namespace = entry.event.namespace();
+        let others = self.lanes.running(namespace);
+        if self.doubts.crashed(now_ms, namespace, id, ran, others) {
+            return self.crashed(now_ms, id);
+        }
+        // Another one may be to blame: no attempt counts.
+        entry.attempts -= 1;
+        false
     }
 
     /// Notes a crash over an entry; whether it is enough.
@@ -258,7 +276,11 @@ impl Ledger {
     /// Puts an entry into the queue of its event.
     pub(super) fn enqueue(&mut self, id: Id) {
         let entry = self.live.get(&id).expect("what waits lives");
-        self.lanes.get(entry.lane).ready.insert(id);
+        if self.doubts.has(id) {
+            self.doubts.wait(entry.event.namespace(), entry.crashes(), id);
+        } else {
+            self.lanes.get(entry.lane).ready.insert(id);
+        }
         self.set_due(id, entry.expires_ms);
     }
 
@@ -346,6 +368,7 @@ impl Ledger {
         self.due.remove(&(entry.due_ms, id));
         self.lanes.get(entry.lane).ready.remove(&id);
         self.suspects.remove(&(entry.crashes(), id));
+        self.doubts.forget(entry.event.namespace(), entry.crashes(), id);
         if let Some(key) = &entry.key {
             let hash = entry.key_hash(key);
             if self.keys.get(&hash) == Some(&id) {

@@ -187,6 +187,9 @@ pub struct Trouble {
     /// still counts.
     #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
     pub crashes: Vec<u64>,
+    /// When a daemon died last while it ran, milliseconds since 1970.
+    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
+    pub died_ms: Option<u64>,
     /// Why the last attempt failed, or why it ended.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,

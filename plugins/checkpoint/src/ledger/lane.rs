@@ -23,7 +23,8 @@ pub(super) struct Lane {
     /// Whose turn comes, the oldest first. One that waits for its next attempt
     /// comes back to its old place.
     pub(super) ready: BTreeSet<Id>,
-    pub(super) in_flight: usize,
+    /// Those that run.
+    pub(super) running: BTreeSet<Id>,
     /// How many may run, as the lane has found out.
     window: usize,
     /// Before this none is begun, since nobody takes any.
@@ -50,7 +51,7 @@ impl Lanes {
                 let lane = Lane {
                     event: event.clone(),
                     ready: BTreeSet::new(),
-                    in_flight: 0,
+                    running: BTreeSet::new(),
                     window: usize::MAX,
                     paused_ms: None,
                     policies: Vec::new(),
@@ -76,20 +77,27 @@ impl Lanes {
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.in_flight).sum()
+        self.lanes.iter().map(|lane| lane.running.len()).sum()
+    }
+
+    /// What runs of one namespace.
+    pub(super) fn running(&self, namespace: &str) -> impl Iterator<Item = Id> {
+        let of_it = self.lanes.iter().filter(move |lane| lane.event.namespace() == namespace);
+        of_it.flat_map(|lane| lane.running.iter().copied())
     }
 }
 
 impl Lane {
     /// Whether one more may be begun.
     pub(super) fn has_room(&self, now_ms: u64, limit: usize) -> bool {
-        self.in_flight < limit.min(self.window) && self.paused_ms.is_none_or(|paused_ms| now_ms >= paused_ms)
+        self.running.len() < limit.min(self.window)
+            && self.paused_ms.is_none_or(|paused_ms| now_ms >= paused_ms)
     }
 
     /// Nobody could take one, who may be tried again then.
     pub(super) fn narrow(&mut self, until_ms: u64) {
-        self.window = self.in_flight.max(1);
-        if self.in_flight == 0 {
+        self.window = self.running.len().max(1);
+        if self.running.is_empty() {
             self.paused_ms = Some(until_ms);
         }
     }
@@ -102,12 +110,12 @@ impl Lane {
 
     /// One that nobody could take comes back.
     pub(super) fn probe(&mut self) {
-        self.window = self.window.max(self.in_flight.saturating_add(1));
+        self.window = self.window.max(self.running.len().saturating_add(1));
     }
 
     /// When the lane goes on, where it holds somebody up.
     fn due_ms(&self) -> Option<u64> {
-        self.paused_ms.filter(|_| self.in_flight == 0 && !self.ready.is_empty())
+        self.paused_ms.filter(|_| self.running.is_empty() && !self.ready.is_empty())
     }
 
     /// The policy, shared with the other entries that have it.

@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     pin::pin,
     rc::{Rc, Weak},
-    time::Duration,
 };
 
 use futures_channel::oneshot;
@@ -13,7 +12,11 @@ use futures_util::future::{Either, select};
 use ksi_sdk::{
     Answers, ForwardOptions, Part,
     prelude::{Code, Refusal},
-    protocol::{Bytes, frame::Caller, limits::FRAME_BYTES_MAX},
+    protocol::{
+        Bytes,
+        frame::Caller,
+        limits::{FRAME_BYTES_MAX, REQUEST_TIMEOUT_MAX},
+    },
 };
 
 use super::Work;
@@ -233,7 +236,8 @@ impl Work {
             }),
             idempotency_key: Some(run.id.to_string()),
             correlation_id: run.correlation_id,
-            timeout: Some(Duration::from_millis(run.timeout_ms)),
+            // The lease says when it is given up, and moves with each word of the handler.
+            timeout: Some(REQUEST_TIMEOUT_MAX),
             detached: true,
         };
         self.ctx.forward(&run.event, payload, options)

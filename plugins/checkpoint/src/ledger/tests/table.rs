@@ -1,6 +1,6 @@
 //! Every state against every input.
 
-use ksi_sdk::protocol::{Bytes, Code, Refusal};
+use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 use serde_json::json;
 
 use super::world::{START, World, policy};
@@ -24,26 +24,30 @@ const STATES: [&str; 12] = [
 /// An entry in a state, and the lease that it has or had.
 fn world_in(state: &str) -> (World, Id, u32) {
     let mut world = World::new(Limits { in_flight: 2, ..Limits::default() });
+    let mut fellow = None;
     if matches!(state, "accepted" | "suspect" | "expired") {
-        world.accept("a:b", policy());
+        fellow = Some(world.accept("a:b", Policy { timeout_ms: 100_000, ..policy() }));
         // Its older fellow holds the place that there is for the entry.
         world.limits.in_flight = 1;
         world.ledger.limits.in_flight = 1;
         if state == "suspect" {
-            world.ledger.limits.in_flight = 2;
+            (world.limits.in_flight, world.ledger.limits.in_flight) = (2, 2);
         }
     }
     let id = world.accept("a:b", policy());
     match state {
-        "suspect" => world.crash(),
+        "suspect" => (0..2).for_each(|_| world.crash()),
         "alone" => {
-            world.crash();
+            (0..2).for_each(|_| world.crash());
             assert!(world.books.running.contains_key(&id));
         }
         "waiting" => world.answer(id, Err(Refusal::new(Code::Busy, "full").retry_after_ms(500))),
         "done" => world.done(id),
         "failed" => world.refuse(id, Code::Denied),
-        "expired" => world.pass(60_000),
+        "expired" => {
+            world.pass(60_000);
+            fellow.into_iter().for_each(|fellow| world.done(fellow));
+        }
         "cancelled" => world.cancel(id),
         "dead" => {
             for _ in 0..3 {
@@ -66,8 +70,8 @@ fn world_in(state: &str) -> (World, Id, u32) {
     (world, id, 1)
 }
 
-fn policy_once() -> std::rc::Rc<ksi_sdk::protocol::work::Policy> {
-    std::rc::Rc::new(ksi_sdk::protocol::work::Policy { repeat: false, ..policy() })
+fn policy_once() -> std::rc::Rc<Policy> {
+    std::rc::Rc::new(Policy { repeat: false, ..policy() })
 }
 
 fn name(world: &World, id: Id) -> &'static str {
@@ -177,7 +181,7 @@ retry             | -        -        -         -         -       - leased lease
 forget            | -        -        -         -         -       forgotten forgotten forgotten forgotten forgotten forgotten -
 stop              | -        -        -         -         -       - - - - - - -
 daemon restarted  | -        alone    -         leased    -       - - - - - - -
-daemon died       | leased   -        alone     suspect   -       - - - - - - -
+daemon died       | -        -        -         suspect   -       - - - - - - -
 ";
 
 #[test]
