@@ -32,12 +32,13 @@ mod status;
 
 use std::{
     cell::{Cell, RefCell},
-    path::Path,
+    path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
     time::{Duration, SystemTime},
 };
 
+use futures_channel::oneshot;
 use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
@@ -320,15 +321,34 @@ impl Checkpoint {
         let open = self.opened()?;
         let path = self.shelf.find(ask)?;
         self.close(Refusal::new(Code::Unavailable, "a checkpoint is being restored").retry_after_ms(1000));
+        ctx.degraded("nothing is accepted: a checkpoint is being restored");
+        let (done, end) = oneshot::channel();
+        // What is closed is opened again, or the daemon started anew, also where nobody waits for it any more.
+        ctx.spawn(self.clone().restore_to_the_end(ctx.clone(), open, path, done));
+        end.await.map_err(|_| {
+            Refusal::new(Code::ShuttingDown, "the plugin stopped before the checkpoint was restored")
+        })?
+    }
+
+    async fn restore_to_the_end(
+        self: Rc<Self>,
+        ctx: Ctx,
+        open: Open,
+        path: PathBuf,
+        done: oneshot::Sender<Result<Restored, Refusal>>,
+    ) {
         let restored = checkpoint::restore(&open.engine, &path).await;
         if restored.is_err() && open.engine.health().accepting {
+            open.tell_health(&ctx);
             *self.open.borrow_mut() = Ok(open);
-            return restored;
+            // The asker may be gone; so below.
+            let _ = done.send(restored);
+            return;
         }
         // What it refuses, the next start finds out; that also ends a restore that was broken off.
         open.end().await;
+        let _ = done.send(restored);
         ctx.spawn(start_anew(ctx.clone()));
-        restored
     }
 
     /// The plugin does without it where this fails: the next call opens the trail
@@ -407,10 +427,9 @@ async fn start_anew(ctx: Ctx) {
     let asked: Result<serde_json::Value, _> =
         ctx.request_with("system:restart", &serde_json::json!({}), options).await;
     if let Err(refusal) = asked {
-        ctx.error(&format!(
-            "a checkpoint was restored; start the daemon again to use it: {}",
-            refusal.message
-        ));
+        let why = format!("a checkpoint was restored; start the daemon again to use it: {}", refusal.message);
+        ctx.degraded(&format!("nothing is accepted: {why}"));
+        ctx.error(&why);
     }
 }
 

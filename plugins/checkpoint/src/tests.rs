@@ -134,3 +134,37 @@ fn a_store_that_was_made_anew_is_told() {
     assert!(opened["notes"].to_string().contains("made anew"), "{opened}");
     assert_eq!((host.degraded(), &status["ended"]), (None, &json!(5)));
 }
+
+#[test]
+fn a_restore_whose_asker_goes_away_is_done_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    work(&host, 5, 10);
+    let made = ask(&host, "checkpoint:create");
+    let asked = host.open("checkpoint:restore", json!({ "id": made["id"] }));
+    host.cancel(&asked);
+    assert!(host.degraded().unwrap().contains("restored"));
+    let anew = host.expect("system:restart");
+    assert_eq!(ask(&host, "checkpoint:status")["accepting"], json!(false));
+    host.refuse(&anew, Refusal::new(Code::Unavailable, "not now"));
+    assert!(host.degraded().unwrap().contains("start the daemon again"));
+}
+
+#[test]
+fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    work(&host, 5, 10);
+    let file = dir.path().join("none.ksi");
+    fs::write(&file, "no export").unwrap();
+    let asked = host.open("checkpoint:restore", json!({ "path": file }));
+    host.cancel(&asked);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while ask(&host, "checkpoint:status")["accepting"] != json!(true) {
+        assert!(Instant::now() < deadline, "nothing is accepted any more");
+        std::thread::yield_now();
+    }
+    assert_eq!(host.degraded(), None);
+    work(&host, 1, 10);
+    assert!(!host.has_asked());
+}
