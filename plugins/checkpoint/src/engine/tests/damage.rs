@@ -39,7 +39,7 @@ fn same(engine: &Engine, model: &BTreeMap<Bytes, Bytes>) {
 
 #[test]
 fn a_store_that_is_lost_or_damaged_is_rebuilt_and_told() {
-    let damages: [fn(&Path); 4] = [
+    let damages: [fn(&Path); 8] = [
         |store| fs::remove_dir_all(store).unwrap(),
         |store| {
             let db = store.join("tree/db");
@@ -49,6 +49,10 @@ fn a_store_that_is_lost_or_damaged_is_rebuilt_and_told() {
         },
         |store| fs::write(store.join("tree/db"), "no database").unwrap(),
         |store| fs::write(store.join("tree/conf"), "no configuration").unwrap(),
+        |store| fs::remove_dir_all(store.join("tree")).unwrap(),
+        |store| fs::remove_dir_all(store.join("values")).unwrap(),
+        |store| fs::remove_file(store.join("tree/db")).unwrap(),
+        |store| fs::write(store.join("tree/db"), "").unwrap(),
     ];
     for (number, damage) in damages.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();

@@ -7,8 +7,9 @@
 //!
 //! # Failure
 //!
-//! What does not open in time, or only with a panic, is `Damaged`. The thread that hangs is
-//! left behind; its file is taken from under it when the store is put aside, which ends most hangs.
+//! What does not open in time, or only with a panic, is `Damaged`, and so is a store of which a piece is missing or
+//! cut. The thread that hangs is left behind; its file is taken from under it when the store is put aside, which
+//! ends most hangs.
 
 use std::{
     cell::Cell,
@@ -128,18 +129,11 @@ impl SledShelf {
             result => result,
         }
     }
-}
 
-impl Shelf for SledShelf {
-    fn has(&self, name: &str) -> Result<bool, StoreError> {
-        self.root.join(name).try_exists().map_err(StoreError::io("look for"))
-    }
-
-    fn open(&mut self, name: &str) -> Result<Shelved, StoreError> {
-        if !self.has(name)? {
-            self.make(name)?;
-        }
-        let dir = self.root.join(name);
+    /// Opens the store in a directory.
+    fn open_there(&self, dir: PathBuf) -> Result<Shelved, StoreError> {
+        // Nobody may look for them before the first large value is written.
+        fs::read_dir(dir.join(VALUES)).map_err(StoreError::io("open"))?;
         let mut repairs = Vec::new();
         let db = self.open_repaired(&dir, &mut repairs)?;
         let file = fs::File::open(dir.join(TREE).join("db")).map_err(StoreError::io("open"))?;
@@ -172,6 +166,20 @@ impl Shelf for SledShelf {
             unmark.map_err(StoreError::io("open"))?;
         }
         Ok(Shelved { store: Box::new(store), repairs, verified })
+    }
+}
+
+impl Shelf for SledShelf {
+    fn has(&self, name: &str) -> Result<bool, StoreError> {
+        self.root.join(name).try_exists().map_err(StoreError::io("look for"))
+    }
+
+    fn open(&mut self, name: &str) -> Result<Shelved, StoreError> {
+        if !self.has(name)? {
+            self.make(name)?;
+        }
+        // A store of this name is there, so that what is not found now is lost.
+        self.open_there(self.root.join(name)).map_err(damaged_where_cut)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), StoreError> {
@@ -208,6 +216,21 @@ impl Shelf for SledShelf {
         };
         moved().map_err(StoreError::io("put aside"))?;
         Ok(Some(aside))
+    }
+}
+
+/// What is missing or cut of a store that is there, is damage: it can be rebuilt, and will not come back by itself.
+fn damaged_where_cut(error: StoreError) -> StoreError {
+    use io::ErrorKind::{NotADirectory, NotFound, UnexpectedEof};
+    match error {
+        StoreError::Io { doing, source }
+            if matches!(source.kind(), NotFound | NotADirectory | UnexpectedEof) =>
+        {
+            StoreError::Damaged(format!(
+                "a piece of it is missing or cut, so one cannot {doing} it: {source}"
+            ))
+        }
+        error => error,
     }
 }
 
