@@ -26,7 +26,10 @@ use ksi_sdk::{
     },
 };
 
-use crate::engine::{Engine, Flaw};
+use crate::{
+    disk::{Directory, Disk},
+    engine::{Engine, Flaw},
+};
 
 /// Longest label, in characters: it is shown in a table.
 const LABEL_CHARS_MAX: usize = 64;
@@ -52,7 +55,7 @@ impl Shelf {
     }
 
     fn note(&self, id: &str) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
+        self.dir.join(note_name(id))
     }
 
     /// The file that is to be restored.
@@ -102,10 +105,14 @@ impl Shelf {
         Ok(found)
     }
 
-    /// Writes down what a checkpoint is, and lets go of the oldest.
+    /// Writes down what a checkpoint is, durably, and lets go of the oldest.
     fn add(&self, checkpoint: &Checkpoint) -> std::io::Result<()> {
-        let note = serde_json::to_vec_pretty(checkpoint).map_err(std::io::Error::other)?;
-        fs::write(self.note(&checkpoint.id), note)?;
+        let text = serde_json::to_vec_pretty(checkpoint).map_err(std::io::Error::other)?;
+        let disk = Directory::new(&self.dir)?;
+        let note = disk.create(&note_name(&checkpoint.id))?;
+        note.write_at(&text, 0)?;
+        note.sync()?;
+        disk.sync()?;
         for old in self.list()?.into_iter().skip(self.kept) {
             fs::remove_file(self.file(&old.id))?;
             // One that has no note has nothing to lose.
@@ -113,6 +120,10 @@ impl Shelf {
         }
         Ok(())
     }
+}
+
+fn note_name(id: &str) -> String {
+    format!("{id}.json")
 }
 
 /// Name of a checkpoint: its time and position, so that names sort by age.
@@ -146,10 +157,6 @@ pub async fn create(
         )));
     }
     engine.checkpoint().await?;
-    let at = shelf.clone();
-    ctx.spawn_blocking(move || fs::create_dir_all(&at.dir))
-        .await?
-        .map_err(|error| disk(&shelf.dir, &error))?;
     let id = name(now_ms, engine.synced_seq());
     let path = shelf.file(&id);
     let report = engine.export(&path).await?;

@@ -1,5 +1,7 @@
 //! The shelf of checkpoints.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 fn shelf(kept: usize) -> (tempfile::TempDir, Shelf) {
@@ -32,6 +34,8 @@ fn the_newest_come_first_and_the_oldest_go() {
     let first = put(&shelf, 1_000, 1);
     let second = put(&shelf, 2_000, 2);
     assert_eq!(shelf.list().unwrap(), [second.clone(), first.clone()]);
+    let mode = fs::metadata(shelf.note(&first.id)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "a note is for its owner only");
     let third = put(&shelf, 3_000, 3);
     assert_eq!(shelf.list().unwrap(), [third, second]);
     assert!(!Path::new(&first.path).exists() && !shelf.note(&first.id).exists());

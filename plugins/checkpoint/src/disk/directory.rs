@@ -25,27 +25,35 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes a directory; one that is not there is made, durably.
+    /// Takes a directory; one that is not there is made. The way to it is durable from then on, whoever made it.
     ///
     /// # Errors
     ///
     /// What the system said.
     pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
-        let missing: Vec<PathBuf> =
-            path.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
-        fs::create_dir_all(&path)?;
-        for made in &missing {
-            if let Some(parent) = made.parent() {
-                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-                fs::File::open(parent)?.sync_all()?;
-            }
-        }
+        make(&path, &mut sync_where_possible)?;
         Ok(Self { path })
     }
 
     fn at(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+}
+
+/// Makes a directory where it is not there, and syncs all above it: whoever made them may not have.
+fn make(path: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    std::path::absolute(path)?.ancestors().skip(1).try_for_each(sync)
+}
+
+/// Syncs a directory, unless it is one that we may not open, or that its file system never syncs.
+fn sync_where_possible(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, ReadOnlyFilesystem, Unsupported};
+    let Ok(directory) = fs::File::open(path) else { return Ok(()) };
+    match directory.sync_all() {
+        Err(error) if matches!(error.kind(), InvalidInput | ReadOnlyFilesystem | Unsupported) => Ok(()),
+        synced => synced,
     }
 }
 
@@ -144,3 +152,31 @@ impl File for fs::File {
 }
 
 impl Lock for Flock<fs::File> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_leads_to_a_directory_is_synced_whoever_made_it() {
+        let place = tempfile::tempdir().unwrap();
+        let above = [place.path().join("a/b"), place.path().join("a"), place.path().to_owned()];
+        for _ in 0..2 {
+            let mut synced = Vec::new();
+            make(&place.path().join("a/b/c"), &mut |path| {
+                synced.push(path.to_owned());
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(synced[..3], above);
+            assert_eq!(synced.last().unwrap(), Path::new("/"));
+        }
+        Directory::new(place.path().join("a/b/c")).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_to_be_synced_is_no_hindrance() {
+        sync_where_possible(Path::new("/proc/self")).unwrap();
+        sync_where_possible(Path::new("/none")).unwrap();
+    }
+}
