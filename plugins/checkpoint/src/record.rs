@@ -10,6 +10,7 @@
 //! |---|---|
 //! | 1 changes | count `u32`, then for each: 1 put, key, value; 0 delete, key |
 //! | 2 fact | `at_ms` `u64`, event, origin, correlation id (may be empty), data |
+//! | 3 fact of a tenant | `at_ms` `u64`, event, origin, correlation id (may be empty), tenant, data |
 //!
 //! # Invariants
 //!

@@ -29,14 +29,15 @@ mod conformance;
 
 use std::{io, path::PathBuf};
 
-use ksi_sdk::protocol::{Bytes, Code, Refusal};
+use ksi_sdk::protocol::{Bytes, Code, Refusal, limits::NAME_BYTES_MAX, space::KEY_BYTES_MAX};
 
 pub use self::sled::SledShelf;
 use crate::record::Change;
 
-/// Bytes that one key may have. Sled keeps many keys in a page, and a page that is too large would
-/// become a file that sled never syncs.
-pub const KEY_MAX: usize = 1024;
+/// Bytes that one key may have: what a key of a plugin may, and what stands before that, its table, the name of the
+/// plugin and a NUL. Sled keeps many keys in a page, and a page that is too large would become a file that sled
+/// never syncs.
+pub const KEY_MAX: usize = 1 + NAME_BYTES_MAX + 1 + KEY_BYTES_MAX;
 
 /// One keyspace.
 pub trait Store: Send {

@@ -1,7 +1,10 @@
 //! Spaces over a real engine in a directory of its own.
 
 use futures_util::{FutureExt, future::join_all};
-use ksi_sdk::protocol::space::{BATCH_CHANGES_MAX, Change, Check, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use ksi_sdk::protocol::{
+    limits::NAME_BYTES_MAX,
+    space::{BATCH_CHANGES_MAX, Change, Check, KEY_BYTES_MAX, VALUE_BYTES_MAX},
+};
 
 use super::*;
 use crate::engine::Options;
@@ -142,4 +145,16 @@ fn only_plugins_have_a_space() {
         let refusal = Space::of(origin).err().unwrap();
         assert_eq!(refusal.code, Code::Denied, "{origin}");
     }
+}
+
+#[test]
+fn a_key_has_all_the_bytes_that_are_promised_whatever_its_plugin_is_called() {
+    on(async |engine| {
+        let (spaces, longest) = (Spaces::default(), "p".repeat(NAME_BYTES_MAX));
+        let key = "k".repeat(KEY_BYTES_MAX);
+        let ask = Apply { changes: vec![put(&key, "one")], ..Apply::default() };
+        let Applied { version } = spaces.apply(&engine, &space(&longest), ask).await.unwrap();
+        engine.checkpoint().await.unwrap();
+        assert_eq!(read(&spaces, &engine, &longest, &key).await, (Some(Bytes::from_static(b"one")), version));
+    });
 }

@@ -166,7 +166,7 @@ fn a_key_that_is_too_long_is_refused_and_nothing_is_changed() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(&mut shelf(dir.path()), "store");
     let refused = store.apply(&[put("a", "b"), put(vec![1; KEY_MAX + 1], "c")]);
-    assert!(matches!(refused, Err(StoreError::KeyTooLong(1025))));
+    assert!(matches!(refused, Err(StoreError::KeyTooLong(bytes)) if bytes == KEY_MAX + 1));
     assert_eq!(store.get(b"a").unwrap(), None);
 }
 
