@@ -39,6 +39,11 @@ use crate::record::Change;
 /// never syncs.
 pub const KEY_MAX: usize = 1 + NAME_BYTES_MAX + 1 + KEY_BYTES_MAX;
 
+/// Keys that are read at once of what takes long, and bytes of them: who reads meanwhile waits that long.
+pub const PAGE: usize = 512;
+/// See [`PAGE`].
+pub const PAGE_BYTES: usize = 1 << 20;
+
 /// One keyspace.
 pub trait Store: Send {
     /// Changes keys, all or none of them. Not durable yet. Where a key is there twice, the last counts.
@@ -76,12 +81,13 @@ pub trait Store: Send {
     /// As [`Store::apply`]; nothing may be taken for durable then.
     fn checkpoint(&mut self) -> Result<(), StoreError>;
 
-    /// Reads everything and compares it with what was written.
+    /// Reads everything and compares it with what was written. `between` is called after each page, to serve who
+    /// reads meanwhile.
     ///
     /// # Errors
     ///
     /// `Damaged` with what is wrong.
-    fn verify(&self) -> Result<Stat, StoreError>;
+    fn verify(&self, between: &mut dyn FnMut(&dyn Store)) -> Result<Stat, StoreError>;
 
     /// How large it is.
     ///

@@ -44,8 +44,13 @@ impl Exports {
     }
 
     /// Writes one, and removes all others once it is durable.
-    pub(super) fn write(&self, store: &dyn Store, seq: Seq) -> Result<export::Summary, StoreError> {
-        let summary = write(&*self.disk, &name(seq), store, seq)?;
+    pub(super) fn write(
+        &self,
+        store: &dyn Store,
+        seq: Seq,
+        between: &mut dyn FnMut(&dyn Store),
+    ) -> Result<export::Summary, StoreError> {
+        let summary = write(&*self.disk, &name(seq), store, seq, between)?;
         let removed = self.list().and_then(|others| {
             others
                 .into_iter()
@@ -78,11 +83,12 @@ pub(super) fn write(
     name: &str,
     store: &dyn Store,
     seq: Seq,
+    between: &mut dyn FnMut(&dyn Store),
 ) -> Result<export::Summary, StoreError> {
     let failed = || StoreError::io("write an export of");
     let file = disk.create(NEW).map_err(failed())?;
     let mut out = BufWriter::with_capacity(64 << 10, Writing { file: &*file, at: 0 });
-    let summary = export::write(store, seq, &mut out)?;
+    let summary = export::write(store, seq, &mut out, between)?;
     drop(out);
     let finish = || {
         file.sync()?;

@@ -125,7 +125,7 @@ impl Keeper {
         };
         self.shared.state().overlay.thaw();
         drop(layer);
-        let retired = self.tidy();
+        let retired = self.tidy(between);
         self.note_sizes();
         let mut state = self.shared.state();
         let figures = &mut state.figures;
@@ -169,9 +169,9 @@ impl Keeper {
     }
 
     /// Exports where it is time, and lets go of journal that nobody needs: files that went.
-    fn tidy(&mut self) -> Result<u64, Refusal> {
+    fn tidy(&mut self, between: &mut dyn FnMut(&dyn Store)) -> Result<u64, Refusal> {
         if self.export_due()? {
-            self.export_own()?;
+            self.export_own(between)?;
         }
         let needed = self.export_seq.min(self.store_seq) + 1;
         let before = needed.min(self.facts_floor());
@@ -193,9 +193,9 @@ impl Keeper {
     }
 
     /// Reads the store whole, and makes an export of it in place of the last.
-    pub(super) fn export_own(&mut self) -> Result<Summary, Refusal> {
+    pub(super) fn export_own(&mut self, between: &mut dyn FnMut(&dyn Store)) -> Result<Summary, Refusal> {
         let (store, seq) = (self.store()?, self.store_seq);
-        match store.verify().and_then(|_| self.exports.write(store, seq)) {
+        match store.verify(between).and_then(|_| self.exports.write(store, seq, between)) {
             Ok(summary) => {
                 self.export_seq = seq;
                 Ok(summary)
@@ -235,8 +235,8 @@ impl Keeper {
         };
         let disk =
             Directory::new(parent).map_err(|error| StoreError::io("write an export of")(error).refusal())?;
-        let summary =
-            exports::write(&disk, name, self.store()?, self.store_seq).map_err(|error| error.refusal())?;
+        let summary = exports::write(&disk, name, self.store()?, self.store_seq, between)
+            .map_err(|error| error.refusal())?;
         Ok(ExportReport {
             path: path.to_owned(),
             seq: summary.seq,
@@ -327,12 +327,12 @@ impl Keeper {
     }
 
     /// Walks the journal, and reads the whole store.
-    pub(super) fn verify(&mut self) -> Result<VerifyReport, Refusal> {
+    pub(super) fn verify(&mut self, between: &mut dyn FnMut(&dyn Store)) -> Result<VerifyReport, Refusal> {
         let begun = Instant::now();
-        let journal = self.shared.archive.verify().map_err(|error| error.refusal())?;
+        let store = self.store()?;
+        let journal = self.shared.archive.verify(&mut || between(store)).map_err(|error| error.refusal())?;
         let mut damage: Vec<Flaw> = journal.damage.into_iter().map(flaw).collect();
-        let store = self.store()?.verify();
-        let store_keys = match store {
+        let store_keys = match store.verify(between) {
             Ok(stat) => stat.keys,
             Err(error) => {
                 damage.push(Flaw { segment: String::new(), seq: None, what: self.fail(&error).message });
@@ -414,7 +414,7 @@ pub(super) fn finish_restore(
     let mut store = shelf.open(RESTORED)?.store;
     store.apply(&[covered(seq)])?;
     store.checkpoint()?;
-    exports.write(&*store, seq)?;
+    exports.write(&*store, seq, &mut |_| {})?;
     store.close()?;
     shelf.remove(STORE)?;
     shelf.rename(RESTORED, STORE)?;

@@ -88,7 +88,7 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let store = Some(store);
     let mut keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };
     if export_now {
-        keeper.export_own()?;
+        keeper.export_own(&mut |_| {})?;
     }
     keeper.note_sizes();
     recovery.took_ms = super::millis(begun);

@@ -91,7 +91,7 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
             Ok(()) => continue,
             Err(job) => job,
         };
-        // While a checkpoint is written, who only reads need not wait for its end.
+        // While something is done that takes long, who only reads need not wait for its end.
         let archive = keeper.shared.archive.clone();
         let mut between = |store: &dyn Store| {
             while let Ok(job) = jobs.try_recv() {
@@ -114,7 +114,7 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
             }
             Job::Export(path, answer) => drop(answer.send(keeper.export(&path, &mut between))),
             Job::Restore(path, epoch, answer) => drop(answer.send(keeper.restore(&path, epoch))),
-            Job::Verify(answer) => drop(answer.send(keeper.verify())),
+            Job::Verify(answer) => drop(answer.send(keeper.verify(&mut between))),
             Job::Close(answer) => return close(keeper, answer),
             Job::Get(..) | Job::Range { .. } | Job::Facts { .. } | Job::Look => {}
         }

@@ -136,17 +136,18 @@ impl Archive {
         }
     }
 
-    /// Walks the whole chain.
+    /// Walks the whole chain. `between` is called before each file, for what cannot wait for the end.
     ///
     /// # Errors
     ///
     /// What the disk said; damage is part of the report.
-    pub fn verify(&self) -> Result<VerifyReport, JournalError> {
+    pub fn verify(&self, between: &mut dyn FnMut()) -> Result<VerifyReport, JournalError> {
         let segments: Vec<Segment> = self.segments().iter().cloned().collect();
         let mut report = VerifyReport { segments: segments.len(), ..VerifyReport::default() };
         let mut expected = None;
         let mut before: Option<u64> = None;
         for (at, segment) in segments.iter().enumerate() {
+            between();
             let newest = at + 1 == segments.len();
             // The newest one is being written behind its end.
             let bytes = segment.read(if newest { segment.end } else { segment.size })?;

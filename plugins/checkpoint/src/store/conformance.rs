@@ -78,7 +78,7 @@ fn conforms(shelf: &mut dyn Shelf, steps: &[Step]) {
             }
             Step::Export => {
                 let mut file = Vec::new();
-                let written = export::write(&*store, 7, &mut file).unwrap();
+                let written = export::write(&*store, 7, &mut file, &mut |_| {}).unwrap();
                 let mut other = open(shelf, "other");
                 let read = export::read("it", &mut Cursor::new(&file), &mut |change| other.apply(&[change]));
                 assert_eq!(read.unwrap(), written);
@@ -91,7 +91,7 @@ fn conforms(shelf: &mut dyn Shelf, steps: &[Step]) {
         }
         same(&*store, &model);
     }
-    store.verify().unwrap();
+    store.verify(&mut |_| {}).unwrap();
 }
 
 fn same(store: &dyn Store, model: &BTreeMap<Bytes, Bytes>) {
@@ -202,7 +202,7 @@ fn a_snapshot_of_garbage_is_made_anew() {
         found.iter().for_each(|path| fs::write(path, garbage).unwrap());
         let shelved = shelf(dir.path()).open("store").unwrap();
         assert_eq!(shelved.repairs.len(), 1, "{:?}", shelved.repairs);
-        assert_eq!(shelved.store.verify().unwrap().keys, 1002);
+        assert_eq!(shelved.store.verify(&mut |_| {}).unwrap().keys, 1002);
     }
 }
 
@@ -221,7 +221,7 @@ fn a_damaged_file_is_an_error_or_harmless_but_never_a_silent_loss() {
             Ok(shelved) => {
                 // Sled may take damage for the end of its log. Then all after it is missing, the position that is
                 // covered too, so the engine knows what to replay.
-                let keys = shelved.store.verify().unwrap().keys;
+                let keys = shelved.store.verify(&mut |_| {}).unwrap().keys;
                 assert!([3000, 3002].contains(&keys) || keys.is_multiple_of(256), "{keys}");
                 let page = shelved.store.range(b"", None, usize::MAX, usize::MAX).unwrap();
                 assert!(
@@ -277,7 +277,7 @@ fn files_of_values_go_when_their_keys_do() {
     store.apply(&[put("b", large(1))]).unwrap();
     store.checkpoint().unwrap();
     assert_eq!(files(), 3);
-    assert_eq!(store.verify().unwrap().keys, 3);
+    assert_eq!(store.verify(&mut |_| {}).unwrap().keys, 3);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn an_export_that_was_changed_anywhere_is_refused() {
     let mut store = MemoryShelf::default().open("store").unwrap().store;
     store.apply(&[put("a", "1"), put("b", vec![2; 300]), put("", "")]).unwrap();
     let mut file = Vec::new();
-    export::write(&*store, 9, &mut file).unwrap();
+    export::write(&*store, 9, &mut file, &mut |_| {}).unwrap();
     let read = |bytes: &[u8]| export::read("it", &mut Cursor::new(bytes), &mut |_| Ok(()));
     assert_eq!(read(&file).unwrap().seq, 9);
     for end in 0..file.len() {
@@ -313,4 +313,24 @@ fn a_store_that_does_not_open_in_time_is_given_up_and_made_anew() {
     let mut shelf = self::shelf(dir.path());
     assert_eq!(open(&mut shelf, "store").stat().unwrap().keys, 0);
     drop(held);
+}
+
+#[test]
+fn whoever_reads_waits_for_one_page_of_what_takes_long() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 5_000);
+    let store = open(&mut shelf(dir.path()), "store");
+    let mut served = 0;
+    let mut between = |store: &dyn Store| {
+        assert_eq!(store.get(b"pieces").unwrap().unwrap(), vec![5; 20_000]);
+        served += 1;
+    };
+    store.verify(&mut between).unwrap();
+    assert_eq!(served, 5_012 / super::PAGE);
+    let mut between = |store: &dyn Store| {
+        assert_eq!(store.get(b"file").unwrap().unwrap(), vec![6; 40_000]);
+        served += 1;
+    };
+    export::write(&*store, 9, &mut Vec::new(), &mut between).unwrap();
+    assert_eq!(served, 5_012 / super::PAGE + 5_002_usize.div_ceil(super::PAGE));
 }

@@ -13,15 +13,12 @@ use std::io::{self, Read, Write};
 use ksi_sdk::protocol::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{Store, StoreError};
+use super::{PAGE, PAGE_BYTES, Store, StoreError};
 use crate::record::{Change, Seq};
 
 const MAGIC: &[u8; 8] = b"KSIEXP01";
 /// In place of the length of a key: no more records.
 const TAIL: u32 = u32::MAX;
-/// Keys read at once, and bytes of them: an export takes that much memory.
-const PAGE: usize = 512;
-const PAGE_BYTES: usize = 1 << 20;
 /// No value is longer, so a damaged length is not believed.
 const VALUE_MAX: u32 = 1 << 30;
 
@@ -38,12 +35,18 @@ pub struct Summary {
     pub sha256: [u8; 32],
 }
 
-/// Writes a store. The caller syncs.
+/// Writes a store, which takes the memory of one page; `between` is called after each, to serve who reads meanwhile.
+/// The caller syncs.
 ///
 /// # Errors
 ///
 /// What the store or the file said.
-pub fn write(store: &dyn Store, seq: Seq, out: &mut dyn Write) -> Result<Summary, StoreError> {
+pub fn write(
+    store: &dyn Store,
+    seq: Seq,
+    out: &mut dyn Write,
+    between: &mut dyn FnMut(&dyn Store),
+) -> Result<Summary, StoreError> {
     let doing = "write an export of";
     let mut out = Hashed { inner: out, hash: Sha256::new(), bytes: 0 };
     let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(StoreError::io(doing));
@@ -65,6 +68,7 @@ pub fn write(store: &dyn Store, seq: Seq, out: &mut dyn Write) -> Result<Summary
             put(value)?;
             keys += 1;
         }
+        between(store);
     }
     put(&TAIL.to_le_bytes())?;
     put(&keys.to_le_bytes())?;

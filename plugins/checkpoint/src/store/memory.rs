@@ -92,7 +92,8 @@ impl Store for Memory {
         Ok(())
     }
 
-    fn verify(&self) -> Result<Stat, StoreError> {
+    fn verify(&self, between: &mut dyn FnMut(&dyn Store)) -> Result<Stat, StoreError> {
+        between(self);
         self.stat()
     }
 

@@ -118,7 +118,8 @@ impl Store for Simulated {
         self.step()
     }
 
-    fn verify(&self) -> Result<Stat, StoreError> {
+    fn verify(&self, between: &mut dyn FnMut(&dyn Store)) -> Result<Stat, StoreError> {
+        between(self);
         self.stat()
     }
 

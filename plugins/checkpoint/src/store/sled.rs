@@ -41,7 +41,7 @@ use ksi_sdk::protocol::Bytes;
 
 pub use self::shelf::SledShelf;
 use self::value::{Body, Head, PIECE, SUM, Sum, is_piece, piece_key, value_key};
-use super::{KEY_MAX, Stat, Store, StoreError};
+use super::{KEY_MAX, PAGE, PAGE_BYTES, Stat, Store, StoreError};
 use crate::record::Change;
 
 /// Sled's directory in that of the store.
@@ -151,14 +151,20 @@ impl SledStore {
     }
 
     /// Compares everything with what was written; `deep` reads the files of large values too. Returns the names of
-    /// those.
-    fn check(&self, deep: bool) -> Result<HashSet<String>, StoreError> {
+    /// those. `between` is called after each page.
+    fn check(&self, deep: bool, between: &mut dyn FnMut(&dyn Store)) -> Result<HashSet<String>, StoreError> {
         let db = self.db()?;
         let mut found = Sum::default();
         let mut files = HashSet::new();
         let (mut pieces, mut pieces_found) = (0_u64, 0_u64);
+        let (mut read, mut bytes) = (0, 0);
         let mut entries = db.iter();
         while let Some((entry_key, entry)) = self.call("read", |_| entries.next().transpose())? {
+            read += 1;
+            if read >= PAGE || bytes >= PAGE_BYTES {
+                between(self);
+                (read, bytes) = (0, 0);
+            }
             if is_piece(&entry_key) {
                 pieces_found += 1;
             }
@@ -182,7 +188,7 @@ impl SledStore {
                 }
                 Body::Inline(_) => {}
             }
-            self.load(key, &entry)?;
+            bytes += self.load(key, &entry)?.len();
         }
         match found == self.sum && pieces == pieces_found {
             true => Ok(files),
@@ -320,8 +326,8 @@ impl Store for SledStore {
         Ok(())
     }
 
-    fn verify(&self) -> Result<Stat, StoreError> {
-        self.check(true)?;
+    fn verify(&self, between: &mut dyn FnMut(&dyn Store)) -> Result<Stat, StoreError> {
+        self.check(true, between)?;
         self.stat()
     }
 

@@ -65,7 +65,7 @@ fn retiring_keeps_the_file_before_and_all_after_it() {
     drop(archive);
     let (journal, opened) = open_with(&disk, SEGMENT).unwrap();
     assert_eq!((opened.first, opened.last), (segments[2].first, 500));
-    assert_eq!(journal.archive().verify().unwrap().first_bad, None);
+    assert_eq!(journal.archive().verify(&mut || {}).unwrap().first_bad, None);
 }
 
 #[test]
@@ -73,14 +73,14 @@ fn what_was_checkpointed_is_not_read_at_the_opening_but_can_be_read_and_verified
     let disk = SimDisk::default();
     let journal = numbered(&disk, 500);
     let segments = journal.archive().stat().segments;
-    let head = journal.archive().verify().unwrap().head;
+    let head = journal.archive().verify(&mut || {}).unwrap().head;
     drop(journal);
     let check_from = segments[2].first;
     let options = Options { segment_bytes: SEGMENT, check_from, ..Options::default() };
     let (journal, opened) = Journal::open(Arc::new(disk.clone()), options.clone()).unwrap();
     assert_eq!((opened.first, opened.last), (1, 500));
     assert_eq!(all(&journal.archive()).0.len(), 500);
-    let report = journal.archive().verify().unwrap();
+    let report = journal.archive().verify(&mut || {}).unwrap();
     assert_eq!((report.first_bad, report.records, report.head), (None, 500, head));
     let kinds: Vec<_> = journal.archive().stat().segments.iter().map(|segment| segment.kinds).collect();
     let zero = format::kind(b"0");
@@ -91,7 +91,7 @@ fn what_was_checkpointed_is_not_read_at_the_opening_but_can_be_read_and_verified
     disk.overwrite(&segments[0].name, bytes);
     let (journal, opened) = Journal::open(Arc::new(disk), options).unwrap();
     assert_eq!(opened.damage, []);
-    assert_eq!(journal.archive().verify().unwrap().damage.len(), 1);
+    assert_eq!(journal.archive().verify(&mut || {}).unwrap().damage.len(), 1);
     let (records, damage) = all(&journal.archive());
     assert_eq!((records.len(), damage.len()), (499, 1));
 }
@@ -144,7 +144,7 @@ fn a_real_directory_keeps_records_over_restarts_and_files_are_for_their_owner_on
         }
         let read: Vec<_> = journal.archive().read(1).map(|item| item.unwrap().1).collect();
         assert_eq!(read, written);
-        assert_eq!(journal.archive().verify().unwrap().first_bad, None);
+        assert_eq!(journal.archive().verify(&mut || {}).unwrap().first_bad, None);
     }
     for entry in std::fs::read_dir(&place).unwrap() {
         assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);

@@ -155,7 +155,7 @@ impl SledShelf {
         }
         let verified = clean.is_none() || store.sum.keys <= CHECKED_ALWAYS;
         if verified {
-            let used = store.check(false)?;
+            let used = store.check(false, &mut |_| {})?;
             let unused = store.collect(&used).map_err(StoreError::io("tidy"))?;
             if unused > 0 {
                 repairs.push(format!("removed {unused} files of values that nothing names any more"));
