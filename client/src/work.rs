@@ -77,6 +77,7 @@ impl Outcome {
             }
             WorkState::Done => {
                 Refusal::new(Code::NotFound, format!("work `{id}` is done, and its result is no longer kept"))
+                    .hint("results are kept for a limited time, and while there is room: fetch them sooner")
             }
             _ => Refusal::new(Code::Internal, format!("work `{id}` failed, and nothing says why")),
         }

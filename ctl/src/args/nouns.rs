@@ -281,7 +281,7 @@ pub(crate) enum Work {
     Retry(WorkName),
     /// List the work that somebody should look at: dead, or with an outcome that nobody knows
     Dead(WorkPart),
-    /// Forget work that has ended, with its result
+    /// Forget work that has ended, with its result and its idempotency key
     Drop(WorkName),
 }
 

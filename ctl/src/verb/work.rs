@@ -147,9 +147,13 @@ fn described(info: &WorkInfo, now_ms: u64) -> String {
             line("hint", refusal.hint.clone());
         }
     }
-    if let Some(result) = &info.result {
-        let size = crate::output::bytes(result.0.len() as u64);
-        line("result", format!("{size}; print it: ksi wait {}", info.request_id));
+    match &info.result {
+        Some(result) => {
+            let size = crate::output::bytes(result.0.len() as u64);
+            line("result", format!("{size}; print it: ksi wait {}", info.request_id));
+        }
+        None if info.state == WorkState::Done => line("result", "it is not kept any more".to_owned()),
+        None => {}
     }
     lines.join("\n")
 }
@@ -292,5 +296,8 @@ mod tests {
         for part in ["w-1 done", "ended        1.0 s ago", "ksi wait w-1"] {
             assert!(text.contains(part), "no `{part}` in:\n{text}");
         }
+        let text = described(&WorkInfo { result: None, ..done }, 6_000);
+        assert!(text.contains("result       it is not kept any more"), "{text}");
+        assert!(!described(&waiting, 4_000).contains("result"));
     }
 }

@@ -73,7 +73,7 @@ pub enum WorkState {
     Leased,
     /// An attempt has failed, and the next one is due later.
     Waiting,
-    /// Its handler has answered; the result is kept.
+    /// Its handler has answered; the result is kept for a time.
     Done,
     /// Its handler has refused it for good, or its attempts are used up.
     Failed,

@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub results_max: Option<usize>,
     /// And in bytes.
     pub results_bytes_max: Option<u64>,
+    /// Idempotency keys, with the end of their work, that are kept beyond these.
+    pub keys_max: Option<usize>,
     /// Checkpoints that are kept.
     pub checkpoints_kept: Option<usize>,
     /// Days for which the audit trail is kept.
@@ -63,6 +65,7 @@ impl Config {
         between("crashes_per_minute", wide(self.crashes_per_minute), 1, 1_000_000)?;
         between("pending_max", wide(self.pending_max), 1, 100_000_000)?;
         between("results_max", wide(self.results_max), 0, 100_000_000)?;
+        between("keys_max", wide(self.keys_max), 0, 100_000_000)?;
         between("checkpoints_kept", wide(self.checkpoints_kept), 1, 1000)?;
         between("audit_days", self.audit_days, 1, 36_500)?;
         between("audit_bytes_max", self.audit_bytes_max, 4 * MIB, 1 << 44)?;
@@ -111,6 +114,7 @@ impl Config {
             pending: self.pending_max.unwrap_or(unset.pending),
             kept: self.results_max.unwrap_or(unset.kept),
             kept_bytes: self.results_bytes_max.unwrap_or(unset.kept_bytes),
+            keys: self.keys_max.unwrap_or(unset.keys),
             ..unset
         }
     }

@@ -31,6 +31,8 @@
 //! - Entries of one event are begun in the order of their acceptance; one that
 //!   comes back takes its old place. At most [`Limits::in_flight`] run.
 //! - An entry whose time has passed is not begun.
+//! - A key that is remembered names an entry that is there: what has ended under
+//!   it is kept for as long, at least its end.
 //! - The entries in memory equal those that a replay of all steps finds.
 //!
 //! # Failure
@@ -78,13 +80,16 @@ pub struct Limits {
     /// Entries that have not ended; more are refused `busy`, and so is what is
     /// more than one's [`fair_share`].
     pub pending: usize,
-    /// Ended entries that are kept.
+    /// Ended entries that are kept whole.
     pub kept: usize,
     /// Bytes of their results and payloads.
     pub kept_bytes: u64,
     /// Crashes of one plugin in a minute, at least one, after which work that may be to blame waits: one less than those
     /// that hold a plugin, where its restart policy is the default.
     pub crashes_per_minute: usize,
+    /// Entries beyond these of which the end is kept, for their keys. Each takes
+    /// some 80 bytes of memory.
+    pub keys: usize,
     /// How long dead and unknown ones are kept at least, milliseconds.
     pub dead_ms: u64,
 }
@@ -97,6 +102,7 @@ impl Default for Limits {
             kept: 100_000,
             kept_bytes: 1024 * 1024 * 1024,
             crashes_per_minute: 4,
+            keys: 1_000_000,
             dead_ms: 30 * 24 * 3600 * 1000,
         }
     }
@@ -216,10 +222,12 @@ pub struct Figures {
     pub running: usize,
     /// Those that wait to run alone.
     pub suspects: usize,
-    /// Ended entries that are kept.
+    /// Ended entries that are kept whole.
     pub kept: usize,
     /// What they take, bytes.
     pub kept_bytes: u64,
+    /// Those of which only the end is kept, for their keys.
+    pub remembered: usize,
 }
 
 /// The state machine.
@@ -257,7 +265,8 @@ impl Ledger {
     #[must_use]
     pub fn new(limits: Limits, epoch: u64, seed: u64) -> Self {
         let doubts = Doubts::new(limits.crashes_per_minute);
-        let bounds = Bounds { count: limits.kept, bytes: limits.kept_bytes, dead_ms: limits.dead_ms };
+        let Limits { kept: count, kept_bytes: bytes, keys, dead_ms, .. } = limits;
+        let bounds = Bounds { count, bytes, keys, dead_ms };
         Self {
             limits,
             epoch,
@@ -380,8 +389,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// `conflict` where it has not ended, or ended well; `not_found` where it is
-    /// forgotten.
+    /// `conflict` where it has not ended, or ended well, or what was asked is not
+    /// kept any more; `not_found` where it is forgotten.
     pub fn retry(&mut self, now_ms: u64, id: Id, mut entry: Entry) -> Result<Step, Refusal> {
         let State::Ended { how, at_ms } = entry.state else { return Err(not_ended(id)) };
         if self.live.contains_key(&id) {
@@ -392,9 +401,7 @@ impl Ledger {
             return Err(Refusal::new(Code::Conflict, message)
                 .hint("ask for the event again, with another idempotency key if it has one"));
         }
-        if !self.ended.remove(id, &entry) {
-            return Err(not_found(&id.to_string()));
-        }
+        self.ended.take_whole(id, &entry)?;
         entry.state = State::Accepted;
         entry.attempts_max = entry.attempts.saturating_add(entry.policy.attempts.max(1));
         entry.expires_ms = now_ms.saturating_add(entry.policy.expires_ms);
@@ -411,24 +418,6 @@ impl Ledger {
         if self.live.get(&id).is_some_and(|entry| entry.state == State::Accepted) {
             self.write(id, &mut step);
         }
-        Ok(step)
-    }
-
-    /// Forgets an ended entry, as it is stored, with its result. Its
-    /// idempotency key is remembered all the same.
-    ///
-    /// # Errors
-    ///
-    /// `conflict` where it has not ended; `not_found` where it is forgotten.
-    pub fn forget(&mut self, id: Id, entry: &Entry) -> Result<Step, Refusal> {
-        if self.live.contains_key(&id) {
-            return Err(not_ended(id));
-        }
-        if !self.ended.remove(id, entry) {
-            return Err(not_found(&id.to_string()));
-        }
-        let mut step = Step::default();
-        erase(id, &mut step.batch);
         Ok(step)
     }
 
@@ -452,6 +441,7 @@ impl Ledger {
             suspects: self.suspects.len() + self.doubts.waiting(),
             kept: self.ended.count(),
             kept_bytes: self.ended.bytes(),
+            remembered: self.ended.remembered(),
         }
     }
 
@@ -492,11 +482,6 @@ fn conflict(event: &EventName, id: Id) -> Refusal {
 
 fn not_ended(id: Id) -> Refusal {
     Refusal::new(Code::Conflict, format!("the work {id} has not ended")).hint("`ksi work cancel` ends it")
-}
-
-/// Removes all that is kept of an ended entry.
-fn erase(id: Id, batch: &mut Batch) {
-    batch.delete(id.work_key()).delete(id.payload_key()).delete(id.result_key());
 }
 
 /// Payloads are at most a frame, 16 MiB.

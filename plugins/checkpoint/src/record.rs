@@ -31,6 +31,8 @@ pub mod keys {
     pub const PAYLOAD: u8 = b'p';
     /// Their results.
     pub const RESULT: u8 = b'r';
+    /// Marks of entries of which only the end is kept, by request id.
+    pub const MARK: u8 = b'k';
     /// Idempotency keys.
     pub const KEY: u8 = b'i';
     /// What plugins keep: plugin name, 0, key.

@@ -84,6 +84,8 @@ pub(crate) struct Status {
     pub suspects: usize,
     /// Durable work that has ended and is still kept.
     pub ended: usize,
+    /// Durable work of which only the end is kept any more, for its idempotency key.
+    pub remembered: usize,
 }
 
 impl Status {
@@ -116,6 +118,7 @@ impl Status {
             running: figures.running,
             suspects: figures.suspects,
             ended: figures.kept,
+            remembered: figures.remembered,
         }
     }
 

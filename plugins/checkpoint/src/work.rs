@@ -27,6 +27,7 @@ mod alarm;
 mod attempt;
 mod events;
 pub mod payload;
+mod recovery;
 mod sweep;
 
 use std::{
@@ -47,8 +48,8 @@ use ksi_sdk::{
 
 use crate::{
     engine::Engine,
-    ledger::{Admission, Effect, Ended, Entry, Figures, Id, Key, Ledger, Limits, Order, Remembered, Step},
-    record::{Seq, keys},
+    ledger::{Admission, Effect, Ended, Figures, Id, Key, Ledger, Limits, Order, Remembered, Step},
+    record::Seq,
 };
 use alarm::{Alarm, yield_now};
 pub use attempt::Attempts;
@@ -125,7 +126,7 @@ impl Work {
     ) -> Result<Rc<Self>, Refusal> {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), engine.epoch());
         let mut ledger = Ledger::new(limits, engine.epoch(), seed);
-        let unreadable = load(ctx, &engine, &mut ledger).await?;
+        let unreadable = recovery::load(ctx, &engine, &mut ledger).await?;
         let work = Rc::new(Self {
             ctx: ctx.clone(),
             engine,
@@ -440,31 +441,6 @@ impl Work {
             if self.commit(step).is_err() {
                 return false;
             }
-        }
-    }
-}
-
-/// Reads all entries, in pages; how many cannot be read. Those stay as they are.
-async fn load(ctx: &Ctx, engine: &Engine, ledger: &mut Ledger) -> Result<usize, Refusal> {
-    let (mut after, mut count) = (None, 0);
-    loop {
-        let page = engine.scan(&[keys::WORK], after.as_deref(), PAGE).await?;
-        for (key, value) in &page {
-            match (Id::of_work_key(key), Entry::decode(value)) {
-                (Some(id), Ok(entry)) => ledger.load(id, entry),
-                (Some(id), Err(refusal)) => {
-                    ctx.error(&format!("the work {id} is left alone: {}", unreadable(&refusal).message));
-                    count += 1;
-                }
-                (None, _) => {
-                    ctx.error(&format!("a key of {} bytes among those of work is left alone", key.len()));
-                    count += 1;
-                }
-            }
-        }
-        match page.into_iter().next_back() {
-            Some((last, _)) => after = Some(last),
-            None => return Ok(count),
         }
     }
 }

@@ -6,7 +6,7 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal};
 use super::{
     Effect, Ended, Ending, Entry, Id, KEY_MS, Ledger, Remembered, Run, State, Step,
     doubt::Ran,
-    erase, size,
+    size,
     verdict::{CRASH_WINDOW_MS, CRASHES_MAX, Verdict},
 };
 
@@ -76,8 +76,8 @@ impl Ledger {
             self.due_now(now_ms, id, &mut step);
         }
         for _ in 0..TICK_MAX {
-            let Some(id) = self.ended.pop(now_ms) else { break };
-            erase(id, &mut step.batch);
+            let Some(gone) = self.ended.pop(now_ms) else { break };
+            gone.erase(&mut step.batch);
         }
         self.pump(now_ms, &mut step);
         step

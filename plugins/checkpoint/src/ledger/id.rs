@@ -62,11 +62,27 @@ impl Id {
         self.key(keys::RESULT)
     }
 
+    /// Key of the mark that only the end of it is kept.
+    #[must_use]
+    pub fn mark_key(self) -> Bytes {
+        self.key(keys::MARK)
+    }
+
     /// The name in the key of an entry.
     #[must_use]
     pub fn of_work_key(key: &[u8]) -> Option<Self> {
+        Self::of_key(keys::WORK, key)
+    }
+
+    /// The name in the key of a mark.
+    #[must_use]
+    pub fn of_mark_key(key: &[u8]) -> Option<Self> {
+        Self::of_key(keys::MARK, key)
+    }
+
+    fn of_key(of: u8, key: &[u8]) -> Option<Self> {
         let (&table, id) = key.split_first()?;
-        (table == keys::WORK).then_some(Self(id.try_into().ok()?))
+        (table == of).then_some(Self(id.try_into().ok()?))
     }
 
     fn key(self, table: u8) -> Bytes {

@@ -205,7 +205,7 @@ impl Work {
 
     async fn forget(self: Rc<Self>, ctx: &Ctx, ask: &WorkName) -> Result<WorkInfo, Refusal> {
         let (id, entry) = self.ended(ctx, &ask.request_id).await?;
-        let step = self.ledger.borrow_mut().forget(id, &entry)?;
+        let step = self.ledger.borrow_mut().forget(self.now(), id, &entry)?;
         self.settle(step).await?;
         Ok(entry.info(id))
     }

@@ -23,7 +23,9 @@ pub struct List(pub ListWork);
 pub struct Dead(pub ListWork);
 
 /// Show one piece of work: where it stands and, once it has ended, its result or
-/// the refusal that it ended with.
+/// the refusal that it ended with. Its end is kept for as long as its idempotency
+/// key is remembered, a day, and its result for its time and while there is room:
+/// what is `done` and has none had one.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Get(pub WorkName);
@@ -43,13 +45,14 @@ pub struct Wait(pub WaitWork);
 pub struct Cancel(pub WorkName);
 
 /// Have work done again that ended as `failed`, `expired`, `dead` or `unknown`,
-/// under the same `request_id`. Its attempts are counted on, and it gets as many
-/// more as its event allows.
+/// under the same `request_id`, while what was asked is kept. Its attempts are
+/// counted on, and it gets as many more as its event allows.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Retry(pub WorkName);
 
-/// Forget work that has ended, with its result. Answers what is forgotten.
+/// Forget work that has ended, with its result and its idempotency key: what is
+/// asked under that is new work. Answers what is forgotten.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Drop(pub WorkName);

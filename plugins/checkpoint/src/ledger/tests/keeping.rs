@@ -107,17 +107,72 @@ fn large_results_push_out_others() {
 }
 
 #[test]
+fn a_key_is_answered_with_work_that_is_known_when_its_result_is_pushed_out_or_too_old() {
+    let mut world = World::new(Limits { kept: 1, ..Limits::default() });
+    let (pushed, _) = world.accept_keyed("k", b"one").unwrap();
+    world.done(pushed);
+    let (old, _) = world.accept_keyed("l", b"two").unwrap();
+    world.refuse(old, Code::Denied);
+    world.pass(1);
+    assert_eq!((world.is_small(pushed), world.is_small(old)), (true, false));
+    world.pass(policy().keep_ms);
+    assert!(world.is_small(old));
+    world.crash();
+    let figures = world.ledger.figures();
+    assert_eq!((figures.kept, figures.kept_bytes, figures.remembered), (0, 0, 2));
+    assert_eq!(world.accept_keyed("k", b"one").unwrap(), (pushed, false));
+    assert_eq!(world.accept_keyed("l", b"two").unwrap(), (old, false));
+    assert_eq!((world.how(pushed), world.how(old)), (Some(Ending::Done), Some(Ending::Failed)));
+    let refusal = world.retry(old).unwrap_err();
+    assert_eq!(refusal.code, Code::Conflict);
+    assert!(refusal.message.contains("not kept any more"), "{refusal:?}");
+    world.pass(KEY_MS);
+    assert!(world.entries().is_empty(), "with its key");
+    assert!(world.books.table.keys().all(|key| key[0] == keys::KEY), "no mark is left behind");
+}
+
+#[test]
+fn keys_beyond_their_bound_are_forgotten_with_their_work_the_oldest_first() {
+    let mut world = World::new(Limits { kept: 1, keys: 2, ..Limits::default() });
+    let names = ["a", "b", "c", "d", "e"];
+    let ids = names.map(|name| {
+        let (id, _) = world.accept_keyed(name, b"one").unwrap();
+        world.done(id);
+        world.pass(1);
+        id
+    });
+    assert_eq!(world.entries().len(), 3, "one whole, two small");
+    assert_eq!(world.books.table.keys().filter(|key| key[0] == keys::KEY).count(), 3);
+    for (name, id) in names.into_iter().zip(ids).skip(2) {
+        assert_eq!(world.accept_keyed(name, b"one").unwrap(), (id, false));
+    }
+    assert!(world.accept_keyed("a", b"two").unwrap().1, "it is forgotten, and free");
+}
+
+#[test]
 fn what_has_ended_is_forgotten_on_demand() {
     let mut world = limited(9);
     let id = world.accept("a:b", policy());
-    let entry = world.entry(id).unwrap();
-    assert_eq!(world.ledger.forget(id, &entry).unwrap_err().code, Code::Conflict);
+    assert_eq!(world.forget(id).unwrap_err().code, Code::Conflict);
     world.refuse(id, Code::Denied);
     let entry = world.entry(id).unwrap();
-    let step = world.ledger.forget(id, &entry).unwrap();
-    world.carry(step);
+    world.forget(id).unwrap();
     assert!(world.books.table.is_empty());
-    assert_eq!(world.ledger.forget(id, &entry).unwrap_err().code, Code::NotFound);
+    assert_eq!(world.ledger.forget(world.now, id, &entry).unwrap_err().code, Code::NotFound);
+}
+
+#[test]
+fn what_is_forgotten_on_demand_takes_its_key_along_whole_or_small() {
+    let mut world = limited(9);
+    for pass in [0, policy().keep_ms] {
+        let (id, _) = world.accept_keyed("k", b"one").unwrap();
+        world.done(id);
+        world.pass(pass);
+        assert_eq!(world.is_small(id), pass > 0);
+        world.forget(id).unwrap();
+        assert!(world.books.table.is_empty());
+        assert_eq!(world.ledger.due_ms(), None);
+    }
 }
 
 #[test]

@@ -61,8 +61,7 @@ fn world_in(state: &str) -> (World, Id, u32) {
         }
         "forgotten" => {
             world.done(id);
-            let step = world.ledger.forget(id, &world.entry(id).unwrap()).unwrap();
-            world.carry(step);
+            world.forget(id).unwrap();
         }
         _ => {}
     }
@@ -149,10 +148,7 @@ const INPUTS: [(&str, Input); 17] = [
         let _ = world.retry(id);
     }),
     ("forget", |world, id, _| {
-        let Some(entry) = world.entry(id) else { return };
-        if let Ok(step) = world.ledger.forget(id, &entry) {
-            world.carry(step);
-        }
+        let _ = world.forget(id);
     }),
     ("stop", |world, _, _| {
         world.ledger.stop();

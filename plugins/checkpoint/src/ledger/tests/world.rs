@@ -191,7 +191,10 @@ impl World {
         self.epoch += 1;
         let mut ledger = Ledger::new(self.limits.clone(), self.epoch, self.epoch);
         for (id, entry) in self.entries() {
-            ledger.load(id, entry);
+            match self.is_small(id) {
+                true => ledger.load_small(id, &entry),
+                false => ledger.load(id, entry),
+            }
         }
         self.ledger = ledger;
         let step = self.ledger.recover(self.now, begun);
@@ -205,6 +208,18 @@ impl World {
 
     pub(super) fn entry(&self, id: Id) -> Option<Entry> {
         self.books.table.get(&id.work_key()).map(|bytes| Entry::decode(bytes).unwrap())
+    }
+
+    /// Whether only its end is kept.
+    pub(super) fn is_small(&self, id: Id) -> bool {
+        self.books.table.contains_key(&id.mark_key())
+    }
+
+    pub(super) fn forget(&mut self, id: Id) -> Result<(), Refusal> {
+        let entry = self.entry(id).ok_or_else(|| crate::ledger::not_found("gone"))?;
+        let step = self.ledger.forget(self.now, id, &entry)?;
+        self.carry(step);
+        Ok(())
     }
 
     pub(super) fn state(&self, id: Id) -> State {
@@ -272,8 +287,10 @@ impl World {
                 self.books.table.get(&id.payload_key()).map_or(0, |bytes| bytes.len()),
                 self.books.table.get(&id.result_key()).map_or(0, |bytes| bytes.len()),
             );
-            assert_eq!(stored.payload_bytes as usize, payload, "{stored:?}");
-            assert_eq!(stored.result_bytes as usize, result, "{stored:?}");
+            let sizes = (stored.payload_bytes as usize, stored.result_bytes as usize);
+            let small = self.is_small(id);
+            assert_eq!((payload, result), if small { (0, 0) } else { sizes }, "{stored:?}");
+            assert!(!small || !self.ledger.is_live(id));
             if let State::Ended { .. } = stored.state {
                 assert!(!self.ledger.is_live(id));
                 continue;
@@ -284,6 +301,15 @@ impl World {
             assert_eq!(*live, stored);
         }
         assert_eq!(living, self.ledger.live.len());
+        for (key, value) in &self.books.table {
+            let named = match key[0] {
+                keys::KEY => Some(Remembered::decode(value).unwrap())
+                    .filter(|remembered| remembered.until_ms > self.now)
+                    .map(|remembered| remembered.id),
+                _ => Id::of_mark_key(key),
+            };
+            assert!(named.is_none_or(|id| self.entry(id).is_some()), "{named:?} is named, and not there");
+        }
         assert_eq!(self.ledger.due.len(), living, "what lives is due once");
         assert_eq!(self.ledger.figures().running, self.books.running.len());
     }

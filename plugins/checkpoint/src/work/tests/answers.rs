@@ -12,7 +12,11 @@ use ksi_sdk::{
 };
 use serde_json::json;
 
-use super::desk::{Desk, TABLES, accepted, ask, count, get, keep, list, policy, start, wait};
+use super::desk::{
+    Desk, Host, TABLES, accepted, ask, count, get, keep, keep_keyed, list, policy, start,
+    until_nothing_is_left, wait,
+};
+use crate::record::keys;
 
 #[test]
 fn every_event_has_a_help_of_its_own() {
@@ -203,4 +207,29 @@ fn a_list_says_nothing_of_what_was_asked_or_answered() {
     wait(&host, &id);
     let text = serde_json::to_string(&list(&host, json!({}))).unwrap();
     assert!(text.contains("session:3") && !text.contains("secret"), "{text}");
+}
+
+#[test]
+fn what_is_answered_under_a_key_is_known_also_when_its_result_is_gone() {
+    let config = || json!({"kept": 0});
+    let host = Host::start(config()).unwrap();
+    let id = accepted(&host, &keep_keyed(&host, "k", json!(1)));
+    let asked = host.expect("echo:say");
+    host.reply(&asked, json!("gone"));
+    wait(&host, &id);
+    host.advance(Duration::from_secs(1));
+    assert_eq!([keys::RESULT, keys::MARK].map(|table| count(&host, table)), [0, 1]);
+    // Also what was read back, and not only what was here all the time.
+    let host = host.restart(config()).unwrap();
+    assert_eq!(accepted(&host, &keep_keyed(&host, "k", json!(1))), id);
+    for info in [get(&host, &id), wait(&host, &id), list(&host, json!({})).work.remove(0)] {
+        assert_eq!((info.state, info.result, info.refusal), (WorkState::Done, None, None));
+    }
+    assert!(!host.has_asked());
+    let _: WorkInfo = ask(&host, "work:drop", json!({"request_id": id})).unwrap();
+    assert_ne!(accepted(&host, &keep_keyed(&host, "k", json!(2))), id, "dropping forgets the key too");
+    let asked = host.expect("echo:say");
+    host.reply(&asked, json!(2));
+    until_nothing_is_left(&host);
+    assert_eq!(count(&host, keys::MARK), 0);
 }
