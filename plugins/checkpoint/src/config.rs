@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub crashes_per_minute: Option<usize>,
     /// Work that may wait; more is refused `busy`.
     pub pending_max: Option<usize>,
+    /// And the bytes of what it asks.
+    pub pending_bytes_max: Option<usize>,
     /// Results that are kept, in number.
     pub results_max: Option<usize>,
     /// And in bytes.
@@ -64,6 +66,8 @@ impl Config {
         between("in_flight", wide(self.in_flight), 1, 65_536)?;
         between("crashes_per_minute", wide(self.crashes_per_minute), 1, 1_000_000)?;
         between("pending_max", wide(self.pending_max), 1, 100_000_000)?;
+        // Half of it is one principal's, and a payload may have 16 MiB.
+        between("pending_bytes_max", wide(self.pending_bytes_max), 32 * MIB, 1 << 44)?;
         between("results_max", wide(self.results_max), 0, 100_000_000)?;
         between("keys_max", wide(self.keys_max), 0, 100_000_000)?;
         between("checkpoints_kept", wide(self.checkpoints_kept), 1, 1000)?;
@@ -112,6 +116,7 @@ impl Config {
             in_flight: self.in_flight.unwrap_or(unset.in_flight),
             crashes_per_minute: self.crashes_per_minute.unwrap_or(unset.crashes_per_minute),
             pending: self.pending_max.unwrap_or(unset.pending),
+            pending_bytes: self.pending_bytes_max.unwrap_or(unset.pending_bytes),
             kept: self.results_max.unwrap_or(unset.kept),
             kept_bytes: self.results_bytes_max.unwrap_or(unset.kept_bytes),
             keys: self.keys_max.unwrap_or(unset.keys),

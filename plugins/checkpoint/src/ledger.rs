@@ -54,7 +54,7 @@ pub mod verdict;
 
 use std::collections::{BTreeSet, HashMap};
 
-use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, limits::fair_share, work::Policy};
+use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, work::Policy};
 
 use doubt::Doubts;
 pub use entry::{Ending, Entry, Key, KeyHash, Remembered, State, Trouble};
@@ -80,6 +80,8 @@ pub struct Limits {
     /// Entries that have not ended; more are refused `busy`, and so is what is
     /// more than one's [`fair_share`].
     pub pending: usize,
+    /// Bytes of their payloads, by the same rules.
+    pub pending_bytes: usize,
     /// Ended entries that are kept whole.
     pub kept: usize,
     /// Bytes of their results and payloads.
@@ -99,6 +101,7 @@ impl Default for Limits {
         Self {
             in_flight: 256,
             pending: 1_000_000,
+            pending_bytes: 4 << 30,
             kept: 100_000,
             kept_bytes: 1024 * 1024 * 1024,
             crashes_per_minute: 4,
@@ -218,6 +221,8 @@ pub enum Admission {
 pub struct Figures {
     /// Entries that have not ended.
     pub pending: usize,
+    /// Bytes of their payloads.
+    pub pending_bytes: usize,
     /// Those that run.
     pub running: usize,
     /// Those that wait to run alone.
@@ -309,13 +314,7 @@ impl Ledger {
                 false => Err(conflict(&order.event, id)),
             };
         }
-        if self.live.len() >= self.limits.pending {
-            return Err(self.busy());
-        }
-        let own = self.shares.of(order.principal.as_deref());
-        if own >= fair_share(self.limits.pending, self.live.len() - own) {
-            return Err(share_used(own));
-        }
+        self.shares.admit(&self.limits, order.principal.as_deref(), payload.len())?;
         let id = order.id.after(self.last);
         self.last = Some(id);
         if let Some(hash) = hash {
@@ -349,7 +348,7 @@ impl Ledger {
         let begin = !self.stopping && lane.ready.is_empty() && lane.has_room(now_ms, self.limits.in_flight);
         let mut step = Step::default();
         step.batch.put(id.payload_key(), payload);
-        self.shares.add(entry.principal.as_deref());
+        self.shares.add(&entry);
         self.live.insert(id, Box::new(entry));
         if begin {
             self.lease(now_ms, id, false, &mut step);
@@ -437,6 +436,7 @@ impl Ledger {
     pub fn figures(&self) -> Figures {
         Figures {
             pending: self.live.len(),
+            pending_bytes: self.shares.bytes(),
             running: self.lanes.in_flight(),
             suspects: self.suspects.len() + self.doubts.waiting(),
             kept: self.ended.count(),
@@ -459,18 +459,6 @@ impl Ledger {
         let remembered = remembered.filter(|remembered| now_ms < remembered.until_ms)?;
         Some((remembered.id, remembered.seq, remembered.payload))
     }
-
-    fn busy(&self) -> Refusal {
-        let pending = self.live.len();
-        Refusal::new(Code::Busy, format!("{pending} pieces of work wait, and that is the limit"))
-            .retry_after_ms(1_000)
-            .hint("`ksi work list` shows them")
-    }
-}
-
-fn share_used(own: usize) -> Refusal {
-    let message = format!("{own} pieces of your work wait; the rest is for others");
-    Refusal::new(Code::Busy, message).retry_after_ms(1_000).hint("`ksi work list` shows them")
 }
 
 fn conflict(event: &EventName, id: Id) -> Refusal {

@@ -78,6 +78,8 @@ pub(crate) struct Status {
     pub troubles: Vec<String>,
     /// Durable work that has not ended.
     pub pending: usize,
+    /// Size of its payloads.
+    pub pending_bytes: u64,
     /// Of that, what is being carried out.
     pub running: usize,
     /// Of that, what runs alone because the daemon died over it.
@@ -115,6 +117,7 @@ impl Status {
             unreadable,
             troubles: troubles(dir, health, unreadable),
             pending: figures.pending,
+            pending_bytes: figures.pending_bytes as u64,
             running: figures.running,
             suspects: figures.suspects,
             ended: figures.kept,

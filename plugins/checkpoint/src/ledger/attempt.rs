@@ -364,7 +364,7 @@ impl Ledger {
     /// Takes an entry out of all that lives.
     pub(super) fn unlink(&mut self, id: Id) -> Option<Box<Entry>> {
         let entry = self.live.remove(&id)?;
-        self.shares.remove(entry.principal.as_deref());
+        self.shares.remove(&entry);
         self.due.remove(&(entry.due_ms, id));
         self.lanes.get(entry.lane).ready.remove(&id);
         self.suspects.remove(&(entry.crashes(), id));

@@ -155,7 +155,7 @@ impl Ledger {
             self.keys.insert(entry.key_hash(key), id);
         }
         entry.due_ms = 0;
-        self.shares.add(entry.principal.as_deref());
+        self.shares.add(&entry);
         self.live.insert(id, Box::new(entry));
     }
 }

@@ -395,6 +395,41 @@ fn too_much_that_waits_is_refused_busy() {
 }
 
 #[test]
+fn too_many_bytes_that_wait_are_refused_busy_also_after_a_restart() {
+    let mut world = World::new(Limits { pending_bytes: 400, in_flight: 1, ..Limits::default() });
+    let accept = |world: &mut World, principal: &str, bytes: usize| {
+        let order = Order { principal: Some(principal.into()), ..world.order("a:b", policy(), None) };
+        let admission = world.ledger.accept(world.now, order, Bytes::from(vec![0; bytes]), None)?;
+        let Admission::New { id, step } = admission else { panic!("it is new") };
+        world.books.ends.insert(id, (0, 1));
+        world.carry(step);
+        Ok::<Id, Refusal>(id)
+    };
+    let refused = |world: &mut World, principal: &str, bytes: usize| {
+        let refusal = accept(world, principal, bytes).unwrap_err();
+        assert_eq!((refusal.code, refusal.retryable), (Code::Busy, true));
+        refusal.message
+    };
+    let first = accept(&mut world, "user:a", 150).unwrap();
+    assert!(refused(&mut world, "user:a", 51).contains("150 bytes waits; the rest is for others"));
+    accept(&mut world, "user:a", 50).unwrap();
+    world.plan_restart();
+    assert!(refused(&mut world, "user:a", 1).contains("200 bytes waits; the rest is for others"));
+    accept(&mut world, "user:b", 100).unwrap();
+    assert!(refused(&mut world, "user:c", 101).starts_with("work with payloads of 300 bytes"));
+    world.done(first);
+    accept(&mut world, "user:c", 101).unwrap();
+    let before = world.ledger.figures();
+    let order = world.order("a:b", policy(), None);
+    let Ok(Admission::New { id, .. }) = world.ledger.accept(START, order, Bytes::from_static(b"x"), None)
+    else {
+        panic!("it is new")
+    };
+    world.ledger.withdraw(id);
+    assert_eq!(world.ledger.figures(), before);
+}
+
+#[test]
 fn a_stopping_ledger_takes_work_and_begins_none() {
     let mut world = limited(1);
     let running = world.accept("a:b", policy());

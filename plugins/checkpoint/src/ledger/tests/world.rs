@@ -301,6 +301,8 @@ impl World {
             assert_eq!(*live, stored);
         }
         assert_eq!(living, self.ledger.live.len());
+        let bytes = self.ledger.live.values().map(|entry| entry.payload_bytes as usize).sum::<usize>();
+        assert_eq!(self.ledger.figures().pending_bytes, bytes);
         for (key, value) in &self.books.table {
             let named = match key[0] {
                 keys::KEY => Some(Remembered::decode(value).unwrap())
