@@ -64,7 +64,7 @@ impl Outcome {
         }
         match state {
             WorkState::Expired => {
-                Refusal::new(Code::Timeout, format!("work `{id}` expired before it could be started"))
+                Refusal::new(Code::Timeout, format!("work `{id}` expired before it was done"))
             }
             WorkState::Cancelled => Refusal::new(Code::Cancelled, format!("work `{id}` was cancelled")),
             WorkState::Dead => {

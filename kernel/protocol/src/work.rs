@@ -77,7 +77,7 @@ pub enum WorkState {
     Done,
     /// Its handler has refused it for good, or its attempts are used up.
     Failed,
-    /// It was not begun in time.
+    /// It was not done in time, and is not begun any more.
     Expired,
     /// Somebody has cancelled it.
     Cancelled,

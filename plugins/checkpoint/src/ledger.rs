@@ -404,8 +404,8 @@ impl Ledger {
         entry.state = State::Accepted;
         entry.attempts_max = entry.attempts.saturating_add(entry.policy.attempts.max(1));
         entry.expires_ms = now_ms.saturating_add(entry.policy.expires_ms);
-        let trouble = entry.trouble();
-        (trouble.crashes, trouble.died_ms) = (Vec::new(), None);
+        // What ended it is not what holds it up now.
+        entry.trouble = None;
         if now_ms.saturating_sub(at_ms) >= KEY_MS {
             // The key is forgotten, and may be another's by now.
             entry.key = None;

@@ -296,7 +296,11 @@ impl Ledger {
 
     fn expire(&mut self, now_ms: u64, id: Id, step: &mut Step) {
         let entry = self.live.get(&id).expect("what expires lives");
-        let message = format!("it was not begun within {} ms", entry.policy.expires_ms);
+        let mut message = format!("it was not done within {} ms", entry.policy.expires_ms);
+        // What held it up until then is what somebody has to see to.
+        if let Some(last) = entry.trouble.as_ref().and_then(|trouble| trouble.refusal.as_ref()) {
+            message = format!("{message}; the last attempt: {}: {}", last.code, last.message);
+        }
         let refusal = Refusal { retryable: false, ..Refusal::new(Code::Timeout, message) }
             .hint(format!("`ksi work retry {id}` runs it all the same"));
         self.end(now_ms, id, Ending::Expired, Some(refusal), step);

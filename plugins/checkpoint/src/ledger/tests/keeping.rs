@@ -40,6 +40,7 @@ fn an_operator_has_ended_work_done_again_under_its_name() {
         world.pass(60_000);
         world.retry(id).unwrap();
     }
+    assert_eq!(world.entry(id).unwrap().info(id).refusal, None, "why it ended before is over");
     world.done(id);
     let refusal = world.retry(id).unwrap_err();
     assert_eq!(refusal.code, Code::Conflict);

@@ -84,6 +84,8 @@ fn what_nobody_could_take_costs_no_attempt_and_expires_at_last() {
     world.pass(60_000);
     assert_eq!(world.how(id), Some(Ending::Expired));
     assert_eq!(world.books.last_ended.as_ref().unwrap().code, Some(Code::Timeout));
+    let refusal = world.entry(id).unwrap().info(id).refusal.unwrap();
+    assert_eq!(refusal.message, "it was not done within 60000 ms; the last attempt: busy: full");
 }
 
 #[test]
@@ -360,6 +362,8 @@ fn what_is_queued_too_long_is_never_begun() {
     let second = world.accept("a:b", policy());
     world.pass(60_000);
     assert_eq!(world.how(second), Some(Ending::Expired));
+    let refusal = world.entry(second).unwrap().info(second).refusal.unwrap();
+    assert_eq!(refusal.message, "it was not done within 60000 ms");
     assert!(world.books.running.contains_key(&first), "what runs may go on");
     let third = world.accept("a:b", policy());
     world.now += 60_000;
