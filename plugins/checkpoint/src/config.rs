@@ -18,6 +18,8 @@ pub(crate) struct Config {
     pub memory_bytes_max: Option<usize>,
     /// Journal that is kept for durable subscriptions.
     pub facts_bytes: Option<u64>,
+    /// Days after which a consumer that neither follows nor acknowledges anything is forgotten.
+    pub consumers_days: Option<u64>,
     /// Memory for what was read from the store.
     pub cache_bytes: Option<u64>,
     /// Work of one event that is carried out at once.
@@ -62,6 +64,7 @@ impl Config {
         between("checkpoint_seconds", self.checkpoint_seconds, 1, 24 * 3600)?;
         between("memory_bytes_max", wide(self.memory_bytes_max), MIB, 16 << 30)?;
         between("facts_bytes", self.facts_bytes, 0, 1 << 40)?;
+        between("consumers_days", self.consumers_days, 1, 36_500)?;
         between("cache_bytes", self.cache_bytes, MIB, 16 << 30)?;
         between("in_flight", wide(self.in_flight), 1, 65_536)?;
         between("crashes_per_minute", wide(self.crashes_per_minute), 1, 1_000_000)?;
@@ -122,6 +125,12 @@ impl Config {
             keys: self.keys_max.unwrap_or(unset.keys),
             ..unset
         }
+    }
+
+    /// How long a consumer of which nothing is heard is kept.
+    #[must_use]
+    pub(crate) fn consumers_days(&self) -> Duration {
+        Duration::from_secs(self.consumers_days.unwrap_or(90) * 24 * 3600)
     }
 
     /// Checkpoints that are kept.

@@ -16,7 +16,11 @@
 //! - A consumer's cursor never goes back, and is synced before its
 //!   acknowledgement is answered.
 //! - One follower at a time has a consumer's name: the newest.
+//! - A consumer of which nothing was heard for long is forgotten; one that follows
+//!   is not.
 
+mod cursor;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +29,7 @@ use std::{cell::RefCell, collections::HashMap, convert::Infallible, pin::pin};
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
 use ksi_sdk::{
-    Chunks,
+    Chunks, Ctx,
     prelude::{Code, JsonSchema, Refusal, Serialize},
     protocol::work::{Ack, Follow, Followed, Kept, Missed},
 };
@@ -33,13 +37,13 @@ use ksi_sdk::{
 use crate::{
     engine::Engine,
     journal::SegmentStat,
-    record::{Batch, FACTS, Fact, Seq, keys},
+    record::{FACTS, Fact, Seq},
 };
+use cursor::Cursor;
+pub use sweep::sweep;
 
 /// Facts that are read at a time: few, because each may be as long as a frame.
 const PAGE: usize = 32;
-/// Longest name of a consumer, in bytes.
-const NAME_BYTES_MAX: usize = 128;
 
 /// Who follows under which name.
 #[derive(Default)]
@@ -92,14 +96,14 @@ impl Facts {
     pub async fn follow(
         &self,
         engine: &Engine,
-        tenant: Option<&str>,
+        ctx: &Ctx,
         ask: Follow,
         out: &Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
         let name = ask.consumer.clone();
-        let cursor = name.as_deref().map(|name| cursor_key(tenant, name)).transpose()?;
+        let cursor = name.as_deref().map(|name| cursor::key(ctx.tenant(), name)).transpose()?;
         let taken_over = cursor.as_deref().map(|cursor| self.take(cursor));
-        let following = pin!(run(engine, ask, cursor.clone(), out));
+        let following = pin!(run(engine, ctx.now_ms(), ask, cursor.clone(), out));
         let Some((_holding, taken_over)) = taken_over else { return following.await };
         match select(following, taken_over).await {
             Either::Left((ended, _)) => ended,
@@ -118,24 +122,20 @@ impl Facts {
     ///
     /// `invalid_payload` for a name that is none or a position that nobody can
     /// have seen, `busy` or `unavailable` where it cannot be written.
-    pub async fn ack(
-        &self,
-        engine: &Engine,
-        tenant: Option<&str>,
-        ask: Ack,
-    ) -> Result<Acknowledged, Refusal> {
-        let key = cursor_key(tenant, &ask.consumer)?;
+    pub async fn ack(&self, engine: &Engine, ctx: &Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
+        let key = cursor::key(ctx.tenant(), &ask.consumer)?;
         let newest = engine.synced_seq();
         if ask.seq > newest {
             let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
             return Err(Refusal::invalid_payload(message));
         }
         // Nothing is committed between the look and the commit.
-        let cursor = engine.latest(&key).await?.and_then(|value| decode(&value));
-        if let Some(seq) = cursor.filter(|cursor| *cursor >= ask.seq) {
-            return Ok(Acknowledged { seq });
+        let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
+        if let Some(cursor) = cursor.filter(|cursor| cursor.seq >= ask.seq) {
+            cursor.refresh(engine, key, ctx.now_ms());
+            return Ok(Acknowledged { seq: cursor.seq });
         }
-        move_cursor(engine, key, ask.seq).await?;
+        Cursor::at(ask.seq, ctx.now_ms()).write(engine, key).await?;
         Ok(Acknowledged { seq: ask.seq })
     }
 
@@ -169,11 +169,12 @@ impl Drop for Holding<'_> {
 /// Gives out facts until something refuses.
 async fn run(
     engine: &Engine,
+    now_ms: u64,
     ask: Follow,
     cursor: Option<Vec<u8>>,
     out: &Chunks<Followed>,
 ) -> Result<Unfollowed, Refusal> {
-    let mut from = begin(engine, &ask, cursor).await?;
+    let mut from = begin(engine, now_ms, &ask, cursor).await?;
     // An empty gap is nothing to miss: it says where the follower stands.
     give(out, &missed((from, from - 1))).await?;
     loop {
@@ -203,16 +204,19 @@ async fn run(
 }
 
 /// Where a follower begins.
-async fn begin(engine: &Engine, ask: &Follow, cursor: Option<Vec<u8>>) -> Result<Seq, Refusal> {
+async fn begin(engine: &Engine, now_ms: u64, ask: &Follow, cursor: Option<Vec<u8>>) -> Result<Seq, Refusal> {
     let coming = engine.next_seq();
     let Some(key) = cursor else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
-    let cursor = engine.latest(&key).await?.and_then(|value| decode(&value));
+    let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
+    if let Some(cursor) = cursor {
+        cursor.refresh(engine, key.clone(), now_ms);
+    }
     match (ask.since_seq, cursor) {
         (Some(since), _) => Ok(since.max(1)),
-        (None, Some(cursor)) => Ok(cursor + 1),
+        (None, Some(cursor)) => Ok(cursor.seq + 1),
         (None, None) => {
             // From now on it misses nothing, also if it goes before it has acknowledged anything.
-            move_cursor(engine, key, coming - 1).await?;
+            Cursor::at(coming - 1, now_ms).write(engine, key).await?;
             Ok(coming)
         }
     }
@@ -230,35 +234,6 @@ fn missed((from_seq, to_seq): (Seq, Seq)) -> Followed {
 fn kept(seq: Seq, fact: Fact) -> Kept {
     let Fact { at_ms, event, origin, correlation_id, tenant, data } = fact;
     Kept { seq, event, data, origin, at_ms, correlation_id, tenant }
-}
-
-async fn move_cursor(engine: &Engine, key: Vec<u8>, seq: Seq) -> Result<(), Refusal> {
-    let mut batch = Batch::new();
-    batch.put(key, seq.to_le_bytes().to_vec());
-    let written = engine.commit(batch)?;
-    engine.durable(written).await
-}
-
-/// Each tenant has consumers of its own. No name begins with a zero, and a tenant
-/// is preceded by its length, so no two are one key.
-fn cursor_key(tenant: Option<&str>, name: &str) -> Result<Vec<u8>, Refusal> {
-    check_name(name)?;
-    let Some(tenant) = tenant else { return Ok([&[keys::CURSOR], name.as_bytes()].concat()) };
-    let length = (tenant.len() as u64).to_be_bytes();
-    Ok([&[keys::CURSOR, 0], &length[..], tenant.as_bytes(), name.as_bytes()].concat())
-}
-
-fn check_name(name: &str) -> Result<(), Refusal> {
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-        let rule = format!("`consumer` must have 1 to {NAME_BYTES_MAX} bytes, and no control characters");
-        return Err(Refusal::invalid_payload(rule));
-    }
-    Ok(())
-}
-
-fn decode(value: &[u8]) -> Option<Seq> {
-    // Only `move_cursor` writes here.
-    value.try_into().ok().map(Seq::from_le_bytes)
 }
 
 /// The position before which the journal can be let go, so that the segments

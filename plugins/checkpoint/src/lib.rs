@@ -75,7 +75,7 @@ pub struct Checkpoint {
     config: Config,
     shelf: Shelf,
     spaces: Spaces,
-    facts: Facts,
+    facts: Rc<Facts>,
     trail: Trail,
     /// What is being carried out, whatever is open.
     attempts: Rc<Attempts>,
@@ -131,7 +131,7 @@ impl Plugin for Checkpoint {
             signing: Cell::new(false),
             config,
             spaces: Spaces::default(),
-            facts: Facts::default(),
+            facts: Rc::default(),
             open: RefCell::new(Err(Refusal::new(Code::Unavailable, "the journal is being opened"))),
         })
     }
@@ -218,6 +218,8 @@ impl Checkpoint {
         tell(ctx, &found);
         let turns = ctx.clone();
         ctx.spawn(engine.clone().sync_at_turns_end(async move || turns.sleep(Duration::ZERO).await));
+        let (facts, keep) = (self.facts.clone(), self.config.consumers_days());
+        ctx.spawn(facts::sweep(facts, Rc::downgrade(&engine), keep, ctx.clone()));
         let open = Open { engine, work, found: Rc::new(found) };
         open.tell_health(ctx);
         *self.open.borrow_mut() = Ok(open);
@@ -271,7 +273,7 @@ impl Checkpoint {
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
         let engine = self.opened()?.engine;
-        let following = pin!(self.facts.follow(&engine, ctx.tenant(), ask, &out));
+        let following = pin!(self.facts.follow(&engine, &ctx, ask, &out));
         match select(following, pin!(ctx.draining())).await {
             Either::Left((ended, _)) => ended,
             // It has no end by itself, and the end of the plugin waits for it.
@@ -283,7 +285,7 @@ impl Checkpoint {
     }
 
     async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
-        self.facts.ack(&self.opened()?.engine, ctx.tenant(), ask).await
+        self.facts.ack(&self.opened()?.engine, &ctx, ask).await
     }
 
     async fn status(self: Rc<Self>, ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {

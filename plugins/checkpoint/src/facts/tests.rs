@@ -1,17 +1,25 @@
 //! Followers over a real engine in a directory of its own, seen through the
 //! fake host.
 
-use std::{path::Path, rc::Rc};
+use std::{path::Path, rc::Rc, time::Duration};
 
 use ksi_sdk::{
-    Ctx, Plugin, Register,
+    Plugin, Register,
     protocol::{EventName, meta::Meta},
     testing::{Answer, Call, FakeHost, refused},
 };
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{engine::Options, record::Record};
+use crate::{
+    engine::Options,
+    record::{Batch, Record, keys},
+};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// How long consumers are kept.
+const KEEP: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// A plugin that does nothing but keep facts.
 struct Keeper {
@@ -42,6 +50,8 @@ impl Plugin for Keeper {
         on.stream("checkpoint:follow", Self::follow);
         on.request("checkpoint:ack", Self::ack);
         on.request("checkpoint:create", Self::checkpoint);
+        on.request("checkpoint:sweep", Self::sweep);
+        on.request("checkpoint:age", Self::age);
     }
 }
 
@@ -58,11 +68,27 @@ impl Keeper {
         ask: Follow,
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        self.facts.follow(&self.engine, ctx.tenant(), ask, &out).await
+        self.facts.follow(&self.engine, &ctx, ask, &out).await
     }
 
     async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
-        self.facts.ack(&self.engine, ctx.tenant(), ask).await
+        self.facts.ack(&self.engine, &ctx, ask).await
+    }
+
+    /// Walks once; answers how many consumers are left.
+    async fn sweep(self: Rc<Self>, ctx: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
+        self.facts.sweep_once(&self.engine, KEEP, &ctx).await?;
+        let left = self.engine.scan(&[keys::CURSOR], None, 100).await?;
+        Ok(Acknowledged { seq: left.len() as u64 })
+    }
+
+    /// Writes a cursor as earlier releases did.
+    async fn age(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
+        let mut batch = Batch::new();
+        batch.put(cursor::key(None, "old")?, 0_u64.to_le_bytes().to_vec());
+        let seq = self.engine.commit(batch)?;
+        self.engine.durable(seq).await?;
+        Ok(Acknowledged { seq })
     }
 
     async fn checkpoint(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
@@ -216,6 +242,68 @@ fn the_newest_follower_has_a_consumers_name_and_the_one_before_is_told() {
     let newest = follow(&host, ask());
     assert_eq!(number(&host, &newest), 1);
     assert_eq!(host.try_next(&other), None);
+}
+
+/// Consumers that are left after a walk.
+fn swept(host: &FakeHost<Keeper>) -> u64 {
+    host.request("checkpoint:sweep", json!({})).unwrap()["seq"].as_u64().unwrap()
+}
+
+#[test]
+fn a_consumer_is_forgotten_when_nothing_was_heard_of_it_for_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let ask = || json!({ "pattern": "*", "consumer": "reader" });
+    host.cancel(&follow(&host, ask()));
+    keep(&host, "a:x", 1);
+    // To follow, and to acknowledge even what is acknowledged, is to be heard of.
+    host.advance(KEEP - DAY);
+    assert_eq!(swept(&host), 1);
+    let call = follow(&host, ask());
+    assert_eq!(number(&host, &call), 1);
+    host.cancel(&call);
+    host.advance(KEEP - DAY);
+    assert_eq!(swept(&host), 1);
+    host.request("checkpoint:ack", json!({ "consumer": "reader", "seq": 0 })).unwrap();
+    host.advance(KEEP - DAY);
+    assert_eq!(swept(&host), 1);
+    host.advance(DAY);
+    assert_eq!(swept(&host), 0);
+    let (call, position) = follow_from(&host, ask());
+    assert_eq!(host.try_next(&call), None, "it begins anew");
+    assert!(position > 1);
+}
+
+#[test]
+fn a_consumer_that_follows_is_not_forgotten_however_silent_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let ask = || json!({ "pattern": "*", "consumer": "reader" });
+    let call = follow(&host, ask());
+    host.advance(KEEP * 2);
+    assert_eq!(swept(&host), 1);
+    host.cancel(&call);
+    host.advance(KEEP - DAY);
+    assert_eq!(swept(&host), 1, "its time begins when it goes");
+    host.advance(DAY);
+    assert_eq!(swept(&host), 0);
+}
+
+#[test]
+fn a_cursor_of_an_earlier_release_gets_its_time_with_the_next_walk() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.request("checkpoint:age", json!({})).unwrap();
+    keep(&host, "a:x", 1);
+    host.advance(KEEP * 2);
+    assert_eq!(swept(&host), 1);
+    host.advance(KEEP - DAY);
+    assert_eq!(swept(&host), 1);
+    let call = follow(&host, json!({ "pattern": "*", "consumer": "old" }));
+    assert_eq!(number(&host, &call), 1, "it is where it was");
+    host.cancel(&call);
+    host.advance(KEEP);
+    assert_eq!(swept(&host), 0);
 }
 
 #[test]
