@@ -291,7 +291,8 @@ pub struct Kept {
 }
 
 /// Positions in the journal whose facts are gone; which of them the follower
-/// asked for is not known any more.
+/// asked for is not known any more. One without any, `to_seq` before `from_seq`,
+/// is the first thing that a follower is told: where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Missed {

@@ -97,6 +97,24 @@ fn a_reader_that_comes_again_after_a_kill_goes_on_where_it_was() {
     }
 }
 
+fn consumer(daemon: &Daemon, n: u64) -> Lines {
+    let mut lines = daemon.lines();
+    let name = format!("c{n}");
+    lines.send(&json!({"subscribe": "test:*", "id": "s", "class": "durable", "consumer": name}));
+    assert_eq!(lines.receive()["data"]["subscribed"], true);
+    lines
+}
+
+#[test]
+fn a_consumer_that_goes_as_soon_as_it_is_confirmed_finds_later_what_was_told_meanwhile() {
+    let daemon = daemon();
+    for n in 0..20 {
+        drop(consumer(&daemon, n));
+        tell(&daemon, n..n + 1);
+        assert_eq!(next(&mut consumer(&daemon, n)).0, n);
+    }
+}
+
 async fn number(follower: &mut Follower) -> u64 {
     match follower.next().await {
         Some(Item::Event(event)) => ksi_tests::frames::value(&event.data)["n"].as_u64().unwrap(),

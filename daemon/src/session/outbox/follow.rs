@@ -3,7 +3,8 @@
 //!
 //! A durable subscription is a request to that plugin, under the subscription's
 //! own id. Its chunks become events and gaps whose numbers are positions in the
-//! journal. Where the plugin goes away and the next position is known, the
+//! journal; the first says where the subscription stands, and only that confirms
+//! it, since what a consumer's name stands for is kept by then. Where the plugin goes away and the next position is known, the
 //! subscription lapses, and is asked for anew once somebody keeps work again.
 //!
 //! # Invariants
@@ -11,6 +12,8 @@
 //! - No more events come than there is credit: what the client allows or, where
 //!   it says nothing, `WINDOW` more than were written to it. So a client that
 //!   does not read costs no more than its credit, and nothing is dropped.
+//! - A subscription is answered once: confirmed by the plugin's first chunk, or
+//!   refused by whatever comes before that.
 //! - Each is charged for as a request and as a subscription until it ends.
 //! - What the client may not hear of is passed over when it comes, so what is
 //!   taken from it is gone with the next fact.
@@ -90,7 +93,7 @@ struct Following {
     asked: Subscribe,
     /// Tells it from another one under its id.
     opened: u64,
-    /// Whether the client knows that it has it.
+    /// Whether the client knows that it has it. Then `next` is known, too.
     confirmed: bool,
     stage: Stage,
     /// The first position that was not told yet, where it is known.
@@ -121,16 +124,18 @@ impl Following {
         let data = encode(&follow).map_err(|error| internal(error.to_string()))?;
         Ok(Ask {
             timeout: Some(limits::REQUEST_TIMEOUT_MAX),
-            credit: Some(self.left),
+            // Where it stands is said first, and is no event.
+            credit: Some(self.left.saturating_add(1)),
             // What comes of it is looked at fact by fact.
             vouched: true,
             ..Ask::new(*id, event, data)
         })
     }
 
-    /// Whether it can go on where it was after this.
+    /// Whether it can go on where it was after this: what is confirmed stands
+    /// somewhere.
     fn may_lapse(&self, why: &Refusal) -> bool {
-        self.confirmed && why.retryable && (self.next.is_some() || self.asked.consumer.is_some())
+        self.confirmed && why.retryable
     }
 }
 
@@ -174,22 +179,21 @@ impl Outbox {
         Ok(ask)
     }
 
-    /// Tells the client that it has the durable subscription, unless that was
-    /// refused or told meanwhile.
-    pub fn confirm(&self, id: Id) {
-        self.lock().confirm(id);
-    }
-
     /// Ends a durable subscription; `None` where there is none of that id, else
     /// whether the plugin is to be told.
     pub fn end_follow(&self, id: Id) -> Option<bool> {
         let mut state = self.lock();
         let follows = &mut state.follows.open;
         let following = follows.get_mut(&id).filter(|following| following.stage != Stage::Ending)?;
-        let runs = following.stage == Stage::Running;
+        let (runs, confirmed) = (following.stage == Stage::Running, following.confirmed);
         following.stage = Stage::Ending;
         if !runs {
             state.remove_follow(id);
+        }
+        if !confirmed {
+            let refusal = Refusal::new(Code::Cancelled, "the subscription was ended before it had begun");
+            let State { face, wire, .. } = &mut *state;
+            face.frame(&Frame::Refusal { id: Some(id), refusal }, &mut wire.buffer);
         }
         Some(runs)
     }
@@ -287,10 +291,11 @@ impl State {
         Err(Refusal::new(Code::Busy, message).hint("unsubscribe first, or use a pattern that covers more"))
     }
 
+    /// Tells the client that it has the durable subscription, unless it knows, or
+    /// wants it no more.
     fn confirm(&mut self, id: Id) {
-        let Some(following) = self.follows.open.get_mut(&id).filter(|following| !following.confirmed) else {
-            return;
-        };
+        let news = |one: &&mut Following| !one.confirmed && one.stage != Stage::Ending;
+        let Some(following) = self.follows.open.get_mut(&id).filter(news) else { return };
         following.confirmed = true;
         let data = ksi_protocol::json::from_json(&serde_json::json!({ "subscribed": true }));
         let data = data.unwrap_or_else(|_| ksi_protocol::empty());
@@ -306,13 +311,13 @@ impl State {
         }
         let Delivery::Answer { answer, .. } = delivery else { return Ok(None) };
         Ok(match answer {
-            Answer::Chunk(data) => {
-                self.confirm(id);
-                match decode::<Followed>(&data) {
-                    Ok(part) => self.part(id, part),
-                    Err(refusal) => self.end_of_follow(id, refusal),
+            Answer::Chunk(data) => match decode::<Followed>(&data) {
+                Ok(part) => {
+                    self.confirm(id);
+                    self.part(id, part)
                 }
-            }
+                Err(refusal) => self.end_of_follow(id, refusal),
+            },
             Answer::Refusal(refusal) => self.end_of_follow(id, *refusal),
             Answer::Reply(_) | Answer::End(_) | Answer::Accepted { .. } => {
                 let message = "the plugin that keeps work has ended the subscription";
@@ -326,11 +331,11 @@ impl State {
         if following.stage == Stage::Ending {
             return None;
         }
-        following.left = following.left.saturating_sub(1);
         self.follows.tries = 0;
         let opened = following.opened;
         match part {
             Followed::Fact(fact) => {
+                following.left = following.left.saturating_sub(1);
                 following.next = Some(fact.seq + 1);
                 let ear = self.follows.ear.as_ref();
                 if !ear.is_some_and(|ear| ear.hears(&fact.event, fact.tenant.as_deref())) {
@@ -342,16 +347,14 @@ impl State {
                 Some(Said::Event { sub: id, opened, seq, body: body(&self.face, fact) })
             }
             Followed::Gap(Missed { from_seq, to_seq }) => {
-                // Without a hole it says where the subscription stands.
                 following.next = Some(to_seq.max(from_seq.saturating_sub(1)) + 1);
                 let missed = (to_seq + 1).saturating_sub(from_seq);
-                let gap = Gap { sub: id, missed, from_seq, to_seq };
-                if missed > 0 {
-                    return Some(Said::Gap { opened, gap });
+                if missed == 0 {
+                    // It says where the subscription stands, for which there was credit.
+                    return None;
                 }
-                following.owed += 1;
-                self.follows.due = true;
-                None
+                following.left = following.left.saturating_sub(1);
+                Some(Said::Gap { opened, gap: Gap { sub: id, missed, from_seq, to_seq } })
             }
         }
     }

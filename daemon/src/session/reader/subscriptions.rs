@@ -105,7 +105,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Begins a durable subscription, which the plugin that keeps work serves.
+    /// Begins a durable subscription, which the plugin that keeps work serves, and
+    /// confirms.
     fn follow(&self, subscribe: Subscribe, turn: &mut Turn<'_>) -> Result<(), Refusal> {
         if self.hub.kernel.keeper().is_none() {
             let message =
@@ -116,11 +117,8 @@ impl Session<'_> {
         }
         self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
         self.outbox.account().may_ask(turn.now_ms())?;
-        let id = subscribe.id;
         let ask = self.outbox.follow(subscribe, self.seat.port().quota.subscriptions as usize)?;
         turn.request(self.seat.port(), ask);
-        // Where it was refused at once, there is nothing to confirm any more.
-        self.outbox.confirm(id);
         Ok(())
     }
 

@@ -54,6 +54,11 @@ fn gap(from_seq: u64, to_seq: u64) -> Delivery {
     answer(Answer::Chunk(encode(&Followed::Gap(Missed { from_seq, to_seq })).unwrap()))
 }
 
+/// What the plugin says first: the next position.
+fn stands(next: u64) -> Delivery {
+    gap(next, next - 1)
+}
+
 fn gone(code: Code) -> Delivery {
     answer(Refusal::new(code, "gone").into())
 }
@@ -104,7 +109,7 @@ async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
     assert_eq!((ask.id, ask.event.as_str(), since(&ask)), (SUB, FOLLOW, Some(3)));
     assert_eq!(outbox.follow(asked(None, None), 100).unwrap_err().code, Code::Conflict);
     assert_eq!(outbox.begin(SUB, None).unwrap_err().code, Code::Conflict);
-    outbox.confirm(SUB);
+    outbox.answer(stands(3));
     outbox.answer(gap(3, 6));
     outbox.answer(fact(7, 1));
     outbox.answer(fact(12, 1));
@@ -122,21 +127,51 @@ async fn facts_become_events_with_their_positions_and_what_is_gone_a_gap() {
 }
 
 #[tokio::test]
-async fn one_that_is_refused_at_once_is_never_confirmed() {
+async fn only_the_plugins_first_word_confirms_and_that_once() {
     let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(Some(1), None), 100).unwrap();
-    outbox.answer(gone(Code::Unavailable));
-    outbox.confirm(SUB);
+    outbox.follow(asked(None, Some(0)), 100).unwrap();
+    assert_eq!(frames(&outbox, &mut client).await, [], "its consumer is not kept yet");
+    outbox.answer(stands(1));
+    let heard = frames(&outbox, &mut client).await;
+    assert!(matches!(&heard[..], [Frame::Reply { id: SUB, .. }]), "{heard:?}");
+    outbox.answer(gone(Code::PluginRestarted));
+    assert_eq!(outbox.resumed().len(), 1);
+    outbox.answer(stands(1));
+    assert_eq!(frames(&outbox, &mut client).await, []);
+}
+
+#[tokio::test]
+async fn one_that_is_refused_before_it_began_is_never_confirmed() {
+    for code in [Code::Unavailable, Code::PluginRestarted] {
+        let (outbox, mut client) = pair(Face::Frames);
+        outbox.follow(asked(Some(1), None), 100).unwrap();
+        outbox.answer(gone(code));
+        let frames = frames(&outbox, &mut client).await;
+        assert!(matches!(&frames[..], [Frame::Refusal { id: Some(SUB), .. }]), "{frames:?}");
+        assert!(!outbox.has_lapsed() && outbox.is_owed_nothing());
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_ended_before_it_began_is_cancelled_and_that_is_all() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(None, None), 100).unwrap();
+    assert_eq!(outbox.end_follow(SUB), Some(true));
+    outbox.answer(stands(1));
+    outbox.answer(gone(Code::Cancelled));
     let frames = frames(&outbox, &mut client).await;
-    assert!(matches!(&frames[..], [Frame::Refusal { id: Some(SUB), .. }]), "{frames:?}");
+    assert!(
+        matches!(&frames[..], [Frame::Refusal { id: Some(SUB), refusal }] if refusal.code == Code::Cancelled),
+        "{frames:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_given_no_more_than_its_window() {
     let (outbox, mut client) = pair(Face::Frames);
     let ask = outbox.follow(asked(None, None), 100).unwrap();
-    outbox.confirm(SUB);
-    assert_eq!(ask.credit, Some(WINDOW));
+    outbox.answer(stands(1));
+    assert_eq!(ask.credit, Some(WINDOW + 1));
     for seq in 1..=u64::from(WINDOW) {
         outbox.answer(fact(seq, 64 * 1024));
         outbox.flush();
@@ -157,27 +192,25 @@ async fn a_client_that_does_not_read_is_given_no_more_than_its_window() {
 async fn the_clients_own_credit_is_kept_to() {
     let (outbox, mut client) = pair(Face::Frames);
     let ask = outbox.follow(asked(None, Some(1)), 100).unwrap();
-    outbox.confirm(SUB);
-    assert_eq!(ask.credit, Some(1));
+    outbox.answer(stands(1));
+    assert_eq!(ask.credit, Some(2), "a position is not the client's to pay for");
     outbox.answer(fact(1, 1));
     assert_eq!(seqs(&frames(&outbox, &mut client).await), [1]);
     assert!(outbox.grants().is_empty(), "that is the client's to give");
     outbox.add_credit(SUB, 2);
     outbox.answer(gone(Code::PluginRestarted));
-    assert_eq!(outbox.resumed()[0].credit, Some(2));
-    outbox.answer(gap(2, 1));
-    assert_eq!(outbox.grants(), [(SUB, 1)], "a position is not the client's to pay for");
-    outbox.add_credit(SUB, 1);
-    outbox.answer(gap(2, 1));
+    assert_eq!(outbox.resumed()[0].credit, Some(3));
+    outbox.answer(stands(2));
+    assert!(outbox.grants().is_empty(), "there was credit for it");
     outbox.answer(gone(Code::PluginRestarted));
-    assert_eq!(outbox.resumed()[0].credit, Some(2));
+    assert_eq!(outbox.resumed()[0].credit, Some(3));
 }
 
 #[tokio::test]
 async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
     let (outbox, mut client) = pair(Face::Frames);
     outbox.follow(asked(None, None), 100).unwrap();
-    outbox.confirm(SUB);
+    outbox.answer(stands(1));
     for seq in 1..=40 {
         outbox.answer(fact(seq, 64 * 1024));
         outbox.flush();
@@ -187,7 +220,7 @@ async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
     outbox.answer(fact(41, 1));
     outbox.answer(gone(Code::Cancelled));
     outbox.follow(asked(None, None), 100).unwrap();
-    outbox.confirm(SUB);
+    outbox.answer(stands(1));
     outbox.answer(fact(50, 1));
     let frames = frames(&outbox, &mut client).await;
     assert!(!frames.iter().any(|frame| matches!(frame, Frame::Refusal { .. })));
@@ -199,15 +232,14 @@ async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
 async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
     let (outbox, mut client) = pair(Face::Frames);
     outbox.follow(asked(None, None), 100).unwrap();
-    outbox.confirm(SUB);
-    // An empty gap says where it stands, and is nothing to the client.
-    outbox.answer(gap(5, 4));
+    // Where it stands is nothing to the client.
+    outbox.answer(stands(5));
     outbox.answer(gone(Code::PluginRestarted));
     assert!(outbox.has_lapsed() && !outbox.is_owed_nothing());
     outbox.flush();
     outbox.follow_up.notified().await;
     let asks = outbox.resumed();
-    assert_eq!((asks.len(), since(&asks[0]), asks[0].credit), (1, Some(5), Some(WINDOW)));
+    assert_eq!((asks.len(), since(&asks[0]), asks[0].credit), (1, Some(5), Some(WINDOW + 1)));
     assert!(!outbox.has_lapsed());
     outbox.answer(fact(9, 1));
     outbox.answer(gone(Code::Unavailable));
@@ -216,7 +248,7 @@ async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
     outbox.answer(gone(Code::Unavailable));
     outbox.resumed();
     assert_eq!(outbox.tries(), 2, "nothing was heard in between");
-    outbox.answer(gap(10, 9));
+    outbox.answer(stands(10));
     assert_eq!(outbox.tries(), 0);
     let frames = frames(&outbox, &mut client).await;
     assert!(matches!(&frames[..], [Frame::Reply { .. }, Frame::Event(_)]), "{frames:?}");
@@ -226,23 +258,12 @@ async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn one_whose_position_nobody_knows_ends_instead_of_losing_something() {
-    let (outbox, mut client) = pair(Face::Frames);
-    outbox.follow(asked(None, None), 100).unwrap();
-    outbox.confirm(SUB);
-    outbox.answer(gone(Code::PluginRestarted));
-    let frames = frames(&outbox, &mut client).await;
-    assert!(matches!(&frames[..], [Frame::Reply { .. }, Frame::Refusal { .. }]), "{frames:?}");
-}
-
-#[tokio::test]
 async fn lines_have_the_same() {
     let mut lines = Lines::default();
     assert_eq!(lines.open(Some("s".into())).unwrap(), 1);
     let (outbox, mut client) = pair(Face::Json(lines));
     outbox.follow(Subscribe { id: 1, ..asked(None, None) }, 100).unwrap();
-    outbox.confirm(1);
-    for delivery in [fact(7, 1), gap(8, 9), gone(Code::Conflict)] {
+    for delivery in [stands(7), fact(7, 1), gap(8, 9), gone(Code::Conflict)] {
         let Delivery::Answer { token, event, answer, correlation_id, .. } = delivery else { continue };
         outbox.answer(Delivery::Answer { id: 1, token, event, answer, correlation_id });
     }
