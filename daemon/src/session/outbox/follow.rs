@@ -10,7 +10,8 @@
 //! # Invariants
 //!
 //! - No more events come than there is credit: what the client allows or, where
-//!   it says nothing, `WINDOW` more than were written to it. So a client that
+//!   it says nothing, `WINDOW` more than were written to it. What is no event
+//!   costs the client nothing: its credit is given back. So a client that
 //!   does not read costs no more than its credit, and nothing is dropped.
 //! - A subscription is answered once: confirmed by the plugin's first chunk, or
 //!   refused by whatever comes before that.
@@ -101,7 +102,7 @@ struct Following {
     /// Events that may still come.
     left: u32,
     /// Credit that is to be given: of events that were written, unless the
-    /// client gives it, and of what was nothing to the client.
+    /// client gives it, of gaps that were, and of what was nothing to the client.
     owed: u32,
 }
 
@@ -387,12 +388,12 @@ impl State {
             }
             Said::Event { sub, opened, seq, body } if self.is_open(sub, opened) => {
                 put_event(&mut self.face, &mut self.wire.buffer, sub, seq, &body);
-                self.wrote(sub, opened);
+                self.wrote(sub, true);
             }
             Said::Gap { opened, gap } if self.is_open(gap.sub, opened) => {
                 let sub = gap.sub;
                 self.face.frame(&Frame::Gap(gap), &mut self.wire.buffer);
-                self.wrote(sub, opened);
+                self.wrote(sub, false);
             }
             Said::Event { .. } | Said::Gap { .. } => {}
         }
@@ -404,12 +405,15 @@ impl State {
     }
 
     /// A part of a subscription is on its way to the client, so that another
-    /// one may come.
-    fn wrote(&mut self, id: Id, opened: u64) {
-        let ours = |one: &&mut Following| one.opened == opened && one.asked.credit.is_none();
-        let Some(following) = self.follows.open.get_mut(&id).filter(ours) else { return };
+    /// one may come. Where the client gives credit, it gives that for events.
+    fn wrote(&mut self, id: Id, is_event: bool) {
+        let Some(following) = self.follows.open.get_mut(&id) else { return };
+        let by_client = following.asked.credit.is_some();
+        if by_client && is_event {
+            return;
+        }
         following.owed += 1;
-        self.follows.due |= following.owed >= WINDOW / 2;
+        self.follows.due |= by_client || following.owed >= WINDOW / 2;
     }
 }
 

@@ -207,6 +207,24 @@ async fn the_clients_own_credit_is_kept_to() {
 }
 
 #[tokio::test]
+async fn a_gap_costs_the_client_no_credit_once_it_is_written() {
+    let (outbox, mut client) = pair(Face::Frames);
+    outbox.follow(asked(Some(1), Some(1)), 100).unwrap();
+    for delivery in [stands(1), gap(1, 342)] {
+        outbox.answer(delivery);
+    }
+    let heard = frames(&outbox, &mut client).await;
+    assert!(matches!(&heard[..], [Frame::Reply { .. }, Frame::Gap(_)]), "{heard:?}");
+    outbox.follow_up.notified().await;
+    assert_eq!(outbox.grants(), [(SUB, 1)]);
+    outbox.add_credit(SUB, 1);
+    outbox.answer(fact(343, 1));
+    assert_eq!(seqs(&frames(&outbox, &mut client).await), [343]);
+    outbox.answer(gone(Code::PluginRestarted));
+    assert_eq!(outbox.resumed()[0].credit, Some(1), "it is all used up, but for the position");
+}
+
+#[tokio::test]
 async fn what_waits_for_one_that_was_ended_is_not_sent_to_the_next() {
     let (outbox, mut client) = pair(Face::Frames);
     outbox.follow(asked(None, None), 100).unwrap();
