@@ -15,6 +15,7 @@
 //! - Nothing in a turn waits.
 
 mod asks;
+mod desk;
 mod telling;
 
 use std::{
@@ -28,7 +29,7 @@ use std::{
 use ksi_identity::Authority;
 use ksi_kernel::{Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
 use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Id};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::{
     identity::Identity,
@@ -92,24 +93,19 @@ pub struct Hub {
     turns: AtomicU64,
     daemon: OnceLock<Arc<Port>>,
     asks: asks::Asks,
-    system: mpsc::Sender<SystemRequest>,
+    desk: desk::Desk<SystemRequest>,
     myself: Weak<Self>,
 }
 
 impl Hub {
-    /// A hub, and where requests to the daemon itself arrive.
+    /// A hub.
     #[must_use]
-    pub fn new(
-        runtime: tokio::runtime::Handle,
-        identity: Identity,
-        chains: Chains,
-    ) -> (Arc<Self>, mpsc::Receiver<SystemRequest>) {
-        // More requests to the daemon than this at once are refused `busy`.
-        let (system, requests) = mpsc::channel(256);
+    pub fn new(runtime: tokio::runtime::Handle, identity: Identity, chains: Chains) -> Arc<Self> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        let hub = Arc::new_cyclic(|myself| Self {
+        Arc::new_cyclic(|myself| Self {
             kernel: Kernel::with(chains),
+            desk: desk::Desk::new(&identity),
             identity,
             boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
             deadline: Notify::new(),
@@ -123,10 +119,8 @@ impl Hub {
             turns: AtomicU64::new(1),
             daemon: OnceLock::new(),
             asks: asks::Asks::default(),
-            system,
             myself: myself.clone(),
-        });
-        (hub, requests)
+        })
     }
 
     /// Milliseconds since 1970 that never run backwards: the wall clock of the
@@ -191,6 +185,11 @@ impl Hub {
         let mut turn = self.turn();
         turn.say(event, fact);
         turn.end();
+    }
+
+    /// The next request to the daemon itself.
+    pub async fn asked(&self) -> SystemRequest {
+        self.desk.next().await
     }
 
     /// Answers a request to the daemon itself.
@@ -477,11 +476,15 @@ impl Turn<'_> {
             _ => return,
         };
         woken::note();
-        if self.hub.system.try_send(SystemRequest { token, envelope }).is_err() {
-            let busy =
-                Refusal::new(Code::Busy, "too many requests to the daemon itself wait").retry_after_ms(100);
+        let principal = Arc::clone(&envelope.caller.principal);
+        let administers = self.hub.administers(&principal, &envelope.event, self.now_ms);
+        let asked = SystemRequest { token, envelope };
+        if self.hub.desk.push(&principal.payer, administers, asked).is_err() {
+            let message =
+                format!("`{}` asks more of the daemon itself than there is room for", principal.payer);
+            let busy = Refusal::new(Code::Busy, message).retry_after_ms(100);
             // It is settled by the loop that is under way.
-            self.refuse(self.hub.daemon(), token, busy);
+            self.refuse(self.hub.daemon(), token, busy.hint("wait for answers before asking more"));
         }
     }
 }

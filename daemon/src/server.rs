@@ -89,7 +89,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     let current: Current = Arc::new(Mutex::new(config.clone()));
     let runtime = tokio::runtime::Handle::current();
     let identity = Identity::new(&config, geteuid().as_raw(), paths.state_dir.join(TOKENS));
-    let (hub, system_requests) = Hub::new(runtime.clone(), identity, config.daemon.chains);
+    let hub = Hub::new(runtime.clone(), identity, config.daemon.chains);
     let (stop_sender, mut stops) = mpsc::channel(4);
     signals(&stop_sender, reopen, program.clone())?;
     let offspring = adopt_orphans()?;
@@ -114,7 +114,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     })?;
     let deadlines = tokio::spawn(apart(hub.clone().keep_deadlines()));
     let auditing = tokio::spawn(apart(trail.clone().run(hub.clone())));
-    let answering = tokio::spawn(apart(system.clone().run(system_requests)));
+    let answering = tokio::spawn(apart(system.clone().run()));
     fleet.start();
     let no_more = CancellationToken::new();
     sessions.clone().accept(listener, no_more.clone()).context("cannot let clients in")?;

@@ -138,10 +138,10 @@ impl System {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes requests until there are no more.
-    pub async fn run(self: Arc<Self>, mut requests: mpsc::Receiver<SystemRequest>) {
-        while let Some(request) = requests.recv().await {
-            let SystemRequest { token, envelope } = request;
+    /// Takes requests, for ever.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let SystemRequest { token, envelope } = self.hub.asked().await;
             let event = envelope.event.as_str();
             match event {
                 "system:ready" | "system:restart" | "system:freeze" | "config:reload" => {
@@ -152,6 +152,7 @@ impl System {
                 }
                 _ => self.hub.reply(token, self.now(event, &envelope.data)),
             }
+            tokio::task::coop::consume_budget().await;
         }
     }
 

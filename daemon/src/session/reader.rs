@@ -32,7 +32,6 @@ use super::{
 };
 use crate::{
     hub::{Handle, Hub, Port, Turn},
-    system::NAMESPACES,
     wire::{Flushed, ask, check_size, write_when_full},
 };
 
@@ -547,11 +546,14 @@ impl Session<'_> {
         Next::Read
     }
 
-    /// Whether its user has room for a request. What the daemon itself answers
-    /// finds room at all times, so that an operator can see to the rest.
+    /// Whether its user has room for a request. Who administers what the daemon
+    /// itself answers finds room there at all times, and can see to the rest.
     fn may_ask(&self, event: &EventName, turn: &Turn<'_>) -> Result<(), Refusal> {
-        let asked = self.outbox.account().may_ask(turn.now_ms());
-        asked.or_else(|busy| if NAMESPACES.contains(&event.namespace()) { Ok(()) } else { Err(busy) })
+        let principal = &self.seat.port().authority.caller.principal;
+        self.outbox.account().may_ask(turn.now_ms()).or_else(|busy| {
+            let administers = self.hub.administers(principal, event, turn.now_ms());
+            if administers { Ok(()) } else { Err(busy) }
+        })
     }
 
     fn greet(&mut self, frame: &Frame) -> Next {

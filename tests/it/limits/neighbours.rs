@@ -101,3 +101,30 @@ fn who_may_hear_nothing_cannot_keep_others_from_what_is_durable() {
     daemon.ask("echo:keep", json!({"text": "kept"})).expect("it is taken in");
     daemon.ask("state:set", json!({"key": "k", "value": 1})).expect("it is written");
 }
+
+#[test]
+fn only_who_administers_is_heard_beyond_the_share_of_one_user() {
+    let daemon = with("[limits]\nin_flight_max = 10\n");
+    let token = create(&daemon, &["completion.use", "*.read"], None).token;
+    let (mut reader, mut owner) = (frames_as(&daemon, &token), daemon.frames());
+    for id in 0..10 {
+        reader.send(&request(id, "completion:request", &hang()));
+        owner.send(&request(id, "completion:request", &hang()));
+    }
+    let refusal = reader.ask(90, "system:discover", &json!({})).unwrap_err();
+    assert_eq!((refusal.code, refusal.message.contains("`token:")), (Code::Busy, true), "{refusal}");
+    owner.ask(90, "token:list", &json!({})).expect("an operator is heard");
+}
+
+#[test]
+fn who_asks_the_daemon_itself_without_end_keeps_nobody_from_administration() {
+    let daemon = with("");
+    let token = create(&daemon, &["*.read"], None).token;
+    let ask = |id| encoded(&request(id, "system:discover", &json!({"detail": true})));
+    let flood: Vec<u8> = (0..1000).flat_map(ask).collect();
+    let mut crowd: Vec<_> = (0..8).map(|_| frames_as(&daemon, &token)).collect();
+    crowd.iter_mut().for_each(|one| one.send_bytes(&flood));
+    for _ in 0..40 {
+        daemon.ask("token:list", json!({})).expect("there is room for the operator");
+    }
+}

@@ -32,7 +32,7 @@ fn hub() -> Arc<Hub> {
     let config = Config::load(&Sources::file(&dir.path().join("ksi.toml")))
         .unwrap_or_else(|errors| panic!("{errors}"));
     let identity = Identity::new(&config, 1000, dir.path().join("tokens.json"));
-    Hub::new(tokio::runtime::Handle::current(), identity, Chains::default()).0
+    Hub::new(tokio::runtime::Handle::current(), identity, Chains::default())
 }
 
 /// One who listens to `a:b`, and its end of the socket.
