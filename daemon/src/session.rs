@@ -112,10 +112,18 @@ impl Sessions {
         }
     }
 
+    /// The account that is charged for what somebody has.
+    fn account_of(&self, principal: &Principal) -> Arc<Account> {
+        match self.hub.identity.is_owners(principal) {
+            true => self.accounts.of_owner(&principal.payer),
+            false => self.accounts.of(&principal.payer),
+        }
+    }
+
     /// Whose this token is, and the connection as that one's.
     fn of_token(&self, token: &Token) -> Result<(Arc<Principal>, Connection), Refusal> {
         let principal = self.hub.identity.of_token(token, self.hub.now_ms())?;
-        let connection = self.accounts.of(&principal.payer).join()?;
+        let connection = self.account_of(&principal).join()?;
         Ok((principal, connection))
     }
 

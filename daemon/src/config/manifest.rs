@@ -119,7 +119,7 @@ fn share(mut section: Section<'_>) -> Share {
     let share = Share {
         connections: section.get("connections_max", unset.connections, whole(1..=1_000_000)),
         in_flight: section.get("in_flight_max", unset.in_flight, whole(1..=1_000_000)),
-        subscriptions: section.get("subscriptions_max", unset.subscriptions, whole(1..=1_000_000)),
+        subscriptions: section.get_optional("subscriptions_max", unset.subscriptions, whole(1..=1_000_000)),
         bytes: section.get("queued_bytes_max", unset.bytes, whole(65_536..=1 << 40)),
         per_second: section.get_optional("per_second_max", unset.per_second, whole(1..=1_000_000)),
         connects_per_second: section.get(

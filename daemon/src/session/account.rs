@@ -36,6 +36,13 @@ use crate::lanes::{Assignment, Lanes};
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
 
+/// Subscriptions of one user where the configuration does not say: whoever tells
+/// what they all listen to pays for each.
+const SUBSCRIPTIONS: usize = 4096;
+
+/// The same of the daemon's owner, who holds up nobody but himself.
+const SUBSCRIPTIONS_OF_OWNER: usize = 65_536;
+
 /// Bytes that may wait for a connection however many others its user has.
 const PART_MIN: usize = 64 * 1024;
 
@@ -46,8 +53,8 @@ pub struct Share {
     pub connections: usize,
     /// Requests that are not answered yet.
     pub in_flight: usize,
-    /// Subscriptions.
-    pub subscriptions: usize,
+    /// Subscriptions. `None`: 4,096, and the daemon's owner 65,536.
+    pub subscriptions: Option<usize>,
     /// Bytes of events and answers that wait to be read.
     pub bytes: usize,
     /// Requests and emissions a second; a second's worth may come at once.
@@ -63,7 +70,7 @@ impl Default for Share {
         Self {
             connections: 512,
             in_flight: 16_384,
-            subscriptions: 65_536,
+            subscriptions: None,
             bytes: 64 * 1024 * 1024,
             per_second: None,
             connects_per_second: 200,
@@ -103,6 +110,16 @@ impl Accounts {
     /// The account of a user, whatever a user is called.
     #[must_use]
     pub fn of(&self, user: &str) -> Arc<Account> {
+        self.open(user, SUBSCRIPTIONS)
+    }
+
+    /// The account of the daemon's owner.
+    #[must_use]
+    pub fn of_owner(&self, user: &str) -> Arc<Account> {
+        self.open(user, SUBSCRIPTIONS_OF_OWNER)
+    }
+
+    fn open(&self, user: &str, subscriptions: usize) -> Arc<Account> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = open.get(user).and_then(Weak::upgrade) {
             return account;
@@ -112,6 +129,7 @@ impl Accounts {
             user: user.to_owned(),
             number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
             share: self.share,
+            subscriptions_max: self.share.subscriptions.unwrap_or(subscriptions),
             users: self.users.clone(),
             lately: self.lately.clone(),
             pace: Pace::new(self.places),
@@ -135,6 +153,7 @@ pub struct Account {
     user: String,
     number: u64,
     share: Share,
+    subscriptions_max: usize,
     users: Arc<AtomicIsize>,
     lately: Arc<Lately>,
     pace: Pace,
@@ -224,7 +243,7 @@ impl Account {
     ///
     /// `busy` where the user has too many.
     pub fn subscribe(&self) -> Result<(), Refusal> {
-        let most = self.share.subscriptions;
+        let most = self.subscriptions_max;
         let more = |open: usize| (open < most).then_some(open + 1);
         match self.subscriptions.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(()),
@@ -385,7 +404,7 @@ mod tests {
     #[test]
     fn what_waits_is_counted_over_all_and_given_back() {
         let (_accounts, account) =
-            account(Share { in_flight: 2, bytes: 1_000_000, subscriptions: 1, ..Share::default() });
+            account(Share { in_flight: 2, bytes: 1_000_000, subscriptions: Some(1), ..Share::default() });
         account.asked();
         account.may_ask(NOW).unwrap();
         account.asked();
@@ -404,6 +423,15 @@ mod tests {
         assert_eq!(account.subscribe().unwrap_err().code, Code::Busy);
         account.unsubscribe(1);
         account.subscribe().unwrap();
+    }
+
+    #[test]
+    fn who_listens_has_a_few_thousand_subscriptions_the_owner_more_and_all_what_is_configured() {
+        let room = |account: Arc<Account>| (0..100_000).take_while(|_| account.subscribe().is_ok()).count();
+        let accounts = Accounts::new(Share::default(), 2);
+        assert_eq!((room(accounts.of("token:a")), room(accounts.of_owner("user:o"))), (4096, 65_536));
+        let accounts = Accounts::new(Share { subscriptions: Some(9), ..Share::default() }, 2);
+        assert_eq!((room(accounts.of("token:a")), room(accounts.of_owner("user:o"))), (9, 9));
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Sessions {
         match self.principal(stream) {
             // The account first: it costs less to refuse by it than to look whose
             // process that is.
-            Ok(principal) => match self.accounts.of(&principal.payer).connect(self.hub.now_ms()) {
+            Ok(principal) => match self.account_of(&principal).connect(self.hub.now_ms()) {
                 Ok(connection) => Ok(self.offspring.admit(stream)?.map(|()| (principal, connection))),
                 Err(refusal) => Ok(Err(refusal)),
             },

@@ -307,7 +307,7 @@ async fn lines_have_the_same() {
 #[tokio::test]
 async fn each_is_a_subscription_of_its_user_until_it_ends() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let share = Share { subscriptions: 2, ..Share::default() };
+    let share = Share { subscriptions: Some(2), ..Share::default() };
     let account = Accounts::new(share, 2).of("uid:1");
     let outbox = Outbox::new(ours, Face::Frames, account.clone(), Arc::default());
     let follow = |id, most| outbox.follow(Subscribe { id, ..asked(None, None) }, most);
