@@ -27,7 +27,7 @@ use ksi_sdk::{
 };
 
 use crate::{
-    disk::{Directory, Disk},
+    disk::{Directory, Disk, remove_parts},
     engine::{Engine, Flaw},
 };
 
@@ -48,6 +48,15 @@ impl Shelf {
     #[must_use]
     pub fn new(dir: PathBuf, kept: usize) -> Self {
         Self { dir, kept }
+    }
+
+    /// Removes what a crash left half written. Only while nobody exports.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn tidy(&self) -> std::io::Result<()> {
+        remove_parts(&self.dir)
     }
 
     fn file(&self, id: &str) -> PathBuf {
@@ -219,31 +228,13 @@ pub async fn verify(engine: &Engine) -> Result<Verified, Refusal> {
 ///
 /// # Errors
 ///
-/// `invalid_payload` for a path that is not absolute or is taken,
-/// `unavailable` where the file cannot be written.
-pub async fn export(
-    ctx: &Ctx,
-    engine: &Engine,
-    shelf: &Shelf,
-    ask: Export,
-    now_ms: u64,
-) -> Result<Exported, Refusal> {
+/// `invalid_payload` for a path that is not absolute, `conflict` where it is
+/// taken, `unavailable` where the file cannot be written.
+pub async fn export(engine: &Engine, shelf: &Shelf, ask: Export, now_ms: u64) -> Result<Exported, Refusal> {
     let path = match ask.path {
         Some(path) => checked(path.into())?,
         None => shelf.dir.join(format!("export-{}.ksi", name(now_ms, engine.synced_seq()))),
     };
-    let target = path.clone();
-    let taken = ctx
-        .spawn_blocking(move || match target.parent() {
-            Some(parent) => fs::create_dir_all(parent).map(|()| target.exists()),
-            None => Ok(true),
-        })
-        .await?
-        .map_err(|error| disk(&path, &error))?;
-    if taken {
-        return Err(Refusal::new(Code::Conflict, format!("{} is there already", path.display()))
-            .hint("an export never overwrites: give another path"));
-    }
     let report = engine.export(&path).await?;
     Ok(Exported {
         path: report.path.display().to_string(),

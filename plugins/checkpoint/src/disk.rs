@@ -12,6 +12,7 @@
 //!   it; whoever asks again is told a lie. So nobody asks again.
 
 mod directory;
+mod part;
 #[cfg(test)]
 pub mod sim;
 
@@ -20,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use directory::Directory;
+pub use self::{
+    directory::Directory,
+    part::{Part, remove_parts},
+};
 
 /// A flat directory.
 pub trait Disk: Send + Sync {

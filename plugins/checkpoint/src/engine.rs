@@ -381,7 +381,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `unavailable` where it cannot be written, `invalid_payload` where the path names no file.
+    /// `unavailable` where it cannot be written, `conflict` where something is there, `invalid_payload` where the
+    /// path names no file.
     pub async fn export(&self, path: &Path) -> Result<ExportReport, Refusal> {
         self.ask(|answer| Job::Export(path.to_owned(), answer)).await
     }

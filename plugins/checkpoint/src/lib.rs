@@ -201,6 +201,12 @@ impl Checkpoint {
 
     async fn open_all(&self, ctx: &Ctx) -> Result<(), Refusal> {
         let (engine, found) = Engine::open(ctx.dir().to_owned(), self.config.options()).await?;
+        let shelf = self.shelf.clone();
+        let tidied = ctx.spawn_blocking(move || shelf.tidy()).await;
+        if !matches!(tidied, Ok(Ok(()))) {
+            // It is in nobody's way.
+            ctx.warn(&format!("what a crash left among the checkpoints is still there: {tidied:?}"));
+        }
         let work = match Work::open(ctx, engine.clone(), self.config.limits(), &self.attempts).await {
             Ok(work) => work,
             Err(refusal) => {
@@ -313,8 +319,8 @@ impl Checkpoint {
         checkpoint::verify(&self.opened()?.engine).await
     }
 
-    async fn export(self: Rc<Self>, ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
-        checkpoint::export(&ctx, &self.opened()?.engine, &self.shelf, ask, now_ms()).await
+    async fn export(self: Rc<Self>, _ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
+        checkpoint::export(&self.opened()?.engine, &self.shelf, ask, now_ms()).await
     }
 
     /// Whoever has read anything must read it again, so the daemon starts

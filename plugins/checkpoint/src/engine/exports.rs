@@ -5,13 +5,14 @@
 
 use std::{
     io::{self, BufWriter, Read, Write},
+    path::Path,
     sync::Arc,
 };
 
 use ksi_sdk::protocol::Bytes;
 
 use crate::{
-    disk::{Disk, File},
+    disk::{Directory, Disk, File, Part},
     record::{Change, Seq},
     store::{Store, StoreError, export},
 };
@@ -77,8 +78,25 @@ fn name(seq: Seq) -> String {
     format!("{PREFIX}{seq:020}{SUFFIX}")
 }
 
+/// Writes an export to where others have files, as a whole or not at all.
+pub(super) fn hand_out(
+    path: &Path,
+    store: &dyn Store,
+    seq: Seq,
+    between: &mut dyn FnMut(&dyn Store),
+) -> Result<export::Summary, StoreError> {
+    let failed = || StoreError::io("write an export of");
+    if let Some(parent) = path.parent() {
+        Directory::new(parent).map_err(failed())?;
+    }
+    let part = Part::beside(path).map_err(failed())?;
+    let summary = export::write(store, seq, &mut BufWriter::with_capacity(64 << 10, part.file()), between)?;
+    part.place(path).map_err(failed())?;
+    Ok(summary)
+}
+
 /// Writes an export as a whole or not at all.
-pub(super) fn write(
+fn write(
     disk: &dyn Disk,
     name: &str,
     store: &dyn Store,

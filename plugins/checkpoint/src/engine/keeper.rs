@@ -26,7 +26,6 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    disk::Directory,
     journal::Damage,
     overlay::Layer,
     record::{Batch, Change, FACTS, Record, Seq, keys},
@@ -221,22 +220,24 @@ impl Keeper {
         floor
     }
 
-    /// Writes everything into a file of the caller's.
+    /// Writes everything into a file of the caller's, which is not there yet.
     pub(super) fn export(
         &mut self,
         path: &Path,
         between: &mut dyn FnMut(&dyn Store),
     ) -> Result<ExportReport, Refusal> {
         let begun = Instant::now();
-        self.checkpoint(between)?;
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-        else {
+        if path.file_name().is_none() {
             return Err(Refusal::invalid_payload(format!("{} names no file", path.display())));
-        };
-        let disk =
-            Directory::new(parent).map_err(|error| StoreError::io("write an export of")(error).refusal())?;
-        let summary = exports::write(&disk, name, self.store()?, self.store_seq, between)
-            .map_err(|error| error.refusal())?;
+        }
+        // A link that leads nowhere is there, too.
+        let is_taken = || path.symlink_metadata().is_ok();
+        if is_taken() {
+            return Err(taken(path));
+        }
+        self.checkpoint(between)?;
+        let handed = exports::hand_out(path, self.store()?, self.store_seq, between);
+        let summary = handed.map_err(|error| if is_taken() { taken(path) } else { error.refusal() })?;
         Ok(ExportReport {
             path: path.to_owned(),
             seq: summary.seq,
@@ -364,6 +365,12 @@ fn flaw(damage: Damage) -> Flaw {
         }
     };
     Flaw { segment, seq, what }
+}
+
+/// What is refused where an export would take the place of something.
+fn taken(path: &Path) -> Refusal {
+    Refusal::new(Code::Conflict, format!("{} is there already", path.display()))
+        .hint("an export never overwrites: give another path")
 }
 
 /// What is refused from a restore on until the next opening.

@@ -474,7 +474,13 @@ fn an_export_is_restored_as_it_was() {
         put(&engine, format!("k{number}"), vec![number as u8; 300]);
     }
     put(&engine, "large", vec![9; 50_000]);
+    fs::create_dir(dir.path().join("saved")).unwrap();
+    let beside = dir.path().join("saved/export.new");
+    fs::write(&beside, "mine").unwrap();
     let exported = block_on(engine.export(&path)).unwrap();
+    assert_eq!(block_on(engine.export(&path)).unwrap_err().code, Code::Conflict);
+    assert_eq!(fs::read(beside).unwrap(), b"mine");
+    assert_eq!(fs::read_dir(dir.path().join("saved")).unwrap().count(), 2);
     assert_eq!(exported.bytes, fs::metadata(&path).unwrap().len());
     put(&engine, "k0", "changed");
     put(&engine, "new", "new");

@@ -2,10 +2,9 @@
 //! form and reads it again.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs,
     io::{self, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ksi_sdk::{
@@ -19,7 +18,7 @@ use ksi_sdk::{
 use serde_json::value::RawValue;
 
 use super::{Trail, View};
-use crate::journal::JournalError;
+use crate::{disk::Part, journal::JournalError};
 
 /// Why an export is not written.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +52,7 @@ impl Trail {
             }
             None => view.dir.join("exports").join(format!("audit-{now_ms}.jsonl")),
         };
-        let part = PathBuf::from(format!("{}.part", path.display()));
-        write(&view, &path, &part, now_ms).map_err(|error| {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&part);
+        write(&view, &path, now_ms).map_err(|error| {
             let code = match &error {
                 Error::Disk(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Conflict,
                 _ => Code::Unavailable,
@@ -67,15 +63,15 @@ impl Trail {
     }
 }
 
-fn write(view: &View, path: &PathBuf, part: &PathBuf, now_ms: u64) -> Result<Exported, Error> {
+fn write(view: &View, path: &Path, now_ms: u64) -> Result<Exported, Error> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     if path.symlink_metadata().is_ok() {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
     }
-    let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(part)?;
-    let mut out = BufWriter::new(file);
+    let part = Part::beside(path)?;
+    let mut out = BufWriter::new(part.file());
     let mut heads: Vec<&Head> = view.heads.iter().flatten().collect();
     heads.sort_by_key(|head| head.seq);
     let mut heads = heads.into_iter().peekable();
@@ -106,12 +102,11 @@ fn write(view: &View, path: &PathBuf, part: &PathBuf, now_ms: u64) -> Result<Exp
         line(&mut out, &Line::Begin(Begin::new(1, before, view.key.clone(), now_ms)))?;
     }
     line(&mut out, &Line::End(End { last, records: count }))?;
-    let file: File = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    let bytes = file.metadata()?.len();
+    out.flush()?;
+    drop(out);
+    let bytes = part.file().metadata()?.len();
     // Not over what somebody else has put there meanwhile.
-    fs::hard_link(part, path)?;
-    fs::remove_file(part)?;
+    part.place(path)?;
     let (path, public_key) = (path.display().to_string(), view.key.clone());
     Ok(Exported { path, records: count, first_seq: first, last_seq: last, bytes, public_key })
 }

@@ -229,7 +229,10 @@ fn an_export_proves_itself_without_the_trail_and_ends_with_a_head() {
     place.append(0..1200);
     let path = place.dir.path().join("out.jsonl");
     let ask = Export { path: Some(path.display().to_string()) };
+    let beside = place.dir.path().join("out.jsonl.part");
+    fs::write(&beside, "mine").unwrap();
     let exported = place.trail.export(ask.clone(), NOW).unwrap();
+    assert_eq!(fs::read(beside).unwrap(), b"mine");
     assert_eq!((exported.records, exported.first_seq, exported.last_seq), (1200, 1, 1200));
     let key = exported.public_key.parse().unwrap();
     let proof = proof::verify(BufReader::new(fs::File::open(&path).unwrap()), Some(&key)).unwrap();
