@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //!
-//! * What finds no room is counted, denials and permissions apart, and the
+//! * What finds no room, or cannot be written whoever asks how often, is counted, denials and permissions apart, and the
 //!   counts are written down as a record of their own, in their place.
 //! * A quarter of the room is for denials alone.
 //! * Nobody fills the trail with denials, and no plugin with what it tells: those
@@ -30,7 +30,7 @@ use std::{
 
 use ksi_identity::Witness;
 use ksi_protocol::{
-    Bytes, EventName,
+    Bytes, Code, EventName, Refusal,
     audit::{Append, Decision, Lost, Record, Repeated},
 };
 use ksi_trust::Digest;
@@ -44,9 +44,9 @@ use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
 const NOTES_MAX: usize = 16_384;
-/// Bytes of their payloads that may wait; one that is longer goes alone.
-const PAYLOADS_MAX: usize = 16 << 20;
-/// Decisions that are written at once, and bytes that are hashed for that.
+/// Bytes that may wait with them; one that has more goes alone.
+const BYTES_MAX: usize = 16 << 20;
+/// Decisions that are written at once, and bytes that are read for that.
 const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 4 << 20;
 /// Time for which decisions gather before they are written.
@@ -85,6 +85,16 @@ pub struct Note {
     pub correlation_id: Option<String>,
     /// What came along.
     pub data: Bytes,
+}
+
+impl Note {
+    /// Bytes that it keeps while it waits, its payload with them.
+    fn weight(&self) -> usize {
+        let texts = [&self.principal, &self.origin, &self.permission];
+        let more = [&self.tenant, &self.behalf, &self.correlation_id].into_iter().flatten();
+        let texts: usize = texts.into_iter().chain(more).map(String::len).sum();
+        size_of::<Self>() + self.event.as_str().len() + texts + self.data.len()
+    }
 }
 
 impl From<Note> for Decision {
@@ -142,10 +152,10 @@ enum Waiting {
 impl Queue {
     fn has_room(&self, note: &Note) -> bool {
         let (notes, bytes) = match note.allowed {
-            true => (NOTES_MAX / 4 * 3, PAYLOADS_MAX / 4 * 3),
-            false => (NOTES_MAX, PAYLOADS_MAX),
+            true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
+            false => (NOTES_MAX, BYTES_MAX),
         };
-        let fits = self.bytes + note.data.len() <= bytes || self.waiting.is_empty();
+        let fits = self.bytes + note.weight() <= bytes || self.waiting.is_empty();
         self.waiting.len() < notes && fits
     }
 
@@ -168,7 +178,7 @@ impl Queue {
 
     fn push(&mut self, note: Note) {
         if self.has_room(&note) {
-            self.bytes += note.data.len();
+            self.bytes += note.weight();
             self.waiting.push_back(Waiting::Note(note));
             return;
         }
@@ -243,10 +253,10 @@ impl Trail {
         loop {
             self.gather(&hub).await;
             let Some(records) = self.take() else { continue };
-            let batch = tokio::task::spawn_blocking(move || encode(records));
+            let lines = tokio::task::spawn_blocking(|| records.into_iter().map(Line::from).collect());
             // It hashes and encodes, and does not panic.
-            let Ok(batch) = batch.await else { continue };
-            self.write(&hub, &event, batch).await;
+            let Ok(lines) = lines.await else { continue };
+            self.write(lines, |batch| hub.ask(event.clone(), batch)).await;
             let mut queue = self.lock();
             queue.writing = false;
             if queue.waiting.is_empty() {
@@ -287,7 +297,7 @@ impl Trail {
         while taken.len() < BATCH_MAX && (bytes < BATCH_BYTES || taken.is_empty()) {
             let Some(next) = queue.waiting.pop_front() else { break };
             if let Waiting::Note(note) = &next {
-                bytes += note.data.len();
+                bytes += note.weight();
             }
             taken.push(next);
         }
@@ -296,18 +306,42 @@ impl Trail {
         (!taken.is_empty()).then_some(taken)
     }
 
-    /// Asks until it is written.
-    async fn write(&self, hub: &Hub, event: &EventName, batch: Bytes) {
+    /// Has all of it written, but for what never will be: that is counted as lost,
+    /// and holds up nobody behind it.
+    async fn write<F, T>(&self, lines: Vec<Line>, ask: impl Fn(Bytes) -> F)
+    where
+        F: Future<Output = Result<T, Refusal>>,
+    {
+        let mut left = vec![lines];
+        while let Some(mut lines) = left.pop() {
+            let Err(refusal) = self.insist(append(&lines), &ask).await else { continue };
+            if lines.len() > 1 {
+                let later = lines.split_off(lines.len() / 2);
+                left.extend([later, lines]);
+                continue;
+            }
+            tracing::error!("a decision is not in the audit trail, but counted: {refusal}");
+            let counted = lines.pop().and_then(|line| line.else_lost);
+            left.extend(counted.map(|lost| vec![Waiting::Lost(lost).into()]));
+        }
+    }
+
+    /// Asks until it is written, or until it is known that nothing of it can be.
+    async fn insist<F, T>(&self, batch: Bytes, ask: impl Fn(Bytes) -> F) -> Result<(), Refusal>
+    where
+        F: Future<Output = Result<T, Refusal>>,
+    {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         loop {
-            match hub.ask(event.clone(), batch.clone()).await {
+            match ask(batch.clone()).await {
                 Ok(_) => {
                     if self.lock().trouble.take().is_some() {
                         tracing::info!("the audit trail is written again");
                     }
-                    return;
+                    return Ok(());
                 }
+                Err(refusal) if is_final(refusal.code) => return Err(refusal),
                 Err(refusal) => {
                     let late = began.elapsed() > PATIENCE;
                     let why = format!("the audit trail is not written: {}", refusal.message);
@@ -345,13 +379,39 @@ impl Trail {
     }
 }
 
-fn encode(waiting: Vec<Waiting>) -> Bytes {
-    let record = |one| match one {
-        Waiting::Note(note) => Record::Decision(note.into()),
-        Waiting::Repeated(repeated) => Record::Repeated(repeated),
-        Waiting::Lost(lost) => Record::Lost(lost),
-    };
-    let append = Append { records: waiting.into_iter().map(|one| record(one).line()).collect() };
+/// Whether what is refused so would be refused at any time. Everything else may be
+/// a matter of the plugin that is not there, or of whoever has a word before it.
+fn is_final(code: Code) -> bool {
+    matches!(code, Code::TooLarge | Code::InvalidPayload | Code::InvalidFrame)
+}
+
+/// A record as it is written.
+struct Line {
+    text: String,
+    /// What is written in its place where it cannot be; nothing in the place of that.
+    else_lost: Option<Lost>,
+}
+
+impl From<Waiting> for Line {
+    fn from(waiting: Waiting) -> Self {
+        let (record, else_lost) = match waiting {
+            Waiting::Note(note) => {
+                let (allowed, denied) = (note.allowed.into(), (!note.allowed).into());
+                let lost = Lost { at_ms: note.at_ms, allowed, denied };
+                (Record::Decision(note.into()), Some(lost))
+            }
+            Waiting::Repeated(repeated) => {
+                let Repeated { at_ms, allowed, denied, .. } = repeated;
+                (Record::Repeated(repeated), Some(Lost { at_ms, allowed, denied }))
+            }
+            Waiting::Lost(lost) => (Record::Lost(lost), None),
+        };
+        Self { text: record.line(), else_lost }
+    }
+}
+
+fn append(lines: &[Line]) -> Bytes {
+    let append = Append { records: lines.iter().map(|line| line.text.clone()).collect() };
     ksi_protocol::encode(&append).expect("texts have a form in MessagePack")
 }
 
@@ -406,13 +466,13 @@ mod tests {
     #[test]
     fn payloads_that_wait_are_bounded_in_bytes_and_a_long_one_goes_alone() {
         let trail = Trail::default();
-        trail.note(note(true, PAYLOADS_MAX + 1));
+        trail.note(note(true, BYTES_MAX + 1));
         trail.note(note(true, 1));
         trail.note(note(false, 1));
         assert_eq!(lost(&trail), [(1, 1)]);
         assert_eq!(trail.take().unwrap().len(), 1);
         assert_eq!(trail.lock().bytes, 0);
-        for _ in 0..PAYLOADS_MAX / (1 << 20) {
+        for _ in 0..BYTES_MAX / (1 << 20) {
             trail.note(note(false, 1 << 20));
         }
         // The counts of the loss go first; the bytes of one batch are bounded.
@@ -423,12 +483,56 @@ mod tests {
     fn a_record_has_the_digest_and_the_size_and_nothing_of_the_payload() {
         let payload = b"a prompt that nobody may read".to_vec();
         let one = Note { data: payload.clone().into(), ..note(true, 0) };
-        let batch = encode(vec![Waiting::Note(one)]);
+        let batch = append(&[Waiting::Note(one).into()]);
         assert!(!batch.windows(8).any(|part| part == &payload[..8]));
         let append: Append = ksi_protocol::decode(&batch).unwrap();
         let Ok(Record::Decision(decision)) = serde_json::from_str(&append.records[0]) else {
             panic!("{append:?}")
         };
         assert_eq!((decision.size, &decision.sha256), (29, &Digest::of(&payload).to_string()));
+    }
+
+    #[test]
+    fn what_waits_is_charged_with_its_texts_and_not_only_with_its_payload() {
+        let trail = Trail::default();
+        let long = || Some("c".repeat(1 << 20));
+        for _ in 0..20 {
+            trail.note(Note { correlation_id: long(), ..note(false, 0) });
+        }
+        assert!(trail.lock().bytes <= BYTES_MAX);
+        assert_eq!(lost(&trail), [(0, 5)]);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_can_never_be_written_is_counted_and_the_others_are_written_around_it() {
+        let trail = Trail::default();
+        let one = |n: u64, origin: &str| {
+            Line::from(Waiting::Note(Note { at_ms: n, origin: origin.into(), ..note(false, 0) }))
+        };
+        let lines = (0..10).map(|n| one(n, if n == 6 { "cursed" } else { "session:1" })).collect();
+        let written = Mutex::new(Vec::new());
+        let ask = |batch: Bytes| {
+            let append: Append = ksi_protocol::decode(&batch).unwrap();
+            let cursed = append.records.iter().any(|record| record.contains("cursed"));
+            if !cursed {
+                written.lock().unwrap().extend(append.records);
+            }
+            std::future::ready(match cursed {
+                true => Err(Refusal::new(Code::TooLarge, "a record is too long")),
+                false => Ok(()),
+            })
+        };
+        trail.write(lines, ask).await;
+        let written = written.into_inner().unwrap();
+        let records = written.iter().map(|line| serde_json::from_str::<Record>(line).unwrap());
+        let (mut at, mut counted) = (Vec::new(), Vec::new());
+        for record in records {
+            at.push(record.at_ms());
+            if let Record::Lost(lost) = record {
+                counted.push((lost.at_ms, lost.allowed, lost.denied));
+            }
+        }
+        assert_eq!(at, (0..10).collect::<Vec<_>>());
+        assert_eq!(counted, [(6, 0, 1)]);
     }
 }

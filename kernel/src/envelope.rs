@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use ksi_identity::Caller;
-use ksi_protocol::{EventName, Refusal, frame::Id, work::Policy};
+use ksi_protocol::{EventName, Refusal, frame::Id, limits, work::Policy};
+
+use crate::refusals;
 
 /// Names a pending request, or a word that an interceptor owes; unique for the
 /// life of the kernel, counted from 1. Whoever is asked sees it as the id.
@@ -76,7 +78,22 @@ pub struct Ask {
     pub caller: Option<Arc<Caller>>,
 }
 
+/// Takes a text away that is longer than `most` bytes: what is said of its sender
+/// must not carry it on.
+fn bound(field: &str, text: &mut Option<Arc<str>>, most: usize) -> Result<(), Refusal> {
+    match text.take_if(|text| text.len() > most) {
+        None => Ok(()),
+        Some(text) => Err(refusals::too_long(field, text.len(), most)),
+    }
+}
+
 impl Ask {
+    /// Refuses texts that are longer than they may be, whoever sends them.
+    pub(crate) fn bound(&mut self) -> Result<(), Refusal> {
+        bound("correlation_id", &mut self.correlation_id, limits::CORRELATION_ID_BYTES_MAX)?;
+        bound("idempotency_key", &mut self.idempotency_key, limits::IDEMPOTENCY_KEY_BYTES_MAX)
+    }
+
     /// A request with nothing but what it needs.
     #[must_use]
     pub fn new(id: Id, event: EventName, data: Bytes) -> Self {
@@ -118,6 +135,11 @@ pub struct Emission {
 }
 
 impl Emission {
+    /// Refuses a text that is longer than it may be, whoever sends it.
+    pub(crate) fn bound(&mut self) -> Result<(), Refusal> {
+        bound("correlation_id", &mut self.correlation_id, limits::CORRELATION_ID_BYTES_MAX)
+    }
+
     /// An emission without a cause.
     #[must_use]
     pub fn new(event: EventName, data: Bytes) -> Self {

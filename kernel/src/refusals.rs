@@ -169,6 +169,11 @@ pub(crate) fn too_deep(step: &str, chain: &str, limit: usize) -> Refusal {
         .hint("one thing leads to another without end; `daemon.chain_steps_max` bounds it")
 }
 
+pub(crate) fn too_long(field: &str, bytes: usize, most: usize) -> Refusal {
+    no(Blame::Sender, Code::InvalidFrame, format!("`{field}` has {bytes} bytes, and may have {most}"))
+        .hint("what is long belongs into the payload")
+}
+
 pub(crate) fn detached() -> Refusal {
     no(Blame::Sender, Code::Cancelled, "the sender is no longer attached".into())
 }

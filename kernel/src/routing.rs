@@ -39,7 +39,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// # Errors
     ///
     /// `denied` where the grant does not cover it, `cancelled` from a port that
-    /// is detached, `too_large` where its causal chain goes too far or in a
+    /// is detached, `invalid_frame` where its correlation id is too long, `too_large` where its causal chain goes too far or in a
     /// circle, the reason of a freeze from a client; of a durable fact `unavailable` while nobody keeps work, and
     /// `busy` while whoever does has as much as it may hold. Then nobody is
     /// told.
@@ -70,9 +70,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     fn may_emit(
         &self,
         port: &Arc<Port<H>>,
-        emission: Emission,
+        mut emission: Emission,
         now_ms: u64,
     ) -> Result<(Envelope, u16, Option<Token>), Refusal> {
+        emission.bound()?;
         if !port.is_open() {
             return Err(refusals::detached());
         }
@@ -188,8 +189,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Asks the owner of an event. Exactly one last answer comes back to
     /// `port` in some call's effects, maybe in this one's.
-    pub fn request(&self, port: &Arc<Port<H>>, ask: Ask, now_ms: u64, effects: &mut Effects<H>) {
+    pub fn request(&self, port: &Arc<Port<H>>, mut ask: Ask, now_ms: u64, effects: &mut Effects<H>) {
         self.counters.requests.add(1);
+        let bounded = ask.bound();
         let token = self.pending.issue();
         let to = Address {
             asker: Arc::clone(port),
@@ -198,7 +200,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id: ask.correlation_id.clone(),
             bit: None,
         };
-        if let Err(refusal) = self.open(port, token, ask, now_ms, effects) {
+        if let Err(refusal) = bounded.and_then(|()| self.open(port, token, ask, now_ms, effects)) {
             self.deliver_answer(token, to, refusal.into(), effects);
         }
     }

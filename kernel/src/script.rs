@@ -313,6 +313,7 @@ fn asked(directory: &Directory, words: &mut Words<'_>) -> Ask {
     });
     ask.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
     ask.correlation_id = words.named.get("corr").map(|&text| text.into());
+    ask.idempotency_key = words.named.get("key").map(|&text| text.into());
     ask
 }
 

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use ksi_identity::{Caller, Permission, Rights};
+use ksi_identity::{Caller, Permission, Rights, is_tenant};
 use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
 use ksi_protocol::{
     Descriptor, EventName, Frame, Pattern, Refusal,
@@ -140,9 +140,10 @@ impl Guest {
         }
     }
 
-    /// Whether it has nothing to do with a tenant.
+    /// Whether it has nothing to do with a tenant, or that is none.
     fn is_stranger(&self, tenant: &str) -> bool {
-        !self.every_tenant.load(Ordering::Relaxed) && !lock(&self.tenants).contains(tenant)
+        let knows = || self.every_tenant.load(Ordering::Relaxed) || lock(&self.tenants).contains(tenant);
+        !is_tenant(tenant) || !knows()
     }
 
     /// Whether it may tell of every tenant, from now on.

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     frame::{Class, Gap, Welcome},
-    limits::DEPTH_MAX,
+    limits::{DEPTH_MAX, LINE_ID_BYTES_MAX},
     name::EventName,
     pattern::Pattern,
     refusal::{Code, Refusal},
@@ -87,6 +87,9 @@ const SHAPES: &[(&str, &[&str])] = &[
     ("credit", &["credit", "id", "n"]),
 ];
 
+/// Longest sentence in bytes on what is wrong with a line.
+const WHY_BYTES_MAX: usize = 1024;
+
 /// Parses one line (without its newline).
 ///
 /// # Errors
@@ -109,18 +112,27 @@ pub fn parse(line: &[u8]) -> Result<Input, Box<Malformed>> {
     let id = object.get("id").filter(|id| !id.is_null()).cloned();
     match verb(&mut object, id.as_ref()) {
         Ok(verb) => Ok(Input { id, verb }),
-        Err(refusal) => Err(malformed(id.filter(is_id), refusal)),
+        Err(mut refusal) => {
+            // It may quote what was sent, which is no shorter than a line may be.
+            refusal.message.truncate(refusal.message.floor_char_boundary(WHY_BYTES_MAX));
+            Err(malformed(id.filter(is_id), refusal))
+        }
     }
 }
 
 fn is_id(id: &Value) -> bool {
-    id.is_string() || id.is_number()
+    id.is_number() || id.as_str().is_some_and(|id| id.len() <= LINE_ID_BYTES_MAX)
+}
+
+/// What [`is_id`] takes.
+fn an_id() -> String {
+    format!("a number, or a text of at most {LINE_ID_BYTES_MAX} bytes")
 }
 
 fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Refusal> {
     let invalid = |why: String| Refusal::new(Code::InvalidFrame, why);
     if id.is_some_and(|id| !is_id(id)) {
-        return Err(invalid("`id` must be a text or a number".into()));
+        return Err(invalid(format!("`id` must be {}", an_id())));
     }
     let Some((kind, allowed)) = SHAPES.iter().find(|(kind, _)| object.contains_key(*kind)) else {
         return Err(invalid("line says neither what to ask nor what to tell".into())
@@ -159,7 +171,7 @@ fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Ref
             credit: field(object, "credit")?,
         },
         _ if !is_id(&subject) => {
-            return Err(invalid(format!("`{kind}` must be the id of an earlier line, a text or a number")));
+            return Err(invalid(format!("`{kind}` must be the id of an earlier line, {}", an_id())));
         }
         "unsubscribe" => Verb::Unsubscribe(subject),
         "cancel" => Verb::Cancel(subject),
@@ -516,6 +528,24 @@ mod tests {
         }
         let malformed = parse(br#"{"id":7,"event":"A"}"#).unwrap_err();
         assert_eq!(malformed.id, Some(json!(7)));
+    }
+
+    #[test]
+    fn an_id_is_short_and_what_is_wrong_with_a_line_is_said_in_few_words() {
+        let line = |id: usize| json!({"event": "a:b", "id": "x".repeat(id)}).to_string();
+        assert!(parse(line(LINE_ID_BYTES_MAX).as_bytes()).is_ok());
+        let malformed = parse(line(LINE_ID_BYTES_MAX + 1).as_bytes()).unwrap_err();
+        assert_eq!((malformed.id, malformed.refusal.code), (None, Code::InvalidFrame));
+        assert!(malformed.refusal.message.contains("at most 128 bytes"), "{}", malformed.refusal);
+        let long = "\u{1}".repeat(1 << 20);
+        for line in [
+            json!({"cancel": long}),
+            json!({"event": "a:b", "id": 1, long.clone(): 1}),
+            json!({"event": "a:b", "credit": long}),
+            json!({"subscribe": "a:*", "class": long}),
+        ] {
+            assert!(refused(&line.to_string()).message.len() <= WHY_BYTES_MAX);
+        }
     }
 
     #[test]

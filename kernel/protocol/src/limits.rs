@@ -17,6 +17,16 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Most segments of an event name or pattern: bounds the work of matching.
 pub const NAME_SEGMENTS_MAX: usize = 8;
 
+/// Longest `correlation_id` in bytes: it goes with all that follows from one
+/// cause, into records that nobody else pays for.
+pub const CORRELATION_ID_BYTES_MAX: usize = 256;
+
+/// Longest `idempotency_key` in bytes: it is kept for as long as its work.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+
+/// Longest `id` of a JSON line in bytes, where it is a text: every answer has it.
+pub const LINE_ID_BYTES_MAX: usize = 128;
+
 /// Most arrays and maps inside one another in a payload, or in the fields of a
 /// frame with their own map counted: bounds the stack of whoever decodes it.
 pub const DEPTH_MAX: usize = 64;

@@ -42,6 +42,28 @@ fn a_request_goes_to_the_owner_and_its_answer_to_the_asker() {
 }
 
 #[test]
+fn texts_that_are_longer_than_they_may_be_are_refused_whoever_sends_them() {
+    let (fits, long) = ("c".repeat(256), "c".repeat(257));
+    check(&format!(
+        "> A attach
+         > B attach plugin
+         > B own echo:say
+         > A request 1 echo:say hi corr={fits}
+         < B request 1 echo:say hi from A corr {fits}
+         > B reply 1 hi
+         < A reply 1 hi
+         > A request 2 echo:say hi corr={long}
+         < A refused 2 invalid_frame sender
+         > A request 2 echo:say hi key={long}
+         < A refused 2 invalid_frame sender
+         > B request 1 echo:say hi corr={long}
+         < B refused 1 invalid_frame sender
+         > A emit a:b hi corr={long}
+         ! invalid_frame sender",
+    ));
+}
+
+#[test]
 fn what_cannot_be_asked_is_refused_to_the_asker() {
     check(
         "> A attach in_flight=1

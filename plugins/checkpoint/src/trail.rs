@@ -46,7 +46,7 @@ use ksi_sdk::{
 
 use crate::{
     disk::Directory,
-    journal::{self, Archive, Journal},
+    journal::{self, Archive, Journal, JournalError},
     record::Seq,
 };
 use heads::Heads;
@@ -133,6 +133,7 @@ impl Trail {
     ///
     /// # Errors
     ///
+    /// `too_large` where one of them is longer than any may be, and none is written;
     /// `unavailable`, with what the disk said: it is not known then how many of
     /// them were written.
     pub fn append(&self, records: Vec<String>, now_ms: u64) -> Result<Appended, Refusal> {
@@ -265,7 +266,10 @@ impl Open {
         let payloads: Vec<Bytes> = records.into_iter().map(Bytes::from).collect();
         let first = self.journal.next_seq();
         self.journal.append(&payloads).map_err(|error| {
-            Refusal::new(Code::Unavailable, format!("the audit trail is not written: {error}"))
+            // Whoever asks must know that asking again is in vain.
+            let never = matches!(error, JournalError::TooLarge { .. });
+            let code = if never { Code::TooLarge } else { Code::Unavailable };
+            Refusal::new(code, format!("the audit trail is not written: {error}"))
         })?;
         for (seq, payload) in (first..).zip(&payloads) {
             self.chain = ksi_sdk::trust::audit::link(self.chain, seq, payload);

@@ -89,6 +89,20 @@ fn an_answer_names_its_event_its_cause_and_its_time() {
 }
 
 #[test]
+fn a_correlation_that_is_too_long_is_refused_and_not_said_again() {
+    let daemon = ready();
+    let mut lines = daemon.lines();
+    let long = "c".repeat(257);
+    lines.send(&json!({"event": "echo:say", "id": 1, "data": {"text": "hi"}, "correlation_id": long}));
+    let answer = lines.receive();
+    assert_eq!((&answer["id"], &answer["refusal"]["code"]), (&json!(1), &json!("invalid_frame")), "{answer}");
+    assert_ne!(answer["correlation_id"], json!(long));
+    lines.send(&json!({"event": "echo:say", "id": long, "data": {"text": "hi"}}));
+    let answer = lines.receive();
+    assert_eq!((answer.get("id"), &answer["refusal"]["code"]), (None, &json!("invalid_frame")), "{answer}");
+}
+
+#[test]
 fn a_fast_answer_overtakes_a_slow_one() {
     let daemon = ready();
     let mut lines = daemon.lines();

@@ -113,6 +113,16 @@ fn what_was_appended_is_proved_signed_and_found_again() {
 }
 
 #[test]
+fn a_record_that_is_too_long_is_refused_for_good_and_the_next_is_written() {
+    let place = Place::new();
+    let long = "x".repeat(journal::PAYLOAD_MAX + 1);
+    let refusal = place.trail.append(vec![decision(1).line(), long], NOW).unwrap_err();
+    assert_eq!((refusal.code, refusal.retryable), (Code::TooLarge, false));
+    place.append(0..3);
+    assert_eq!(place.verify().records, 3, "nothing of the batch that was refused");
+}
+
+#[test]
 fn a_query_filters_and_goes_on_page_by_page() {
     let place = Place::new();
     place.append(0..100);
