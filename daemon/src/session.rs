@@ -15,6 +15,7 @@ pub mod outbox;
 mod pace;
 mod reader;
 mod socket;
+mod unfinished;
 
 use std::{
     sync::{

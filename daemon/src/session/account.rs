@@ -23,7 +23,7 @@ use std::{
 };
 
 use ksi_kernel::Rate;
-use ksi_protocol::{Code, Refusal};
+use ksi_protocol::{Code, Refusal, limits};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, SemaphorePermit},
@@ -46,6 +46,10 @@ const SUBSCRIPTIONS_OF_OWNER: usize = 65_536;
 /// Bytes that may wait for a connection however many others its user has.
 const PART_MIN: usize = 64 * 1024;
 
+/// Shares that may wait for one user before those are cut off who leave the most
+/// unread: answers to what was asked before.
+const SHARES_MAX: usize = 4;
+
 /// How much one user may have, over all connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -55,7 +59,8 @@ pub struct Share {
     pub in_flight: usize,
     /// Subscriptions. `None`: 4,096, and the daemon's owner 65,536.
     pub subscriptions: Option<usize>,
-    /// Bytes of events and answers that wait to be read.
+    /// Bytes of events and answers that wait to be read, and of large frames and
+    /// lines that are not finished.
     pub bytes: usize,
     /// Requests and emissions a second; a second's worth may come at once.
     /// `None`: any number.
@@ -283,6 +288,19 @@ impl Account {
         }
         let part = self.share.bytes / self.connections.load(Ordering::Relaxed).max(1);
         waits > part.max(PART_MIN)
+    }
+
+    /// Whether such a queue has to go: so much waits for the user that reading no
+    /// more requests was not enough, since answers were on their way.
+    pub(super) fn is_far_over(&self, charged: usize, waits: usize) -> bool {
+        let all = (self.bytes.load(Ordering::Relaxed) + waits).saturating_sub(charged);
+        let far = self.share.bytes.saturating_mul(SHARES_MAX).max(limits::REPLY_BYTES_MAX);
+        all > far && self.is_over(charged, waits)
+    }
+
+    /// What becomes of what is over the share.
+    pub(super) fn full(&self) -> Refusal {
+        self.busy("bytes waiting", self.share.bytes)
     }
 
     /// Whether others are connected, too.

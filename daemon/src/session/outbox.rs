@@ -12,7 +12,8 @@
 //!   `latest` subscription's older values.
 //! - Everything that waits here is counted: events in a ring, answers and
 //!   chunks without credit against one limit, beyond which the client is cut
-//!   off. All of it is charged to the account of the client's user.
+//!   off. All of it is charged to the account of the client's user, and so is
+//!   what is large in the socket's buffer.
 //! - Nothing here waits; a full socket is the writer task's matter.
 
 pub mod follow;
@@ -398,9 +399,14 @@ impl Drop for Outbox {
 }
 
 impl State {
-    /// Bytes that wait outside the socket's buffer.
+    /// Bytes that wait, but for the little that the socket's buffer always may have.
     fn waiting_bytes(&self) -> usize {
-        self.answer_bytes + self.live_bytes + self.credits.held_bytes()
+        self.answer_bytes + self.live_bytes + self.credits.held_bytes() + self.large_bytes()
+    }
+
+    /// Bytes of the one large answer or event that may lie in the socket's buffer.
+    fn large_bytes(&self) -> usize {
+        self.wire.buffer.len().saturating_sub(2 * WIRE_BYTES)
     }
 
     /// Charges for what waits now. Costs a comparison where nothing does.
@@ -418,7 +424,7 @@ impl State {
 
     fn is_congested(&self) -> bool {
         self.answer_bytes + self.wire.buffer.len() > CONGESTED_BYTES
-            || (self.answer_bytes > 0 && self.is_over_share())
+            || (self.answer_bytes + self.large_bytes() > 0 && self.is_over_share())
     }
 
     fn next_ticket(&mut self) -> u64 {
@@ -444,7 +450,9 @@ impl State {
     }
 
     fn check_overflow(&mut self) {
-        self.overflow |= self.answer_bytes + self.credits.held_bytes() > limits::REPLY_BYTES_MAX;
+        let waits = self.waiting_bytes();
+        self.overflow |= self.answer_bytes + self.credits.held_bytes() > limits::REPLY_BYTES_MAX
+            || (waits > 0 && self.account.is_far_over(self.charged, waits));
     }
 
     /// Moves what waits into the socket's buffer, in the order in which it was

@@ -4,6 +4,7 @@
 mod subscriptions;
 
 use std::{
+    io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -29,6 +30,7 @@ use super::{
     greeting,
     outbox::Outbox,
     socket::{READ_BYTES, first_byte, foreign, gone, hear_out, hung_up, read},
+    unfinished::Unfinished,
 };
 use crate::{
     hub::{Handle, Hub, Port, Turn},
@@ -141,6 +143,8 @@ async fn serve(sessions: &Arc<Sessions>, stream: UnixStream, client: Client) {
         greeted: false,
         greeting,
         searched: 0,
+        unfinished: Unfinished::new(outbox.account().clone()),
+        patience: sessions.limits.write_deadline,
     };
     let follows = keep_up(&sessions.hub, &seat, &outbox);
     let writing =
@@ -268,6 +272,10 @@ struct Session<'a> {
     /// Bytes of an unfinished line in which there is no newline, so that each
     /// is looked at once.
     searched: usize,
+    /// What is charged for an unfinished frame or line.
+    unfinished: Unfinished,
+    /// Time for which nothing may come of one that is large.
+    patience: Duration,
 }
 
 impl Session<'_> {
@@ -278,10 +286,14 @@ impl Session<'_> {
             let place = self.outbox.account().place(&self.outbox.tenure).await;
             let most = if place.is_some() { TURN_MAX } else { usize::MAX };
             let mut turn = self.hub.turn_of(self.outbox);
-            let next = match self.json {
+            let mut next = match self.json {
                 true => self.lines(input, &mut turn, most),
                 false => self.frames(input, &mut turn, most),
             };
+            if let Err(busy) = self.unfinished.recharge(input.len()) {
+                self.outbox.refuse(None, busy);
+                next = Next::Close;
+            }
             turn.touch(self.outbox);
             turn.end();
             if let Some(place) = place {
@@ -308,21 +320,31 @@ impl Session<'_> {
                 continue;
             }
             tokio::task::coop::consume_budget().await;
-            let reading = read(&self.outbox.socket, input);
-            let got = if self.greeted {
-                reading.await
-            } else {
-                match tokio::time::timeout_at(self.greeting, reading).await {
-                    Ok(got) => got,
-                    Err(_) => return false,
-                }
-            };
-            match got {
-                Ok(0) => return self.end_of_file(input),
-                Ok(_) => {}
-                Err(_) => return false,
+            match self.more(input).await {
+                Some(Ok(0)) => return self.end_of_file(input),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return false,
             }
         }
+    }
+
+    /// Reads once; `None` where nothing came in time, of the first word or of what
+    /// was begun and is large.
+    async fn more(&self, input: &mut BytesMut) -> Option<io::Result<usize>> {
+        let by = match (self.greeted, self.unfinished.is_large()) {
+            (true, false) => return Some(read(&self.outbox.socket, input).await),
+            (true, true) => Instant::now() + self.patience,
+            (false, _) => self.greeting,
+        };
+        let got = tokio::time::timeout_at(by, read(&self.outbox.socket, input)).await;
+        if got.is_err() && self.greeted {
+            let (bytes, ms) = (input.len(), self.patience.as_millis());
+            let message = format!("nothing came for {ms} ms of what was begun, {bytes} bytes so far");
+            self.outbox.refuse(None, Refusal::new(Code::Timeout, message));
+            self.outbox.flush();
+            hear_out(&self.outbox.socket).await;
+        }
+        got.ok()
     }
 
     /// A last line without its newline still counts; a frame cut short is

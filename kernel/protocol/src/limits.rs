@@ -67,8 +67,8 @@ pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Time a new connection has to say its first whole frame.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for which a peer may leave its socket unread while data waits; then
-/// it is cut off.
+/// Time for which a peer may leave its socket unread while data waits, or send
+/// nothing more of a frame or line of which it has sent much; then it is cut off.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest path of a Unix socket on Linux, without its closing NUL.

@@ -1,10 +1,14 @@
 //! Many connections of one user: together they have the share of one.
 
-use std::io::Write;
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 use ksi_protocol::{Code, Frame, frame::Class};
 use ksi_tests::{
-    Daemon,
+    Daemon, Lines,
     frames::{Frames, emit, request},
     wait_until,
 };
@@ -82,6 +86,47 @@ fn a_reader_that_never_reads_is_cut_off_after_the_deadline_and_its_charges_end_w
     let mut next = daemon.frames();
     // Its subscription was the only one that this user may have.
     wait_until("what it had is free", || next.try_subscribe(1, "test:*", Class::Live).is_ok());
+}
+
+#[test]
+fn unfinished_lines_together_cost_no_more_than_the_share_of_one_user() {
+    let daemon = with("[limits]\nqueued_bytes_max = 4194304\n");
+    let before = daemon.status().rss_bytes;
+    // Two of them are more than the share.
+    let begun = format!("{{\"event\":\"{}", "x".repeat(2 << 20));
+    let mut crowd: Vec<_> = (0..8).map(|_| daemon.raw()).collect();
+    for stream in &mut crowd {
+        // Who is refused meanwhile may find its connection closed.
+        let _ = stream.write_all(begun.as_bytes());
+    }
+    let is_refused = |stream: &mut UnixStream| {
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut said = [0; 64];
+        stream.read(&mut said).is_ok_and(|bytes| String::from_utf8_lossy(&said[..bytes]).contains("busy"))
+    };
+    let refused = crowd.iter_mut().map(is_refused).filter(|refused| *refused).count();
+    assert!(refused >= 7, "{refused} of 8 were refused");
+    let grown = daemon.status().rss_bytes.saturating_sub(before);
+    assert!(grown < 24 << 20, "grew by {grown} bytes");
+    daemon.ask("echo:say", json!({"text": "who says little is served"})).unwrap();
+}
+
+#[test]
+fn a_large_line_of_which_nothing_more_comes_is_refused_and_a_small_one_may_wait() {
+    let daemon = with("[daemon]\nwrite_deadline = \"300ms\"\n");
+    let (mut large, mut small) = (daemon.raw(), daemon.raw());
+    let greeting =
+        "{\"event\":\"echo:say\",\"data\":{\"text\":\"hi\"}}\n{\"event\":\"echo:say\",\"data\":{\"text\":\"";
+    small.write_all(greeting.as_bytes()).unwrap();
+    large.write_all(format!("{greeting}{}", "x".repeat(200_000)).as_bytes()).unwrap();
+    let mut told = Lines::new(large);
+    assert_eq!(told.receive()["data"]["text"], "hi");
+    let refused = told.receive();
+    assert_eq!(refused["refusal"]["code"], "timeout", "{refused}");
+    small.write_all(b"late\"}}\n").unwrap();
+    let mut told = Lines::new(small);
+    assert_eq!(told.receive()["data"]["text"], "hi");
+    assert_eq!(told.receive()["data"]["text"], "late");
 }
 
 #[test]

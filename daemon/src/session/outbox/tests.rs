@@ -8,7 +8,10 @@ use ksi_protocol::{Bytes, Code, EventName, Frame, fanout, frame};
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::session::account::{Accounts, Share};
+use crate::{
+    session::account::{Accounts, Share},
+    wire::write_when_full,
+};
 
 fn account() -> Arc<Account> {
     Accounts::new(Share::default(), 2).of("uid:1")
@@ -233,4 +236,51 @@ async fn a_user_over_its_share_loses_the_oldest_events_of_its_own_and_all_is_giv
     assert!(!account.is_over(0, 150_000));
     drop(pairs);
     assert!(!account.is_over(0, 999_999), "all was given back");
+}
+
+/// A queue for which `account` pays, and the client's end of its socket.
+fn paid_by(account: &Arc<Account>) -> (Outbox, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Outbox::new(ours, Face::Frames, account.clone(), Arc::default()), theirs)
+}
+
+fn large(bytes: usize) -> Delivery {
+    answer(1, Answer::Reply(vec![7; bytes].into()))
+}
+
+#[tokio::test]
+async fn a_large_answer_is_charged_until_it_is_in_the_socket_and_a_small_one_never() {
+    const BYTES: usize = 8 << 20;
+    let (outbox, mut client) = pair();
+    outbox.owe();
+    outbox.answer(answer(1, Answer::Reply(vec![7; 1000].into())));
+    assert_eq!(outbox.lock().charged, 0);
+    outbox.owe();
+    outbox.answer(large(BYTES));
+    outbox.flush();
+    assert!(outbox.lock().charged > BYTES / 2);
+    let mut got = vec![0; BYTES];
+    tokio::select! {
+        _ = write_when_full(&outbox.socket, &outbox.writer, limits::WRITE_DEADLINE, || outbox.resume()) => {
+            panic!("the client is there")
+        }
+        read = client.read_exact(&mut got) => assert_eq!(read.unwrap(), BYTES),
+    }
+    assert_eq!(outbox.lock().charged, 0);
+}
+
+#[tokio::test]
+async fn who_has_one_large_answer_unread_on_each_of_many_connections_is_cut_off_in_the_end() {
+    const BYTES: usize = 15 << 20;
+    let account = Accounts::new(Share { bytes: 20 << 20, ..Share::default() }, 2).of("uid:1");
+    let _connections: Vec<_> = (0..10).map(|_| account.connect(0).unwrap()).collect();
+    let clients: Vec<_> = (0..10).map(|_| paid_by(&account)).collect();
+    let mut served = 0;
+    for (outbox, _) in &clients {
+        outbox.owe();
+        outbox.answer(large(BYTES));
+        served += usize::from(outbox.flush() != Flushed::Dead);
+    }
+    // Four shares.
+    assert_eq!(served, 5);
 }
