@@ -5,9 +5,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// A number from 0 to 1, from the hasher's random keys.
-pub(crate) fn fraction() -> f64 {
+/// A number that nobody guesses, from the hasher's random keys.
+pub(crate) fn number() -> u64 {
     static CALLS: AtomicU32 = AtomicU32::new(0);
-    let hash = RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed));
-    (hash >> 11) as f64 / (1_u64 << 53) as f64
+    RandomState::new().hash_one(CALLS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A number from 0 to 1.
+pub(crate) fn fraction() -> f64 {
+    (number() >> 11) as f64 / (1_u64 << 53) as f64
 }

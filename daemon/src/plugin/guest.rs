@@ -52,7 +52,7 @@ pub enum Life {
     Ready,
     /// It has finished what it had.
     Drained,
-    /// It answered a ping.
+    /// It answered the ping that it was asked.
     Pong,
     /// It could not start.
     Refused(Refusal),
@@ -200,7 +200,7 @@ impl Guest {
     }
 
     /// Tells the keeper. The channel has room for all that one generation can
-    /// say of importance; a pong too many is no loss.
+    /// say of importance.
     pub fn tell(&self, life: Life) {
         let _ = self.life.try_send(life);
         woken::note();
@@ -313,7 +313,6 @@ impl Guest {
             Frame::Described { descriptor } => return self.described(descriptor),
             Frame::Ready => return self.tell(Life::Ready),
             Frame::Drained => return self.tell(Life::Drained),
-            Frame::Pong { .. } => return self.tell(Life::Pong),
             Frame::Refusal { id, refusal } => {
                 // What a plugin says of its failure may quote what it was given.
                 let refusal = redaction::refusal(refusal);

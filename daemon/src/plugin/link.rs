@@ -16,12 +16,18 @@ use tokio::{net::UnixStream, sync::Notify};
 use super::guest::{Guest, Life};
 use crate::{
     hub::Hub,
+    jitter,
     wire::{Wire, write_when_full},
     woken,
 };
 
 /// Unread bytes beyond which requests are refused.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Unread bytes beyond which a child is given up: it asks, and does not read what
+/// it is answered. It is read all the same until then, since one that waits to
+/// write reads nothing, and both would wait for ever.
+const UNREAD_MAX: usize = 2 * BYTES_MAX;
 
 /// Unread bytes beyond which events for a listener are dropped. Requests are
 /// bounded by what the plugin may hold.
@@ -36,6 +42,10 @@ pub struct Link {
     /// keeper sees to its heartbeat.
     pub busy: Notify,
     rests: AtomicBool,
+    /// What a ping that waits for its answer has; 0 while none does.
+    asked: AtomicU64,
+    /// Told when too much waits to be read.
+    overrun: Notify,
     socket: UnixStream,
     writer: Notify,
     wire: Mutex<Wire>,
@@ -54,6 +64,8 @@ impl Link {
             guest,
             busy: Notify::new(),
             rests: AtomicBool::new(true),
+            asked: AtomicU64::new(0),
+            overrun: Notify::new(),
             socket: UnixStream::from_std(socket)?,
             writer: Notify::new(),
             wire: Mutex::default(),
@@ -103,6 +115,12 @@ impl Link {
             }
             return None;
         }
+        if wire.buffer.len() > UNREAD_MAX {
+            wire.kill();
+            self.overrun.notify_one();
+            woken::note();
+            return None;
+        }
         let Err(error) = frame.encode(&mut wire.buffer) else { return None };
         tracing::warn!(plugin = self.guest.name, "{error}");
         if let Some(id) = answer {
@@ -117,6 +135,21 @@ impl Link {
         // Frames of the daemon's own are small.
         let _ = frame.encode(&mut self.lock().buffer);
         self.flush();
+    }
+
+    /// Asks the child's own loop whether it answers.
+    pub fn ping(&self) {
+        // Nobody can know it who has not read all that was said before.
+        let id = jitter::number() | 1;
+        self.asked.store(id, Ordering::Release);
+        self.send(&Frame::Ping { id });
+    }
+
+    /// It says that it was asked. What answers no ping says nothing.
+    fn pong(&self, id: u64) {
+        if id != 0 && self.asked.compare_exchange(id, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.guest.tell(Life::Pong);
+        }
     }
 
     /// The child is at rest until it is given something.
@@ -156,6 +189,7 @@ impl Link {
         tokio::pin!(reading);
         let reason = tokio::select! {
             reason = &mut reading => reason,
+            () = self.overrun.notified() => Some("does not read what it has asked for".into()),
             // It takes nothing more, but what it has said still counts.
             _ = &mut writing => reading.await,
         };
@@ -181,6 +215,7 @@ impl Link {
             let mut turn = hub.turn();
             loop {
                 match Frame::split(&mut input) {
+                    Ok(Some(Frame::Pong { id })) => self.pong(id),
                     Ok(Some(frame)) => self.guest.hear(&mut turn, frame),
                     Ok(None) => break,
                     Err(error) => {
@@ -215,4 +250,67 @@ fn too_large() -> Refusal {
     let limit = limits::FRAME_BYTES_MAX;
     Refusal::new(Code::TooLarge, format!("the payload does not fit a frame of {limit} bytes"))
         .hint("pass large data by a file, and its path in the payload")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, time::Duration};
+
+    use ksi_kernel::Answer;
+    use ksi_protocol::{Bytes, EventName};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn link() -> (Arc<Link>, StdStream, mpsc::Receiver<Life>) {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        let (life, lives) = mpsc::channel(4);
+        (Link::new(Guest::new("greedy", None, life, false), ours).unwrap(), theirs, lives)
+    }
+
+    #[tokio::test]
+    async fn only_the_pong_of_the_ping_that_is_open_counts_and_once() {
+        let (link, mut child, mut lives) = link();
+        for id in [0, 1, 7] {
+            link.pong(id);
+        }
+        assert!(lives.try_recv().is_err(), "nothing was asked");
+        link.socket.writable().await.unwrap();
+        link.ping();
+        let mut input = BytesMut::new();
+        let asked = loop {
+            let mut chunk = [0; 64];
+            let read = child.read(&mut chunk).unwrap();
+            input.extend_from_slice(&chunk[..read]);
+            if let Some(Frame::Ping { id }) = Frame::split(&mut input).unwrap() {
+                break id;
+            }
+        };
+        for id in [0, asked ^ 2] {
+            link.pong(id);
+        }
+        assert!(lives.try_recv().is_err(), "that was another");
+        link.pong(asked);
+        assert!(matches!(lives.try_recv(), Ok(Life::Pong)));
+        link.pong(asked);
+        assert!(lives.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_child_that_asks_and_does_not_read_is_given_up_and_what_waited_for_it_is_gone() {
+        const BYTES: usize = 8 << 20;
+        let (link, _child, _lives) = link();
+        let data = Bytes::from(vec![7; BYTES]);
+        let event = EventName::parse("a:b").unwrap();
+        for id in 0..64 {
+            let answer = Answer::Reply(data.clone());
+            let delivery =
+                Delivery::Answer { id, token: 1, event: event.clone(), answer, correlation_id: None };
+            assert!(link.push(delivery, 0).is_none());
+            assert!(link.lock().buffer.len() <= UNREAD_MAX + BYTES + 1024);
+        }
+        assert!(link.lock().is_dead() && link.lock().buffer.is_empty());
+        let told = tokio::time::timeout(Duration::from_secs(10), link.overrun.notified());
+        assert!(told.await.is_ok(), "whoever serves it is told");
+    }
 }

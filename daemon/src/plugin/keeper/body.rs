@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ksi_protocol::{Frame, system::PluginState};
+use ksi_protocol::system::PluginState;
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -200,7 +200,7 @@ impl Keeper {
             None => {
                 // What it is given from here on, this ping says nothing of.
                 link.rest();
-                link.send(&Frame::Ping { id: 0 });
+                link.ping();
                 self.heartbeat = Heartbeat { next: Some(now + hang), asked: Some(now), again: false };
             }
         }
