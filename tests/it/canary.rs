@@ -127,8 +127,13 @@ fn provoke(daemon: &Daemon) -> Vec<(String, Vec<u8>)> {
     };
     let knows = json!({"values": [OF_KEYRING, OF_ENVIRONMENT, OF_CONFIGURATION]});
     assert_eq!(ask("leaky:knows", knows).unwrap()["same"], true, "the plugin itself has them all");
-    for event in ["leaky:log", "leaky:words"] {
+    for event in ["leaky:log", "leaky:words", "leaky:ail"] {
         ask(event, json!({})).unwrap();
+    }
+    wait_until("it says what it lacks", || daemon.plugin("leaky").degraded.is_some());
+    for event in ["plugin:list", "system:health"] {
+        let told = ask(event, json!({})).unwrap().to_string();
+        assert!(told.contains("does not get in with plain *** debug"), "{told}");
     }
     let refusal = ask("leaky:refuse", json!({})).unwrap_err();
     assert!(refusal["message"].as_str().unwrap().contains("401 for plain *** debug"), "{refusal}");

@@ -321,7 +321,7 @@ impl Guest {
                 }
                 Frame::Refusal { id, refusal }
             }
-            Frame::Health { degraded } => return self.complain(turn, degraded),
+            Frame::Health { degraded } => return self.complain(turn, degraded.map(redaction::text)),
             Frame::Log { level, message } => {
                 let message = redaction::text(message);
                 if matches!(level.as_str(), "error" | "warn" | "info") {
