@@ -29,7 +29,8 @@ pub struct Envelope {
     /// Ties together all that follows from one cause; inherited from `parent`
     /// where the sender gave none.
     pub correlation_id: Option<Arc<str>>,
-    /// Two requests with one key are one request; whoever answers acts on it.
+    /// Of a durable event, two requests with one key are one request; of any other,
+    /// whoever answers acts on it or not.
     pub idempotency_key: Option<Arc<str>>,
     /// The request on whose behalf this was sent.
     pub parent: Option<Token>,
@@ -62,7 +63,7 @@ pub struct Ask {
     pub credit: Option<u32>,
     /// Ties together all that follows from one cause.
     pub correlation_id: Option<Arc<str>>,
-    /// Two requests with one key are one request.
+    /// Of a durable event, two requests with one key are one request.
     pub idempotency_key: Option<Arc<str>>,
     /// What the asker holds and is asking for: this request ends with it.
     pub parent: Option<Token>,

@@ -219,7 +219,7 @@ pub struct Request<P = Bytes> {
     /// Ties together all that follows from one cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// Two requests with one key are one request.
+    /// Of a durable event, two requests with one key are one request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// Who asked; set by the daemon, ignored from a client.

@@ -29,7 +29,7 @@ pub struct Meta {
     /// Ties together all that follows from one cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// Two requests with one key are one request.
+    /// Of a durable event, two requests with one key are one request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// From a plugin: time that its request may take, milliseconds.

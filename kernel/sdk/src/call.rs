@@ -16,7 +16,7 @@ use crate::{
 pub struct CallOptions {
     /// Time that the answer may take; without it the event's own.
     pub timeout: Option<Duration>,
-    /// Two requests with one key are one request.
+    /// Of a durable event, two requests with one key are one request.
     pub idempotency_key: Option<String>,
     /// Whether the request goes on when the one on whose behalf it is asked
     /// ends. Needed by work that outlives its request. What is asked so is asked
@@ -36,7 +36,7 @@ pub struct ForwardOptions {
     pub origin: Option<String>,
     /// In whose name: what the context of the kept request said. As `origin`.
     pub caller: Option<Caller>,
-    /// Two requests with one key are one request.
+    /// Of a durable event, two requests with one key are one request.
     pub idempotency_key: Option<String>,
     /// What it belongs to; without it, what the context belongs to.
     pub correlation_id: Option<String>,
