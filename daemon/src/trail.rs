@@ -4,13 +4,16 @@
 //!
 //! Whoever takes a decision never waits: it leaves names and a reference to the
 //! payload behind. The digest of the payload is made here, later, and the
-//! payload goes no further.
+//! payload goes no further. Where many payloads wait already, it is made at once.
 //!
 //! # Invariants
 //!
 //! * What finds no room, or cannot be written whoever asks how often, is counted, denials and permissions apart, and the
 //!   counts are written down as a record of their own, in their place.
 //! * A quarter of the room is for denials alone.
+//! * One payer has at most half of what the others leave, and payloads take no
+//!   room from decisions: so what somebody does is not hidden by what another, or
+//!   the same one with large payloads, does at that time.
 //! * Nobody fills the trail with denials, and no plugin with what it tells: those
 //!   that repeat are counted.
 //!
@@ -23,7 +26,7 @@
 mod repeats;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -32,6 +35,7 @@ use ksi_identity::Witness;
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
     audit::{Append, Decision, Lost, Record, Repeated},
+    limits,
 };
 use ksi_trust::Digest;
 use tokio::{
@@ -44,8 +48,11 @@ use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
 const NOTES_MAX: usize = 16_384;
-/// Bytes that may wait with them; one that has more goes alone.
-const BYTES_MAX: usize = 16 << 20;
+/// Bytes that may wait with them.
+const BYTES_MAX: usize = 32 << 20;
+/// Bytes at which no more payloads wait: theirs are digested at once, by whoever
+/// sends them.
+const WHOLE_BYTES_MAX: usize = 8 << 20;
 /// Decisions that are written at once, and bytes that are read for that.
 const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 4 << 20;
@@ -65,6 +72,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Note {
     /// When, milliseconds since 1970.
     pub at_ms: u64,
+    /// Whose share of the queue it takes.
+    pub payer: Arc<str>,
     /// In whose name.
     pub principal: String,
     /// The tenant of that one.
@@ -84,7 +93,38 @@ pub struct Note {
     /// What ties it to its cause.
     pub correlation_id: Option<String>,
     /// What came along.
-    pub data: Bytes,
+    pub payload: Payload,
+}
+
+/// What came along with a decision.
+#[derive(Debug)]
+pub enum Payload {
+    /// Itself; it is digested later.
+    Whole(Bytes),
+    /// What is written of it.
+    Digested {
+        /// Its SHA-256.
+        digest: Digest,
+        /// Its size in bytes.
+        size: usize,
+    },
+}
+
+impl Payload {
+    /// Bytes that it keeps while it waits.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Whole(data) => data.len(),
+            Self::Digested { .. } => 0,
+        }
+    }
+
+    fn digested(&self) -> (Digest, usize) {
+        match self {
+            Self::Whole(data) => (Digest::of(data), data.len()),
+            Self::Digested { digest, size } => (*digest, *size),
+        }
+    }
 }
 
 impl Note {
@@ -93,12 +133,13 @@ impl Note {
         let texts = [&self.principal, &self.origin, &self.permission];
         let more = [&self.tenant, &self.behalf, &self.correlation_id].into_iter().flatten();
         let texts: usize = texts.into_iter().chain(more).map(String::len).sum();
-        size_of::<Self>() + self.event.as_str().len() + texts + self.data.len()
+        size_of::<Self>() + self.event.as_str().len() + texts + self.payload.weight()
     }
 }
 
 impl From<Note> for Decision {
     fn from(note: Note) -> Self {
+        let (digest, size) = note.payload.digested();
         Self {
             at_ms: note.at_ms,
             principal: note.principal,
@@ -110,8 +151,8 @@ impl From<Note> for Decision {
             permission: note.permission,
             allowed: note.allowed,
             correlation_id: note.correlation_id,
-            sha256: Digest::of(&note.data).to_string(),
-            size: note.data.len() as u64,
+            sha256: digest.to_string(),
+            size: size as u64,
         }
     }
 }
@@ -132,6 +173,8 @@ pub struct Trail {
 struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// Decisions that wait, by those whose share they take; nobody with none.
+    by: HashMap<Arc<str>, usize>,
     denials: Repeats,
     /// What plugins tell, each in its own name.
     facts: Repeats,
@@ -155,8 +198,14 @@ impl Queue {
             true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
             false => (NOTES_MAX, BYTES_MAX),
         };
-        let fits = self.bytes + note.weight() <= bytes || self.waiting.is_empty();
-        self.waiting.len() < notes && fits
+        let own = self.by.get(&note.payer).copied().unwrap_or(0);
+        let share = limits::fair_share(notes, self.waiting.len().saturating_sub(own));
+        own < share && self.bytes + note.weight() <= bytes
+    }
+
+    /// Whether its payload may wait until it is digested.
+    fn has_room_for_payload(&self, note: &Note) -> bool {
+        self.bytes + note.weight() <= WHOLE_BYTES_MAX
     }
 
     /// Has those told that were counted; all of them with `None`.
@@ -176,9 +225,25 @@ impl Queue {
         !self.denials.is_empty() || !self.facts.is_empty()
     }
 
+    /// The first that waits, which nobody is charged for any more.
+    fn pop(&mut self) -> Option<Waiting> {
+        let first = self.waiting.pop_front()?;
+        if let Waiting::Note(note) = &first {
+            self.bytes -= note.weight();
+            if let Some(own) = self.by.get_mut(&note.payer) {
+                *own -= 1;
+                if *own == 0 {
+                    self.by.remove(&note.payer);
+                }
+            }
+        }
+        Some(first)
+    }
+
     fn push(&mut self, note: Note) {
         if self.has_room(&note) {
             self.bytes += note.weight();
+            *self.by.entry(note.payer.clone()).or_default() += 1;
             self.waiting.push_back(Waiting::Note(note));
             return;
         }
@@ -210,6 +275,7 @@ impl Witness for Trail {
         let principal = &caller.principal;
         self.note(Note {
             at_ms: decision.at_ms,
+            payer: principal.payer.clone(),
             principal: principal.name.to_string(),
             tenant: principal.tenant.as_deref().map(str::to_owned),
             origin: decision.origin.to_owned(),
@@ -219,7 +285,7 @@ impl Witness for Trail {
             permission: decision.right.to_owned(),
             allowed: decision.allowed,
             correlation_id: decision.correlation_id.map(str::to_owned),
-            data: decision.data.clone(),
+            payload: Payload::Whole(decision.data.clone()),
         });
     }
 }
@@ -229,9 +295,16 @@ impl Trail {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a decision behind. Never waits.
-    pub fn note(&self, note: Note) {
+    /// Leaves a decision behind. Never waits; whoever sends more than can be digested
+    /// later has it digested in its own turn.
+    pub fn note(&self, mut note: Note) {
         let mut queue = self.lock();
+        if !queue.has_room_for_payload(&note) {
+            drop(queue);
+            let (digest, size) = note.payload.digested();
+            note.payload = Payload::Digested { digest, size };
+            queue = self.lock();
+        }
         let is_first = queue.waiting.is_empty();
         queue.push(note);
         drop(queue);
@@ -295,13 +368,12 @@ impl Trail {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < BATCH_MAX && (bytes < BATCH_BYTES || taken.is_empty()) {
-            let Some(next) = queue.waiting.pop_front() else { break };
+            let Some(next) = queue.pop() else { break };
             if let Waiting::Note(note) = &next {
                 bytes += note.weight();
             }
             taken.push(next);
         }
-        queue.bytes -= bytes;
         queue.writing = !taken.is_empty();
         (!taken.is_empty()).then_some(taken)
     }
@@ -422,6 +494,7 @@ mod tests {
     fn note(allowed: bool, data: usize) -> Note {
         Note {
             at_ms: 1,
+            payer: "me".into(),
             principal: "me".into(),
             tenant: None,
             origin: "session:1".into(),
@@ -431,7 +504,7 @@ mod tests {
             permission: "a.use".into(),
             allowed,
             correlation_id: None,
-            data: vec![7; data].into(),
+            payload: Payload::Whole(vec![7; data].into()),
         }
     }
 
@@ -444,45 +517,77 @@ mod tests {
         queue.waiting.iter().filter_map(count).collect()
     }
 
+    fn of(payer: &str, note: Note) -> Note {
+        Note { payer: payer.into(), ..note }
+    }
+
     #[test]
     fn what_finds_no_room_is_counted_in_its_place_and_denials_find_room_for_longer() {
         let trail = Trail::default();
         for _ in 0..NOTES_MAX {
             trail.note(note(true, 0));
         }
-        let quarter = (NOTES_MAX / 4) as u64;
-        assert_eq!(lost(&trail), [(quarter, 0)]);
+        // Half of what is there for what was allowed.
+        let own = NOTES_MAX / 4 * 3 / 2;
+        assert_eq!(lost(&trail), [((NOTES_MAX - own) as u64, 0)]);
         for _ in 0..NOTES_MAX {
             trail.note(note(false, 0));
         }
-        // The record of the first loss takes a place, too.
-        let denied = NOTES_MAX as u64 - quarter + 1;
-        assert_eq!(lost(&trail), [(quarter, 0), (0, denied)]);
+        // And of what is there for denials.
+        let more = NOTES_MAX / 2 - own;
+        let (allowed, denied) = ((NOTES_MAX - own) as u64, (NOTES_MAX - more) as u64);
+        assert_eq!(lost(&trail), [(allowed, 0), (0, denied)]);
         assert_eq!(trail.take().unwrap().len(), BATCH_MAX);
         trail.note(note(true, 0));
-        assert_eq!(lost(&trail), [(quarter, 0), (1, denied)]);
+        assert_eq!(lost(&trail), [(allowed, 0), (1, denied)]);
     }
 
     #[test]
-    fn payloads_that_wait_are_bounded_in_bytes_and_a_long_one_goes_alone() {
+    fn who_fills_the_queue_leaves_room_for_what_others_do() {
         let trail = Trail::default();
-        trail.note(note(true, BYTES_MAX + 1));
-        trail.note(note(true, 1));
-        trail.note(note(false, 1));
-        assert_eq!(lost(&trail), [(1, 1)]);
-        assert_eq!(trail.take().unwrap().len(), 1);
-        assert_eq!(trail.lock().bytes, 0);
-        for _ in 0..BYTES_MAX / (1 << 20) {
-            trail.note(note(false, 1 << 20));
+        for _ in 0..2 * NOTES_MAX {
+            trail.note(of("mallory", note(true, 0)));
         }
-        // The counts of the loss go first; the bytes of one batch are bounded.
-        assert_eq!(trail.take().unwrap().len(), 1 + BATCH_BYTES / (1 << 20));
+        for payer in ["alice", "bob", "carol"] {
+            for _ in 0..500 {
+                trail.note(of(payer, note(true, 0)));
+            }
+        }
+        let waits = |payer: &str| trail.lock().by.get(payer).copied();
+        assert_eq!((waits("alice"), waits("bob"), waits("carol")), (Some(500), Some(500), Some(500)));
+        while trail.take().is_some() {}
+        assert!(trail.lock().by.is_empty());
+    }
+
+    #[test]
+    fn payloads_that_wait_are_bounded_in_bytes_and_no_decision_is_lost_for_them() {
+        let trail = Trail::default();
+        for n in 0..100 {
+            trail.note(note(n % 2 == 0, 1 << 20));
+            assert!(trail.lock().bytes <= WHOLE_BYTES_MAX + n * 1024);
+        }
+        trail.note(note(true, BYTES_MAX + 1));
+        assert_eq!(lost(&trail), []);
+        // The bytes of one batch are bounded, too.
+        assert_eq!(trail.take().unwrap().len(), BATCH_BYTES / (1 << 20));
+        let mut decisions = Vec::new();
+        while let Some(taken) = trail.take() {
+            decisions.extend(taken.into_iter().filter_map(|one| match one {
+                Waiting::Note(note) => Some(Decision::from(note)),
+                Waiting::Repeated(_) | Waiting::Lost(_) => None,
+            }));
+        }
+        assert_eq!(trail.lock().bytes, 0);
+        let digest = Digest::of(&vec![7; 1 << 20]).to_string();
+        let (last, others) = decisions.split_last().unwrap();
+        assert!(others.iter().all(|one| one.sha256 == digest && one.size == 1 << 20));
+        assert_eq!((others.len(), last.size), (96, BYTES_MAX as u64 + 1));
     }
 
     #[test]
     fn a_record_has_the_digest_and_the_size_and_nothing_of_the_payload() {
         let payload = b"a prompt that nobody may read".to_vec();
-        let one = Note { data: payload.clone().into(), ..note(true, 0) };
+        let one = Note { payload: Payload::Whole(payload.clone().into()), ..note(true, 0) };
         let batch = append(&[Waiting::Note(one).into()]);
         assert!(!batch.windows(8).any(|part| part == &payload[..8]));
         let append: Append = ksi_protocol::decode(&batch).unwrap();
@@ -496,11 +601,11 @@ mod tests {
     fn what_waits_is_charged_with_its_texts_and_not_only_with_its_payload() {
         let trail = Trail::default();
         let long = || Some("c".repeat(1 << 20));
-        for _ in 0..20 {
+        for _ in 0..40 {
             trail.note(Note { correlation_id: long(), ..note(false, 0) });
         }
         assert!(trail.lock().bytes <= BYTES_MAX);
-        assert_eq!(lost(&trail), [(0, 5)]);
+        assert_eq!(lost(&trail), [(0, 9)]);
     }
 
     #[tokio::test]

@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub audit_days: Option<u64>,
     /// Size of the audit trail beyond which its oldest files go.
     pub audit_bytes_max: Option<u64>,
+    /// Days for which nothing of it goes for its size, as far as the disk allows.
+    pub audit_days_min: Option<u64>,
 }
 
 impl Config {
@@ -76,6 +78,7 @@ impl Config {
         between("checkpoints_kept", wide(self.checkpoints_kept), 1, 1000)?;
         between("audit_days", self.audit_days, 1, 36_500)?;
         between("audit_bytes_max", self.audit_bytes_max, 4 * MIB, 1 << 44)?;
+        between("audit_days_min", self.audit_days_min, 0, 36_500)?;
         let options = self.options();
         if options.overlay_max_bytes < options.checkpoint_bytes {
             return Err(Refusal::invalid_payload(format!(
@@ -93,6 +96,7 @@ impl Config {
         Retention {
             days: self.audit_days.unwrap_or(unset.days),
             bytes: self.audit_bytes_max.unwrap_or(unset.bytes),
+            days_min: self.audit_days_min.unwrap_or(unset.days_min),
         }
     }
 

@@ -44,6 +44,8 @@ use ksi_sdk::{
     trust::{Digest, audit::Head},
 };
 
+use nix::sys::statvfs::statvfs;
+
 use crate::{
     disk::Directory,
     journal::{self, Archive, Journal, JournalError},
@@ -59,19 +61,25 @@ pub const HEAD_MS: u64 = 60_000;
 /// Size of a file of the trail.
 const SEGMENT_BYTES: u64 = 1 << 20;
 const DAY_MS: u64 = 24 * 3_600_000;
+/// Part of what is free for it on the disk that the trail may take for records that
+/// are young.
+const DISK_PART: u64 = 4;
 
 /// How long the trail is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Days; whole files whose records are all older go.
     pub days: u64,
-    /// Bytes; the oldest files go beyond it.
+    /// Bytes; the oldest files go beyond it ...
     pub bytes: u64,
+    /// ... but for those with records that are no older than so many days, as far
+    /// as the disk allows: so nobody makes what was done lately go by doing much.
+    pub days_min: u64,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { days: 365, bytes: 512 << 20 }
+        Self { days: 365, bytes: 512 << 20, days_min: 7 }
     }
 }
 
@@ -141,7 +149,7 @@ impl Trail {
             open.append(records, now_ms)?;
             if open.unsigned >= HEAD_RECORDS {
                 open.sign(now_ms)?;
-                open.retire(shared.retention, now_ms)?;
+                open.retire(shared, now_ms)?;
             }
             Ok(Appended { last_seq: open.journal.next_seq() - 1 })
         })
@@ -158,7 +166,7 @@ impl Trail {
             let due_ms = open.unsigned_since_ms.saturating_add(HEAD_MS);
             if open.unsigned > 0 && now_ms >= due_ms {
                 open.sign(now_ms)?;
-                open.retire(shared.retention, now_ms)?;
+                open.retire(shared, now_ms)?;
             }
             Ok((open.unsigned > 0).then(|| due_ms.saturating_sub(now_ms).max(1)))
         })
@@ -292,15 +300,18 @@ impl Open {
 
     /// Lets go of files that are too old or too many; before that, a record
     /// says so.
-    fn retire(&mut self, retention: Retention, now_ms: u64) -> Result<(), Refusal> {
+    fn retire(&mut self, shared: &Shared, now_ms: u64) -> Result<(), Refusal> {
+        let retention = shared.retention;
         let stat = self.archive.stat();
         let mut bytes = stat.bytes;
+        let most = retention.bytes.max((bytes + free_bytes(&shared.dir)) / DISK_PART);
         let mut before_seq: Seq = 0;
         // The newest two stay: the one that is written, and what the chain of
         // the rest hangs on.
         for (segment, next) in stat.segments.iter().zip(stat.segments.iter().skip(1)) {
-            let too_old = next.begun_ms.saturating_add(retention.days * DAY_MS) < now_ms;
-            if !too_old && bytes <= retention.bytes {
+            let is_older = |days: u64| next.begun_ms.saturating_add(days * DAY_MS) < now_ms;
+            let allowed = if is_older(retention.days_min) { retention.bytes } else { most };
+            if !is_older(retention.days) && bytes <= allowed {
                 break;
             }
             bytes -= segment.bytes;
@@ -315,6 +326,11 @@ impl Open {
         let first = self.archive.stat().first;
         self.heads.let_go(first).map_err(|error| cannot(error.to_string()))
     }
+}
+
+/// Bytes that the disk has left; none where it does not say.
+fn free_bytes(dir: &Path) -> u64 {
+    statvfs(dir).map_or(0, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 /// The chain's value after the last record; where there is none, or it cannot

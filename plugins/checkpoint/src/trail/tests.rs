@@ -1,6 +1,12 @@
 //! A trail that is written, signed, read, exported, let go and tampered with.
 
-use std::{fs, io::BufReader, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs,
+    io::BufReader,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ksi_sdk::{
     prelude::Code,
@@ -204,7 +210,7 @@ fn a_cut_off_end_is_found_where_a_head_has_seen_it_and_a_forged_head_is_told_fro
 
 #[test]
 fn old_files_go_with_a_word_and_the_rest_stays_proved() {
-    let place = Place::keeping(Retention { days: 365, bytes: 6 * SEGMENT });
+    let place = Place::keeping(Retention { days: 365, bytes: 6 * SEGMENT, days_min: 0 });
     for block in 0..6 {
         place.append(block * 500..block * 500 + 500);
     }
@@ -231,6 +237,22 @@ fn old_files_go_with_a_word_and_the_rest_stays_proved() {
     }
     let found = place.again().verify();
     assert!(found.problems.iter().any(|problem| problem.what.contains("none says")), "{found:?}");
+}
+
+#[test]
+fn what_is_young_does_not_go_because_much_is_written() {
+    let place = Place::keeping(Retention { days: 365, bytes: 6 * SEGMENT, days_min: 7 });
+    let first = |now_ms| {
+        for block in 0..6 {
+            let records = (block * 500..block * 500 + 500).map(|n| decision(n).line()).collect();
+            place.trail.append(records, now_ms).unwrap();
+        }
+        place.trail.verify(now_ms).unwrap().first_seq
+    };
+    // Files are as old as the clock says, not the records.
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
+    assert_eq!(first(now_ms), 1);
+    assert!(first(now_ms + 8 * DAY_MS) > 1, "a week later its size counts");
 }
 
 #[test]
