@@ -8,6 +8,7 @@
 //! at another seed.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex},
@@ -384,25 +385,19 @@ fn all_that_takes_long_serves_who_reads_meanwhile() {
     let file = dir.path().join("export.ksi");
     // So that what the others call is not what this does.
     life.keeper.checkpoint(&mut |_| {}).unwrap();
-    let served = |act: &mut dyn FnMut(&mut dyn FnMut(&dyn Store))| {
-        let mut served = 0;
-        act(&mut |store| {
-            assert_eq!(store.get(&7_u64.to_be_bytes()).unwrap().unwrap(), "x");
-            served += 1;
-        });
-        served
+    let served = Cell::new(0);
+    let mut between = |store: &dyn Store| {
+        assert_eq!(store.get(&7_u64.to_be_bytes()).unwrap().unwrap(), "x");
+        served.set(served.get() + 1);
     };
     let keeper = &mut life.keeper;
     let segments = keeper.shared.archive.stat().segments.len();
     assert!(segments > 0);
     // The simulated store is verified in one step; its export has 4 pages.
-    assert_eq!(served(&mut |between| {
-        keeper.export(&file, between).unwrap();
-    }), 4);
-    assert_eq!(served(&mut |between| {
-        keeper.export_own(between).unwrap();
-    }), 1 + 4);
-    assert_eq!(served(&mut |between| {
-        keeper.verify(between).unwrap();
-    }), segments + 1);
+    keeper.export(&file, &mut between).unwrap();
+    assert_eq!(served.take(), 4);
+    keeper.export_own(&mut between).unwrap();
+    assert_eq!(served.take(), 1 + 4);
+    keeper.verify(&mut between).unwrap();
+    assert_eq!(served.take(), segments + 1);
 }
