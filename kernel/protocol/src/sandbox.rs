@@ -233,8 +233,12 @@ pub enum Act {
     Exec,
     /// Connect to a TCP port of this machine.
     Connect,
+    /// The same without `connect`: with the first bytes that are sent.
+    ConnectBySending,
     /// Listen on a TCP port of this machine.
     Bind,
+    /// The same without `bind`: on whatever port the system chooses.
+    ListenUnbound,
     /// Ask the daemon something through its control socket.
     ControlSocket,
     /// Trace the daemon.
@@ -257,12 +261,14 @@ pub enum Act {
 
 impl Act {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::ReadOutside,
         Self::WriteOutside,
         Self::Exec,
         Self::Connect,
+        Self::ConnectBySending,
         Self::Bind,
+        Self::ListenUnbound,
         Self::ControlSocket,
         Self::Ptrace,
         Self::Signal,
@@ -282,7 +288,9 @@ impl Act {
             Self::WriteOutside => "write a file that is not granted",
             Self::Exec => "start a program",
             Self::Connect => "connect to a TCP port of this machine",
+            Self::ConnectBySending => "connect to a TCP port with the first bytes (TCP Fast Open)",
             Self::Bind => "listen on a TCP port of this machine",
+            Self::ListenUnbound => "listen on whatever TCP port the system chooses",
             Self::ControlSocket => "ask the daemon through its control socket",
             Self::Ptrace => "trace the daemon",
             Self::Signal => "signal the daemon",

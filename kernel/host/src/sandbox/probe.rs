@@ -26,6 +26,8 @@ use nix::{
     sys::{
         ptrace,
         signal::{Signal, kill},
+        socket::{AddressFamily, Backlog, SockFlag, SockType, listen, setsockopt, socket, sockopt},
+        time::{TimeVal, TimeValLike},
         wait::waitpid,
     },
     unistd::{ForkResult, Pid, dup, fork, pause},
@@ -68,7 +70,9 @@ fn attempt(act: Act, sandbox: &Sandbox, targets: &Targets) -> Outcome {
         Act::WriteOutside => fs::write(outside.join("written"), "x").map(|()| "written".into()).map_err(say),
         Act::Exec => exec(),
         Act::Connect => connect(targets.port),
+        Act::ConnectBySending => connect_by_sending(targets.port),
         Act::Bind => bind(sandbox, targets),
+        Act::ListenUnbound => listen_unbound(targets),
         Act::ControlSocket => ask(&targets.socket),
         Act::Ptrace => {
             ptrace::seize(daemon, ptrace::Options::empty()).map(|()| "traced".into()).map_err(name)
@@ -117,17 +121,55 @@ fn connect(port: u16) -> Outcome {
     TcpStream::connect_timeout(&address.into(), PATIENCE).map(|_| "connected".into()).map_err(say)
 }
 
-/// Listens on a port that is granted, or else on any. Where nobody can come by,
-/// that is as good as denied.
+fn connect_by_sending(port: u16) -> Outcome {
+    let socket = tcp()?;
+    let patience = TimeVal::seconds(PATIENCE.as_secs().cast_signed());
+    setsockopt(&socket, sockopt::SendTimeout, &patience).map_err(name)?;
+    // SAFETY: all zeros are a valid value of this plain structure.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    address.sin_family = libc::AF_INET.cast_unsigned() as libc::sa_family_t;
+    address.sin_port = port.to_be();
+    address.sin_addr.s_addr = u32::from(Ipv4Addr::LOCALHOST).to_be();
+    // SAFETY: a socket that is open, one byte and an address of their sizes, which
+    // are only read.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            c"x".as_ptr().cast(),
+            1,
+            libc::MSG_FASTOPEN,
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    Errno::result(sent).map(|_| "connected".into()).map_err(name)
+}
+
+fn tcp() -> Result<OwnedFd, String> {
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(name)
+}
+
+/// Listens on a port that is granted, or else on any.
 fn bind(sandbox: &Sandbox, targets: &Targets) -> Outcome {
     let port = sandbox.listen.first().copied().unwrap_or(0);
     match TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Ok("the port is in use".into()),
         Err(error) => Err(say(error)),
-        Ok(_) if fs::read_link(NETWORK).is_ok_and(|ours| ours != Path::new(&targets.network)) => {
-            Err("only in a network of its own".into())
-        }
-        Ok(_) => Ok("listening".into()),
+        Ok(_) => listening(targets),
+    }
+}
+
+fn listen_unbound(targets: &Targets) -> Outcome {
+    let socket = tcp()?;
+    listen(&socket, Backlog::MAXALLOWABLE).map_err(name)?;
+    listening(targets)
+}
+
+/// Where nobody can come by, to listen is as good as denied.
+fn listening(targets: &Targets) -> Outcome {
+    match fs::read_link(NETWORK) {
+        Ok(ours) if ours != Path::new(&targets.network) => Err("only in a network of its own".into()),
+        _ => Ok("listening".into()),
     }
 }
 

@@ -231,6 +231,17 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
         Network::Loopback => (true, true),
         Network::Ports(ports) => (true, ports.contains(&53)),
     };
+    // Rules on TCP ports are asked by `connect` and `bind` alone. Neither is
+    // called by who sends and connects at once, nor by who listens without a
+    // port and is given one.
+    let at_once = number(libc::MSG_FASTOPEN);
+    for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
+        deny_if(rules, call, &[(flags, Is::MaskedEq(at_once), at_once)])?;
+    }
+    let listens = !sandbox.listen.is_empty() || if internet { own_network } else { sandbox.unix };
+    if !listens {
+        rules.insert(libc::SYS_listen, Vec::new());
+    }
     let mut families = Vec::new();
     if sandbox.unix || sandbox.gpu {
         families.push(libc::AF_UNIX);
@@ -293,5 +304,75 @@ pub(super) fn holds() -> Taken {
     match nix::sched::unshare(nix::sched::CloneFlags::empty()) {
         Err(nix::errno::Errno::EPERM) => Ok(String::new()),
         _ => Err("system calls pass the filter".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of these calls, with their first four arguments, are denied in such
+    /// a sandbox; nothing where there are no filters. What is let through fails
+    /// all the same: there is no such descriptor, and nothing at such an address.
+    fn denied<const N: usize>(
+        sandbox: Sandbox,
+        own_network: bool,
+        calls: [(libc::c_long, [i32; 4]); N],
+    ) -> Option<[bool; N]> {
+        // A filter is in force for the thread that has entered it.
+        let tried = std::thread::spawn(move || {
+            enter(&sandbox, own_network).ok()?;
+            Some(calls.map(|(call, arguments)| is_denied(call, arguments)))
+        });
+        tried.join().unwrap()
+    }
+
+    #[expect(unsafe_code, reason = "as a plugin would make the call, past all wrappers")]
+    fn is_denied(call: libc::c_long, [a, b, c, d]: [i32; 4]) -> bool {
+        // SAFETY: integers, and no address of anything.
+        let done = unsafe { libc::syscall(call, a, b, c, d) };
+        nix::errno::Errno::result(done) == Err(nix::errno::Errno::EPERM)
+    }
+
+    fn granted(network: Network, listen: &[u16], unix: bool) -> Sandbox {
+        Sandbox { network, listen: listen.into(), unix, ..Sandbox::default() }
+    }
+
+    #[test]
+    fn nobody_connects_by_sending_whatever_is_granted() {
+        let calls = |flags| {
+            [
+                (libc::SYS_sendto, [-1, 0, 0, flags]),
+                (libc::SYS_sendmsg, [-1, 0, flags, 0]),
+                (libc::SYS_sendmmsg, [-1, 0, 0, flags]),
+            ]
+        };
+        for network in [Network::None, Network::Loopback, Network::Ports(vec![443, 53])] {
+            for own_network in [false, true] {
+                let with = |flags| denied(granted(network.clone(), &[80], true), own_network, calls(flags));
+                let Some(at_once) = with(libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) else { return };
+                assert_eq!(at_once, [true; 3], "{network:?}");
+                assert_eq!(with(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL), Some([false; 3]), "{network:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_listen_on_no_port_cannot_listen_at_all_where_others_could_come() {
+        let ports = || Network::Ports(vec![443]);
+        for (sandbox, own_network, expected) in [
+            (granted(Network::None, &[], false), true, true),
+            (granted(Network::None, &[], true), false, false),
+            (granted(Network::None, &[8080], false), false, false),
+            (granted(Network::Loopback, &[], false), true, false),
+            (granted(Network::Loopback, &[], false), false, true),
+            (granted(ports(), &[], false), false, true),
+            (granted(ports(), &[], true), false, true),
+            (granted(ports(), &[8080], false), false, false),
+        ] {
+            let listen = denied(sandbox.clone(), own_network, [(libc::SYS_listen, [-1, 1, 0, 0])]);
+            let Some(listen) = listen else { return };
+            assert_eq!(listen, [expected], "{sandbox:?}, its own network: {own_network}");
+        }
     }
 }
