@@ -4,7 +4,10 @@
 use std::{
     io::{Read, Write},
     net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -16,6 +19,7 @@ use ksi_protocol::{
     frame::Setup,
     sandbox::{Act, Finding, Layer, Network, Report, Sandbox, Standing, Targets},
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 
 /// Time that a host has for all that it says.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,11 +28,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn probe(sandbox: Sandbox) -> (Report, Vec<Finding>) {
     let dir = tempfile::tempdir().expect("a directory");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let path = dir.path().join("control.sock");
+    // It can be found, and takes nobody in.
+    let control =
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    bind(control.as_raw_fd(), &UnixAddr::new(&path).expect("a short path")).expect("a new path");
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     let targets = Targets {
         outside: dir.path().join("outside").display().to_string(),
         port: listener.local_addr().expect("it has one").port(),
-        socket: dir.path().join("none").display().to_string(),
+        socket: path.display().to_string(),
         daemon: std::process::id(),
         network: network.display().to_string(),
     };
@@ -86,5 +95,15 @@ fn a_grant_of_ports_is_a_grant_of_no_other_way_to_be_on_the_network() {
             let finding = finding(&findings, act);
             assert!(finding.denied, "{finding:?}");
         }
+    }
+}
+
+#[test]
+fn a_pair_of_sockets_finds_nobody_else() {
+    let disable = vec![Layer::Landlock, Layer::Namespaces, Layer::Cgroup];
+    let (report, findings) = probe(Sandbox { disable, ..Sandbox::default() });
+    if standing(&report, Layer::Seccomp).on {
+        let finding = finding(&findings, Act::DatagramPair);
+        assert!(finding.denied, "{finding:?}");
     }
 }

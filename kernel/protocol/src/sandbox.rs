@@ -239,6 +239,9 @@ pub enum Act {
     Bind,
     /// The same without `bind`: on whatever port the system chooses.
     ListenUnbound,
+    /// Find the control socket from a pair of sockets, which needs none of its
+    /// own to send to any path.
+    DatagramPair,
     /// Ask the daemon something through its control socket.
     ControlSocket,
     /// Trace the daemon.
@@ -261,7 +264,7 @@ pub enum Act {
 
 impl Act {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ReadOutside,
         Self::WriteOutside,
         Self::Exec,
@@ -269,6 +272,7 @@ impl Act {
         Self::ConnectBySending,
         Self::Bind,
         Self::ListenUnbound,
+        Self::DatagramPair,
         Self::ControlSocket,
         Self::Ptrace,
         Self::Signal,
@@ -291,6 +295,7 @@ impl Act {
             Self::ConnectBySending => "connect to a TCP port with the first bytes (TCP Fast Open)",
             Self::Bind => "listen on a TCP port of this machine",
             Self::ListenUnbound => "listen on whatever TCP port the system chooses",
+            Self::DatagramPair => "send to a Unix socket from a pair of sockets",
             Self::ControlSocket => "ask the daemon through its control socket",
             Self::Ptrace => "trace the daemon",
             Self::Signal => "signal the daemon",

@@ -27,8 +27,8 @@ fn deniers(act: Act) -> &'static [Layer] {
     match act {
         Act::ReadOutside | Act::WriteOutside => &[Landlock, Namespaces],
         Act::Exec | Act::Connect | Act::Bind | Act::Ptrace => &[Seccomp, Landlock, Namespaces],
-        // Rules on ports are not asked there.
-        Act::ConnectBySending | Act::ListenUnbound => &[Seccomp, Namespaces],
+        // Rules on ports are not asked there, and those on paths only since Linux 7.1.
+        Act::ConnectBySending | Act::ListenUnbound | Act::DatagramPair => &[Seccomp, Namespaces],
         Act::Signal => &[Seccomp, Landlock],
         Act::SignalByFile | Act::IoUring | Act::AfAlg | Act::Processes => &[Seccomp],
         Act::Memory | Act::Files => &[Limits],

@@ -12,7 +12,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::net::{UnixDatagram, UnixStream},
     },
     path::Path,
     process::{Command, Stdio},
@@ -73,6 +73,7 @@ fn attempt(act: Act, sandbox: &Sandbox, targets: &Targets) -> Outcome {
         Act::ConnectBySending => connect_by_sending(targets.port),
         Act::Bind => bind(sandbox, targets),
         Act::ListenUnbound => listen_unbound(targets),
+        Act::DatagramPair => datagram(&targets.socket),
         Act::ControlSocket => ask(&targets.socket),
         Act::Ptrace => {
             ptrace::seize(daemon, ptrace::Options::empty()).map(|()| "traced".into()).map_err(name)
@@ -170,6 +171,18 @@ fn listening(targets: &Targets) -> Outcome {
     match fs::read_link(NETWORK) {
         Ok(ours) if ours != Path::new(&targets.network) => Err("only in a network of its own".into()),
         _ => Ok("listening".into()),
+    }
+}
+
+/// Sends to another socket than the one that it is connected to. The control
+/// socket takes no datagrams, so nothing arrives, but the error tells that it was
+/// found.
+fn datagram(socket: &str) -> Outcome {
+    let (ours, _other) = UnixDatagram::pair().map_err(say)?;
+    match ours.send_to(b"", socket) {
+        Ok(_) => Ok("sent".into()),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok("the socket was found".into()),
+        Err(error) => Err(say(error)),
     }
 }
 

@@ -220,10 +220,14 @@ fn process_rules(rules: &mut Rules, exec: bool) -> Built<()> {
     Ok(())
 }
 
-/// Sockets of the kinds that are granted. A pair of sockets leads nowhere, so
-/// it is always allowed.
+/// Sockets of the kinds that are granted. A pair that is connected for good leads
+/// nowhere, so it is always allowed; what sends datagrams may send one to
+/// anybody's path.
 fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Built<()> {
     deny_if(rules, libc::SYS_socketpair, &[(0, Is::Ne, number(libc::AF_UNIX))])?;
+    if !sandbox.unix {
+        unix_only(rules, libc::SYS_socketpair, &[libc::SOCK_STREAM, libc::SOCK_SEQPACKET])?;
+    }
     let (internet, datagrams) = match &sandbox.network {
         // What was promised cannot be had, so there is nothing.
         Network::None | Network::Loopback if !own_network => (!sandbox.listen.is_empty(), false),
@@ -249,11 +253,7 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
     if sandbox.gpu && !sandbox.unix {
         // NVIDIA's driver is of no use without a socket of this kind, with which
         // nobody else's can be reached that is of another.
-        let others = (0..=KIND).filter(|kind| *kind != number(libc::SOCK_SEQPACKET));
-        for kind in others {
-            let conditions = [(0, Is::Eq, number(libc::AF_UNIX)), (1, Is::MaskedEq(KIND), kind)];
-            deny_if(rules, libc::SYS_socket, &conditions)?;
-        }
+        unix_only(rules, libc::SYS_socket, &[libc::SOCK_SEQPACKET])?;
     }
     if internet {
         families.extend([libc::AF_INET, libc::AF_INET6]);
@@ -281,6 +281,14 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
         }
         let other = [vec![family], protocols.clone()].concat();
         deny_if(rules, libc::SYS_socket, &other)?;
+    }
+    Ok(())
+}
+
+/// Denies a call that would make Unix sockets of other kinds.
+fn unix_only(rules: &mut Rules, call: libc::c_long, kinds: &[libc::c_int]) -> Built<()> {
+    for other in (0..=KIND).filter(|kind| kinds.iter().all(|allowed| number(*allowed) != *kind)) {
+        deny_if(rules, call, &[(0, Is::Eq, number(libc::AF_UNIX)), (1, Is::MaskedEq(KIND), other)])?;
     }
     Ok(())
 }
@@ -328,7 +336,8 @@ mod tests {
     }
 
     #[expect(unsafe_code, reason = "as a plugin would make the call, past all wrappers")]
-    fn is_denied(call: libc::c_long, [a, b, c, d]: [i32; 4]) -> bool {
+    fn is_denied(call: libc::c_long, arguments: [i32; 4]) -> bool {
+        let [a, b, c, d] = arguments.map(libc::c_long::from);
         // SAFETY: integers, and no address of anything.
         let done = unsafe { libc::syscall(call, a, b, c, d) };
         nix::errno::Errno::result(done) == Err(nix::errno::Errno::EPERM)
@@ -354,6 +363,26 @@ mod tests {
                 assert_eq!(at_once, [true; 3], "{network:?}");
                 assert_eq!(with(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL), Some([false; 3]), "{network:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_pair_of_sockets_leads_nowhere_but_to_itself_without_a_grant_of_unix_sockets() {
+        // The system makes sockets of datagrams of what is called raw, too.
+        let kinds = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET, libc::SOCK_DGRAM, libc::SOCK_RAW];
+        let calls = kinds.map(|kind| {
+            let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            (libc::SYS_socketpair, [libc::AF_UNIX, kind, 0, 0])
+        });
+        let gpu = Sandbox { gpu: true, ..Sandbox::default() };
+        for (sandbox, expected) in [
+            (Sandbox::default(), [false, false, true, true]),
+            (gpu, [false, false, true, true]),
+            (granted(Network::Ports(vec![443]), &[80], false), [false, false, true, true]),
+            (granted(Network::None, &[], true), [false; 4]),
+        ] {
+            let Some(pairs) = denied(sandbox.clone(), false, calls) else { return };
+            assert_eq!(pairs, expected, "{sandbox:?}");
         }
     }
 
