@@ -1,5 +1,6 @@
 //! A plugin host as the daemon starts it, with nothing to load: what of its
-//! sandbox it says is in force, and what comes of its probe.
+//! sandbox it says is in force, and what comes of its probe; on this machine, and
+//! on one whose kernel has no such system call, or one that does nothing.
 
 use std::{
     io::{Read, Write},
@@ -19,7 +20,16 @@ use ksi_protocol::{
     frame::Setup,
     sandbox::{Act, Finding, Layer, Network, Report, Sandbox, Standing, Targets},
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::{
+    libc,
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket},
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+/// What the layers that a machine may lack begin with.
+const FILTERS: &[libc::c_long] = &[libc::SYS_seccomp];
+const RULES: &[libc::c_long] =
+    &[libc::SYS_landlock_create_ruleset, libc::SYS_landlock_add_rule, libc::SYS_landlock_restrict_self];
 
 /// Time that a host has for all that it says.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,6 +74,22 @@ fn probe(sandbox: Sandbox) -> (Report, Vec<Finding>) {
     (report, findings)
 }
 
+/// The same where system calls only come back with an error, 0 for none; nothing
+/// where that cannot be had.
+fn probe_where(calls: &[libc::c_long], errno: i32, sandbox: Sandbox) -> Option<(Report, Vec<Finding>)> {
+    let arch = std::env::consts::ARCH.try_into().expect("a machine that filters know");
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let action = SeccompAction::Errno(errno.cast_unsigned());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a program");
+    // In force for the thread that has entered it, and for what that starts.
+    let tried = std::thread::spawn(move || {
+        apply_filter(&program).ok()?;
+        Some(probe(sandbox))
+    });
+    tried.join().expect("the host does what it is to do")
+}
+
 fn setup(sandbox: Sandbox, targets: Targets, own: &Path) -> Frame {
     Frame::Setup(Setup {
         version: PROTOCOL_VERSION,
@@ -105,5 +131,52 @@ fn a_pair_of_sockets_finds_nobody_else() {
     if standing(&report, Layer::Seccomp).on {
         let finding = finding(&findings, Act::DatagramPair);
         assert!(finding.denied, "{finding:?}");
+    }
+}
+
+#[test]
+fn a_kernel_without_filters_and_rules_leaves_what_it_has_and_each_layer_says_why() {
+    let missing = [FILTERS, RULES, &[libc::SYS_unshare]].concat();
+    let Some((report, findings)) = probe_where(&missing, libc::ENOSYS, Sandbox::default()) else { return };
+    assert_eq!(report.level(), "L1", "{report:?}");
+    for (layer, why) in [
+        (Layer::Seccomp, "not implemented"),
+        (Layer::Landlock, "this kernel has none"),
+        (Layer::Namespaces, "ENOSYS"),
+    ] {
+        let standing = standing(&report, layer);
+        assert!(!standing.on && standing.why.contains(why), "{standing:?}");
+    }
+    let lacks = report.lacks(Layer::Landlock).expect("it is less than that");
+    assert!(lacks.starts_with("it requires sandbox L3, and L1 can be had: L2 (seccomp: "), "{lacks}");
+    for act in [Act::Exec, Act::Bind, Act::Signal, Act::SignalByFile] {
+        let finding = finding(&findings, act);
+        assert!(!finding.denied, "nothing is there to deny it: {finding:?}");
+    }
+}
+
+#[test]
+fn a_layer_that_is_missing_takes_no_other_with_it() {
+    let (whole, _) = probe(Sandbox::default());
+    for (missing, calls) in [(Layer::Seccomp, FILTERS), (Layer::Landlock, RULES)] {
+        let Some((report, _)) = probe_where(calls, libc::ENOSYS, Sandbox::default()) else { return };
+        for (before, now) in whole.layers.iter().zip(&report.layers) {
+            assert_eq!(now.on, before.on && now.layer != missing, "without {missing:?}: {now:?}");
+        }
+    }
+}
+
+#[test]
+fn a_layer_whose_system_calls_say_yes_and_do_nothing_is_not_in_force() {
+    let enter_rules = &[libc::SYS_landlock_restrict_self];
+    for (layer, calls, act) in
+        [(Layer::Seccomp, FILTERS, Act::SignalByFile), (Layer::Landlock, enter_rules, Act::Signal)]
+    {
+        let others = Layer::ALL.into_iter().filter(|other| *other > Layer::Limits && *other != layer);
+        let sandbox = Sandbox { disable: others.collect(), ..Sandbox::default() };
+        let Some((report, findings)) = probe_where(calls, 0, sandbox) else { return };
+        let standing = standing(&report, layer);
+        assert!(!standing.on && !standing.why.is_empty(), "{standing:?}");
+        assert!(!finding(&findings, act).denied, "nothing is in force");
     }
 }
