@@ -222,6 +222,10 @@ pub struct Security {
     pub plugins_key: Option<Key>,
 }
 
+/// Namespaces that the plugin that keeps work owns, whatever its name, so that who
+/// asks before it has started hears that it will.
+const KEEPERS_NAMESPACES: [&str; 4] = ["checkpoint", "work", "space", "audit"];
+
 /// `[plugins.NAME]`: one instance of a plugin.
 #[derive(Clone, PartialEq)]
 pub struct Plugin {
@@ -234,7 +238,7 @@ pub struct Plugin {
     /// Where it runs.
     pub placement: Placement,
     /// The namespace that takes the place of the declared one, so that one
-    /// library can run twice. `None`: the declared one.
+    /// library can run twice. `None`: its name, which the library must have, too.
     pub namespace: Option<String>,
     /// What it may request, its own namespace included.
     pub may_call: Vec<Pattern>,
@@ -262,6 +266,21 @@ pub struct Plugin {
     pub instances: bool,
     /// Handed to the plugin as it is; always an object.
     pub config: serde_json::Value,
+}
+
+impl Plugin {
+    /// The namespace of its events.
+    #[must_use]
+    pub fn own_namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether it is the one to answer the events of a namespace.
+    #[must_use]
+    pub fn owns(&self, namespace: &str) -> bool {
+        let kept = self.keeps_work && KEEPERS_NAMESPACES.contains(&namespace);
+        (kept || self.own_namespace() == namespace) && !crate::system::NAMESPACES.contains(&namespace)
+    }
 }
 
 /// Leaves the plugin's own configuration out, which may hold secrets.

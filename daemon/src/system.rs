@@ -29,11 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{Config, Current, Plugin},
+    config::{Config, Current},
     hub::{Hub, SystemRequest},
     orders::{self, Order},
     plugin::{
-        fleet::{Fleet, KEEPERS_NAMESPACES, resident_bytes},
+        fleet::{Fleet, resident_bytes},
         supervisor::Input,
     },
     redaction,
@@ -430,12 +430,7 @@ fn declare(hub: &Hub, config: &Config) -> Vec<EventName> {
 /// clients. Only so does the kernel know what it takes to hear or emit them, and
 /// whether they are durable.
 fn declare_facts(hub: &Hub, config: &Config) {
-    let named =
-        |plugin: &Plugin, namespace: &str| plugin.namespace.as_deref().unwrap_or(&plugin.name) == namespace;
-    let of_a_plugin = |namespace: &str| {
-        let keeps = |plugin: &Plugin| plugin.keeps_work && KEEPERS_NAMESPACES.contains(&namespace);
-        config.plugins.values().any(|plugin| named(plugin, namespace) || keeps(plugin))
-    };
+    let of_a_plugin = |namespace: &str| config.plugins.values().any(|plugin| plugin.owns(namespace));
     let names = config.events.keys().filter_map(|name| EventName::parse(name).ok());
     let facts: Vec<Declared> = names
         .filter(|name| !of_a_plugin(name.namespace()) && !answers(name.as_str()))

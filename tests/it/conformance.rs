@@ -370,7 +370,7 @@ fn a_plugin_that_needs_a_process_of_its_own_gets_one_wherever_it_is_put() {
     }
     let daemon = Home::with_config(
         "[plugins.llama]\nenabled = false\n\
-         [plugins.needy]\nlibrary = \"libplugin_llama.so\"\nplacement = \"in-process\"\n",
+         [plugins.needy]\nlibrary = \"libplugin_llama.so\"\nnamespace = \"needy\"\nplacement = \"in-process\"\n",
     )
     .start();
     daemon.ready();

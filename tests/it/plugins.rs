@@ -233,18 +233,18 @@ fn a_reload_takes_the_file_as_it_is_now() {
         let path = home.path().join("libchanging.so");
         let config = format!(
             "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
-             [plugins.changing]\nlibrary = \"{}\"\nplacement = \"{placement}\"\n",
+             [plugins.changing]\nlibrary = \"{}\"\nnamespace = \"changing\"\nplacement = \"{placement}\"\n",
             path.display()
         );
         fs::write(home.paths().config_file, config).expect("ksi.toml can be written");
         put("fixture_listener", &path);
         let daemon = home.start();
         daemon.ready();
-        daemon.ask("listener:heard", json!({})).expect("the first one answers");
+        daemon.ask("changing:heard", json!({})).expect("the first one answers");
         put("fixture_faulty", &path);
-        daemon.ask("listener:heard", json!({})).expect("what runs goes on");
+        daemon.ask("changing:heard", json!({})).expect("what runs goes on");
         named(&daemon, "plugin:reload", "changing").expect("the second one starts");
-        assert_eq!(daemon.ask("faulty:ok", json!({})).expect("it answers")["n"], 0, "{placement}");
+        assert_eq!(daemon.ask("changing:ok", json!({})).expect("it answers")["n"], 0, "{placement}");
         assert_eq!(daemon.plugin("changing").about, "Misbehaves in every way it is asked to");
         fs::remove_file(&path).expect("a file can be removed");
         fs::write(&path, "broken").expect("a file can be written");

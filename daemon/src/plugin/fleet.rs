@@ -42,10 +42,6 @@ use crate::{
 /// latest.
 const KEEPER_GRACE: Duration = Duration::from_secs(2);
 
-/// Namespaces that the plugin that keeps work owns besides its own, so that who
-/// asks before it has started hears that it will.
-pub(crate) const KEEPERS_NAMESPACES: [&str; 3] = ["work", "space", "audit"];
-
 /// Time that plugins of this process leave to the others to get a process.
 const HEAD_START: Duration = Duration::from_millis(50);
 
@@ -286,7 +282,7 @@ impl Fleet {
     }
 
     fn spec(&self, mut plugin: config::Plugin) -> Spec {
-        let outer = plugin.namespace.clone().unwrap_or_else(|| plugin.name.clone());
+        let outer = plugin.own_namespace().to_owned();
         let library = self.places.find(&plugin.library);
         // Under an alias the events of the library's own name are known, too.
         let inner = plugin.namespace.as_ref().and_then(|_| Some(Image::open(&library).ok()?.name));
@@ -299,10 +295,7 @@ impl Fleet {
             .events
             .keys()
             .filter_map(|name| EventName::parse(&renamed(name)).ok())
-            .filter(|name| {
-                let namespace = name.namespace();
-                namespace == outer || (plugin.keeps_work && KEEPERS_NAMESPACES.contains(&namespace))
-            })
+            .filter(|name| plugin.owns(name.namespace()))
             .collect();
         // A plugin that keeps models and is not told where has the user's.
         if let Some(directory) = plugin.config.get_mut("models_dir")
@@ -477,6 +470,10 @@ impl Fleet {
             return Err(Refusal::new(Code::Conflict, format!("plugin {} is there already", image.name))
                 .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));
         }
+        if let Some(owner) = self.config().plugins.values().find(|plugin| plugin.owns(&image.name)) {
+            let message = format!("the namespace `{}` is plugin {}'s", image.name, owner.name);
+            return Err(Refusal::new(Code::Conflict, message).hint("give the library another name"));
+        }
         if let Some(order) = self.means.orders.quarantined(&image.name) {
             return Err(quarantined(&image.name, &order.reason));
         }
@@ -534,7 +531,7 @@ impl Fleet {
 }
 
 /// What a plugin gets that no configuration knows: nothing but its own events.
-fn unlisted(name: &str, library: String, placement: Placement) -> Result<config::Plugin, Refusal> {
+pub(super) fn unlisted(name: &str, library: String, placement: Placement) -> Result<config::Plugin, Refusal> {
     if name.contains('@') {
         let message = format!("`{name}` is the name of an instance, which only its plugin starts");
         return Err(Refusal::invalid_payload(message));

@@ -6,6 +6,7 @@
 // tidy: long because one task carries out the whole life of a plugin.
 
 mod body;
+mod claims;
 mod exit;
 mod launch;
 
@@ -337,22 +338,17 @@ impl Keeper {
                 self.sandboxed(report);
                 None
             }
-            Life::Described(descriptor) => {
-                self.described(descriptor.into());
-                None
-            }
+            Life::Described(descriptor) => match self.described(descriptor.into()) {
+                Ok(()) => None,
+                Err(refusal) => Some(self.reject(refusal, "it claims what is not its own").await),
+            },
             // Said once more, or too late, it means nothing.
             Life::Ready if self.supervisor.state() != PluginState::Starting => None,
             Life::Ready => {
                 self.timer = None;
                 match self.open() {
                     Ok(()) => Some(Input::Ready),
-                    Err(refusal) => {
-                        self.reason = Some(refusal.message);
-                        self.kill_child();
-                        self.lose("it cannot own its events").await;
-                        Some(Input::Died)
-                    }
+                    Err(refusal) => Some(self.reject(refusal, "it cannot own its events").await),
                 }
             }
             Life::Drained => Some(Input::Drained),
@@ -396,12 +392,25 @@ impl Keeper {
         }
     }
 
-    fn described(&self, descriptor: Arc<Descriptor>) {
+    /// Ends a generation that says what it may not.
+    async fn reject(&mut self, refusal: Refusal, why: &str) -> Input {
+        self.reason = Some(reason_of(refusal));
+        self.kill_child();
+        self.lose(why).await;
+        Input::Died
+    }
+
+    /// Takes what it says of itself, once that is found to be its to say.
+    fn described(&self, descriptor: Arc<Descriptor>) -> Result<(), Refusal> {
+        if let Some(running) = &self.running {
+            claims::check(&self.spec.plugin, &descriptor, |name| running.guest().outer(name))?;
+        }
         with(&self.board, |board| {
             board.status.version.clone_from(&descriptor.version);
             board.status.about.clone_from(&descriptor.about);
             board.descriptor = Some(descriptor);
         });
+        Ok(())
     }
 
     async fn step(&mut self, mut input: Input) {

@@ -131,7 +131,11 @@ impl Keeper {
         while let Ok(life) = self.life.try_recv() {
             match life {
                 Life::Sandboxed(report) => self.sandboxed(report),
-                Life::Described(descriptor) => self.described(descriptor.into()),
+                Life::Described(descriptor) => {
+                    if let Err(refusal) = self.described(descriptor.into()) {
+                        self.reason = Some(reason_of(refusal));
+                    }
+                }
                 Life::Refused(refusal) => self.reason = Some(reason_of(refusal)),
                 Life::Died(reason) => self.reason = Some(reason),
                 Life::Ready | Life::Drained | Life::Pong => {}

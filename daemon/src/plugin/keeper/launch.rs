@@ -209,7 +209,6 @@ impl Keeper {
         let events: Vec<EventName> =
             descriptor.requests.iter().map(|spec| guest.outer(spec.event.clone())).collect();
         self.declare(self.absent());
-        self.agrees(&descriptor)?;
         kernel.own(&running.port, &events)?;
         if descriptor.keeps_work {
             kernel.keep(&running.port)?;
@@ -248,20 +247,6 @@ impl Keeper {
         lacking.map(|(right, pattern, _)| format!("{right} {pattern}")).collect()
     }
 
-    /// Whether manifest and library say the same of who keeps work.
-    fn agrees(&self, descriptor: &Descriptor) -> Result<(), Refusal> {
-        let name = &self.spec.plugin.name;
-        let message = match (descriptor.keeps_work, self.spec.plugin.keeps_work) {
-            (true, false) => {
-                format!("the library of plugin {name} keeps work, and the manifest says nothing of it")
-            }
-            (false, true) => format!("plugin {name} is to keep work, and its library does not"),
-            _ => return Ok(()),
-        };
-        let hint = format!("plugins.{name}.keeps_work and the library must agree");
-        Err(Refusal::new(Code::Conflict, message).hint(hint))
-    }
-
     /// Declares the plugin's events, with what is said while nobody answers.
     pub(in crate::plugin) fn declare(&self, absent: Refusal) {
         let alias = self.spec.plugin.namespace.as_deref();
@@ -285,6 +270,8 @@ impl Keeper {
                 Some(_) => Declared { audited: false, unfrozen: true, ..declared },
             }
         };
+        // Of a fact that it tells and that is another's, the other one says this.
+        names.retain(|(name, _)| self.spec.plugin.owns(name.namespace()));
         let declared: Vec<Declared> = names.into_iter().map(declare).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
