@@ -11,7 +11,8 @@
 //! - All connections of one user, or of one token, have the same [`Principal`],
 //!   and a reload or a revocation changes it in place: what is taken away is gone
 //!   with the next event.
-//! - A token holds no more than whoever made it does, and ends with that one.
+//! - A token holds no more than whoever made it does, nothing in a tenant that
+//!   one does not see any more, and ends with that one.
 //! - No token is in memory, in a file or in a log; only its hash is kept.
 
 mod tokens;

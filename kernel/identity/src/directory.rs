@@ -148,15 +148,19 @@ impl Directory {
 
 impl State {
     /// Sets all bits from this one on. Givers come first, so what they hold is
-    /// known when it is looked at.
+    /// known when it is looked at. Whoever does not see a tenant gives nothing in
+    /// it: what can be done there is then not the giver's either.
     fn settle(&self, from: usize) {
         for (member, principal) in &self.members {
-            let giver = member.giver.as_ref().map(|giver| self.places.get(giver).copied());
+            let giver = member.giver.as_ref().map(|giver| {
+                let giver = self.places.get(giver).map(|&place| &self.members[place].1);
+                giver.filter(|giver| giver.gives_in(principal.tenant.as_deref()))
+            });
             for (place, name) in self.names.iter().enumerate().skip(from) {
                 let Ok(bit) = u16::try_from(place) else { continue };
                 let can_be_given = match giver {
                     None => true,
-                    Some(giver) => giver.is_some_and(|giver| self.members[giver].1.is_given(bit)),
+                    Some(giver) => giver.is_some_and(|giver| giver.is_given(bit)),
                 };
                 let given = can_be_given
                     && bit != Permission::PLUGINS.0

@@ -92,6 +92,11 @@ impl Principal {
         tenant.is_none() || tenant == self.tenant.as_deref() || self.holds(Permission::EVERY_TENANT.0, now_ms)
     }
 
+    /// Whether it sees a tenant until it expires, and so can give anything there.
+    pub(crate) fn gives_in(&self, tenant: Option<&str>) -> bool {
+        tenant == self.tenant.as_deref() || self.is_given(Permission::EVERY_TENANT.0)
+    }
+
     /// Whether it holds a permission until it expires.
     pub(crate) fn is_given(&self, bit: u16) -> bool {
         let word = self.held.get(usize::from(bit / 64));

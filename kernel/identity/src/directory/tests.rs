@@ -104,6 +104,32 @@ fn what_was_given_ends_with_the_giver() {
 }
 
 #[test]
+fn what_was_given_in_a_tenant_ends_when_the_giver_sees_it_no_more() {
+    let directory = Directory::default();
+    let of = |tenant: &str, member| Member { tenant: Some(tenant.into()), ..member };
+    let line = |tenant: &str, top: &str| {
+        vec![
+            of(tenant, member("user:a", top)),
+            of("acme", given("user:a", "token:1", "echo.*")),
+            of("acme", given("token:1", "token:2", "echo.*")),
+            of("local", given("user:a", "token:3", "echo.*")),
+        ]
+    };
+    let held = || ["token:1", "token:2", "token:3"].map(|name| holds(&directory, name, "echo.use"));
+    directory.appoint(line("local", "*"));
+    let open = directory.find("token:1").unwrap();
+    assert_eq!(held(), [true, true, true]);
+    directory.appoint(line("local", "echo.*"));
+    assert_eq!(held(), [false, false, true]);
+    let (bit, later) = (directory.permission("echo.use").bit, directory.permission("echo.later").bit);
+    assert!(!open.holds(bit, 1) && !open.holds(later, 1), "nor on connections that are open");
+    directory.appoint(line("acme", "echo.*"));
+    assert_eq!(held(), [true, true, false]);
+    directory.appoint(line("local", "echo.* tenant.all"));
+    assert_eq!(held(), [true, true, true]);
+}
+
+#[test]
 fn nothing_lives_longer_than_its_giver_and_nothing_is_held_after_the_end() {
     let directory = Directory::default();
     let until = |expires_ms, member| Member { expires_ms, ..member };
