@@ -222,6 +222,14 @@ impl Hub {
         turn.end();
     }
 
+    /// Ends what clients wait for and may not ask any more, once rights were taken
+    /// away.
+    pub fn end_revoked(&self) {
+        let mut turn = self.turn();
+        self.kernel.end_revoked(self.now_ms(), &mut turn.effects);
+        turn.end();
+    }
+
     fn check_idle(&self) {
         if self.is_closing() && self.kernel.in_flight() == 0 {
             self.idle.notify_one();

@@ -173,6 +173,7 @@ impl System {
     /// `token:*`, which read and write a file.
     async fn tokens(&self, envelope: Box<Envelope>) -> Result<Bytes, Refusal> {
         let hub = self.hub.clone();
+        let takes_away = envelope.event.as_str() == "token:revoke";
         let work = move || {
             let (identity, now_ms) = (&hub.identity, hub.now_ms());
             let (data, asker) = (&envelope.data, &envelope.caller.principal);
@@ -191,6 +192,9 @@ impl System {
             }
         };
         let done = tokio::task::spawn_blocking(work).await;
+        if takes_away {
+            self.hub.end_revoked();
+        }
         done.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "it panicked; the log says more")))
     }
 
@@ -384,6 +388,7 @@ impl System {
         let changes = self.config().changes(&config);
         (self.apply)(&config);
         self.hub.identity.configure(&config);
+        self.hub.end_revoked();
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         declare(&self.hub, &self.config());
         self.fleet.reconfigure().await;

@@ -27,6 +27,29 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
     }
 
+    /// Ends what was taken out of the table with what its owner says last. An
+    /// answer is for whoever may still ask; that something was accepted, or refused,
+    /// is also told to whoever may not.
+    pub(crate) fn finish(
+        &self,
+        token: Token,
+        entry: Pending<H>,
+        answer: Answer,
+        now_ms: u64,
+        effects: &mut Effects<H>,
+    ) {
+        let is_the_daemons = entry.is_the_daemons();
+        let Matter::Request(request) = self.settle(token, entry, effects) else { return };
+        let to = Address::from(request);
+        let answer = match answer {
+            Answer::Reply(_) | Answer::End(_) if !is_the_daemons && !to.may_hear(now_ms) => {
+                to.revoked().into()
+            }
+            other => other,
+        };
+        self.deliver_answer(token, to, answer, effects);
+    }
+
     /// Ends, with a refusal, what is still in the table.
     pub(crate) fn fail(&self, token: Token, refusal: Refusal, effects: &mut Effects<H>) {
         if let Some(entry) = self.pending.take(token) {
@@ -109,6 +132,20 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         for token in self.pending.asked_by_clients() {
             let Some(entry) = self.pending.take_if(token, Pending::is_of_a_client) else { continue };
             self.give_up(token, entry, reason.clone(), None, effects);
+        }
+    }
+
+    /// Ends what clients wait for and may not ask any more, once rights were taken
+    /// away: whoever works on it stops before it has done more. What the daemon itself
+    /// answers goes on; it may be what took them away.
+    pub fn end_revoked(&self, now_ms: u64, effects: &mut Effects<H>) {
+        for token in self.pending.asked_by_clients() {
+            let is_revoked = |entry: &Pending<H>| {
+                !entry.is_the_daemons() && entry.address().is_some_and(|to| !to.may_hear(now_ms))
+            };
+            let Some(entry) = self.pending.take_if(token, is_revoked) else { continue };
+            let Some(to) = entry.address() else { continue };
+            self.revoke(token, entry, to.revoked(), effects);
         }
     }
 

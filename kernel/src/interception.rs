@@ -49,7 +49,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             }
             Held::Answer { token, data, last, .. } => {
                 if let Some(entry) = self.pending.take(token) {
-                    self.end(token, entry, last(data), effects);
+                    self.finish(token, entry, last(data), now_ms, effects);
                 }
             }
             Held::Emission { from, envelope, bit, kept } => {

@@ -73,7 +73,7 @@ pub(crate) struct Request<H> {
     pub(crate) asked_ms: u64,
     /// In whose name it is asked.
     pub(crate) caller: Arc<Caller>,
-    /// What its asker must hold for as long as it is answered in parts.
+    /// What its asker must hold until it has its answer.
     pub(crate) bit: Option<u16>,
     /// Credit that came before there was an owner to pass it to.
     pub(crate) credit: u32,
@@ -181,6 +181,23 @@ impl<H> Pending<H> {
         matches!(self.matter, Matter::Word(_))
     }
 
+    /// Where to send what is said to a request.
+    pub(crate) fn address(&self) -> Option<Address<H>> {
+        let Matter::Request(request) = &self.matter else { return None };
+        Some(Address {
+            asker: Arc::clone(&request.asker),
+            id: request.id,
+            event: request.event.clone(),
+            correlation_id: request.correlation_id.clone(),
+            bit: request.bit,
+        })
+    }
+
+    /// Whether the daemon answers it: that has decided what it does by now.
+    pub(crate) fn is_the_daemons(&self) -> bool {
+        self.holder.as_ref().is_some_and(|hold| hold.port.role == Role::Daemon)
+    }
+
     pub(crate) fn is_of_a_client(&self) -> bool {
         matches!(&self.matter, Matter::Request(request) if request.asker.role == Role::Client)
     }
@@ -194,6 +211,18 @@ pub(crate) struct Address<H> {
     pub(crate) correlation_id: Option<Arc<str>>,
     /// As of the request.
     pub(crate) bit: Option<u16>,
+}
+
+impl<H> Address<H> {
+    /// Whether the asker may still ask what it waits for.
+    pub(crate) fn may_hear(&self, now_ms: u64) -> bool {
+        self.bit.is_none_or(|bit| self.asker.authority.holds(bit, now_ms))
+    }
+
+    /// What the asker is told where it may not any more.
+    pub(crate) fn revoked(&self) -> Refusal {
+        refusals::revoked(&self.asker.authority.caller, &self.event)
+    }
 }
 
 /// What a request or word passes on to what is sent on its behalf.
@@ -304,15 +333,7 @@ impl<H> Table<H> {
 
     /// Where to send a chunk of a request that `owner` holds.
     pub(crate) fn address(&self, token: Token, owner: &Port<H>) -> Option<Address<H>> {
-        let entry = self.entries.get(&token).filter(|entry| entry.is_held_by(owner))?;
-        let Matter::Request(request) = &entry.matter else { return None };
-        Some(Address {
-            asker: Arc::clone(&request.asker),
-            id: request.id,
-            event: request.event.clone(),
-            correlation_id: request.correlation_id.clone(),
-            bit: request.bit,
-        })
+        self.entries.get(&token).filter(|entry| entry.is_held_by(owner))?.address()
     }
 
     /// Who is to be told of credit; without an owner it is put aside.

@@ -87,6 +87,75 @@ fn what_is_taken_away_is_gone_with_the_next_event() {
 }
 
 #[test]
+fn who_may_not_ask_any_more_hears_no_answer() {
+    check(
+        "> P attach plugin
+         > P declare a:use unavailable permission=a.use
+         > P own a:use
+         > S attach holds=a.*
+         > S request 1 a:use x
+         < P request 1 a:use x from S
+         > S request 2 a:use x
+         < P request 2 a:use x from S
+         > S request 3 a:use x
+         < P request 3 a:use x from S
+         > S request 4 a:use x
+         < P request 4 a:use x from S
+         > S hold holds=b.*
+         > P reply 1 secret
+         < S refused 1 denied sender
+         > P end 2 secret
+         < S refused 2 denied sender
+         > P refuse 3 not_found
+         < S refused 3 not_found
+         > P accept 4 w
+         < S accepted 4 w
+         # Nor does it where the right goes while an interceptor looks at the answer.
+         > I attach plugin
+         > I intercept a:use after closed
+         > S hold holds=a.*
+         > S request 5 a:use x
+         < P request 5 a:use x from S
+         > P reply 5 secret
+         < I intercept 6 after a:use secret from P
+         > S hold holds=
+         > I pass 6
+         < S refused 5 denied sender",
+    );
+}
+
+#[test]
+fn what_is_waited_for_ends_when_the_right_to_it_is_taken_away() {
+    check(
+        "> P attach plugin
+         > P declare a:use unavailable permission=a.use
+         > P own a:use
+         > D attach daemon
+         > D declare d:take unavailable permission=a.use
+         > D own d:take
+         > S attach holds=a.*
+         > O attach holds=a.*
+         > S request 1 a:use x
+         < P request 1 a:use x from S
+         > O request 1 a:use x
+         < P request 2 a:use x from O
+         > S request 2 d:take x
+         < D request 3 d:take x from S
+         > revoke
+         > S hold holds=
+         > revoke
+         < P cancel 1
+         < S refused 1 denied sender
+         > P reply 1 late
+         > P reply 2 x
+         < O reply 1 x
+         # What the daemon does may be what took it away.
+         > D reply 3 done
+         < S reply 2 done",
+    );
+}
+
+#[test]
 fn what_has_expired_holds_nothing() {
     check(
         "> P attach plugin

@@ -359,19 +359,19 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             Answer::Chunk(_) => {
                 let Some(to) = self.pending.address(token, port) else { return self.missing(token, port) };
                 // What goes on for long ends when the right to it does.
-                if !to.bit.is_none_or(|bit| to.asker.authority.holds(bit, now_ms)) {
-                    self.fail(token, refusals::revoked(&to.asker.authority.caller, &to.event), effects);
+                if !to.may_hear(now_ms) {
+                    self.fail(token, to.revoked(), effects);
                     return Ok(());
                 }
                 self.deliver_answer(token, to, answer, effects);
                 return Ok(());
             }
-            other => return self.conclude(port, token, other, effects),
+            other => return self.conclude(port, token, other, now_ms, effects),
         };
         let chain =
             |request: &Request<H>| self.interceptors.chain(Stage::After, &request.event, &request.asker);
         let Some((rest, event, deadline_ms, hold)) = self.pending.review(token, port, chain) else {
-            return self.conclude(port, token, last(data), effects);
+            return self.conclude(port, token, last(data), now_ms, effects);
         };
         port.count_handled();
         let held = Held::Answer { token, event, origin: Arc::clone(&port.origin), data, last };
@@ -387,12 +387,13 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         port: &Port<H>,
         token: Token,
         answer: Answer,
+        now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), Fault> {
         let theirs = |entry: &Pending<H>| !entry.is_word() && entry.is_held_by(port);
         let Some(entry) = self.pending.take_if(token, theirs) else { return self.missing(token, port) };
         port.count_handled();
-        self.end(token, entry, answer, effects);
+        self.finish(token, entry, answer, now_ms, effects);
         Ok(())
     }
 

@@ -115,6 +115,10 @@ impl Play {
                 self.kernel.close();
                 Ok(None)
             }
+            "revoke" => {
+                self.kernel.end_revoked(self.now_ms, &mut self.effects);
+                Ok(None)
+            }
             "at" => {
                 self.now_ms = words.number();
                 let next = self.kernel.expire(self.now_ms, &mut self.effects);

@@ -142,6 +142,22 @@ fn a_revocation_ends_what_is_open_with_the_next_event() {
 }
 
 #[test]
+fn what_waits_for_an_item_when_its_token_is_revoked_takes_none() {
+    let daemon = ready();
+    let made = create(&daemon, &["state.*"], None);
+    let mut frames = frames_as(&daemon, &made.token);
+    frames.send(&request(2, "state:pop", &json!({"queue": "q", "wait_ms": 60_000})));
+    // What was sent before this has come before it, too.
+    frames.ask(3, "state:queue", &json!({"queue": "q"})).unwrap();
+    daemon.ask("token:revoke", json!({"id": made.info.id})).unwrap();
+    let (id, refusal) = frames.refused();
+    assert_eq!((id, refusal.code), (Some(2), Code::Denied));
+    daemon.ask("state:push", json!({"queue": "q", "data": "secret"})).unwrap();
+    let popped = daemon.ask("state:pop", json!({"queue": "q"})).unwrap();
+    assert!(popped.to_string().contains("secret"), "{popped}");
+}
+
+#[test]
 fn work_of_a_token_that_was_revoked_meanwhile_ends_as_failed() {
     let daemon = ready();
     let made = create(&daemon, &["echo.use", "work.*"], None);
