@@ -4,10 +4,20 @@
 //! says *policy* (placement, permissions, timeouts). `system:discover` merges
 //! the two.
 
-use serde::{Deserialize, Serialize};
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
-use crate::{frame::Stage, name::EventName, pattern::Pattern};
+use crate::{
+    frame::Stage,
+    limits::{DESCRIPTOR_LIST_MAX, DESCRIPTOR_REQUESTS_MAX},
+    name::EventName,
+    pattern::Pattern,
+};
 
 /// All that a plugin declares. Travels as MessagePack from library to host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,20 +29,24 @@ pub struct Descriptor {
     /// What it does, one sentence.
     pub about: String,
     /// Requests that it answers.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::<DESCRIPTOR_REQUESTS_MAX, _, _>")]
     pub requests: Vec<RequestSpec>,
     /// Facts that it emits.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::<DESCRIPTOR_LIST_MAX, _, _>")]
     pub emits: Vec<FactSpec>,
     /// Events that it asks for, besides what it keeps itself. It may ask for
     /// nothing else, and for these as far as the manifest's `may_call` goes.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded::<DESCRIPTOR_LIST_MAX, _, _>"
+    )]
     pub calls: Vec<Pattern>,
     /// Events that it listens to.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::<DESCRIPTOR_LIST_MAX, _, _>")]
     pub listens: Vec<Pattern>,
     /// Events before or after which it wants a word.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::<DESCRIPTOR_LIST_MAX, _, _>")]
     pub intercepts: Vec<InterceptSpec>,
     /// Version of the state that it keeps, for migrations.
     #[serde(default)]
@@ -45,6 +59,39 @@ pub struct Descriptor {
     /// handed to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_work: bool,
+}
+
+/// A list of at most `MAX` entries. What is longer is not even read to its end: a
+/// descriptor comes from a process that may be anybody's.
+fn bounded<'de, const MAX: usize, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    struct Bounded<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Bounded<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX} entries")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut list = Vec::new();
+            while let Some(entry) = entries.next_element()? {
+                if list.len() == MAX {
+                    return Err(de::Error::custom(format!(
+                        "a list of a descriptor has at most {MAX} entries"
+                    )));
+                }
+                list.push(entry);
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_seq(Bounded::<T, MAX>(PhantomData))
 }
 
 /// A request that a plugin answers.

@@ -27,6 +27,17 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// Longest `id` of a JSON line in bytes, where it is a text: every answer has it.
 pub const LINE_ID_BYTES_MAX: usize = 128;
 
+/// Largest body in bytes of the frame in which a plugin describes itself: what
+/// the daemon keeps of it, and shows whoever asks.
+pub const DESCRIPTOR_BYTES_MAX: usize = 1024 * 1024;
+
+/// Requests that a plugin may answer: each is an entry of the daemon's tables.
+pub const DESCRIPTOR_REQUESTS_MAX: usize = 512;
+
+/// Entries of every other list of a descriptor: all patterns of it are looked at
+/// for what it sends, and for what it has a word on.
+pub const DESCRIPTOR_LIST_MAX: usize = 256;
+
 /// Most arrays and maps inside one another in a payload, or in the fields of a
 /// frame with their own map counted: bounds the stack of whoever decodes it.
 pub const DEPTH_MAX: usize = 64;

@@ -4,9 +4,13 @@
 //! A child writes its descriptor itself, in a process that is its own, so nothing of
 //! it is believed before it was looked at here.
 
+use ksi_identity::Rights;
 use ksi_protocol::{Code, Descriptor, EventName, Refusal};
 
 use crate::config::Plugin;
+
+/// Most things that are named of those which a plugin asks for beyond its grants.
+const NOT_GRANTED_MAX: usize = 16;
 
 /// Refuses a descriptor that claims more than is the plugin's own. `outer` tells by
 /// which name others know an event of it.
@@ -52,9 +56,27 @@ fn agrees(plugin: &Plugin, descriptor: &Descriptor) -> Result<(), Refusal> {
     Err(Refusal::new(Code::Conflict, message).hint(hint))
 }
 
+/// What a plugin asks to hear or to have a word on beyond what it is granted; of
+/// many the first, and how many more.
+pub(super) fn not_granted(rights: &Rights, descriptor: &Descriptor) -> Vec<String> {
+    let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
+    let listens = descriptor.listens.iter().map(|pattern| ("listens", pattern, &rights.listens));
+    let asked = listens.chain(intercepts.map(|one| ("intercepts", one, &rights.intercepts)));
+    let mut lacking = asked.filter(|(_, pattern, granted)| {
+        !granted.iter().any(|granted| granted == *pattern || granted.matches(pattern.as_str()))
+    });
+    let named = lacking.by_ref().take(NOT_GRANTED_MAX);
+    let mut named: Vec<_> = named.map(|(right, pattern, _)| format!("{right} {pattern}")).collect();
+    let more = lacking.count();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named
+}
+
 #[cfg(test)]
 mod tests {
-    use ksi_protocol::{descriptor::RequestSpec, system::Placement};
+    use ksi_protocol::{Pattern, descriptor::RequestSpec, system::Placement};
     use serde_json::{Value, json};
 
     use super::*;
@@ -103,6 +125,21 @@ mod tests {
         let unnamed = plugin("second", None, false);
         let refusal = check(&unnamed, &descriptor("echo", false, &["echo:say"]), |name| name).unwrap_err();
         assert!(refusal.hint.contains("plugins.second.namespace = \"second\""), "{refusal}");
+    }
+
+    #[test]
+    fn of_much_that_is_not_granted_the_first_is_named_and_the_rest_is_counted() {
+        let pattern = |n: usize| Pattern::parse(&format!("test{n}:*")).unwrap();
+        let rights = Rights { listens: vec![pattern(0)], ..Rights::default() };
+        let asks = |n: usize| Descriptor {
+            listens: (0..=n).map(pattern).collect(),
+            ..descriptor("echo", false, &[])
+        };
+        assert!(not_granted(&rights, &asks(0)).is_empty());
+        assert_eq!(not_granted(&rights, &asks(1)), ["listens test1:*"]);
+        assert_eq!(not_granted(&rights, &asks(NOT_GRANTED_MAX)).len(), NOT_GRANTED_MAX);
+        let many = not_granted(&rights, &asks(NOT_GRANTED_MAX + 5));
+        assert_eq!((many.len(), many.last().unwrap().as_str()), (NOT_GRANTED_MAX + 1, "5 more"));
     }
 
     #[test]

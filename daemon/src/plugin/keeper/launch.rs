@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     Keeper, Keyed,
     body::{Body, Heartbeat, Running, listen},
+    claims,
     exit::Watch,
     with,
 };
@@ -233,18 +234,11 @@ impl Keeper {
     /// What a plugin asks to hear or to have a word on beyond what it is granted.
     /// It runs with what it is granted, and whoever looks for the rest is told.
     pub(super) fn not_granted(&self, descriptor: &Descriptor) -> Vec<String> {
-        let rights = &self.spec.rights;
-        if self.spec.instance.is_some() {
+        match self.spec.instance {
+            None => claims::not_granted(&self.spec.rights, descriptor),
             // It has what its manager asks for, and hears of nothing.
-            return Vec::new();
+            Some(_) => Vec::new(),
         }
-        let intercepts = descriptor.intercepts.iter().map(|spec| &spec.pattern);
-        let listens = descriptor.listens.iter().map(|pattern| ("listens", pattern, &rights.listens));
-        let asked = listens.chain(intercepts.map(|one| ("intercepts", one, &rights.intercepts)));
-        let lacking = asked.filter(|(_, pattern, granted)| {
-            !granted.iter().any(|granted| granted == *pattern || granted.matches(pattern.as_str()))
-        });
-        lacking.map(|(right, pattern, _)| format!("{right} {pattern}")).collect()
     }
 
     /// Declares the plugin's events, with what is said while nobody answers.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     extent::value_len,
     frame::{Emit, Error, Event, Frame, Intercept, Request, Setup, Verdict},
-    limits::FRAME_BYTES_MAX,
+    limits::{DESCRIPTOR_BYTES_MAX, FRAME_BYTES_MAX},
 };
 
 /// Most that is reserved ahead of what has arrived: a length prefix alone, which
@@ -101,7 +101,7 @@ impl Frame {
 
 /// Refuses what serde would take beside the one specified form: kinds by their
 /// number and fields by their position, which would tie the wire to the order
-/// of declarations here.
+/// of declarations here. Also what would be too much before it is looked at.
 fn check_shape(body: &[u8]) -> Result<(), Error> {
     let malformed = |why| Err(Error::Malformed(serde::de::Error::custom(why)));
     let kind_at = match body.first() {
@@ -112,7 +112,11 @@ fn check_shape(body: &[u8]) -> Result<(), Error> {
     let Some(kind @ 0xa0..=0xbf) = body.get(kind_at) else {
         return malformed("the kind of a frame is a text of at most 31 bytes");
     };
-    match body.get(kind_at + 1 + usize::from(kind & 0x1f)) {
+    let fields_at = kind_at + 1 + usize::from(kind & 0x1f);
+    if body.len() > DESCRIPTOR_BYTES_MAX && body.get(kind_at + 1..fields_at) == Some(b"described") {
+        return malformed("a descriptor is longer than 1 MiB");
+    }
+    match body.get(fields_at) {
         Some(0x80..=0x8f | 0xde | 0xdf) => Ok(()),
         _ => malformed("the fields of a frame are a map from name to value"),
     }

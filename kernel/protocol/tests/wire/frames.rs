@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 use ksi_protocol::{
-    Bytes, Code, EventName, Frame, Pattern, Refusal,
+    Bytes, Code, Descriptor, EventName, Frame, Pattern, Refusal,
     frame::{
         Caller, Class, Emit, Error, Event, Gap, Hello, Intercept, Request, Setup, Stage, Subscribe, Verdict,
     },
     json,
-    limits::{DEPTH_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SEGMENTS_MAX},
+    limits::{
+        DEPTH_MAX, DESCRIPTOR_BYTES_MAX, DESCRIPTOR_LIST_MAX, DESCRIPTOR_REQUESTS_MAX, FRAME_BYTES_MAX,
+        NAME_BYTES_MAX, NAME_SEGMENTS_MAX,
+    },
     token::Token,
     work::Policy,
 };
@@ -462,6 +465,57 @@ fn a_depth_bomb_in_a_field_is_refused_and_does_not_overflow() {
     assert!(matches!(decode(body(1 << 20)), Err(Error::Malformed(_))));
     assert!(json::to_json(&nested(1 << 20)).is_err());
     assert!(json::parse("[".repeat(1 << 20).as_bytes()).is_err());
+}
+
+fn described() -> Descriptor {
+    let mut all = samples::all().into_iter();
+    let found = all.find_map(|(_, frame)| match frame {
+        Frame::Described { descriptor } => Some(*descriptor),
+        _ => None,
+    });
+    found.expect("there is a sample")
+}
+
+#[test]
+fn a_descriptor_has_lists_to_the_limit_and_no_longer() {
+    let one = described();
+    let lists = |requests: usize, others: usize| Descriptor {
+        requests: vec![one.requests[0].clone(); requests],
+        emits: vec![one.emits[0].clone(); others],
+        calls: vec![one.calls[0].clone(); others],
+        listens: vec![one.listens[0].clone(); others],
+        intercepts: vec![one.intercepts[0].clone(); others],
+        ..one.clone()
+    };
+    let body = |descriptor: Descriptor| {
+        let frame = Frame::Described { descriptor: Box::new(descriptor) };
+        wire(&frame)[4..].to_vec()
+    };
+    let full = lists(DESCRIPTOR_REQUESTS_MAX, DESCRIPTOR_LIST_MAX);
+    assert_eq!(decode(body(full.clone())).unwrap(), Frame::Described { descriptor: Box::new(full.clone()) });
+    let more = lists(DESCRIPTOR_REQUESTS_MAX + 1, DESCRIPTOR_LIST_MAX + 1);
+    malformed(&body(Descriptor { requests: more.requests, ..full.clone() }), "at most 512 entries");
+    for longer in [
+        Descriptor { emits: more.emits, ..full.clone() },
+        Descriptor { calls: more.calls, ..full.clone() },
+        Descriptor { listens: more.listens, ..full.clone() },
+        Descriptor { intercepts: more.intercepts, ..full },
+    ] {
+        malformed(&body(longer), "at most 256 entries");
+    }
+}
+
+#[test]
+fn a_descriptor_is_as_long_as_the_limit_and_no_longer() {
+    let body = |about: usize| {
+        let descriptor = Descriptor { about: "x".repeat(about), ..described() };
+        wire(&Frame::Described { descriptor: Box::new(descriptor) })[4..].to_vec()
+    };
+    let rest = body(1 << 19).len() - (1 << 19);
+    let most = DESCRIPTOR_BYTES_MAX - rest;
+    assert_eq!(body(most).len(), DESCRIPTOR_BYTES_MAX);
+    assert!(decode(body(most)).is_ok());
+    malformed(&body(most + 1), "longer than 1 MiB");
 }
 
 #[test]
