@@ -248,6 +248,8 @@ pub struct Plugin {
     pub listens: Vec<Pattern>,
     /// What it may have a word on.
     pub intercepts: Vec<Pattern>,
+    /// Whether that passes before it has been ready for the first time.
+    pub fail_open: bool,
     /// Whether it may tell facts of tenants that have nothing to do with it.
     pub every_tenant: bool,
     /// What it may use.
@@ -296,6 +298,7 @@ impl fmt::Debug for Plugin {
             .field("emits", &self.emits)
             .field("listens", &self.listens)
             .field("intercepts", &self.intercepts)
+            .field("fail_open", &self.fail_open)
             .field("every_tenant", &self.every_tenant)
             .field("limits", &self.limits)
             .field("sandbox", &self.sandbox)

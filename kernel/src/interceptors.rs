@@ -8,6 +8,8 @@
 //! register, and all that it should hear is refused `unavailable`: a guard that
 //! dies must not open the gate. It goes when its origin comes back and
 //! intercepts anew, is forgotten, or may intercept no more. One that fails open goes at once.
+//! For one that has not come yet, and that shall, the daemon puts in its place what
+//! such a dead one leaves: it refuses the same, but for what the daemon asks, tells or answers.
 
 use std::sync::{
     Arc, Mutex,
@@ -18,7 +20,7 @@ use arc_swap::ArcSwap;
 use ksi_identity::Rights;
 use ksi_protocol::{EventName, descriptor::InterceptSpec, frame::Stage};
 
-use crate::port::{Port, locked};
+use crate::port::{Port, Role, locked};
 
 /// One who has a word.
 pub(crate) struct Interceptor<H> {
@@ -51,14 +53,25 @@ impl<H> Interceptors<H> {
 
     /// Who has a word on an event that `sender` sent or asked for; itself it
     /// has none, nor has what it was before a restart. On what a plugin asks of
-    /// its own instances nobody has.
-    pub(crate) fn chain(&self, stage: Stage, event: &EventName, sender: &Port<H>) -> Option<Chain<H>> {
+    /// its own instances nobody has. `receiver`: who is handed it, of a request.
+    pub(crate) fn chain(
+        &self,
+        stage: Stage,
+        event: &EventName,
+        sender: &Port<H>,
+        receiver: Option<&Port<H>>,
+    ) -> Option<Chain<H>> {
         if !self.any() || event.manager().is_some() {
             return None;
         }
+        let is_the_daemons =
+            || [Some(sender), receiver].iter().flatten().any(|port| port.role == Role::Daemon);
         let heard = |one: &&Arc<Interceptor<H>>| {
             let spec = &one.spec;
             spec.stage == stage
+                // What stands in for a guard that does not come must not keep
+                // anybody from doing something about it.
+                && (one.port.role != Role::Daemon || !is_the_daemons())
                 && one.port.origin != sender.origin
                 && spec.pattern.matches(event.as_str())
                 && one.port.authority.is_granted(|rights| &rights.intercepts, event)

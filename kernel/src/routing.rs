@@ -53,7 +53,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.counters.emits.add(1);
         let may = self.may_emit(port, emission, now_ms);
         let (envelope, bit, kept) = may.inspect_err(|_| self.counters.refusals.add(1))?;
-        let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port) else {
+        let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port, None) else {
             return Ok(self.tell(port.id, envelope, bit, kept, effects));
         };
         let mut listening = 0;
@@ -303,7 +303,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             self.fail(token, refusals::parent_ended(parent), effects);
             return Ok(());
         }
-        let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port);
+        let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port, Some(to.port));
         match if to.dispatched { None } else { heard() } {
             None => self.hand_over(token, envelope, to, effects),
             Some(rest) => {
@@ -368,8 +368,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             }
             other => return self.conclude(port, token, other, now_ms, effects),
         };
-        let chain =
-            |request: &Request<H>| self.interceptors.chain(Stage::After, &request.event, &request.asker);
+        let chain = |request: &Request<H>| {
+            self.interceptors.chain(Stage::After, &request.event, &request.asker, None)
+        };
         let Some((rest, event, deadline_ms, hold)) = self.pending.review(token, port, chain) else {
             return self.conclude(port, token, last(data), now_ms, effects);
         };

@@ -119,6 +119,12 @@ impl Play {
                 self.kernel.end_revoked(self.now_ms, &mut self.effects);
                 Ok(None)
             }
+            "expect" => {
+                let (origin, pattern) = (words.word(), Pattern::parse(words.word()).unwrap());
+                let rights = Rights { intercepts: vec![pattern], ..Rights::default() };
+                self.kernel.expect_interceptor(origin, origin.to_owned(), rights);
+                Ok(None)
+            }
             "at" => {
                 self.now_ms = words.number();
                 let next = self.kernel.expire(self.now_ms, &mut self.effects);

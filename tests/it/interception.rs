@@ -190,3 +190,32 @@ fn a_guard_from_whom_a_reload_takes_its_word_has_none_dead_or_alive() {
         assert_eq!(say(&daemon, "forbidden").expect("nobody minds")["text"], "forbidden");
     }
 }
+
+#[test]
+fn a_guard_that_cannot_start_leaves_the_gate_shut() {
+    let config = "[plugins.llama]\nenabled = false\n[plugins.completion]\nenabled = false\n\
+                  [plugins.interceptor]\nlibrary = \"/nowhere/libinterceptor.so\"\nintercepts = [\"echo:*\"]\n";
+    let start = |config: &str| {
+        let daemon = Home::with_config(config).start();
+        wait_until("echo is ready", || daemon.plugin("echo").state == PluginState::Ready);
+        daemon
+    };
+    let daemon = start(config);
+    let refusal = say(&daemon, "forbidden").expect_err("the guard is not there");
+    assert_eq!((&refusal["code"], &refusal["retryable"]), (&json!("unavailable"), &json!(true)));
+    assert!(refusal["message"].as_str().expect("a text").contains("plugin:interceptor"), "{refusal}");
+    // A reload decides what it would guard.
+    daemon.reconfigure(&config.replace("echo:*", "state:*")).expect("it is taken over");
+    assert_eq!(say(&daemon, "hello").expect("nobody minds")["text"], "hello");
+    daemon.reconfigure(config).expect("it is taken over");
+    say(&daemon, "hello").expect_err("it is shut again");
+    daemon.ask("plugin:unload", json!({"name": "interceptor"})).expect("the operator lets it go");
+    assert_eq!(say(&daemon, "hello").expect("the gate is open")["text"], "hello");
+    daemon.ask("plugin:load", json!({"library": "interceptor"})).expect_err("it cannot start");
+    say(&daemon, "hello").expect_err("it is wanted again");
+    let open = start(&format!("{config}fail_open = true\n"));
+    assert_eq!(say(&open, "hello").expect("it may be away")["text"], "hello");
+    let all = start(&config.replace("echo:*", "**"));
+    say(&all, "hello").expect_err("the guard is not there");
+    all.ask("plugin:unload", json!({"name": "interceptor"})).expect("administration goes on");
+}

@@ -190,6 +190,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
         emits: section.get("emits", Vec::new(), patterns),
         listens: section.get("listens", Vec::new(), patterns),
         intercepts: section.get("intercepts", Vec::new(), patterns),
+        fail_open: section.get("fail_open", false, switch),
         every_tenant: section.get("every_tenant", false, switch),
         limits: limits(section.section("limits")),
         restart: restart(section.section("restart"), placement),

@@ -237,12 +237,13 @@ impl Fleet {
     fn keep(&self, spec: Spec, in_manifest: bool, ward: Option<Ward>) -> mpsc::Sender<Command> {
         let name = spec.plugin.name.clone();
         let will_start = spec.plugin.enabled || !in_manifest;
+        let is_wanted = in_manifest && spec.plugin.enabled;
         let status = PluginStatus {
             name: name.clone(),
             version: String::new(),
             about: String::new(),
             state: PluginState::Stopped,
-            wanted: in_manifest && spec.plugin.enabled,
+            wanted: is_wanted,
             placement: spec.plugin.placement,
             sandbox: String::new(),
             sandbox_lacks: Vec::new(),
@@ -276,6 +277,9 @@ impl Fleet {
         // Before anybody is accepted who may ask: its events are known, and
         // whoever asks too early is told to come back.
         keeper.declare(if will_start { keeper.starting() } else { keeper.absent() });
+        if is_wanted {
+            keeper.guard();
+        }
         let task = tokio::spawn(apart(keeper.run(receiver)));
         self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest, ward });
         commands
@@ -548,6 +552,7 @@ pub(super) fn unlisted(name: &str, library: String, placement: Placement) -> Res
         emits: vec![own],
         listens: Vec::new(),
         intercepts: Vec::new(),
+        fail_open: false,
         every_tenant: false,
         limits: config::Limits::default(),
         restart: config::Restart::of(placement),

@@ -57,13 +57,15 @@ pub struct Granted {
     pub rights: Rights,
     /// Whether it may speak of tenants that it was not asked for.
     pub every_tenant: bool,
+    /// Whether what it may have a word on passes before it has been ready.
+    pub fail_open: bool,
 }
 
 impl Granted {
     /// What the configuration of a plugin grants it.
     #[must_use]
     pub fn by(plugin: &Plugin) -> Self {
-        Self { rights: rights(plugin), every_tenant: plugin.every_tenant }
+        Self { rights: rights(plugin), every_tenant: plugin.every_tenant, fail_open: plugin.fail_open }
     }
 }
 

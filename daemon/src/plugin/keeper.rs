@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     config,
-    hub::{Hub, Port},
+    hub::{Handle, Hub, Port},
     jitter,
     orders::Orders,
     redaction,
@@ -190,6 +190,8 @@ pub(super) struct Keeper {
     killed: bool,
     /// Why an operator has quarantined it.
     quarantine: Option<String>,
+    /// Whether it has been ready since it was wanted: it has said what it has a word on.
+    is_heard: bool,
     heartbeat: Heartbeat,
     /// What of its sandbox is in force, once its host has told.
     sandbox: Option<Report>,
@@ -221,6 +223,7 @@ impl Keeper {
             death: Death::default(),
             killed: false,
             quarantine: None,
+            is_heard: false,
             heartbeat: Heartbeat::default(),
             sandbox: None,
             stuck: None,
@@ -271,18 +274,39 @@ impl Keeper {
     }
 
     /// Grants it this, from its next event on.
-    fn grant(&mut self, Granted { rights, every_tenant }: Granted) {
+    fn grant(&mut self, Granted { rights, every_tenant, fail_open }: Granted) {
         self.spec.plugin.every_tenant = every_tenant;
+        self.spec.plugin.fail_open = fail_open;
         if let Some(running) = &self.running {
             running.port.authority.grant(rights.clone());
             running.guest().grant_every_tenant(self.spec.speaks_of_all());
         }
         self.means.hub.kernel.grant_interceptors(&self.origin(), &rights);
         self.spec.rights = rights;
+        if with(&self.board, |board| board.status.wanted) {
+            self.guard();
+        }
         let described = with(&self.board, |board| board.descriptor.clone());
         if let Some(descriptor) = described {
             let not_granted = self.not_granted(&descriptor);
             with(&self.board, |board| board.status.not_granted = not_granted);
+        }
+    }
+
+    /// Has all refused that it may have a word on, until it has been ready once and
+    /// said which of it: a guard that does not come must not leave the gate open.
+    /// From then on what it leaves when it dies does that.
+    pub(super) fn guard(&self) {
+        if self.is_heard {
+            return;
+        }
+        let (origin, kernel) = (self.origin(), &self.means.hub.kernel);
+        let rights = self.spec.rights.clone();
+        if self.spec.plugin.fail_open || rights.intercepts.is_empty() {
+            // It may have been otherwise before.
+            kernel.forget_interceptors(&origin);
+        } else {
+            kernel.expect_interceptor(&origin, Handle::Daemon, rights);
         }
     }
 
@@ -309,6 +333,9 @@ impl Keeper {
             input => {
                 let wanted = input != Some(Input::Stop);
                 with(&self.board, |board| board.status.wanted = wanted);
+                if wanted {
+                    self.guard();
+                }
             }
         }
         self.waiting.push(command.done);
@@ -491,6 +518,7 @@ impl Keeper {
         if after == PluginState::Stopped {
             // Also lets go of interceptors that refuse while their plugin is away.
             self.means.hub.kernel.forget(&self.origin());
+            self.is_heard = false;
         }
         // With another state what is refused was declared where that was published; there may be another reason.
         if after == PluginState::Stopped || (before == after && after != PluginState::Ready) {

@@ -55,6 +55,57 @@ fn interceptors_are_heard_in_order_before_and_after() {
 }
 
 #[test]
+fn what_an_expected_interceptor_is_to_hear_is_refused_until_it_is_there() {
+    check(
+        "> A attach
+         > B attach plugin
+         > B own b:do,c:do
+         > D attach daemon
+         > D own b:admin
+         > B sub 1 b:said
+         > expect I b:*
+         > A request 1 b:do x
+         < A refused 1 unavailable receiver
+         > A request 1 c:do x
+         < B request 2 c:do x from A
+         > A emit b:said x
+         = 1
+         # What the daemon says, is asked or answers goes on.
+         > A request 2 b:admin x
+         < D request 3 b:admin x from A
+         > D request 1 b:do x
+         < B request 4 b:do x from D
+         > D emit b:said x
+         = 1
+         < B event 1 b:said x from D
+         # It asks itself what it needs to come.
+         > I attach plugin
+         > I request 1 b:do x
+         < B request 5 b:do x from I
+         # Once it is there, its own word counts and nothing else.
+         > I intercept b:admin before closed
+         > A request 3 b:do x
+         < B request 6 b:do x from A
+         > A request 4 b:admin x
+         < I intercept 8 before b:admin x from A",
+    );
+}
+
+#[test]
+fn an_expected_interceptor_that_is_forgotten_guards_nothing() {
+    check(
+        "> A attach
+         > B attach plugin
+         > B own b:do
+         > I attach plugin
+         > expect I b:*
+         > I forget
+         > A request 1 b:do x
+         < B request 1 b:do x from A",
+    );
+}
+
+#[test]
 fn an_interceptor_may_refuse() {
     check(
         "> A attach

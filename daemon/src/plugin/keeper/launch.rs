@@ -228,6 +228,9 @@ impl Keeper {
         for (index, spec) in (0..).zip(&descriptor.intercepts) {
             kernel.intercept(&running.port, index, spec.clone());
         }
+        // Also where it has a word on nothing, what stood in its place goes.
+        kernel.forget_interceptors(&self.origin());
+        self.is_heard = true;
         Ok(())
     }
 
