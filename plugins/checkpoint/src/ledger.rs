@@ -78,7 +78,7 @@ pub struct Limits {
     /// Entries of one event that run at a time.
     pub in_flight: usize,
     /// Entries that have not ended; more are refused `busy`, and so is what is
-    /// more than one's [`fair_share`].
+    /// more than one's [`fair_share`](ksi_sdk::protocol::limits::fair_share).
     pub pending: usize,
     /// Bytes of their payloads, by the same rules.
     pub pending_bytes: usize,

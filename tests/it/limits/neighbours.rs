@@ -37,6 +37,8 @@ fn what_a_token_has_open_is_charged_to_that_token() {
     let daemon = with("[limits]\nin_flight_max = 50\n");
     let greedy = create(&daemon, &["completion.use", "token.use"], None).token;
     let mut asker = frames_as(&daemon, &greedy);
+    let made = asker.ask(60, "token:create", &json!({"name": "more", "can": ["completion.use"]})).unwrap();
+    let made: CreatedToken = serde_json::from_value(made).unwrap();
     for id in 0..=50 {
         asker.send(&request(id, "completion:request", &hang()));
     }
@@ -44,8 +46,6 @@ fn what_a_token_has_open_is_charged_to_that_token() {
     assert_eq!((id, refusal.code), (Some(50), Code::Busy));
     assert!(refusal.message.contains("`token:"), "{refusal}");
     // More tokens are no more room, and more connections neither.
-    let made = asker.ask(60, "token:create", &json!({"name": "more", "can": ["completion.use"]})).unwrap();
-    let made: CreatedToken = serde_json::from_value(made).unwrap();
     for token in [&greedy, &made.token] {
         let refusal = frames_as(&daemon, token).ask(1, "completion:request", &hang()).unwrap_err();
         assert_eq!(refusal.code, Code::Busy, "{refusal}");

@@ -32,8 +32,17 @@ impl Bell {
     }
 
     fn wait(&self, done: impl Fn() -> bool) {
+        self.wait_for(|_| done());
+    }
+
+    /// Waits until it has rung so often. What a wake tells of is there before it rings.
+    fn rings(&self, times: u64) {
+        self.wait_for(|rung| rung >= times);
+    }
+
+    fn wait_for(&self, done: impl Fn(u64) -> bool) {
         let rung = self.rung.lock().unwrap();
-        let (_rung, timeout) = self.changed.wait_timeout_while(rung, DEADLINE, |_| !done()).unwrap();
+        let (_rung, timeout) = self.changed.wait_timeout_while(rung, DEADLINE, |rung| !done(*rung)).unwrap();
         assert!(!timeout.timed_out(), "waited in vain");
     }
 
@@ -152,12 +161,12 @@ fn what_gathers_during_a_sync_is_one_batch_with_one_wake() {
     }
     assert_eq!((committer.synced(), bell.rung()), (0, 0), "nothing is told before the sync");
     gate.open(1);
-    bell.wait(|| committer.synced() == 1);
+    bell.rings(1);
     gate.wait_for(opened + 2);
     assert_eq!((committer.synced(), bell.rung()), (1, 1));
     gate.open(1);
-    bell.wait(|| committer.synced() == 300);
-    assert_eq!((gate.came(), bell.rung()), (opened + 2, 2), "299 records, one sync, one wake");
+    bell.rings(2);
+    assert_eq!((committer.synced(), gate.came()), (300, opened + 2), "299 records, one sync, one wake");
     assert_eq!(committer.queued_bytes(), 0);
     committer.close().unwrap();
 }
