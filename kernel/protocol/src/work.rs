@@ -25,9 +25,11 @@ pub struct Policy {
     pub backoff_min_ms: u64,
     /// Longest pause before any attempt, milliseconds.
     pub backoff_max_ms: u64,
-    /// Time that one attempt may take, milliseconds.
+    /// Time for which the handler of an attempt may say nothing, neither its answer
+    /// nor a part of it, milliseconds.
     pub timeout_ms: u64,
-    /// Milliseconds after its acceptance from which it is not started any more.
+    /// Milliseconds after its acceptance from which it is not started any more. The
+    /// first time that somebody dies while it runs, they begin anew.
     pub expires_ms: u64,
     /// How long its result is kept after its end, milliseconds.
     pub keep_ms: u64,

@@ -24,7 +24,12 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::RefCell, collections::HashMap, convert::Infallible, pin::pin};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    convert::Infallible,
+    pin::pin,
+};
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
@@ -37,7 +42,7 @@ use ksi_sdk::{
 use crate::{
     engine::Engine,
     journal::SegmentStat,
-    record::{FACTS, Fact, Seq},
+    record::{FACTS, Fact, Seq, keys},
 };
 use cursor::Cursor;
 pub use sweep::sweep;
@@ -45,9 +50,14 @@ pub use sweep::sweep;
 /// Facts that are read at a time: few, because each may be as long as a frame.
 const PAGE: usize = 32;
 
+/// Consumers that are known at a time; one more is refused `busy`.
+const CONSUMERS_MAX: usize = 10_000;
+
 /// Who follows under which name.
 #[derive(Default)]
 pub struct Facts {
+    /// How many consumers there are, once they were counted.
+    known: Cell<Option<usize>>,
     /// Dropping a sender ends its follower. Gone with the follower, or when a
     /// newer one takes the name.
     consumers: RefCell<HashMap<Vec<u8>, Held>>,
@@ -103,6 +113,9 @@ impl Facts {
         let name = ask.consumer.clone();
         let cursor = name.as_deref().map(|name| cursor::key(ctx.tenant(), name)).transpose()?;
         let taken_over = cursor.as_deref().map(|cursor| self.take(cursor));
+        if let Some(key) = cursor.as_deref().filter(|_| ask.since_seq.is_none()) {
+            self.admit(engine, key).await?;
+        }
         let following = pin!(run(engine, ctx.now_ms(), ask, cursor.clone(), out));
         let Some((_holding, taken_over)) = taken_over else { return following.await };
         match select(following, taken_over).await {
@@ -129,6 +142,7 @@ impl Facts {
             let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
             return Err(Refusal::invalid_payload(message));
         }
+        self.admit(engine, &key).await?;
         // Nothing is committed between the look and the commit.
         let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
         if let Some(cursor) = cursor.filter(|cursor| cursor.seq >= ask.seq) {
@@ -137,6 +151,26 @@ impl Facts {
         }
         Cursor::at(ask.seq, ctx.now_ms()).write(engine, key).await?;
         Ok(Acknowledged { seq: ask.seq })
+    }
+
+    /// Refuses a consumer that is new where there are too many. They are counted once, and by each walk.
+    async fn admit(&self, engine: &Engine, key: &[u8]) -> Result<(), Refusal> {
+        if engine.latest(key).await?.is_some() {
+            return Ok(());
+        }
+        let known = match self.known.get() {
+            Some(known) => known,
+            None => engine.scan(&[keys::CURSOR], None, CONSUMERS_MAX).await?.len(),
+        };
+        if known >= CONSUMERS_MAX {
+            return Err(Refusal::new(
+                Code::Busy,
+                format!("{known} consumers are known, and that is the limit"),
+            )
+            .hint("use a name again, or wait until those that are not heard of are forgotten"));
+        }
+        self.known.set(Some(known + 1));
+        Ok(())
     }
 
     /// Takes a consumer's name, of which this is the key, from whoever has it.

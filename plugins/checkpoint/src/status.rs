@@ -82,7 +82,7 @@ pub(crate) struct Status {
     pub pending_bytes: u64,
     /// Of that, what is being carried out.
     pub running: usize,
-    /// Of that, what runs alone because the daemon died over it.
+    /// Of that, what waits to run alone, because the daemon or a plugin may have died over it.
     pub suspects: usize,
     /// Durable work that has ended and is still kept.
     pub ended: usize,

@@ -58,12 +58,16 @@ use key::Signer;
 const HEAD_RECORDS: u64 = 1_000;
 /// Longest time, in milliseconds, for which a record has no head.
 pub const HEAD_MS: u64 = 60_000;
-/// Size of a file of the trail.
+/// Smallest file of the trail.
 const SEGMENT_BYTES: u64 = 1 << 20;
+/// Files that it has where it is as large as it may be: each is kept open.
+const SEGMENTS: u64 = 64;
 const DAY_MS: u64 = 24 * 3_600_000;
 /// Part of what is free for it on the disk that the trail may take for records that
-/// are young.
+/// are young ...
 const DISK_PART: u64 = 4;
+/// ... and how many times its size, at most.
+const YOUNG_MAX: u64 = 4;
 
 /// How long the trail is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,8 @@ pub struct Retention {
     /// Bytes; the oldest files go beyond it ...
     pub bytes: u64,
     /// ... but for those with records that are no older than so many days, as far
-    /// as the disk allows: so nobody makes what was done lately go by doing much.
+    /// as the disk allows, and up to four times the bytes: so nobody makes what was
+    /// done lately go by doing a little much.
     pub days_min: u64,
 }
 
@@ -113,7 +118,7 @@ impl Trail {
     /// The trail in a directory; opened by its first use.
     #[must_use]
     pub fn new(dir: PathBuf, retention: Retention) -> Self {
-        Self::with_segments(dir, retention, SEGMENT_BYTES)
+        Self::with_segments(dir, retention, SEGMENT_BYTES.max(retention.bytes / SEGMENTS))
     }
 
     fn with_segments(dir: PathBuf, retention: Retention, segment_bytes: u64) -> Self {
@@ -304,7 +309,8 @@ impl Open {
         let retention = shared.retention;
         let stat = self.archive.stat();
         let mut bytes = stat.bytes;
-        let most = retention.bytes.max((bytes + free_bytes(&shared.dir)) / DISK_PART);
+        let free = (bytes + free_bytes(&shared.dir)) / DISK_PART;
+        let most = free.clamp(retention.bytes, retention.bytes.saturating_mul(YOUNG_MAX));
         let mut before_seq: Seq = 0;
         // The newest two stay: the one that is written, and what the chain of
         // the rest hangs on.

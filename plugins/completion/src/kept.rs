@@ -40,6 +40,11 @@ pub(crate) async fn get(ctx: &Ctx, request_id: String, wait: Duration) -> Result
         let message = format!("{} is no completion: {}", ask.request_id.escape_debug(), refusal.message);
         Refusal::new(Code::InvalidPayload, message).hint("`work:get` shows what it is")
     })?;
+    if info.state == WorkState::Done && result.is_none() {
+        let message = format!("{} is done, and its result is no longer kept", ask.request_id.escape_debug());
+        return Err(Refusal::new(Code::NotFound, message)
+            .hint("results are kept for a limited time, and while there is room: fetch them sooner"));
+    }
     let refusal = info.refusal.filter(|_| info.state.is_end());
     Ok(GetAnswer { request_id: ask.request_id, state: state(info.state), result, refusal })
 }

@@ -48,7 +48,7 @@ fn make(path: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Resul
 }
 
 /// Syncs a directory, unless it is one that we may not open, or that its file system never syncs.
-fn sync_where_possible(path: &Path) -> io::Result<()> {
+pub(super) fn sync_where_possible(path: &Path) -> io::Result<()> {
     use io::ErrorKind::{InvalidInput, ReadOnlyFilesystem, Unsupported};
     let Ok(directory) = fs::File::open(path) else { return Ok(()) };
     match directory.sync_all() {

@@ -3,13 +3,15 @@
 //! # Invariants
 //!
 //! - Nothing that is there is changed or replaced, whoever made it and whenever it came.
-//! - What is not put in its place is removed.
+//! - What is not put in its place is removed, unless a crash comes first.
 
 use std::{
     fs, io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+
+use super::directory::sync_where_possible;
 
 const PREFIX: &str = ".ksi-export-";
 const SUFFIX: &str = ".new";
@@ -51,12 +53,15 @@ impl Part {
             linked => linked?,
         }
         drop(self);
-        fs::File::open(path.parent().unwrap_or(path))?.sync_all()
+        sync_where_possible(path.parent().unwrap_or(path))
     }
 
     fn take(&self, path: &Path) -> io::Result<()> {
         fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        fs::rename(&self.path, path)
+        fs::rename(&self.path, path).inspect_err(|_| {
+            // The name was ours, and nothing is in it.
+            let _ = fs::remove_file(path);
+        })
     }
 }
 

@@ -15,7 +15,7 @@
 //! A store that fails is not asked again: commits are refused, and the next
 //! start opens it anew, or rebuilds it.
 
-use std::{cmp::Ordering, fs, path::Path, sync::Arc, time::Instant};
+use std::{cmp::Ordering, fs, io, path::Path, sync::Arc, time::Instant};
 
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
@@ -231,13 +231,15 @@ impl Keeper {
             return Err(Refusal::invalid_payload(format!("{} names no file", path.display())));
         }
         // A link that leads nowhere is there, too.
-        let is_taken = || path.symlink_metadata().is_ok();
-        if is_taken() {
+        if path.symlink_metadata().is_ok() {
             return Err(taken(path));
         }
         self.checkpoint(between)?;
         let handed = exports::hand_out(path, self.store()?, self.store_seq, between);
-        let summary = handed.map_err(|error| if is_taken() { taken(path) } else { error.refusal() })?;
+        let summary = handed.map_err(|error| match error {
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => taken(path),
+            error => error.refusal(),
+        })?;
         Ok(ExportReport {
             path: path.to_owned(),
             seq: summary.seq,

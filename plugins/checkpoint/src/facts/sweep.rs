@@ -23,34 +23,39 @@ const PAGE: usize = 1_000;
 /// walk only.
 pub async fn sweep(facts: Rc<Facts>, engine: Weak<Engine>, keep: Duration, ctx: Ctx) {
     loop {
-        ctx.sleep(PAUSE).await;
         let Some(engine) = engine.upgrade().filter(|engine| engine.health().accepting) else { return };
         if let Err(refusal) = facts.sweep_once(&engine, keep, &ctx).await {
             ctx.warn(&format!("cannot forget old consumers: {}", refusal.message));
         }
+        drop(engine);
+        ctx.sleep(PAUSE).await;
     }
 }
 
 impl Facts {
     pub(super) async fn sweep_once(&self, engine: &Engine, keep: Duration, ctx: &Ctx) -> Result<(), Refusal> {
-        let mut after = None;
+        let (mut after, mut known) = (None, 0);
         loop {
             let page = engine.scan(&[keys::CURSOR], after.as_deref(), PAGE).await?;
             for (key, value) in &page {
+                known += 1;
                 if self.fate(key, value, keep, ctx.now_ms()).is_none() {
                     continue;
                 }
                 // It may have moved since it was read. Nothing does between this look and the commit.
                 let newest = engine.latest(key).await?;
                 if let Some(batch) = newest.and_then(|value| self.fate(key, &value, keep, ctx.now_ms())) {
+                    known -= batch.changes().iter().filter(|change| change.value.is_none()).count();
                     engine.commit(batch)?;
                 }
             }
             match page.into_iter().next_back() {
                 Some((last, _)) => after = Some(last),
-                None => return Ok(()),
+                None => break,
             }
         }
+        self.known.set(Some(known));
+        Ok(())
     }
 
     /// What is to be changed about a cursor, if anything: one that is held counts

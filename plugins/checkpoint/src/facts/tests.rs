@@ -52,6 +52,7 @@ impl Plugin for Keeper {
         on.request("checkpoint:create", Self::checkpoint);
         on.request("checkpoint:sweep", Self::sweep);
         on.request("checkpoint:age", Self::age);
+        on.request("checkpoint:fill", Self::fill);
     }
 }
 
@@ -79,7 +80,14 @@ impl Keeper {
     async fn sweep(self: Rc<Self>, ctx: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
         self.facts.sweep_once(&self.engine, KEEP, &ctx).await?;
         let left = self.engine.scan(&[keys::CURSOR], None, 100).await?;
+        assert_eq!(self.facts.known.get(), Some(left.len()));
         Ok(Acknowledged { seq: left.len() as u64 })
+    }
+
+    /// As if so many consumers were known as may be, but for one.
+    async fn fill(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
+        self.facts.known.set(Some(CONSUMERS_MAX - 1));
+        Ok(Acknowledged { seq: 0 })
     }
 
     /// Writes a cursor as earlier releases did.
@@ -242,6 +250,22 @@ fn the_newest_follower_has_a_consumers_name_and_the_one_before_is_told() {
     let newest = follow(&host, ask());
     assert_eq!(number(&host, &newest), 1);
     assert_eq!(host.try_next(&other), None);
+}
+
+#[test]
+fn there_are_so_many_consumers_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.request("checkpoint:fill", json!({})).unwrap();
+    keep(&host, "a:x", 1);
+    let ack = |name: &str| host.request("checkpoint:ack", json!({ "consumer": name, "seq": 1 }));
+    ack("last").unwrap();
+    assert_eq!(ack("more").unwrap_err().code, Code::Busy);
+    let call = host.open("checkpoint:follow", json!({ "pattern": "*", "consumer": "more" }));
+    assert_eq!(refused(host.next(&call)).0, Code::Busy);
+    ack("last").unwrap();
+    assert_eq!(swept(&host), 1, "a walk counts them anew");
+    ack("more").unwrap();
 }
 
 /// Consumers that are left after a walk.

@@ -16,6 +16,9 @@ use super::{
 const HEARTBEAT_MS: u64 = 1_000;
 const HEARTBEATS: u64 = 10;
 
+/// When a lease runs out whose attempt was not begun yet.
+const NOT_BEGUN_MS: u64 = u64::MAX;
+
 /// Entries that one tick deals with, so that no record is large and nobody
 /// waits long. What is left is due at once.
 const TICK_MAX: usize = 256;
@@ -24,6 +27,17 @@ impl Entry {
     /// When a lease that begins, or is renewed, at this time is given up.
     pub(super) fn leased_until(&self, now_ms: u64) -> u64 {
         now_ms.saturating_add(self.policy.timeout_ms)
+    }
+
+    /// Somebody died while it ran, perhaps for another one; whether it has seen that
+    /// before. Its time begins anew at the first: it was begun in time, and is not to
+    /// expire for what it waits now.
+    pub(super) fn sees_death(&mut self, now_ms: u64) -> bool {
+        let again = std::mem::replace(&mut self.trouble().seen_death, true);
+        if !again && now_ms < self.expires_ms {
+            self.expires_ms = now_ms.saturating_add(self.policy.expires_ms);
+        }
+        again
     }
 }
 
@@ -49,6 +63,17 @@ impl Ledger {
         }
         self.pump(now_ms, &mut step);
         step
+    }
+
+    /// Its attempt begins now, and so does its lease: what the disk took until here is
+    /// not the handler's time.
+    pub fn begun(&mut self, now_ms: u64, id: Id, lease: u32) {
+        if self.holds(id, lease)
+            && let Some(entry) = self.live.get(&id)
+        {
+            let due_ms = entry.leased_until(now_ms);
+            self.set_due(id, due_ms);
+        }
     }
 
     /// A word of the handler that is not its answer: its lease begins anew.
@@ -182,7 +207,7 @@ impl Ledger {
             tenant: entry.tenant.as_deref().map(str::to_owned),
             correlation_id: entry.correlation_id.as_deref().map(str::to_owned),
         }));
-        self.occupy(id, suspect, until_ms);
+        self.occupy(id, suspect, NOT_BEGUN_MS);
     }
 
     /// Gives an entry that runs its place among those that do.
@@ -240,9 +265,10 @@ impl Ledger {
     /// The plugin crashed while an entry ran there; whether that is the end of it.
     fn fell(&mut self, now_ms: u64, id: Id, ran: Ran) -> bool {
         let entry = self.live.get_mut(&id).expect("whose handler crashed lives");
+        let again = entry.sees_death(now_ms);
         let namespace = entry.event.namespace();
         let others = self.lanes.running(namespace);
-        if self.doubts.crashed(now_ms, namespace, id, ran, others) {
+        if self.doubts.crashed(now_ms, namespace, id, ran, others, again) {
             return self.crashed(now_ms, id);
         }
         // Another one may be to blame: no attempt counts.

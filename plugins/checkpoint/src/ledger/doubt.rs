@@ -2,11 +2,11 @@
 //!
 //! A plugin that dies takes all that it was about with it, and one entry at most
 //! is to blame. Whoever ran alone is charged. Where several ran, nobody is, and all
-//! of them are in doubt: each runs again, one of those in doubt at a time, beside
-//! all that are not, and whoever of them runs when the plugin crashes again is
-//! charged. What ran beside that one comes into doubt, too; and those that were
-//! charged least come first, so nobody is charged for another's fault twice before
-//! that other has had its turn.
+//! run again as before: most crashes are not for what was asked. Those that see
+//! another one are in doubt: each runs again, one of those in doubt at a time, beside
+//! all that are not, and whoever of them runs when the plugin crashes is charged.
+//! Those that were charged least come first, so nobody is charged for another's
+//! fault twice before that other has had its turn.
 //!
 //! A plugin is known by the namespace of its events. Nothing of this is kept: a
 //! daemon that has started doubts nobody yet.
@@ -20,7 +20,7 @@ const MINUTE_MS: u64 = 60_000;
 /// All doubts.
 #[derive(Debug)]
 pub(super) struct Doubts {
-    /// Crashes of one plugin in a minute after which no entry that was charged is begun there.
+    /// Crashes of one plugin in a minute after which nothing in doubt is begun there.
     crashes_max: usize,
     plugins: HashMap<Box<str>, Plugin>,
     /// Entries in doubt that have not ended, wherever they stand.
@@ -98,7 +98,8 @@ impl Doubts {
     }
 
     /// An entry that ran so was refused because its plugin crashed, and others run
-    /// there still; whether it is charged. It is in doubt from now on.
+    /// there still; whether it is charged. It is in doubt from now on where it is, or
+    /// has seen a crash before.
     pub(super) fn crashed(
         &mut self,
         now_ms: u64,
@@ -106,16 +107,18 @@ impl Doubts {
         id: Id,
         ran: Ran,
         others: impl Iterator<Item = Id>,
+        again: bool,
     ) -> bool {
-        let mut charged = ran.alone;
-        // Those of one crash are refused one after the other; the first speaks for all.
+        // Those of one crash are refused one after the other, and the first speaks for all.
+        let mut others = others.peekable();
+        let charged = ran.alone || (!ran.shaken && others.peek().is_none());
         if !ran.shaken {
-            let before = self.shaken.len();
-            self.shaken.extend(others);
-            charged |= self.shaken.len() == before;
             self.plugins.entry(namespace.into()).or_default().note(now_ms, self.crashes_max);
         }
-        self.doubted.insert(id);
+        self.shaken.extend(others);
+        if charged || again {
+            self.doubted.insert(id);
+        }
         charged
     }
 
@@ -137,11 +140,10 @@ impl Plugin {
         }
     }
 
-    /// When the next of those that wait may run. Who was never charged need not
-    /// wait until it has been calm.
+    /// When the next of those that wait may run.
     fn due_ms(&self, most: usize) -> Option<u64> {
-        let (charged, _) = *self.waiting.first().filter(|_| self.alone.is_none())?;
-        let oldest = self.crashes.front().filter(|_| charged > 0 && self.crashes.len() == most);
+        self.waiting.first().filter(|_| self.alone.is_none())?;
+        let oldest = self.crashes.front().filter(|_| self.crashes.len() == most);
         Some(oldest.map_or(0, |oldest| oldest.saturating_add(MINUTE_MS)))
     }
 }

@@ -187,9 +187,10 @@ pub struct Trouble {
     /// still counts.
     #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
     pub crashes: Vec<u64>,
-    /// When a daemon died last while it ran, milliseconds since 1970.
-    #[serde(rename = "d", default, skip_serializing_if = "Option::is_none")]
-    pub died_ms: Option<u64>,
+    /// Whether a daemon or its handler's plugin has died while it ran beside others: the next time it is
+    /// looked at more closely.
+    #[serde(rename = "d", default, skip_serializing_if = "std::ops::Not::not")]
+    pub seen_death: bool,
     /// Why the last attempt failed, or why it ended.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use ksi_sdk::protocol::{Code, Refusal};
 
-use super::{Effect, Entry, Id, Ledger, State, Step, verdict::CRASH_WINDOW_MS};
+use super::{Effect, Entry, Id, Ledger, State, Step};
 
 /// Pause before suspects run, after one of them was blamed once; doubled for
 /// each further time.
@@ -111,10 +111,8 @@ impl Ledger {
         if !entry.policy.repeat {
             return self.end_unknown(now_ms, id, DIED, step);
         }
-        if now_ms < entry.expires_ms {
-            // It was begun in time, and is not to expire for what it waits now.
-            entry.expires_ms = now_ms.saturating_add(entry.policy.expires_ms);
-        }
+        // One death is most often somebody's who kills a daemon, or a power cut.
+        let again = entry.sees_death(now_ms);
         if !alone {
             // Many ran, and one of them may be to blame: no attempt counts.
             entry.attempts -= 1;
@@ -122,11 +120,8 @@ impl Ledger {
             return self.end_dead(now_ms, id, DIED, step);
         }
         let entry = self.live.get_mut(&id).expect("it has not ended");
-        let trouble = entry.trouble();
-        trouble.refusal = Some(Refusal::new(Code::PluginRestarted, DIED));
-        let before_ms = trouble.died_ms.replace(now_ms);
-        // One death is most often somebody's who kills a daemon, or a power cut.
-        match before_ms.is_some_and(|before_ms| now_ms.saturating_sub(before_ms) < CRASH_WINDOW_MS) {
+        entry.trouble().refusal = Some(Refusal::new(Code::PluginRestarted, DIED));
+        match again {
             true => {
                 entry.state = State::Suspect;
                 self.suspect(id);

@@ -241,8 +241,9 @@ fn old_files_go_with_a_word_and_the_rest_stays_proved() {
 
 #[test]
 fn what_is_young_does_not_go_because_much_is_written() {
-    let place = Place::keeping(Retention { days: 365, bytes: 6 * SEGMENT, days_min: 7 });
-    let first = |now_ms| {
+    let keeping =
+        |segments: u64| Place::keeping(Retention { days: 365, bytes: segments * SEGMENT, days_min: 7 });
+    let first = |place: &Place, now_ms| {
         for block in 0..6 {
             let records = (block * 500..block * 500 + 500).map(|n| decision(n).line()).collect();
             place.trail.append(records, now_ms).unwrap();
@@ -251,8 +252,10 @@ fn what_is_young_does_not_go_because_much_is_written() {
     };
     // Files are as old as the clock says, not the records.
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
-    assert_eq!(first(now_ms), 1);
-    assert!(first(now_ms + 8 * DAY_MS) > 1, "a week later its size counts");
+    let place = keeping(60);
+    assert_eq!(first(&place, now_ms), 1);
+    assert!(first(&place, now_ms + 8 * DAY_MS) > 1, "a week later its size counts");
+    assert!(first(&keeping(3), now_ms) > 1, "it does not grow beyond four times its size");
 }
 
 #[test]

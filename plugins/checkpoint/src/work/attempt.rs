@@ -15,7 +15,7 @@ use ksi_sdk::{
     protocol::{
         Bytes,
         frame::Caller,
-        limits::{FRAME_BYTES_MAX, REQUEST_TIMEOUT_MAX},
+        limits::{CORRELATION_ID_BYTES_MAX, FRAME_BYTES_MAX, REQUEST_TIMEOUT_MAX},
     },
 };
 
@@ -212,6 +212,8 @@ impl Work {
         if !self.attempts.begin(id, lease) {
             return;
         }
+        self.ledger.borrow_mut().begun(self.now(), id, lease);
+        self.rearm();
         match payload.and_then(|payload| self.ask(run, payload)) {
             Ok(answers) => {
                 self.ctx.spawn(self.attempts.clone().see_through(id, lease, answers, abandoned));
@@ -235,7 +237,8 @@ impl Work {
                 every_tenant: false,
             }),
             idempotency_key: Some(run.id.to_string()),
-            correlation_id: run.correlation_id,
+            // One of an earlier release may be longer than what is sent today.
+            correlation_id: run.correlation_id.filter(|id| id.len() <= CORRELATION_ID_BYTES_MAX),
             // The lease says when it is given up, and moves with each word of the handler.
             timeout: Some(REQUEST_TIMEOUT_MAX),
             detached: true,

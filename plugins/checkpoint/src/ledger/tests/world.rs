@@ -252,6 +252,7 @@ impl World {
                     assert!(self.books.table.contains_key(&run.id.payload_key()), "nothing to run");
                     assert_eq!(self.books.running.insert(run.id, run.lease), None, "two attempts at a time");
                     self.begun_in_order(run.id, &run.event);
+                    self.ledger.begun(self.now, run.id, run.lease);
                 }
                 Effect::Abandon { id, lease } => {
                     assert_eq!(self.books.running.remove(&id), Some(lease));
