@@ -1,6 +1,7 @@
 //! The completion service through a real daemon: hooks of other plugins, usage and
 //! budgets over a crash, conversations that are remembered, and what `ksi` shows.
 
+use ksi_protocol::system::PluginState;
 use ksi_tests::{Daemon, Home, library, stdout, wait_until};
 use serde_json::{Value, json};
 
@@ -104,6 +105,18 @@ fn whoever_waits_for_a_request_hears_how_it_ended_or_that_it_has_not() {
     assert!(["queued", "running"].contains(&open["state"].as_str().unwrap()), "{open}");
     daemon.ask("completion:cancel", json!({"request_id": brief["request_id"]})).expect("it is open");
     assert_eq!(daemon.ask("completion:wait", brief).expect("a state")["state"], "cancelled");
+}
+
+#[test]
+fn what_shall_be_done_later_is_accepted_also_while_the_plugin_that_will_do_it_cannot_start() {
+    let config = format!("{NO_MODEL}[plugins.completion]\nlibrary = \"/nowhere/libplugin_completion.so\"\n");
+    let daemon = Home::with_config(&config).start();
+    wait_until("work is kept", || daemon.plugin("checkpoint").state == PluginState::Ready);
+    assert_ne!(daemon.plugin("completion").state, PluginState::Ready);
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "completion:async", "data": {"prompt": "a", "model": "mock/echo"}}));
+    let answer = lines.receive();
+    assert!(answer["accepted"]["request_id"].is_string(), "{answer}");
 }
 
 #[test]
