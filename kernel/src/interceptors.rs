@@ -7,7 +7,7 @@
 //! An interceptor whose port was detached and that fails closed stays in the
 //! register, and all that it should hear is refused `unavailable`: a guard that
 //! dies must not open the gate. It goes when its origin comes back and
-//! intercepts anew, is forgotten, or may intercept no more. One that fails open goes at once.
+//! intercepts anew, in the same step, is forgotten, or may intercept no more. One that fails open goes at once.
 //! For one that has not come yet, and that shall, the daemon puts in its place what
 //! such a dead one leaves: it refuses the same, but for what the daemon asks, tells or answers.
 
@@ -80,16 +80,19 @@ impl<H> Interceptors<H> {
         (!chain.is_empty()).then(|| chain.into_iter())
     }
 
-    /// Adds one, after those of the same order, in place of those that an
-    /// earlier port of the same origin has left.
-    pub(crate) fn add(&self, new: Interceptor<H>) {
+    /// Adds those of a port, each after those of the same order, in place of those
+    /// that an earlier port of the same origin has left: in one change, so that
+    /// there is no moment at which only some of them are there.
+    pub(crate) fn add(&self, port: &Arc<Port<H>>, specs: impl IntoIterator<Item = InterceptSpec>) {
         self.change(|all| {
-            if !new.port.is_open() && new.spec.fail_open {
-                return;
+            all.retain(|one| one.port.is_open() || one.port.origin != port.origin);
+            for (index, spec) in (0..).zip(specs) {
+                if !port.is_open() && spec.fail_open {
+                    continue;
+                }
+                let place = all.partition_point(|one| one.spec.order <= spec.order);
+                all.insert(place, Arc::new(Interceptor { port: Arc::clone(port), index, spec }));
             }
-            all.retain(|one| one.port.is_open() || one.port.origin != new.port.origin);
-            let place = all.partition_point(|one| one.spec.order <= new.spec.order);
-            all.insert(place, Arc::new(new));
         });
     }
 

@@ -18,7 +18,7 @@ use ksi_protocol::{
 use crate::{
     chain::Chains,
     figures::{Counters, Figures},
-    interceptors::{Interceptor, Interceptors},
+    interceptors::Interceptors,
     pending::Table,
     port::{Port, Quota, Role, Slots},
     refusals,
@@ -146,7 +146,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         port.close();
         self.slots.put_back(port.id);
         let spec = InterceptSpec { pattern, stage: Stage::Before, order: i32::MIN, fail_open: false };
-        self.intercept(&port, 0, spec);
+        self.intercept(&port, [spec]);
     }
 
     /// Lets go of what ports of an origin that are gone have left, or what stood in
@@ -242,15 +242,16 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.subscriptions.remove(port, id)
     }
 
-    /// Gives this port a word on all that matches: before requests and
+    /// Gives this port a word on all that matches one of these: before requests and
     /// emissions, or after replies and ends, lower `order` first. Chunks are
     /// not intercepted, nor is what the port itself sends or asks for.
     ///
     /// With `fail_open` things go on when it is dead, silent or busy, otherwise
-    /// they are refused. `index` tells the port for which of its interceptors it
-    /// is asked.
-    pub fn intercept(&self, port: &Arc<Port<H>>, index: u32, spec: InterceptSpec) {
-        self.interceptors.add(Interceptor { port: Arc::clone(port), index, spec });
+    /// they are refused. The port is told by its place among `specs` for which of its
+    /// interceptors it is asked. What earlier ports of its origin have left, or what stood in
+    /// for them, goes with the same step, also where there are no `specs`.
+    pub fn intercept(&self, port: &Arc<Port<H>>, specs: impl IntoIterator<Item = InterceptSpec>) {
+        self.interceptors.add(port, specs);
     }
 
     /// From now on requests of clients are refused `shutting_down`. Everything

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ksi_identity::Authority;
+use ksi_identity::{Authority, Rights};
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal, descriptor::InterceptSpec, frame::Class, frame::Stage,
 };
@@ -148,7 +148,7 @@ fn live(kernel: &Kernel<()>, seen: &Seen) -> [Arc<Port<()>>; 2] {
     let guard = attach(kernel, "plugin:guard", Role::Plugin);
     for stage in [Stage::Before, Stage::After] {
         let pattern = Pattern::parse("**").unwrap();
-        kernel.intercept(&guard, 0, InterceptSpec { pattern, stage, order: 0, fail_open: true });
+        kernel.intercept(&guard, [InterceptSpec { pattern, stage, order: 0, fail_open: true }]);
     }
     kernel.own(&owner, &[event("echo:say")]).unwrap();
     kernel.subscribe(&owner, 1, Pattern::parse("a:*").unwrap(), Class::Live, 0).unwrap();
@@ -217,6 +217,37 @@ fn charges_return_to_zero_while_owners_and_interceptors_come_and_go() {
     let figures = kernel.figures();
     assert_eq!((figures.in_flight, figures.subscriptions, figures.endpoints), (0, 0, 2));
     assert!(figures.deliveries >= 20 * LIVES as u64 && figures.refusals > 0, "{figures:?}");
+}
+
+#[test]
+fn there_is_no_moment_at_which_the_gate_of_a_guard_that_comes_and_goes_is_open() {
+    const LOOKS: usize = 200_000;
+    let kernel = Kernel::new();
+    let asker = attach(&kernel, "session:1", Role::Client);
+    let rights = Rights { intercepts: vec![Pattern::parse("**").unwrap()], ..Rights::default() };
+    let expect = || kernel.expect_interceptor("plugin:guard", (), rights.clone());
+    let word = |pattern| InterceptSpec {
+        pattern: Pattern::parse(pattern).unwrap(),
+        stage: Stage::Before,
+        order: 0,
+        fail_open: false,
+    };
+    expect();
+    let open = thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let say = event("echo:say");
+            let is_open = |_| kernel.interceptors.chain(Stage::Before, &say, &asker, None).is_none();
+            (0..LOOKS).any(is_open)
+        });
+        while !asking.is_finished() {
+            let guard = attach(&kernel, "plugin:guard", Role::Plugin);
+            kernel.intercept(&guard, ["a:*", "b:*", "echo:*"].map(word));
+            kernel.detach(&guard, &gone(), &mut Effects::new());
+            expect();
+        }
+        asking.join().unwrap()
+    });
+    assert!(!open);
 }
 
 #[test]

@@ -176,11 +176,13 @@ impl Play {
             }
             "unsub" => return refused(kernel.unsubscribe(port, words.number())),
             "intercept" => {
-                let pattern = Pattern::parse(words.word()).unwrap();
+                let patterns: Vec<_> =
+                    words.word().split(',').map(|text| Pattern::parse(text).unwrap()).collect();
                 let stage = if words.word() == "after" { Stage::After } else { Stage::Before };
                 let order = words.option("order").unwrap_or(0);
                 let fail_open = words.word() == "open";
-                kernel.intercept(port, 0, InterceptSpec { pattern, stage, order, fail_open });
+                let spec = |pattern| InterceptSpec { pattern, stage, order, fail_open };
+                kernel.intercept(port, patterns.into_iter().map(spec));
             }
             "emit" => {
                 let mut emission = Emission::new(words.event(), words.data());

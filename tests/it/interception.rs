@@ -1,5 +1,7 @@
 //! A plugin that has a word on what others say to each other.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ksi_protocol::system::PluginState;
 use ksi_tests::{Daemon, Home, library, wait_until};
 use serde_json::{Value, json};
@@ -164,6 +166,31 @@ fn held() -> (Daemon, String) {
     wait_until("it is held", || daemon.plugin("interceptor").state == PluginState::Held);
     assert_eq!(say(&daemon, "hello").expect_err("the guard is held")["code"], "unavailable");
     (daemon, config)
+}
+
+#[test]
+fn a_guard_that_is_released_leaves_no_moment_at_which_the_gate_is_open() {
+    for placement in PLACEMENTS {
+        let daemon = daemon(placement);
+        let mut lines = daemon.lines();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Whatever is answered was seen by the guard.
+            let asking = scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    if let Ok(answer) = lines.ask("echo:say", json!({"text": "hello"})) {
+                        assert_eq!(answer["text"], "HELLO.", "{placement}: {answer}");
+                    }
+                }
+            });
+            let orders = ["plugin:quarantine", "plugin:release"].into_iter().cycle().take(20);
+            let told: Vec<_> =
+                orders.map(|order| daemon.ask(order, json!({"name": "interceptor"}))).collect();
+            done.store(true, Ordering::SeqCst);
+            assert!(told.iter().all(Result::is_ok), "{placement}: {told:?}");
+            asking.join().expect("the gate is never open");
+        });
+    }
 }
 
 #[test]

@@ -515,9 +515,9 @@ impl Keeper {
             // Whoever waited for it finds it told.
             self.means.changed.notify_waiters();
         }
-        if after == PluginState::Stopped {
-            // Also lets go of interceptors that refuse while their plugin is away.
-            self.means.hub.kernel.forget(&self.origin());
+        if after == PluginState::Stopped && !with(&self.board, |board| board.status.wanted) {
+            // One that is wanted is only between two states: what refuses in its place stays.
+            self.means.hub.kernel.forget_interceptors(&self.origin());
             self.is_heard = false;
         }
         // With another state what is refused was declared where that was published; there may be another reason.

@@ -82,8 +82,8 @@ fn what_an_expected_interceptor_is_to_hear_is_refused_until_it_is_there() {
          > I attach plugin
          > I request 1 b:do x
          < B request 5 b:do x from I
-         # Once it is there, its own word counts and nothing else.
-         > I intercept b:admin before closed
+         # Once it is there, its own words count and nothing else.
+         > I intercept b:admin,b:none before closed
          > A request 3 b:do x
          < B request 6 b:do x from A
          > A request 4 b:admin x

@@ -225,11 +225,8 @@ impl Keeper {
         for (id, pattern) in (SUBS_FROM..).zip(&descriptor.listens) {
             kernel.subscribe(&running.port, id, pattern.clone(), Class::Live, now_ms)?;
         }
-        for (index, spec) in (0..).zip(&descriptor.intercepts) {
-            kernel.intercept(&running.port, index, spec.clone());
-        }
         // Also where it has a word on nothing, what stood in its place goes.
-        kernel.forget_interceptors(&self.origin());
+        kernel.intercept(&running.port, descriptor.intercepts.iter().cloned());
         self.is_heard = true;
         Ok(())
     }
