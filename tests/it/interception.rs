@@ -194,6 +194,29 @@ fn a_guard_that_is_released_leaves_no_moment_at_which_the_gate_is_open() {
 }
 
 #[test]
+fn a_guard_in_quarantine_keeps_the_gate_shut_until_it_is_unloaded() {
+    let guarded = |daemon: &Daemon| {
+        assert_eq!(daemon.plugin("interceptor").state, PluginState::Quarantined);
+        say(daemon, "hello").expect_err("the guard is in quarantine");
+        let unloaded = daemon.ask("plugin:unload", json!({"name": "interceptor"})).expect("it is let go");
+        assert_eq!(unloaded["state"], "quarantined");
+        assert_eq!(say(daemon, "hello").expect("the gate is open")["text"], "hello");
+        daemon.ask("plugin:load", json!({"library": "interceptor"})).expect_err("it is in quarantine");
+        say(daemon, "hello").expect_err("it is wanted again");
+    };
+    let daemon = daemon("child");
+    daemon.ask("plugin:quarantine", json!({"name": "interceptor"})).expect("it is stopped");
+    guarded(&daemon);
+    // After a restart nothing is known of what it has a word on.
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    guarded(&daemon);
+    let released = daemon.ask("plugin:release", json!({"name": "interceptor"})).expect("it runs again");
+    assert_eq!(released["state"], "ready");
+    assert_eq!(say(&daemon, "hello").expect("the guard is back")["text"], "HELLO.");
+}
+
+#[test]
 fn an_interceptor_that_is_held_keeps_the_gate_shut() {
     let (daemon, _) = held();
     assert_eq!(daemon.ask("system:health", json!({})).expect("alive")["status"], "unhealthy");
@@ -240,6 +263,10 @@ fn a_guard_that_cannot_start_leaves_the_gate_shut() {
     assert_eq!(say(&daemon, "hello").expect("the gate is open")["text"], "hello");
     daemon.ask("plugin:load", json!({"library": "interceptor"})).expect_err("it cannot start");
     say(&daemon, "hello").expect_err("it is wanted again");
+    daemon.reconfigure(&format!("{config}enabled = false\n")).expect("it is taken over");
+    assert_eq!(say(&daemon, "hello").expect("it is not enabled any more")["text"], "hello");
+    daemon.reconfigure(config).expect("it is taken over");
+    say(&daemon, "hello").expect_err("it is enabled again");
     let open = start(&format!("{config}fail_open = true\n"));
     assert_eq!(say(&open, "hello").expect("it may be away")["text"], "hello");
     let all = start(&config.replace("echo:*", "**"));

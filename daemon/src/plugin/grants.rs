@@ -59,13 +59,16 @@ pub struct Granted {
     pub every_tenant: bool,
     /// Whether what it may have a word on passes before it has been ready.
     pub fail_open: bool,
+    /// Whether it is enabled; one that is not guards nothing before it has been ready.
+    pub enabled: bool,
 }
 
 impl Granted {
     /// What the configuration of a plugin grants it.
     #[must_use]
     pub fn by(plugin: &Plugin) -> Self {
-        Self { rights: rights(plugin), every_tenant: plugin.every_tenant, fail_open: plugin.fail_open }
+        let &Plugin { every_tenant, fail_open, enabled, .. } = plugin;
+        Self { rights: rights(plugin), every_tenant, fail_open, enabled }
     }
 }
 

@@ -274,9 +274,10 @@ impl Keeper {
     }
 
     /// Grants it this, from its next event on.
-    fn grant(&mut self, Granted { rights, every_tenant, fail_open }: Granted) {
+    fn grant(&mut self, Granted { rights, every_tenant, fail_open, enabled }: Granted) {
         self.spec.plugin.every_tenant = every_tenant;
         self.spec.plugin.fail_open = fail_open;
+        self.spec.plugin.enabled = enabled;
         if let Some(running) = &self.running {
             running.port.authority.grant(rights.clone());
             running.guest().grant_every_tenant(self.spec.speaks_of_all());
@@ -301,12 +302,12 @@ impl Keeper {
             return;
         }
         let (origin, kernel) = (self.origin(), &self.means.hub.kernel);
-        let rights = self.spec.rights.clone();
-        if self.spec.plugin.fail_open || rights.intercepts.is_empty() {
+        let (plugin, rights) = (&self.spec.plugin, self.spec.rights.clone());
+        if plugin.enabled && !plugin.fail_open && !rights.intercepts.is_empty() {
+            kernel.expect_interceptor(&origin, Handle::Daemon, rights);
+        } else {
             // It may have been otherwise before.
             kernel.forget_interceptors(&origin);
-        } else {
-            kernel.expect_interceptor(&origin, Handle::Daemon, rights);
         }
     }
 
@@ -515,8 +516,9 @@ impl Keeper {
             // Whoever waited for it finds it told.
             self.means.changed.notify_waiters();
         }
-        if after == PluginState::Stopped && !with(&self.board, |board| board.status.wanted) {
-            // One that is wanted is only between two states: what refuses in its place stays.
+        let is_at_rest = matches!(after, PluginState::Stopped | PluginState::Quarantined);
+        if is_at_rest && !with(&self.board, |board| board.status.wanted) {
+            // Of one that is wanted and shall only not run now, what refuses in its place stays.
             self.means.hub.kernel.forget_interceptors(&self.origin());
             self.is_heard = false;
         }
