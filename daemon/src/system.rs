@@ -2,7 +2,7 @@
 //! `token:*`.
 //!
 //! One task takes these requests in turn; those that wait for a plugin go on
-//! in tasks of their own.
+//! in tasks of their own. None of them is lost to a plugin that hangs.
 
 mod catalog;
 mod health;
@@ -33,6 +33,7 @@ use crate::{
     hub::{Hub, SystemRequest},
     orders::{self, Order},
     plugin::{
+        actor::apart,
         fleet::{Fleet, resident_bytes},
         supervisor::Input,
     },
@@ -158,7 +159,7 @@ impl System {
 
     fn later(self: &Arc<Self>, token: u64, envelope: Box<Envelope>) {
         let system = self.clone();
-        self.waiting.spawn(async move {
+        let answering = async move {
             let answer = match envelope.event.namespace() {
                 "token" => system.tokens(envelope).await,
                 _ if envelope.event.as_str().starts_with("plugin:instance:") => {
@@ -167,7 +168,8 @@ impl System {
                 _ => system.wait_for(envelope.event.as_str(), &envelope.data).await,
             };
             system.hub.reply(token, answer);
-        });
+        };
+        self.waiting.spawn(apart(answering));
     }
 
     /// `token:*`, which read and write a file.
@@ -192,7 +194,7 @@ impl System {
             }
         };
         let done = tokio::task::spawn_blocking(work).await;
-        if takes_away {
+        if takes_away && matches!(done, Ok(Ok(_))) {
             self.hub.end_revoked();
         }
         done.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "it panicked; the log says more")))
@@ -388,9 +390,10 @@ impl System {
         let changes = self.config().changes(&config);
         (self.apply)(&config);
         self.hub.identity.configure(&config);
-        self.hub.end_revoked();
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         declare(&self.hub, &self.config());
+        // Not after what follows: a plugin that is being launched is waited for there.
+        self.hub.end_revoked();
         self.fleet.reconfigure().await;
         answer(&json!({
             "changed": changes.changed,

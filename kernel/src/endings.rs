@@ -129,7 +129,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// Ends with `reason` all that clients still wait for, once the daemon
     /// waits no longer for it.
     pub fn refuse_clients(&self, reason: &Refusal, effects: &mut Effects<H>) {
-        for token in self.pending.asked_by_clients() {
+        for token in self.pending.all(Pending::is_of_a_client) {
             let Some(entry) = self.pending.take_if(token, Pending::is_of_a_client) else { continue };
             self.give_up(token, entry, reason.clone(), None, effects);
         }
@@ -139,10 +139,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// away: whoever works on it stops before it has done more. What the daemon itself
     /// answers goes on; it may be what took them away.
     pub fn end_revoked(&self, now_ms: u64, effects: &mut Effects<H>) {
-        for token in self.pending.asked_by_clients() {
-            let is_revoked = |entry: &Pending<H>| {
-                !entry.is_the_daemons() && entry.address().is_some_and(|to| !to.may_hear(now_ms))
-            };
+        let is_revoked = |entry: &Pending<H>| entry.is_of_a_client() && entry.is_revoked(now_ms);
+        for token in self.pending.all(is_revoked) {
             let Some(entry) = self.pending.take_if(token, is_revoked) else { continue };
             let Some(to) = entry.address() else { continue };
             self.revoke(token, entry, to.revoked(), effects);
@@ -167,8 +165,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
         // The table is searched only where there is something to find.
         if port.holding() > 0 {
-            for token in self.pending.held_by(port) {
-                let is_theirs = |entry: &Pending<H>| entry.is_held_by(port);
+            let is_theirs = |entry: &Pending<H>| entry.is_held_by(port);
+            for token in self.pending.all(is_theirs) {
                 let Some(entry) = self.pending.take_if(token, is_theirs) else { continue };
                 let refusal = match &entry.matter {
                     Matter::Request(_) | Matter::Fact => reason.clone(),

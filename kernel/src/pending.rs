@@ -198,6 +198,13 @@ impl<H> Pending<H> {
         self.holder.as_ref().is_some_and(|hold| hold.port.role == Role::Daemon)
     }
 
+    /// Whether it is a request whose asker may not ask it any more, and that somebody
+    /// else than the daemon answers.
+    pub(crate) fn is_revoked(&self, now_ms: u64) -> bool {
+        let Matter::Request(Request { asker, bit, .. }) = &self.matter else { return false };
+        !self.is_the_daemons() && bit.is_some_and(|bit| !asker.authority.holds(bit, now_ms))
+    }
+
     pub(crate) fn is_of_a_client(&self) -> bool {
         matches!(&self.matter, Matter::Request(request) if request.asker.role == Role::Client)
     }
@@ -378,20 +385,12 @@ impl<H> Table<H> {
         entry.holder.as_ref().map(|_| wrong(token))
     }
 
-    /// All that is waited for from a port.
-    pub(crate) fn held_by(&self, port: &Port<H>) -> Vec<Token> {
-        let mut held: Vec<_> =
-            self.entries.iter().filter(|entry| entry.is_held_by(port)).map(|entry| *entry.key()).collect();
-        held.sort_unstable();
-        held
-    }
-
-    /// Requests that clients wait for.
-    pub(crate) fn asked_by_clients(&self) -> Vec<Token> {
-        let mut asked: Vec<_> =
-            self.entries.iter().filter(|entry| entry.is_of_a_client()).map(|entry| *entry.key()).collect();
-        asked.sort_unstable();
-        asked
+    /// All entries that are like this, in order. Looks at all there are.
+    pub(crate) fn all(&self, are: impl Fn(&Pending<H>) -> bool) -> Vec<Token> {
+        let mut all: Vec<_> =
+            self.entries.iter().filter(|entry| are(entry)).map(|entry| *entry.key()).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Requests that somebody waits for. Looks at all entries.

@@ -8,8 +8,9 @@ use ksi_protocol::{
     frame::{Caller, Class, Subscribe},
 };
 use ksi_tests::{
+    Home,
     frames::{emit, payload, plain, request},
-    wait_until,
+    library, wait_until,
 };
 use serde_json::json;
 
@@ -85,7 +86,7 @@ fn a_policy_may_let_clients_emit() {
         "{}[events.\"chat:said\"]\npermission = \"chat.read\"\nemit = \"chat.say\"\n",
         super::NO_MODEL
     );
-    let daemon = ksi_tests::Home::with_config(&config).start();
+    let daemon = Home::with_config(&config).start();
     daemon.ready();
     let both = create(&daemon, &["chat.*"], None).token;
     let mut reader = frames_as(&daemon, &create(&daemon, &["chat.read"], None).token);
@@ -155,6 +156,25 @@ fn what_waits_for_an_item_when_its_token_is_revoked_takes_none() {
     daemon.ask("state:push", json!({"queue": "q", "data": "secret"})).unwrap();
     let popped = daemon.ask("state:pop", json!({"queue": "q"})).unwrap();
     assert!(popped.to_string().contains("secret"), "{popped}");
+}
+
+#[test]
+fn a_revocation_is_answered_also_where_a_plugin_of_this_process_hangs_over_what_it_ends() {
+    let config = format!(
+        "{}[plugins.faulty]\nlibrary = \"{}\"\nplacement = \"in-process\"\n\
+         [events.\"faulty:cling\"]\npermission = \"faulty.use\"\n",
+        super::NO_MODEL,
+        library("fixture_faulty").display()
+    );
+    let daemon = Home::with_config(&config).start();
+    daemon.ready();
+    let made = create(&daemon, &["faulty.use"], None);
+    let mut lines = lines_as(&daemon, &made.token);
+    lines.send(&json!({"event": "faulty:cling", "data": {}}));
+    wait_until("it is asked", || daemon.plugin("faulty").in_flight > 0);
+    daemon.ask("token:revoke", json!({"id": made.info.id})).expect("it is revoked");
+    let answer = lines.receive();
+    assert_eq!(answer["refusal"]["code"], "denied", "{answer}");
 }
 
 #[test]
