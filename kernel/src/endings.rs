@@ -14,7 +14,7 @@ use crate::{
     envelope::{Answer, Token},
     kernel::Kernel,
     pending::{Address, Matter, Pending, Request},
-    port::Port,
+    port::{Port, Role},
     refusals,
 };
 
@@ -38,15 +38,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) {
-        let is_the_daemons = entry.is_the_daemons();
         let Matter::Request(request) = self.settle(token, entry, effects) else { return };
+        let is_revoked = matches!(answer, Answer::Reply(_) | Answer::End(_)) && request.is_revoked(now_ms);
         let to = Address::from(request);
-        let answer = match answer {
-            Answer::Reply(_) | Answer::End(_) if !is_the_daemons && !to.may_hear(now_ms) => {
-                to.revoked().into()
-            }
-            other => other,
-        };
+        let answer = if is_revoked { to.revoked().into() } else { answer };
         self.deliver_answer(token, to, answer, effects);
     }
 
@@ -139,7 +134,10 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// away: whoever works on it stops before it has done more. What the daemon itself
     /// answers goes on; it may be what took them away.
     pub fn end_revoked(&self, now_ms: u64, effects: &mut Effects<H>) {
-        let is_revoked = |entry: &Pending<H>| entry.is_of_a_client() && entry.is_revoked(now_ms);
+        let is_revoked = |entry: &Pending<H>| {
+            let Matter::Request(request) = &entry.matter else { return false };
+            request.asker.role == Role::Client && request.is_revoked(now_ms)
+        };
         for token in self.pending.all(is_revoked) {
             let Some(entry) = self.pending.take_if(token, is_revoked) else { continue };
             let Some(to) = entry.address() else { continue };

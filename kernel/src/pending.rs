@@ -77,6 +77,16 @@ pub(crate) struct Request<H> {
     pub(crate) bit: Option<u16>,
     /// Credit that came before there was an owner to pass it to.
     pub(crate) credit: u32,
+    /// Whether the daemon answers it, or has answered: that has decided what it does by then.
+    pub(crate) is_the_daemons: bool,
+}
+
+impl<H> Request<H> {
+    /// Whether its asker may not ask it any more, and shall not have the answer, which
+    /// somebody else than the daemon gives.
+    pub(crate) fn is_revoked(&self, now_ms: u64) -> bool {
+        !self.is_the_daemons && self.bit.is_some_and(|bit| !self.asker.authority.holds(bit, now_ms))
+    }
 }
 
 /// An interceptor's turn.
@@ -193,18 +203,6 @@ impl<H> Pending<H> {
         })
     }
 
-    /// Whether the daemon answers it: that has decided what it does by now.
-    pub(crate) fn is_the_daemons(&self) -> bool {
-        self.holder.as_ref().is_some_and(|hold| hold.port.role == Role::Daemon)
-    }
-
-    /// Whether it is a request whose asker may not ask it any more, and that somebody
-    /// else than the daemon answers.
-    pub(crate) fn is_revoked(&self, now_ms: u64) -> bool {
-        let Matter::Request(Request { asker, bit, .. }) = &self.matter else { return false };
-        !self.is_the_daemons() && bit.is_some_and(|bit| !asker.authority.holds(bit, now_ms))
-    }
-
     pub(crate) fn is_of_a_client(&self) -> bool {
         matches!(&self.matter, Matter::Request(request) if request.asker.role == Role::Client)
     }
@@ -309,9 +307,13 @@ impl<H> Table<H> {
     /// credit that came early, or `None` where the request has ended.
     pub(crate) fn entrust(&self, token: Token, hold: Hold<H>) -> Option<u32> {
         let mut entry = self.entries.get_mut(&token)?;
+        let is_the_daemons = hold.port.role == Role::Daemon;
         entry.holder = Some(hold);
-        match &entry.matter {
-            Matter::Request(request) => Some(request.credit),
+        match &mut entry.matter {
+            Matter::Request(request) => {
+                request.is_the_daemons = is_the_daemons;
+                Some(request.credit)
+            }
             Matter::Word(_) | Matter::Fact => None,
         }
     }

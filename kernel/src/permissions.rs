@@ -151,7 +151,19 @@ fn what_is_waited_for_ends_when_the_right_to_it_is_taken_away() {
          < O reply 1 x
          # What the daemon does may be what took it away.
          > D reply 3 done
-         < S reply 2 done",
+         < S reply 2 done
+         # Also where somebody has a word on that.
+         > I attach plugin
+         > I intercept d:take after closed
+         > S hold holds=a.*
+         > S request 3 d:take x
+         < D request 4 d:take x from S
+         > D reply 4 done
+         < I intercept 5 after d:take done from D
+         > S hold holds=
+         > revoke
+         > I pass 5
+         < S reply 3 done",
     );
 }
 

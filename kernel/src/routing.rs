@@ -263,6 +263,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             caller: Arc::clone(&caller),
             bit: (!ask.vouched).then_some(bit),
             credit: 0,
+            is_the_daemons: false,
         };
         let envelope = Envelope {
             event: ask.event,
