@@ -36,7 +36,7 @@ use crate::{
     lanes::Lanes,
     plugin::{
         actor::{Actor, Pushed},
-        link::{Link, busy},
+        link::{Instead, Link, busy},
     },
     session::outbox::Outbox,
     system::NAMESPACES,
@@ -457,11 +457,11 @@ impl Turn<'_> {
             Handle::Actor(actor) => match actor.push(delivery) {
                 Pushed::Run => self.actors.push(actor.clone()),
                 Pushed::Queued => {}
-                Pushed::Full(token) => self.refuse(port, token, busy()),
+                Pushed::Full(token) => self.stand_in(port, token, Instead::Refusal(busy())),
             },
             Handle::Link(link) => {
-                if let Some((token, refusal)) = link.push(delivery, self.now_ms) {
-                    self.refuse(port, token, refusal);
+                if let Some((token, instead)) = link.push(delivery, self.now_ms) {
+                    self.stand_in(port, token, instead);
                 }
                 let listed = |last: &Touched| matches!(last, Touched::Link(l) if Arc::ptr_eq(l, link));
                 if !self.sockets.last().is_some_and(listed) {
@@ -471,28 +471,13 @@ impl Turn<'_> {
         }
     }
 
-    /// Refuses a request that could not be handed to its owner.
-    fn refuse(&mut self, owner: &Arc<Port>, token: Token, refusal: Refusal) {
-        // The owner holds it, since it was just entrusted with it.
-        let _ = self.hub.kernel.answer(owner, token, refusal.into(), self.now_ms, &mut self.effects);
-    }
-
-    fn pass_to_daemon(&mut self, delivery: Delivery) {
-        let (token, envelope) = match delivery {
-            Delivery::Request { token, envelope } => (token, envelope),
-            Delivery::Answer { id, answer, .. } => return self.hub.asks.answered(id, answer),
-            _ => return,
+    /// Says what one does not that could not be handed something.
+    fn stand_in(&mut self, holder: &Arc<Port>, token: Token, instead: Instead) {
+        let (kernel, now_ms, effects) = (&self.hub.kernel, self.now_ms, &mut self.effects);
+        // The holder holds it, since it was just entrusted with it.
+        let _ = match instead {
+            Instead::Refusal(refusal) => kernel.answer(holder, token, refusal.into(), now_ms, effects),
+            Instead::Verdict(verdict) => kernel.verdict(holder, token, verdict, now_ms, effects),
         };
-        woken::note();
-        let principal = Arc::clone(&envelope.caller.principal);
-        let administers = self.hub.administers(&principal, &envelope.event, self.now_ms);
-        let asked = SystemRequest { token, envelope };
-        if self.hub.desk.push(&principal.payer, administers, asked).is_err() {
-            let message =
-                format!("`{}` asks more of the daemon itself than there is room for", principal.payer);
-            let busy = Refusal::new(Code::Busy, message).retry_after_ms(100);
-            // It is settled by the loop that is under way.
-            self.refuse(self.hub.daemon(), token, busy.hint("wait for answers before asking more"));
-        }
     }
 }

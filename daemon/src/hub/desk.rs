@@ -16,11 +16,12 @@ use std::{
 };
 
 use ksi_identity::Principal;
-use ksi_protocol::{EventName, limits::fair_share};
+use ksi_kernel::Delivery;
+use ksi_protocol::{Code, EventName, Refusal, limits::fair_share};
 use tokio::sync::Notify;
 
-use super::Hub;
-use crate::{identity::Identity, system::NAMESPACES};
+use super::{Hub, SystemRequest, Turn};
+use crate::{identity::Identity, plugin::link::Instead, system::NAMESPACES, woken};
 
 /// Requests that may wait.
 const ROOM: usize = 256;
@@ -117,6 +118,30 @@ impl Hub {
     pub fn administers(&self, principal: &Principal, event: &EventName, now_ms: u64) -> bool {
         let of = NAMESPACES.iter().position(|namespace| *namespace == event.namespace());
         of.is_some_and(|at| principal.holds(self.desk.rights[at], now_ms))
+    }
+}
+
+impl Turn<'_> {
+    /// Lines up what the daemon itself is asked, and hands on what it is answered.
+    pub(super) fn pass_to_daemon(&mut self, delivery: Delivery) {
+        let (token, envelope) = match delivery {
+            Delivery::Request { token, envelope } => (token, envelope),
+            Delivery::Answer { id, answer, .. } => return self.hub.asks.answered(id, answer),
+            _ => return,
+        };
+        woken::note();
+        let principal = Arc::clone(&envelope.caller.principal);
+        let administers = self.hub.administers(&principal, &envelope.event, self.now_ms);
+        let asked = SystemRequest { token, envelope };
+        if self.hub.desk.push(&principal.payer, administers, asked).is_err() {
+            let message =
+                format!("`{}` asks more of the daemon itself than there is room for", principal.payer);
+            let busy = Refusal::new(Code::Busy, message)
+                .retry_after_ms(100)
+                .hint("wait for answers before asking more");
+            // It is settled by the loop that is under way.
+            self.stand_in(self.hub.daemon(), token, Instead::Refusal(busy));
+        }
     }
 }
 

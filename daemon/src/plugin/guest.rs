@@ -98,6 +98,8 @@ pub struct Guest {
     /// Set right after the port is attached. Weak, because the port's handle
     /// holds this guest.
     port: OnceLock<Weak<Port>>,
+    /// Of what it has a word on, by index: whether that passes without it.
+    fail_open: OnceLock<Box<[bool]>>,
     /// The last lines that it logged or wrote to its standard error.
     words: Mutex<VecDeque<Word>>,
     /// What it says that it cannot do.
@@ -123,6 +125,7 @@ impl Guest {
             alias,
             life,
             port: OnceLock::new(),
+            fail_open: OnceLock::new(),
             words: Mutex::default(),
             complaint: Mutex::default(),
             not_told: Complaints::default(),
@@ -221,7 +224,16 @@ impl Guest {
                 intercepts: descriptor.intercepts.iter().map(|spec| spec.pattern.clone()).collect(),
             });
         }
+        // It describes itself once.
+        let _ = self.fail_open.set(descriptor.intercepts.iter().map(|spec| spec.fail_open).collect());
         self.tell(Life::Described(descriptor));
+    }
+
+    /// Whether what it has a word on by this index passes where it has none.
+    #[must_use]
+    pub fn fails_open(&self, index: u32) -> bool {
+        let at = usize::try_from(index).ok();
+        self.fail_open.get().zip(at).and_then(|(all, at)| all.get(at)).is_some_and(|open| *open)
     }
 
     fn outer_pattern(&self, pattern: &Pattern) -> Pattern {

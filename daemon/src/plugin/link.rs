@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use ksi_kernel::{Delivery, Token};
+use ksi_kernel::{Delivery, Token, Verdict};
 use ksi_protocol::{Code, Frame, Refusal, limits};
 use tokio::{net::UnixStream, sync::Notify};
 
@@ -21,17 +21,33 @@ use crate::{
     woken,
 };
 
-/// Unread bytes beyond which requests are refused.
+/// Unread bytes beyond which the child is handed no more requests, and no more
+/// questions for its word.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Unread bytes beyond which a child is given up: it asks, and does not read what
 /// it is answered. It is read all the same until then, since one that waits to
 /// write reads nothing, and both would wait for ever.
-const UNREAD_MAX: usize = 2 * BYTES_MAX;
+///
+/// What it has not asked for makes [`BYTES_MAX`] and one frame of them at most, so
+/// that nobody can have another's child given up by what he sends it.
+const UNREAD_MAX: usize = BYTES_MAX + limits::FRAME_BYTES_MAX + ASKED_MAX;
+
+/// Unread bytes that it has asked for, at least, where it is given up.
+const ASKED_MAX: usize = 64 * 1024 * 1024;
 
 /// Unread bytes beyond which events for a listener are dropped. Requests are
 /// bounded by what the plugin may hold.
 const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What is said in a child's place, since it could not be handed the matter.
+#[derive(Debug)]
+pub enum Instead {
+    /// How a request ends.
+    Refusal(Refusal),
+    /// A word on what waits for one.
+    Verdict(Verdict),
+}
 
 /// The daemon's end of a child's socket.
 #[derive(Debug)]
@@ -77,10 +93,11 @@ impl Link {
         self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a delivery; it is written by the next flush. A request that fits
-    /// no frame, or for which there is no room, comes back with its refusal.
+    /// Queues a delivery; it is written by the next flush. A request or question
+    /// that fits no frame, or for which there is no room, comes back with what is
+    /// said instead.
     #[must_use]
-    pub fn push(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
+    pub fn push(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Instead)> {
         let refused = self.queue(delivery, now_ms);
         // Only now: whoever pings says first that the child is at rest, so that
         // what a ping did not follow ends the rest.
@@ -88,34 +105,33 @@ impl Link {
         refused
     }
 
-    fn queue(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Refusal)> {
-        let event = matches!(delivery, Delivery::Event { .. });
-        let (request, answer) = match &delivery {
-            Delivery::Request { token, .. } => (Some(*token), None),
-            Delivery::Answer { id, .. } => (None, Some(*id)),
-            _ => (None, None),
+    fn queue(&self, delivery: Delivery, now_ms: u64) -> Option<(Token, Instead)> {
+        let answer = match &delivery {
+            Delivery::Answer { id, .. } => Some(*id),
+            _ => None,
         };
         let frame = self.guest.frame(delivery, now_ms);
         let mut wire = self.lock();
         if wire.is_dead() {
             return None;
         }
-        if wire.buffer.len() > BYTES_MAX {
-            // Requests that are open are bounded elsewhere; this bounds those
-            // that were given up before the child has read them.
+        let unread = wire.buffer.len();
+        if unread > BYTES_MAX {
+            // What is open is bounded elsewhere, but not in bytes; nor is what was
+            // given up before the child has read it.
             match &frame {
-                Frame::Request(_) => return Some((request?, busy())),
+                Frame::Request(_) | Frame::Intercept(_) => return self.instead_of(&frame, busy()),
                 Frame::Credit { .. } => return None,
                 _ => {}
             }
         }
-        if event && wire.buffer.len() > EVENT_BYTES_MAX {
+        if matches!(frame, Frame::Event(_)) && unread > EVENT_BYTES_MAX {
             if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
                 tracing::warn!(plugin = self.guest.name, "events are dropped: the plugin is too slow");
             }
             return None;
         }
-        if wire.buffer.len() > UNREAD_MAX {
+        if answer.is_some() && unread > UNREAD_MAX {
             wire.kill();
             self.overrun.notify_one();
             woken::note();
@@ -127,7 +143,23 @@ impl Link {
             // A refusal of a few words always fits.
             let _ = Frame::Refusal { id: Some(id), refusal: too_large() }.encode(&mut wire.buffer);
         }
-        Some((request?, too_large()))
+        self.instead_of(&frame, too_large())
+    }
+
+    /// What is said where the child is not handed a frame to which it owes
+    /// something.
+    fn instead_of(&self, frame: &Frame, refusal: Refusal) -> Option<(Token, Instead)> {
+        match frame {
+            Frame::Request(request) => Some((request.id, Instead::Refusal(refusal))),
+            Frame::Intercept(question) => {
+                let verdict = match self.guest.fails_open(question.index) {
+                    true => Verdict::Pass,
+                    false => Verdict::Refuse(refusal),
+                };
+                Some((question.id, Instead::Verdict(verdict)))
+            }
+            _ => None,
+        }
     }
 
     /// Says something of the daemon's own.
@@ -256,11 +288,26 @@ fn too_large() -> Refusal {
 mod tests {
     use std::{io::Read, time::Duration};
 
-    use ksi_kernel::Answer;
-    use ksi_protocol::{Bytes, EventName};
+    use ksi_identity::Authority;
+    use ksi_kernel::{Answer, Ask, Chains, Declared, Quota, Role};
+    use ksi_protocol::{Bytes, EventName, Pattern, descriptor::InterceptSpec, frame::Stage};
+    use serde_json::json;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::{
+        config::{Config, Sources},
+        hub::{Handle, Port},
+        identity::Identity,
+    };
+
+    fn hub() -> Arc<Hub> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::load(&Sources::file(&dir.path().join("ksi.toml")))
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        let identity = Identity::new(&config, 1000, dir.path().join("tokens.json"));
+        Hub::new(tokio::runtime::Handle::current(), identity, Chains::default())
+    }
 
     fn link() -> (Arc<Link>, StdStream, mpsc::Receiver<Life>) {
         let (ours, theirs) = StdStream::pair().unwrap();
@@ -312,5 +359,98 @@ mod tests {
         assert!(link.lock().is_dead() && link.lock().buffer.is_empty());
         let told = tokio::time::timeout(Duration::from_secs(10), link.overrun.notified());
         assert!(told.await.is_ok(), "whoever serves it is told");
+    }
+
+    /// An end that reads nothing. Nor is anything written to it: the runtime does
+    /// not look at its socket before somebody waits.
+    struct Child {
+        link: Arc<Link>,
+        port: Arc<Port>,
+        _socket: StdStream,
+        _lives: mpsc::Receiver<Life>,
+    }
+
+    impl Child {
+        fn new(hub: &Hub, name: &str) -> Self {
+            let (link, _socket, _lives) = link();
+            let authority = Authority::full(name);
+            let port =
+                hub.kernel.attach(Role::Plugin, Handle::Link(link.clone()), Quota::default(), authority);
+            link.guest.set_port(&port);
+            Self { link, port, _socket, _lives }
+        }
+
+        fn told(&self) -> Vec<Frame> {
+            let mut input = self.link.lock().buffer.clone();
+            std::iter::from_fn(|| Frame::split(&mut input).unwrap()).collect()
+        }
+    }
+
+    /// What the asker and the owner of requests are told while a guard that reads
+    /// nothing is to have a word on each.
+    fn told_beside_a_guard(fail_open: bool) -> (Vec<Frame>, Vec<Frame>) {
+        const ASKED: u64 = 12;
+        let hub = hub();
+        let [guard, owner, asker] =
+            ["plugin:guard", "plugin:a", "session:1"].map(|name| Child::new(&hub, name));
+        let event = EventName::parse("a:b").unwrap();
+        let absent = Refusal::new(Code::Unavailable, "it is not there");
+        hub.kernel.declare("plugin:a", &[Declared::new(event.clone())], absent);
+        hub.kernel.own(&owner.port, std::slice::from_ref(&event)).unwrap();
+        let pattern = Pattern::parse("a:*").unwrap();
+        let spec = InterceptSpec { pattern, stage: Stage::Before, order: 0, fail_open };
+        let descriptor = json!({"name": "guard", "version": "1.0.0", "about": "x", "intercepts": [&spec]});
+        guard.link.guest.described(Box::new(serde_json::from_value(descriptor).unwrap()));
+        hub.kernel.intercept(&guard.port, 0, spec);
+        let data = Bytes::from(vec![7; 15 << 20]);
+        for id in 0..ASKED {
+            let mut turn = hub.turn();
+            turn.request(&asker.port, Ask::new(id, event.clone(), data.clone()));
+            turn.end();
+        }
+        assert!(!guard.link.lock().is_dead(), "it has asked for nothing of that");
+        assert_eq!((guard.told().len(), guard.port.holding()), (5, 5));
+        (asker.told(), owner.told())
+    }
+
+    #[tokio::test]
+    async fn a_guard_that_is_asked_too_much_is_not_given_up_and_what_it_is_not_asked_is_refused() {
+        let (asker, owner) = told_beside_a_guard(false);
+        let is_busy =
+            |one: &Frame| matches!(one, Frame::Refusal { refusal, .. } if refusal.code == Code::Busy);
+        assert!(asker.len() == 7 && asker.iter().all(is_busy), "{asker:?}");
+        assert!(owner.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_passes_without_its_guard_passes_where_that_is_asked_too_much() {
+        let (asker, owner) = told_beside_a_guard(true);
+        // The owner reads nothing either.
+        assert_eq!((owner.len(), asker.len()), (5, 2));
+        assert!(owner.iter().all(|one| matches!(one, Frame::Request(_))));
+    }
+
+    #[tokio::test]
+    async fn a_child_is_given_up_for_what_it_asks_and_not_for_what_it_is_asked() {
+        let hub = hub();
+        let child = Child::new(&hub, "plugin:greedy");
+        let data = Bytes::from(vec![7; 1 << 20]);
+        let event = EventName::parse("a:b").unwrap();
+        let answers = |n: u64| {
+            for id in 0..n {
+                let answer = Answer::Reply(data.clone());
+                let event = event.clone();
+                let _ = child
+                    .link
+                    .push(Delivery::Answer { id, token: id, event, answer, correlation_id: None }, 0);
+            }
+        };
+        // The most that others can bring upon it.
+        child.link.lock().buffer.extend_from_slice(&vec![0; BYTES_MAX + limits::FRAME_BYTES_MAX]);
+        answers(ASKED_MAX as u64 >> 20);
+        assert!(!child.link.lock().is_dead());
+        assert!(child.link.push(Delivery::Cancel { token: 1 }, 0).is_none());
+        answers(1);
+        assert!(child.link.lock().is_dead());
     }
 }
