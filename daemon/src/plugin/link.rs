@@ -219,11 +219,18 @@ impl Link {
         tokio::pin!(writing);
         let reading = self.read(&hub);
         tokio::pin!(reading);
+        let served = async {
+            tokio::select! {
+                reason = &mut reading => reason,
+                // It takes nothing more, but what it has said still counts.
+                _ = &mut writing => reading.await,
+            }
+        };
         let reason = tokio::select! {
-            reason = &mut reading => reason,
+            // First, since an overrun ends the writing as if the child were gone.
+            biased;
             () = self.overrun.notified() => Some("does not read what it has asked for".into()),
-            // It takes nothing more, but what it has said still counts.
-            _ = &mut writing => reading.await,
+            reason = served => reason,
         };
         self.kill();
         if let Some(reason) = reason {
@@ -452,5 +459,22 @@ mod tests {
         assert!(child.link.push(Delivery::Cancel { token: 1 }, 0).is_none());
         answers(1);
         assert!(child.link.lock().is_dead());
+    }
+
+    #[tokio::test]
+    async fn who_is_given_up_is_given_up_also_where_its_socket_takes_more_in_that_moment() {
+        let hub = hub();
+        for _ in 0..32 {
+            let (link, _socket, mut lives) = link();
+            // Nobody has looked at the socket yet, so it counts as full.
+            link.send(&Frame::Ping { id: 1 });
+            assert!(link.lock().is_blocked());
+            link.socket.writable().await.unwrap();
+            link.lock().kill();
+            link.overrun.notify_one();
+            let served = tokio::time::timeout(Duration::from_secs(10), link.serve(hub.clone())).await;
+            assert!(served.is_ok(), "it is waited for what the child says");
+            assert!(matches!(lives.try_recv(), Ok(Life::Died(reason)) if reason.contains("asked for")));
+        }
     }
 }
