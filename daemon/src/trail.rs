@@ -31,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use ksi_identity::Witness;
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
@@ -128,12 +129,12 @@ impl Payload {
 }
 
 impl Note {
-    /// Bytes that it keeps while it waits, its payload with them.
+    /// Bytes that it keeps while it waits, but for its payload.
     fn weight(&self) -> usize {
         let texts = [&self.principal, &self.origin, &self.permission];
         let more = [&self.tenant, &self.behalf, &self.correlation_id].into_iter().flatten();
         let texts: usize = texts.into_iter().chain(more).map(String::len).sum();
-        size_of::<Self>() + self.event.as_str().len() + texts + self.payload.weight()
+        size_of::<Self>() + self.event.as_str().len() + texts
     }
 }
 
@@ -174,7 +175,7 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     /// Decisions that wait, by those whose share they take; nobody with none.
-    by: HashMap<Arc<str>, usize>,
+    by: HashMap<Arc<str>, usize, RandomState>,
     denials: Repeats,
     /// What plugins tell, each in its own name.
     facts: Repeats,
@@ -186,28 +187,24 @@ struct Queue {
 
 #[derive(Debug)]
 enum Waiting {
-    Note(Note),
+    /// A decision, and what it weighs without its payload.
+    Note(Note, usize),
     Repeated(Repeated),
     /// Those that found no room, between what was before and after.
     Lost(Lost),
 }
 
+/// What became of a decision that was to be put into the queue. One that is not
+/// there comes back, so that nothing is freed under the lock.
+enum Pushed {
+    Waits,
+    /// It found no room, and is counted.
+    Lost(Note),
+    /// There is no room for its payload.
+    Heavy(Note),
+}
+
 impl Queue {
-    fn has_room(&self, note: &Note) -> bool {
-        let (notes, bytes) = match note.allowed {
-            true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
-            false => (NOTES_MAX, BYTES_MAX),
-        };
-        let own = self.by.get(&note.payer).copied().unwrap_or(0);
-        let share = limits::fair_share(notes, self.waiting.len().saturating_sub(own));
-        own < share && self.bytes + note.weight() <= bytes
-    }
-
-    /// Whether its payload may wait until it is digested.
-    fn has_room_for_payload(&self, note: &Note) -> bool {
-        self.bytes + note.weight() <= WHOLE_BYTES_MAX
-    }
-
     /// Has those told that were counted; all of them with `None`.
     fn end_repeats(&mut self, now_ms: Option<u64>) {
         let counted = [&mut self.denials, &mut self.facts].map(|repeats| repeats.end(now_ms));
@@ -225,28 +222,49 @@ impl Queue {
         !self.denials.is_empty() || !self.facts.is_empty()
     }
 
-    /// The first that waits, which nobody is charged for any more.
-    fn pop(&mut self) -> Option<Waiting> {
+    /// The first that waits, which nobody is charged for any more; and what it
+    /// weighs, its payload with it.
+    fn pop(&mut self) -> Option<(Waiting, usize)> {
         let first = self.waiting.pop_front()?;
-        if let Waiting::Note(note) = &first {
-            self.bytes -= note.weight();
-            if let Some(own) = self.by.get_mut(&note.payer) {
-                *own -= 1;
-                if *own == 0 {
-                    self.by.remove(&note.payer);
-                }
+        let Waiting::Note(note, weight) = &first else { return Some((first, 0)) };
+        let bytes = weight + note.payload.weight();
+        self.bytes -= bytes;
+        if let Some(own) = self.by.get_mut(&note.payer) {
+            *own -= 1;
+            if *own == 0 {
+                self.by.remove(&note.payer);
             }
         }
-        Some(first)
+        Some((first, bytes))
     }
 
-    fn push(&mut self, note: Note) {
-        if self.has_room(&note) {
-            self.bytes += note.weight();
-            *self.by.entry(note.payer.clone()).or_default() += 1;
-            self.waiting.push_back(Waiting::Note(note));
-            return;
+    /// Puts a decision of that weight at the end, or counts it there.
+    fn push(&mut self, note: Note, weight: usize) -> Pushed {
+        let bytes = weight + note.payload.weight();
+        if self.bytes + bytes > WHOLE_BYTES_MAX && bytes > weight {
+            return Pushed::Heavy(note);
         }
+        let (notes_max, bytes_max) = match note.allowed {
+            true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
+            false => (NOTES_MAX, BYTES_MAX),
+        };
+        let payer = self.by.get_mut(&note.payer);
+        let own = payer.as_deref().copied().unwrap_or(0);
+        let share = limits::fair_share(notes_max, self.waiting.len().saturating_sub(own));
+        if own >= share || self.bytes + bytes > bytes_max {
+            self.lose(&note);
+            return Pushed::Lost(note);
+        }
+        match payer {
+            Some(own) => *own += 1,
+            None => drop(self.by.insert(note.payer.clone(), 1)),
+        }
+        self.bytes += bytes;
+        self.waiting.push_back(Waiting::Note(note, weight));
+        Pushed::Waits
+    }
+
+    fn lose(&mut self, note: &Note) {
         if !matches!(self.waiting.back(), Some(Waiting::Lost(_))) {
             self.waiting.push_back(Waiting::Lost(Lost { at_ms: note.at_ms, allowed: 0, denied: 0 }));
         }
@@ -297,21 +315,30 @@ impl Trail {
 
     /// Leaves a decision behind. Never waits; whoever sends more than can be digested
     /// later has it digested in its own turn.
-    pub fn note(&self, mut note: Note) {
-        let mut queue = self.lock();
-        if !queue.has_room_for_payload(&note) {
-            drop(queue);
-            let (digest, size) = note.payload.digested();
-            note.payload = Payload::Digested { digest, size };
-            queue = self.lock();
+    pub fn note(&self, note: Note) {
+        let weight = note.weight();
+        match self.push(note, weight) {
+            Pushed::Waits => {}
+            Pushed::Lost(note) => drop(note),
+            Pushed::Heavy(mut note) => {
+                let (digest, size) = note.payload.digested();
+                note.payload = Payload::Digested { digest, size };
+                self.push(note, weight);
+            }
         }
+    }
+
+    fn push(&self, note: Note, weight: usize) -> Pushed {
+        let mut queue = self.lock();
         let is_first = queue.waiting.is_empty();
-        queue.push(note);
+        let pushed = queue.push(note, weight);
+        let has_come = is_first && !queue.waiting.is_empty();
         drop(queue);
-        if is_first {
+        if has_come {
             self.filled.notify_one();
             woken::note();
         }
+        pushed
     }
 
     /// Why the trail is not written, where it has not been for long.
@@ -365,13 +392,11 @@ impl Trail {
 
     fn take(&self) -> Option<Vec<Waiting>> {
         let mut queue = self.lock();
-        let mut taken = Vec::new();
+        let mut taken = Vec::with_capacity(queue.waiting.len().min(BATCH_MAX));
         let mut bytes = 0;
         while taken.len() < BATCH_MAX && (bytes < BATCH_BYTES || taken.is_empty()) {
-            let Some(next) = queue.pop() else { break };
-            if let Waiting::Note(note) = &next {
-                bytes += note.weight();
-            }
+            let Some((next, weight)) = queue.pop() else { break };
+            bytes += weight;
             taken.push(next);
         }
         queue.writing = !taken.is_empty();
@@ -467,7 +492,7 @@ struct Line {
 impl From<Waiting> for Line {
     fn from(waiting: Waiting) -> Self {
         let (record, else_lost) = match waiting {
-            Waiting::Note(note) => {
+            Waiting::Note(note, _) => {
                 let (allowed, denied) = (note.allowed.into(), (!note.allowed).into());
                 let lost = Lost { at_ms: note.at_ms, allowed, denied };
                 (Record::Decision(note.into()), Some(lost))
@@ -512,7 +537,7 @@ mod tests {
         let queue = trail.lock();
         let count = |one: &Waiting| match one {
             Waiting::Lost(lost) => Some((lost.allowed, lost.denied)),
-            Waiting::Note(_) | Waiting::Repeated(_) => None,
+            Waiting::Note(..) | Waiting::Repeated(_) => None,
         };
         queue.waiting.iter().filter_map(count).collect()
     }
@@ -573,7 +598,7 @@ mod tests {
         let mut decisions = Vec::new();
         while let Some(taken) = trail.take() {
             decisions.extend(taken.into_iter().filter_map(|one| match one {
-                Waiting::Note(note) => Some(Decision::from(note)),
+                Waiting::Note(note, _) => Some(Decision::from(note)),
                 Waiting::Repeated(_) | Waiting::Lost(_) => None,
             }));
         }
@@ -588,7 +613,7 @@ mod tests {
     fn a_record_has_the_digest_and_the_size_and_nothing_of_the_payload() {
         let payload = b"a prompt that nobody may read".to_vec();
         let one = Note { payload: Payload::Whole(payload.clone().into()), ..note(true, 0) };
-        let batch = append(&[Waiting::Note(one).into()]);
+        let batch = append(&[Waiting::Note(one, 0).into()]);
         assert!(!batch.windows(8).any(|part| part == &payload[..8]));
         let append: Append = ksi_protocol::decode(&batch).unwrap();
         let Ok(Record::Decision(decision)) = serde_json::from_str(&append.records[0]) else {
@@ -612,7 +637,7 @@ mod tests {
     async fn a_record_that_can_never_be_written_is_counted_and_the_others_are_written_around_it() {
         let trail = Trail::default();
         let one = |n: u64, origin: &str| {
-            Line::from(Waiting::Note(Note { at_ms: n, origin: origin.into(), ..note(false, 0) }))
+            Line::from(Waiting::Note(Note { at_ms: n, origin: origin.into(), ..note(false, 0) }, 0))
         };
         let lines = (0..10).map(|n| one(n, if n == 6 { "cursed" } else { "session:1" })).collect();
         let written = Mutex::new(Vec::new());
