@@ -4,7 +4,8 @@
 //!
 //! Whoever takes a decision never waits: it leaves names and a reference to the
 //! payload behind. The digest of the payload is made here, later, and the
-//! payload goes no further. Where many payloads wait already, it is made at once.
+//! payload goes no further. Where many payloads wait already, it is made at once,
+//! but for a decision that finds no room: of that nothing is read.
 //!
 //! # Invariants
 //!
@@ -49,10 +50,10 @@ use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
 const NOTES_MAX: usize = 16_384;
-/// Bytes that may wait with them.
+/// Bytes of their texts that may wait with them.
 const BYTES_MAX: usize = 32 << 20;
-/// Bytes at which no more payloads wait: theirs are digested at once, by whoever
-/// sends them.
+/// Bytes of payloads that may wait beside those, where it is more than one payload:
+/// others are digested at once, by whoever sends them.
 const WHOLE_BYTES_MAX: usize = 8 << 20;
 /// Decisions that are written at once, and bytes that are read for that.
 const BATCH_MAX: usize = 1_024;
@@ -173,7 +174,10 @@ pub struct Trail {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Bytes of all that waits, but for payloads.
     bytes: usize,
+    /// Bytes of payloads.
+    whole_bytes: usize,
     /// Decisions that wait, by those whose share they take; nobody with none.
     by: HashMap<Arc<str>, usize, RandomState>,
     denials: Repeats,
@@ -200,7 +204,7 @@ enum Pushed {
     Waits,
     /// It found no room, and is counted.
     Lost(Note),
-    /// There is no room for its payload.
+    /// There is room, but not for its payload.
     Heavy(Note),
 }
 
@@ -227,23 +231,20 @@ impl Queue {
     fn pop(&mut self) -> Option<(Waiting, usize)> {
         let first = self.waiting.pop_front()?;
         let Waiting::Note(note, weight) = &first else { return Some((first, 0)) };
-        let bytes = weight + note.payload.weight();
-        self.bytes -= bytes;
+        let (weight, whole) = (*weight, note.payload.weight());
+        self.bytes -= weight;
+        self.whole_bytes -= whole;
         if let Some(own) = self.by.get_mut(&note.payer) {
             *own -= 1;
             if *own == 0 {
                 self.by.remove(&note.payer);
             }
         }
-        Some((first, bytes))
+        Some((first, weight + whole))
     }
 
     /// Puts a decision of that weight at the end, or counts it there.
     fn push(&mut self, note: Note, weight: usize) -> Pushed {
-        let bytes = weight + note.payload.weight();
-        if self.bytes + bytes > WHOLE_BYTES_MAX && bytes > weight {
-            return Pushed::Heavy(note);
-        }
         let (notes_max, bytes_max) = match note.allowed {
             true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
             false => (NOTES_MAX, BYTES_MAX),
@@ -251,15 +252,20 @@ impl Queue {
         let payer = self.by.get_mut(&note.payer);
         let own = payer.as_deref().copied().unwrap_or(0);
         let share = limits::fair_share(notes_max, self.waiting.len().saturating_sub(own));
-        if own >= share || self.bytes + bytes > bytes_max {
+        if own >= share || self.bytes + weight > bytes_max {
             self.lose(&note);
             return Pushed::Lost(note);
+        }
+        let whole = note.payload.weight();
+        if whole > 0 && self.whole_bytes > 0 && self.whole_bytes + whole > WHOLE_BYTES_MAX {
+            return Pushed::Heavy(note);
         }
         match payer {
             Some(own) => *own += 1,
             None => drop(self.by.insert(note.payer.clone(), 1)),
         }
-        self.bytes += bytes;
+        self.bytes += weight;
+        self.whole_bytes += whole;
         self.waiting.push_back(Waiting::Note(note, weight));
         Pushed::Waits
     }
@@ -589,7 +595,7 @@ mod tests {
         let trail = Trail::default();
         for n in 0..100 {
             trail.note(note(n % 2 == 0, 1 << 20));
-            assert!(trail.lock().bytes <= WHOLE_BYTES_MAX + n * 1024);
+            assert!(trail.lock().whole_bytes <= WHOLE_BYTES_MAX);
         }
         trail.note(note(true, BYTES_MAX + 1));
         assert_eq!(lost(&trail), []);
@@ -603,10 +609,47 @@ mod tests {
             }));
         }
         assert_eq!(trail.lock().bytes, 0);
+        assert_eq!(trail.lock().whole_bytes, 0);
         let digest = Digest::of(&vec![7; 1 << 20]).to_string();
         let (last, others) = decisions.split_last().unwrap();
         assert!(others.iter().all(|one| one.sha256 == digest && one.size == 1 << 20));
         assert_eq!((others.len(), last.size), (96, BYTES_MAX as u64 + 1));
+    }
+
+    /// How many payloads wait as they came.
+    fn whole(trail: &Trail) -> usize {
+        let is_whole = |one: &&Waiting| matches!(one, Waiting::Note(note, _) if matches!(note.payload, Payload::Whole(_)));
+        trail.lock().waiting.iter().filter(is_whole).count()
+    }
+
+    #[test]
+    fn one_payload_waits_where_no_other_does_however_large_it_is_and_however_much_else_waits() {
+        let trail = Trail::default();
+        let long = |n: usize| Note { correlation_id: Some("c".repeat(n)), ..note(true, 0) };
+        trail.note(long(WHOLE_BYTES_MAX));
+        trail.note(note(true, 2 * WHOLE_BYTES_MAX));
+        trail.note(note(true, 1));
+        // The long one has an empty payload, which is no more than its digest.
+        assert_eq!(whole(&trail), 2);
+        while trail.take().is_some() {}
+        for _ in 0..9 {
+            trail.note(note(true, 1 << 20));
+        }
+        assert_eq!(whole(&trail), 8);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_lost_before_its_payload_is_read() {
+        let trail = Trail::default();
+        let heavy = || note(true, WHOLE_BYTES_MAX);
+        trail.note(heavy());
+        let weight = heavy().weight();
+        assert!(matches!(trail.push(heavy(), weight), Pushed::Heavy(_)));
+        for _ in 0..NOTES_MAX {
+            trail.note(note(true, 0));
+        }
+        let pushed = trail.push(heavy(), weight);
+        assert!(matches!(pushed, Pushed::Lost(Note { payload: Payload::Whole(_), .. })));
     }
 
     #[test]
