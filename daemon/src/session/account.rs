@@ -290,6 +290,11 @@ impl Account {
         waits > part.max(PART_MIN)
     }
 
+    /// Whether nothing waits for the user but what this charge is for.
+    pub(super) fn is_all(&self, charged: usize) -> bool {
+        self.bytes.load(Ordering::Relaxed) <= charged
+    }
+
     /// Whether such a queue has to go: so much waits for the user that reading no
     /// more requests was not enough, since answers were on their way.
     pub(super) fn is_far_over(&self, charged: usize, waits: usize) -> bool {

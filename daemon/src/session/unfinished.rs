@@ -32,13 +32,17 @@ impl Unfinished {
     ///
     /// # Errors
     ///
-    /// `busy` where more has come, and it is more than there is room for.
+    /// `busy` where more has come, and it is more than there is room for beside
+    /// what else waits for the user. Where nothing does, it would find no more room
+    /// later, so it goes on; how long a frame or line may be bounds it.
     pub(super) fn recharge(&mut self, bytes: usize) -> Result<(), Refusal> {
         let bytes = if bytes > FREE_BYTES { bytes } else { 0 };
         if bytes == self.charged {
             return Ok(());
         }
-        let is_over = bytes > self.charged && self.account.is_over(self.charged, bytes);
+        let is_over = bytes > self.charged
+            && !self.account.is_all(self.charged)
+            && self.account.is_over(self.charged, bytes);
         self.account.recharge(self.charged, bytes);
         self.charged = bytes;
         if is_over { Err(self.account.full()) } else { Ok(()) }
@@ -57,6 +61,20 @@ mod tests {
 
     use super::*;
     use crate::session::account::{Accounts, Share};
+
+    #[test]
+    fn what_is_begun_is_not_refused_for_ever_where_it_is_longer_than_the_share() {
+        let accounts = Accounts::new(Share { bytes: 1 << 20, ..Share::default() }, 2);
+        let account = accounts.of("uid:1");
+        let _connections = [account.connect(0).unwrap(), account.connect(0).unwrap()];
+        let mut first = Unfinished::new(account.clone());
+        let mut second = Unfinished::new(account.clone());
+        for n in 1..=16 {
+            first.recharge(n << 20).expect("nothing else waits");
+        }
+        assert_eq!(second.recharge(600_000).unwrap_err().code, Code::Busy);
+        assert_eq!(first.recharge(17 << 20).unwrap_err().code, Code::Busy);
+    }
 
     #[test]
     fn what_is_begun_is_charged_beyond_a_little_and_refused_beyond_the_share() {
