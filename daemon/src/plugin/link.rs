@@ -408,7 +408,7 @@ mod tests {
         let spec = InterceptSpec { pattern, stage: Stage::Before, order: 0, fail_open };
         let descriptor = json!({"name": "guard", "version": "1.0.0", "about": "x", "intercepts": [&spec]});
         guard.link.guest.described(Box::new(serde_json::from_value(descriptor).unwrap()));
-        hub.kernel.intercept(&guard.port, 0, spec);
+        hub.kernel.intercept(&guard.port, [spec]);
         let data = Bytes::from(vec![7; 15 << 20]);
         for id in 0..ASKED {
             let mut turn = hub.turn();
