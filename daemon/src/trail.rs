@@ -24,6 +24,7 @@
 //! health says so; events go on. What waits when the process dies is lost: a
 //! tenth of a second's worth while all is well.
 
+mod note;
 mod repeats;
 
 use std::{
@@ -36,16 +37,18 @@ use foldhash::fast::RandomState;
 use ksi_identity::Witness;
 use ksi_protocol::{
     Bytes, Code, EventName, Refusal,
-    audit::{Append, Decision, Lost, Record, Repeated},
+    audit::{Append, Lost, Record, Repeated},
     limits,
 };
-use ksi_trust::Digest;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
 
-use self::repeats::Repeats;
+use self::{
+    note::{Note, Payload},
+    repeats::Repeats,
+};
 use crate::{hub::Hub, woken};
 
 /// Decisions that may wait.
@@ -68,96 +71,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Time for which the trail may not be written before anybody is told: a plugin
 /// that is being restarted is no trouble.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// A decision on its way.
-#[derive(Debug)]
-pub struct Note {
-    /// When, milliseconds since 1970.
-    pub at_ms: u64,
-    /// Whose share of the queue it takes.
-    pub payer: Arc<str>,
-    /// In whose name.
-    pub principal: String,
-    /// The tenant of that one.
-    pub tenant: Option<String>,
-    /// Who sent it.
-    pub origin: String,
-    /// On whose behalf, where that is another.
-    pub behalf: Option<String>,
-    /// What was asked or told.
-    pub event: EventName,
-    /// Whether it was told.
-    pub emitted: bool,
-    /// What it takes.
-    pub permission: String,
-    /// Whether it was allowed.
-    pub allowed: bool,
-    /// What ties it to its cause.
-    pub correlation_id: Option<String>,
-    /// What came along.
-    pub payload: Payload,
-}
-
-/// What came along with a decision.
-#[derive(Debug)]
-pub enum Payload {
-    /// Itself; it is digested later.
-    Whole(Bytes),
-    /// What is written of it.
-    Digested {
-        /// Its SHA-256.
-        digest: Digest,
-        /// Its size in bytes.
-        size: usize,
-    },
-}
-
-impl Payload {
-    /// Bytes that it keeps while it waits.
-    fn weight(&self) -> usize {
-        match self {
-            Self::Whole(data) => data.len(),
-            Self::Digested { .. } => 0,
-        }
-    }
-
-    fn digested(&self) -> (Digest, usize) {
-        match self {
-            Self::Whole(data) => (Digest::of(data), data.len()),
-            Self::Digested { digest, size } => (*digest, *size),
-        }
-    }
-}
-
-impl Note {
-    /// Bytes that it keeps while it waits, but for its payload.
-    fn weight(&self) -> usize {
-        let texts = [&self.principal, &self.origin, &self.permission];
-        let more = [&self.tenant, &self.behalf, &self.correlation_id].into_iter().flatten();
-        let texts: usize = texts.into_iter().chain(more).map(String::len).sum();
-        size_of::<Self>() + self.event.as_str().len() + texts
-    }
-}
-
-impl From<Note> for Decision {
-    fn from(note: Note) -> Self {
-        let (digest, size) = note.payload.digested();
-        Self {
-            at_ms: note.at_ms,
-            principal: note.principal,
-            tenant: note.tenant,
-            origin: note.origin,
-            behalf: note.behalf,
-            event: note.event.as_str().to_owned(),
-            emitted: note.emitted,
-            permission: note.permission,
-            allowed: note.allowed,
-            correlation_id: note.correlation_id,
-            sha256: digest.to_string(),
-            size: size as u64,
-        }
-    }
-}
 
 /// The queue.
 #[derive(Debug, Default)]
@@ -321,7 +234,7 @@ impl Trail {
 
     /// Leaves a decision behind. Never waits; whoever sends more than can be digested
     /// later has it digested in its own turn.
-    pub fn note(&self, note: Note) {
+    fn note(&self, note: Note) {
         let weight = note.weight();
         match self.push(note, weight) {
             Pushed::Waits => {}
@@ -520,6 +433,9 @@ fn append(lines: &[Line]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use ksi_protocol::audit::Decision;
+    use ksi_trust::Digest;
+
     use super::*;
 
     fn note(allowed: bool, data: usize) -> Note {
