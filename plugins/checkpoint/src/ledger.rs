@@ -16,7 +16,7 @@
 //! Every transition is one write of the entry. The attempt is written before
 //! it is begun, so an attempt that takes the daemon with it is known. What is
 //! leased when a daemon dies is begun again: most daemons die of what comes from
-//! outside. What sees another death soon after becomes a *suspect*: suspects run
+//! outside. What sees another death becomes a *suspect*: suspects run
 //! one at a time, later each time the one that ran alone died with the daemon, and
 //! only that one is blamed. So poison is found, innocents are not blamed for it,
 //! and the daemon comes up in between. The same for the deaths of a plugin is in
