@@ -113,8 +113,10 @@ impl Facts {
         let name = ask.consumer.clone();
         let cursor = name.as_deref().map(|name| cursor::key(ctx.tenant(), name)).transpose()?;
         let taken_over = cursor.as_deref().map(|cursor| self.take(cursor));
-        if let Some(key) = cursor.as_deref().filter(|_| ask.since_seq.is_none()) {
-            self.admit(engine, key).await?;
+        if let Some(key) = cursor.as_deref().filter(|_| ask.since_seq.is_none())
+            && engine.latest(key).await?.is_none()
+        {
+            self.admit(engine).await?;
         }
         let following = pin!(run(engine, ctx.now_ms(), ask, cursor.clone(), out));
         let Some((_holding, taken_over)) = taken_over else { return following.await };
@@ -142,9 +144,13 @@ impl Facts {
             let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
             return Err(Refusal::invalid_payload(message));
         }
-        self.admit(engine, &key).await?;
-        // Nothing is committed between the look and the commit.
-        let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
+        let mut stored = engine.latest(&key).await?;
+        if stored.is_none() {
+            self.admit(engine).await?;
+            stored = engine.latest(&key).await?;
+        }
+        // Nothing is committed between the last look and the commit.
+        let cursor = stored.and_then(|value| Cursor::decode(&value));
         if let Some(cursor) = cursor.filter(|cursor| cursor.seq >= ask.seq) {
             cursor.refresh(engine, key, ctx.now_ms());
             return Ok(Acknowledged { seq: cursor.seq });
@@ -153,11 +159,8 @@ impl Facts {
         Ok(Acknowledged { seq: ask.seq })
     }
 
-    /// Refuses a consumer that is new where there are too many. They are counted once, and by each walk.
-    async fn admit(&self, engine: &Engine, key: &[u8]) -> Result<(), Refusal> {
-        if engine.latest(key).await?.is_some() {
-            return Ok(());
-        }
+    /// Lets a consumer in that is new, unless there are too many. They are counted once, and by each walk.
+    async fn admit(&self, engine: &Engine) -> Result<(), Refusal> {
         let known = match self.known.get() {
             Some(known) => known,
             None => engine.scan(&[keys::CURSOR], None, CONSUMERS_MAX).await?.len(),
