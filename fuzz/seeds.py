@@ -88,7 +88,7 @@ def json():
     lines = {
         "shortest": '{"event":"system:health"}',
         "full": '{"id":"x","event":"completion:request","data":{"prompt":"hi"},"timeout_ms":5000,"credit":4,'
-        '"correlation_id":"c","idempotency_key":"k"}',
+        '"correlation_id":"c","idempotency_key":"k","expires_in_ms":600000}',
         "emit": '{"emit":"my:event","data":[1,2.5,null,true,"\\u00e9\\ud83d\\ude00"]}',
         "subscribe": '{"subscribe":"agent:*","id":3,"class":"latest"}',
         "unsubscribe": '{"unsubscribe":3}',

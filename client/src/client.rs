@@ -440,6 +440,10 @@ pub(crate) fn decode<R: DeserializeOwned>(event: &str, answer: &[u8]) -> Result<
         .map_err(|refusal| Error::Decode { event: event.to_owned(), reason: refusal.message })
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn request_frame(
     id: Id,
     event: EventName,
@@ -448,10 +452,11 @@ fn request_frame(
     timeout: Option<Duration>,
 ) -> Frame {
     Frame::Request(frame::Request {
-        timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)),
+        timeout_ms: timeout.map(|timeout| millis(timeout).max(1)),
         credit: options.credit,
         correlation_id: options.correlation_id,
         idempotency_key: options.idempotency_key,
+        expires_in_ms: options.expires_in.map(millis),
         ..frame::Request::new(id, event, data)
     })
 }

@@ -225,6 +225,10 @@ pub struct CallOptions {
     /// Two requests with one key are one request: makes it safe to repeat a
     /// request that was lost. Only durable events keep keys.
     pub idempotency_key: Option<String>,
+    /// Of a durable event: time after its acceptance from which it is not begun
+    /// any more, and ends as expired; without it, and at most, what the event
+    /// declares. A request that is of no use later says so here.
+    pub expires_in: Option<Duration>,
 }
 
 impl CallOptions {

@@ -269,6 +269,7 @@ fn keep(request: Request, session: u64, state: &mut State) -> Frame {
         correlation_id,
         idempotency_key,
         accepted_ms: at_ms,
+        expires_ms: None,
         until_ms: None,
         ended_ms: Some(at_ms),
         result: Some(Payload(data)),

@@ -146,6 +146,7 @@ mod tests {
             origin: "session:1".into(),
             correlation_id: None,
             idempotency_key: None,
+            expires_ms: None,
             accepted_ms: 0,
             until_ms: None,
             ended_ms: Some(1),

@@ -306,6 +306,7 @@ pub(crate) struct Chat {
   ksi send echo:say --help              the fields of this event as flags
   ksi send completion:request --prompt hi
   ksi send completion:async --prompt hi --wait
+  ksi send completion:async --prompt hi --expires-in 10m
   ksi send my:event --emit --text hello"
 )]
 pub(crate) struct Send {
@@ -341,6 +342,9 @@ pub(crate) struct SendOptions {
     /// Of a durable event: two requests with one key are one request
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    /// Of a durable event: do not begin it any more after this time
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) expires_in: Option<Duration>,
     /// Ties together all that follows from one cause
     #[arg(long, value_name = "ID")]
     pub(crate) correlation_id: Option<String>,

@@ -150,6 +150,7 @@ pub fn ask(request: Request) -> Ask {
         credit: request.credit,
         correlation_id: request.correlation_id.map(Into::into),
         idempotency_key: request.idempotency_key.map(Into::into),
+        expires_in: request.expires_in_ms.map(Duration::from_millis),
         parent: request.parent,
         on_behalf: request.on_behalf,
         chain: request.chain,

@@ -32,6 +32,9 @@ pub struct Envelope {
     /// Of a durable event, two requests with one key are one request; of any other,
     /// whoever answers acts on it or not.
     pub idempotency_key: Option<Arc<str>>,
+    /// How long after its acceptance this may be begun, where it is work that is of
+    /// use for less than its event declares.
+    pub expires_in: Option<Duration>,
     /// The request on whose behalf this was sent.
     pub parent: Option<Token>,
     /// The causal chain from plugin to plugin that this is the last step of;
@@ -65,6 +68,9 @@ pub struct Ask {
     pub correlation_id: Option<Arc<str>>,
     /// Of a durable event, two requests with one key are one request.
     pub idempotency_key: Option<Arc<str>>,
+    /// Of a durable event: time after its acceptance from which it is not begun any
+    /// more; at most what the event declares. Of any other it is refused.
+    pub expires_in: Option<Duration>,
     /// What the asker holds and is asking for: this request ends with it.
     pub parent: Option<Token>,
     /// Whether its caller must hold what the event takes, besides the plugin
@@ -106,6 +112,7 @@ impl Ask {
             credit: None,
             correlation_id: None,
             idempotency_key: None,
+            expires_in: None,
             parent: None,
             on_behalf: false,
             vouched: false,

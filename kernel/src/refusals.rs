@@ -174,6 +174,12 @@ pub(crate) fn too_long(field: &str, bytes: usize, most: usize) -> Refusal {
         .hint("what is long belongs into the payload")
 }
 
+pub(crate) fn never_expires(event: &EventName) -> Refusal {
+    let message = format!("`{event}` is not durable: what is not kept has no time after which it expires");
+    no(Blame::Sender, Code::InvalidFrame, message)
+        .hint("`timeout_ms` says how long you wait for its answer; leave `expires_in_ms` out")
+}
+
 pub(crate) fn detached() -> Refusal {
     no(Blame::Sender, Code::Cancelled, "the sender is no longer attached".into())
 }

@@ -108,6 +108,15 @@ impl<H> Receiver<'_, H> {
         self.entry.declared.timeout.filter(|_| self.work.is_none())
     }
 
+    /// How the port keeps a request that may be begun for so long after its
+    /// acceptance.
+    pub(crate) fn policy(&self, expires_in: Option<Duration>) -> Option<Arc<Policy>> {
+        self.work.map(|policy| match expires_in {
+            None => Arc::clone(policy),
+            Some(time) => Arc::new(policy.expiring_in(time)),
+        })
+    }
+
     /// What the asker is told where the port has gone in this very moment.
     pub(crate) fn gone(&self) -> Refusal {
         self.work.map_or_else(|| self.entry.absent(), |_| refusals::no_keeper(&self.entry.declared.name))

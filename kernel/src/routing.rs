@@ -112,6 +112,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             caller,
             correlation_id: correlation_id.or(cause.correlation_id),
             idempotency_key: None,
+            expires_in: None,
             parent,
             chain,
             at_ms: now_ms,
@@ -251,6 +252,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         };
         self.decide(port.role, &decision)?;
         let to = events.receiver(entry?, dispatched)?;
+        if ask.expires_in.is_some() && to.work.is_none() {
+            return Err(refusals::never_expires(&ask.event));
+        }
         let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
         let deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
         let deadline_ms = deadline_ms.min(cause.deadline_ms.unwrap_or(u64::MAX));
@@ -272,6 +276,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             caller,
             correlation_id,
             idempotency_key: ask.idempotency_key,
+            expires_in: ask.expires_in,
             parent: ask.parent,
             chain,
             at_ms: now_ms,
@@ -333,7 +338,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if !port.is_open() {
             return self.fail(token, to.gone(), effects);
         }
-        envelope.work = to.work.cloned();
+        envelope.work = to.policy(envelope.expires_in);
         envelope.credit = envelope.credit.map(|credit| credit.saturating_add(early));
         self.counters.deliveries.add(1);
         effects.push(port, Delivery::Request { token, envelope: Box::new(envelope) });

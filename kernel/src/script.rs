@@ -325,6 +325,7 @@ fn asked(directory: &Directory, words: &mut Words<'_>) -> Ask {
     });
     ask.chain = words.named.get("chain").map(|&text| text.replace('>', " ").into());
     ask.correlation_id = words.named.get("corr").map(|&text| text.into());
+    ask.expires_in = words.option("expires").map(Duration::from_millis);
     ask.idempotency_key = words.named.get("key").map(|&text| text.into());
     ask
 }
@@ -345,6 +346,9 @@ fn written(delivery: &Delivery) -> String {
             }
             if let Some(policy) = &e.work {
                 write!(line, " attempts {}", policy.attempts).unwrap();
+                if policy.expires_ms != Policy::default().expires_ms {
+                    write!(line, " expires {}", policy.expires_ms).unwrap();
+                }
             }
             if let Some(credit) = e.credit {
                 write!(line, " credit {credit}").unwrap();

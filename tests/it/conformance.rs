@@ -184,7 +184,8 @@ impl Normal {
         let value = match key {
             "timestamp" | "correlation_id" | "seq" | "at_ms" => return None,
             "timings" | "queued_ms" | "age_ms" | "started_ms" | "took_ms" => json!("measured"),
-            "accepted_ms" | "ended_ms" | "pushed_at_ms" | "oldest_at_ms" | "lease_until_ms" => {
+            "accepted_ms" | "expires_ms" | "ended_ms" | "pushed_at_ms" | "oldest_at_ms"
+            | "lease_until_ms" => {
                 json!("measured")
             }
             // Where others have a part in it.

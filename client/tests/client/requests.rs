@@ -77,6 +77,7 @@ async fn options_travel_with_the_request() {
         credit: None,
         correlation_id: Some("cause".into()),
         idempotency_key: Some("key".into()),
+        expires_in: Some(Duration::from_secs(60)),
     };
     let asked = client.request_raw("test:ask", text("x"), options);
     let answer = async {
@@ -91,6 +92,7 @@ async fn options_travel_with_the_request() {
     assert_eq!(request.timeout_ms, Some(1500));
     assert_eq!(request.correlation_id.as_deref(), Some("cause"));
     assert_eq!(request.idempotency_key.as_deref(), Some("key"));
+    assert_eq!(request.expires_in_ms, Some(60_000));
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ fn info(state: WorkState) -> WorkInfo {
         correlation_id: None,
         idempotency_key: None,
         accepted_ms: 1,
+        expires_ms: None,
         until_ms: None,
         ended_ms: state.is_end().then_some(2),
         result: (state == WorkState::Done).then(|| Payload(text("result"))),

@@ -131,6 +131,7 @@ async fn ask(
 ) -> Result<()> {
     let call = CallOptions {
         idempotency_key: options.idempotency_key.clone(),
+        expires_in: options.expires_in,
         correlation_id: options.correlation_id.clone(),
         ..at.call()
     };

@@ -141,6 +141,9 @@ fn described(info: &WorkInfo, now_ms: u64) -> String {
         (None, Some(until)) => line("given up", format!("in {}", age(now_ms, until))),
         (None, None) => {}
     }
+    if let Some(expires) = info.expires_ms.filter(|_| info.state != WorkState::Leased) {
+        line("expires", format!("in {}", age(now_ms, expires)));
+    }
     if let Some(refusal) = &info.refusal {
         line("refusal", format!("{}: {}", refusal.code, refusal.message));
         if !refusal.hint.is_empty() {
@@ -256,6 +259,7 @@ mod tests {
             correlation_id: None,
             idempotency_key: Some("k".into()),
             accepted_ms: 1_000,
+            expires_ms: Some(61_000),
             until_ms: None,
             ended_ms: None,
             result: None,

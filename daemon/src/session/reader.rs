@@ -441,7 +441,15 @@ impl Session<'_> {
             found.ok_or_else(|| Refusal::not_found("request or subscription", &id.to_string()))
         };
         match verb {
-            Verb::Request { event, data, timeout_ms, credit, correlation_id, idempotency_key } => {
+            Verb::Request {
+                event,
+                data,
+                timeout_ms,
+                credit,
+                correlation_id,
+                idempotency_key,
+                expires_in_ms,
+            } => {
                 check_size(&data, [correlation_id.as_deref(), idempotency_key.as_deref()])?;
                 self.may_ask(&event, turn)?;
                 let id = open(id)?;
@@ -451,6 +459,7 @@ impl Session<'_> {
                     credit,
                     correlation_id: correlation_id.map(Into::into),
                     idempotency_key: idempotency_key.map(Into::into),
+                    expires_in: expires_in_ms.map(Duration::from_millis),
                     ..Ask::new(id, event, data)
                 };
                 self.outbox.owe();

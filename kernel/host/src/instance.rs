@@ -321,6 +321,7 @@ unsafe fn output(message: &Message) -> Option<Output> {
                 credit: meta.credit,
                 correlation_id: meta.correlation_id,
                 idempotency_key: meta.idempotency_key,
+                expires_in_ms: meta.expires_in_ms,
                 origin: meta.origin,
                 caller: meta.caller.map(Box::new),
                 on_behalf: meta.on_behalf,

@@ -222,6 +222,10 @@ pub struct Request<P = Bytes> {
     /// Of a durable event, two requests with one key are one request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// Of a durable event: milliseconds after its acceptance from which it is not
+    /// begun any more; at most what the event declares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
     /// Who asked; set by the daemon, ignored from a client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
@@ -264,6 +268,7 @@ impl<P> Request<P> {
             credit: None,
             correlation_id: None,
             idempotency_key: None,
+            expires_in_ms: None,
             origin: None,
             caller: None,
             on_behalf: false,

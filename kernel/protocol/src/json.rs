@@ -48,6 +48,7 @@ pub enum Verb {
         credit: Option<u32>,
         correlation_id: Option<String>,
         idempotency_key: Option<String>,
+        expires_in_ms: Option<u64>,
     },
     Emit {
         event: EventName,
@@ -79,7 +80,19 @@ pub struct Malformed {
 /// The keys that begin each kind of line, and those that may go with it.
 const SHAPES: &[(&str, &[&str])] = &[
     ("hello", &["hello", "id"]),
-    ("event", &["event", "id", "data", "timeout_ms", "credit", "correlation_id", "idempotency_key"]),
+    (
+        "event",
+        &[
+            "event",
+            "id",
+            "data",
+            "timeout_ms",
+            "credit",
+            "correlation_id",
+            "idempotency_key",
+            "expires_in_ms",
+        ],
+    ),
     ("emit", &["emit", "id", "data", "correlation_id"]),
     ("subscribe", &["subscribe", "id", "class", "since_seq", "consumer", "credit"]),
     ("unsubscribe", &["unsubscribe", "id"]),
@@ -157,6 +170,7 @@ fn verb(object: &mut Map<String, Value>, id: Option<&Value>) -> Result<Verb, Ref
             credit: field(object, "credit")?,
             correlation_id: field(object, "correlation_id")?,
             idempotency_key: field(object, "idempotency_key")?,
+            expires_in_ms: field(object, "expires_in_ms")?,
         },
         "emit" => Verb::Emit {
             event: EventName::parse(&text(&subject)?).map_err(|e| invalid(e.to_string()))?,

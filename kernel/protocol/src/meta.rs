@@ -32,6 +32,10 @@ pub struct Meta {
     /// Of a durable event, two requests with one key are one request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// From a plugin, of a durable event: milliseconds after its acceptance from
+    /// which what it asks is not begun any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_ms: Option<u64>,
     /// From a plugin: time that its request may take, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,

@@ -6,6 +6,8 @@
 //! plugin dies meanwhile. The plugin that keeps work answers `work:*` and
 //! `checkpoint:*`; these are their payloads.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,16 @@ pub struct Policy {
     /// Whether it is done again when nobody knows whether an attempt had its
     /// effect. Without it such work ends as `unknown`.
     pub repeat: bool,
+}
+
+impl Policy {
+    /// The same for one request that is of use for this long and no longer. What is
+    /// declared of its event is the most.
+    #[must_use]
+    pub fn expiring_in(self, time: Duration) -> Self {
+        let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self { expires_ms: self.expires_ms.min(time_ms), ..self }
+    }
 }
 
 impl Default for Policy {
@@ -168,6 +180,10 @@ pub struct WorkInfo {
     pub idempotency_key: Option<String>,
     /// When it was accepted, milliseconds since 1970.
     pub accepted_ms: u64,
+    /// While it has not ended: from when on it is not begun any more, milliseconds
+    /// since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
     /// When the attempt under way is given up, or the next one is due,
     /// milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,9 @@ pub struct CallOptions {
     pub timeout: Option<Duration>,
     /// Of a durable event, two requests with one key are one request.
     pub idempotency_key: Option<String>,
+    /// Of a durable event: time after its acceptance from which it is not begun any
+    /// more; without it, and at most, what the event declares.
+    pub expires_in: Option<Duration>,
     /// Whether the request goes on when the one on whose behalf it is asked
     /// ends. Needed by work that outlives its request. What is asked so is asked
     /// in the plugin's own name.

@@ -252,6 +252,7 @@ impl Ctx {
         let meta = Meta {
             correlation_id: self.meta().correlation_id.clone(),
             idempotency_key: options.idempotency_key,
+            expires_in_ms: options.expires_in.map(millis),
             timeout_ms: options.timeout.map(millis),
             parent: if options.detached { None } else { self.envelope.token },
             on_behalf: options.on_behalf,

@@ -396,7 +396,16 @@ fn a_durable_request_goes_to_whoever_keeps_work_and_from_there_to_its_owner() {
          > A request 2 work:get x
          < K request 6 work:get x from A
          > K request 10 work:get x origin=A
-         < K refused 10 denied sender",
+         < K refused 10 denied sender
+         # For what is of use for a while only, that is its time; more than is declared it
+         # is not.
+         > A request 3 b:do x expires=1000
+         < K request 8 b:do x from A attempts 3 expires 1000
+         > A request 4 b:do x expires=999999999999
+         < K request 9 b:do x from A attempts 3
+         # What is not kept cannot expire, and is not taken for something that can.
+         > A request 5 work:get x expires=1000
+         < A refused 5 invalid_frame sender",
     );
 }
 

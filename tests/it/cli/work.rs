@@ -47,6 +47,22 @@ fn one_key_is_one_request_and_another_payload_under_it_is_refused() {
 }
 
 #[test]
+fn what_is_of_use_for_a_while_only_is_not_begun_after_it() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    fine(daemon.ksi(&["plugin", "unload", "completion"]));
+    let line = ["send", "--expires-in", "1ms", "completion:async", "--prompt", "x", "-o", "name"];
+    let id = stdout(&fine(daemon.ksi(&line))).trim().to_owned();
+    wait_until("its time is over", || state(&daemon, &id) == "expired");
+    let line = ["send", "completion:async", "--prompt", "x", "--expires-in", "1h", "-o", "name"];
+    let id = stdout(&fine(daemon.ksi(&line))).trim().to_owned();
+    let told = stdout(&fine(daemon.ksi(&["work", "get", &id])));
+    assert!(told.contains("expires") && told.contains("in 59m"), "{told}");
+    let words = failed(daemon.ksi(&["send", "echo:say", "--text", "x", "--expires-in", "1h"]), 2);
+    assert!(words.contains("is not durable"), "{words}");
+}
+
+#[test]
 fn wait_gives_the_answer_whether_it_is_there_already_or_comes_later() {
     let daemon = Daemon::without_model();
     daemon.ready();

@@ -274,11 +274,27 @@ fn what_expired_while_the_daemon_was_down_is_not_begun_any_more() {
     let daemon = daemon("child", event);
     daemon.ask("plugin:unload", json!({"name": "faulty"})).unwrap();
     let name = give(&daemon, "faulty:ok", json!({}));
+    // Of a day, this one says that half a second of it will do, and keeps to it.
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "faulty:swallow", "data": {}, "expires_in_ms": 500}));
+    let brief = lines.receive()["accepted"]["request_id"].as_str().expect("it is accepted").to_owned();
+    let patient = give(&daemon, "faulty:swallow", json!({}));
     let home = daemon.kill();
     let begun = Instant::now();
     wait_until("its time is over", || begun.elapsed() > Duration::from_millis(600));
     let daemon = home.start();
     daemon.ready();
-    assert_eq!(end(&daemon, &name), "expired");
-    assert_eq!(info(&daemon, &name)["attempts"], 0);
+    for name in [&name, &brief] {
+        assert_eq!(end(&daemon, name), "expired");
+        assert_eq!(info(&daemon, name)["attempts"], 0);
+    }
+    assert_eq!(end(&daemon, &patient), "done");
+    let refusal = info(&daemon, &brief)["refusal"].clone();
+    assert!(refusal["message"].as_str().is_some_and(|said| said.contains("500 ms")), "{refusal}");
+    let mut lines = daemon.lines();
+    lines.send(&json!({"event": "faulty:ok", "data": {}, "expires_in_ms": 5_000_000}));
+    let name = lines.receive()["accepted"]["request_id"].as_str().expect("it is accepted").to_owned();
+    assert_eq!(end(&daemon, &name), "done");
+    lines.send(&json!({"event": "system:health", "data": {}, "expires_in_ms": 5}));
+    assert_eq!(lines.receive()["refusal"]["code"], "invalid_frame", "what is not kept cannot expire");
 }

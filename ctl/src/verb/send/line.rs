@@ -152,6 +152,7 @@ fn merged(before: &SendOptions, behind: SendOptions) -> SendOptions {
         emit: behind.emit || before.emit,
         wait: behind.wait || before.wait,
         idempotency_key: behind.idempotency_key.or_else(|| before.idempotency_key.clone()),
+        expires_in: behind.expires_in.or(before.expires_in),
         correlation_id: behind.correlation_id.or_else(|| before.correlation_id.clone()),
     }
 }

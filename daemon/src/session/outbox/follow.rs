@@ -437,6 +437,7 @@ fn body(face: &Face, fact: Kept) -> Body {
         origin: origin.into(),
         correlation_id: correlation_id.map(Into::into),
         idempotency_key: None,
+        expires_in: None,
         parent: None,
         at_ms,
         deadline_ms: None,

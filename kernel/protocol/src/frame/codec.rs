@@ -137,6 +137,7 @@ impl<P> Frame<P> {
                 credit: r.credit,
                 correlation_id: r.correlation_id,
                 idempotency_key: r.idempotency_key,
+                expires_in_ms: r.expires_in_ms,
                 origin: r.origin,
                 caller: r.caller,
                 on_behalf: r.on_behalf,

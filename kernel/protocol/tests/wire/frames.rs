@@ -111,7 +111,7 @@ fn asked() -> impl Strategy<Value = Frame> {
     let request = (
         (any::<u64>(), names(), payloads(), option::of(any::<u64>())),
         (option::of(any::<u32>()), texts(), texts(), texts(), option::of(any::<u64>())),
-        (option::of(policies().prop_map(Arc::new)), option::of(any::<u64>())),
+        (option::of(policies().prop_map(Arc::new)), option::of(any::<u64>()), option::of(any::<u64>())),
         (option::of(callers()), any::<bool>()),
     );
     prop_oneof![
@@ -126,7 +126,7 @@ fn asked() -> impl Strategy<Value = Frame> {
             |(
                 (id, event, data, timeout_ms),
                 (credit, correlation_id, idempotency_key, origin, parent),
-                (work, at_ms),
+                (work, at_ms, expires_in_ms),
                 (caller, on_behalf),
             )| {
                 Frame::Request(Request {
@@ -137,6 +137,7 @@ fn asked() -> impl Strategy<Value = Frame> {
                     credit,
                     correlation_id,
                     idempotency_key,
+                    expires_in_ms,
                     origin,
                     caller,
                     on_behalf,

@@ -119,6 +119,10 @@ fn questions() -> Vec<(&'static str, Frame)> {
         parent: Some(11),
         ..Request::new(u64::MAX, name("completion:request"), data(&json!({"max_tokens": 8, "prompt": "hi"})))
     };
+    let expiring = Request {
+        expires_in_ms: Some(600_000),
+        ..Request::new(13, name("mail:send"), data(&json!({"to": "ada"})))
+    };
     let kept = Request {
         timeout_ms: Some(60_000),
         origin: Some("session:2".into()),
@@ -157,6 +161,7 @@ fn questions() -> Vec<(&'static str, Frame)> {
         ("request", Frame::Request(request)),
         ("request-chained", Frame::Request(Request { chain: chained(), ..full.clone() })),
         ("request-full", Frame::Request(full)),
+        ("request-expiring", Frame::Request(expiring)),
         ("request-kept", Frame::Request(kept)),
         ("request-fact", Frame::Request(fact)),
         ("emit", Frame::Emit(emit)),

@@ -299,6 +299,7 @@ impl Entry {
             correlation_id: self.correlation_id.as_deref().map(str::to_owned),
             idempotency_key: self.key.as_ref().map(|key| key.text.clone()),
             accepted_ms: self.accepted_ms,
+            expires_ms: ended_ms.is_none().then_some(self.expires_ms),
             until_ms,
             ended_ms,
             result: None,
