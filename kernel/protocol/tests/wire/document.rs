@@ -26,9 +26,40 @@ fn every_frame_has_a_section_with_all_its_fields() {
         frame.encode(&mut buffer).unwrap();
         let text = section(&samples::kind(&frame));
         let Value::Object(kinds) = json::to_json(&buffer[4..]).unwrap() else { continue };
-        for field in kinds.values().filter_map(Value::as_object).flat_map(|fields| fields.keys()) {
-            assert!(text.contains(&format!("`{field}`")), "{sample}: `{field}` is not described");
+        for field in kinds.values().flat_map(fields) {
+            let named = [format!("`{field}`"), format!("\"{field}\"")];
+            assert!(named.iter().any(|name| text.contains(name)), "{sample}: `{field}` is not described");
         }
+    }
+}
+
+/// The names of all fields, also of maps in maps, but for what the page leaves to
+/// others: payloads, schemas, and what has a section of its own.
+fn fields(value: &Value) -> Vec<&str> {
+    const OPAQUE: [&str; 9] =
+        ["data", "config", "edit", "request", "reply", "chunk", "schema", "refusal", "refuse"];
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(name, value)| {
+                let inner = if OPAQUE.contains(&name.as_str()) { Vec::new() } else { fields(value) };
+                std::iter::once(name.as_str()).chain(inner)
+            })
+            .collect(),
+        Value::Array(list) => list.iter().flat_map(fields).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_frame_has_its_place_among_those_that_may_be_sent() {
+    let (_, table) = DOCUMENT.split_once("### Who may send what\n").unwrap();
+    let (table, _) = table.split_once("\n#").unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    for (_, frame) in samples::all() {
+        let kind = format!("`{}`", samples::kind(&frame));
+        let found = rows.iter().filter(|row| row[1..].split('|').next().unwrap().contains(&kind)).count();
+        assert_eq!(found, 1, "{kind} stands in {found} rows of the table");
     }
 }
 
