@@ -5,8 +5,9 @@
 //! its own; what was not answered when the daemon died is asked again under the
 //! same key. Most of it is done, some of it fails, and a little is poison that
 //! kills its plugin. The daemon is killed while it works, while it starts, while
-//! it makes its first store (in a fresh home each), and while it makes a
-//! checkpoint. In the end everything that was accepted must have ended once, as
+//! it makes its first store (in a fresh home each), while it makes a checkpoint,
+//! while it hands over to the next binary, and while it goes back to a checkpoint
+//! (in a home of its own, since that takes work back). In the end everything that was accepted must have ended once, as
 //! it had to, with the answer to what was asked, and the journal must be whole.
 
 use std::{
@@ -31,7 +32,8 @@ use crate::{DEADLINE, Daemon, Home, library, wait_until};
 pub struct Plan {
     /// How often the daemon is killed.
     pub kills: usize,
-    /// Fresh homes whose first daemon is killed.
+    /// Fresh homes whose first daemon is killed, and as many where one is that goes
+    /// back to a checkpoint.
     pub births: usize,
     /// Clients that give it work all the while.
     pub clients: usize,
@@ -50,6 +52,10 @@ pub struct Tally {
     pub starting: usize,
     /// Kills during a checkpoint.
     pub checkpointing: usize,
+    /// Kills during a restart in place.
+    pub restarting: usize,
+    /// Kills during a restore.
+    pub restoring: usize,
     /// Kills while the first store is made.
     pub newborn: usize,
     /// Requests that were accepted.
@@ -80,13 +86,13 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { working, starting, checkpointing, newborn, .. } = self;
+        let Self { working, starting, checkpointing, restarting, restoring, newborn, .. } = self;
         let Self { accepted, ended, lost, doubled, wrong, foreign, holes, repeated, .. } = self;
-        let kills = working + starting + checkpointing + newborn;
+        let kills = working + starting + checkpointing + restarting + restoring + newborn;
         writeln!(
             f,
             "kills {kills}: {working} at work, {starting} while starting, {checkpointing} in a checkpoint, \
-             {newborn} at the first store"
+             {restarting} in a restart, {restoring} in a restore, {newborn} at the first store"
         )?;
         write!(f, "accepted {accepted}")?;
         // What every run ends with is always shown; what none should, only where it was.
@@ -201,6 +207,7 @@ pub fn carry_out(plan: Plan) -> Tally {
     let mut dice = Dice(plan.seed | 1);
     for _ in 0..plan.births {
         be_born(&mut dice, &mut tally);
+        be_restored(&mut dice, &mut tally);
     }
     let mut home = Home::with_config(&format!("{CONFIG}{}", poisoned()));
     let allowed = Arc::new(AtomicUsize::new(0));
@@ -249,17 +256,28 @@ fn kill_once(home: Home, dice: &mut Dice, accepted: &AtomicUsize, tally: &mut Ta
     let more = usize::try_from(dice.below(100)).unwrap_or(0);
     wait_until("work is accepted", || accepted.load(Ordering::Relaxed) >= before + more);
     pause(dice.below(20));
-    match dice.below(4) {
+    match dice.below(6) {
         0 => {
             tally.checkpointing += 1;
-            let mut socket = daemon.raw();
-            // Its answer does not come any more.
-            let _ = socket.write_all(b"{\"event\":\"checkpoint:create\",\"data\":{}}\n");
+            let _open = begin(&daemon, "checkpoint:create", &json!({}));
             pause(dice.below(20));
+        }
+        1 => {
+            tally.restarting += 1;
+            let _open = begin(&daemon, "system:restart", &json!({}));
+            pause(dice.below(60));
         }
         _ => tally.working += 1,
     }
     daemon.kill()
+}
+
+/// Asks over a connection of its own, which has to stay for as long as the asking
+/// is to go on. The answer does not come any more.
+fn begin(daemon: &Daemon, event: &str, data: &Value) -> UnixStream {
+    let mut socket = daemon.raw();
+    let _ = writeln!(socket, "{}", json!({"event": event, "data": data}));
+    socket
 }
 
 /// Starts a daemon, and kills it after so many milliseconds.
@@ -291,6 +309,39 @@ fn be_born(dice: &mut Dice, tally: &mut Tally) {
     let state = info["state"].as_str().unwrap_or_default();
     *tally.ended.entry(state.to_owned()).or_default() += 1;
     tally.wrong += usize::from(info["result"]["text"] != "the first");
+    tally.holes += holes(&daemon);
+}
+
+/// Kills a daemon that goes back to a checkpoint. What was done before it is there
+/// whatever happens, and what came after it is there as a whole or not at all.
+fn be_restored(dice: &mut Dice, tally: &mut Tally) {
+    const EACH: usize = 5;
+    let daemon = Home::with_config(CONFIG).start();
+    daemon.ready();
+    let give = |text: &str| {
+        let accepted = daemon.ask("echo:keep", json!({"text": text})).expect("it is accepted");
+        let ended = daemon.ask("work:wait", json!({"request_id": accepted["request_id"]}));
+        assert_eq!(ended.expect("it is known")["result"]["text"], text);
+        accepted["request_id"].clone()
+    };
+    let before: Vec<Value> = (0..EACH).map(|_| give("before")).collect();
+    let made = daemon.ask("checkpoint:create", json!({})).expect("a checkpoint");
+    let after: Vec<Value> = (0..EACH).map(|_| give("after")).collect();
+    tally.restoring += 1;
+    let _open = begin(&daemon, "checkpoint:restore", &json!({"id": made["id"]}));
+    pause(dice.below(40));
+    let daemon = daemon.kill().start();
+    daemon.ready();
+    let is_there = |name: &Value, text: &str| {
+        let found = daemon.ask("work:get", json!({"request_id": name}));
+        found.is_ok_and(|info| info["state"] == "done" && info["result"]["text"] == text)
+    };
+    let kept = before.iter().filter(|name| is_there(name, "before")).count();
+    let later = after.iter().filter(|name| is_there(name, "after")).count();
+    tally.accepted += EACH + later;
+    *tally.ended.entry("done".to_owned()).or_default() += kept + later;
+    tally.lost += EACH - kept;
+    tally.wrong += usize::from(later != 0 && later != EACH);
     tally.holes += holes(&daemon);
 }
 
