@@ -4,12 +4,15 @@
 //! record to a file and wait for the disk. The file has its full length from the
 //! start, as the journal's segments have, which is several times as fast as one
 //! that grows. Both take turns in one run, on one disk, so that its mood shows in
-//! both. The other question is what others pay: live requests are measured alone
-//! and beside durable ones.
+//! both. Whoever keeps work for others has to be asked and to answer besides, so
+//! the same append is also measured behind a socket, by a thread that does nothing
+//! else: what is beyond that is the daemon's own. The other question is what others
+//! pay: live requests are measured alone and beside durable ones.
 
 use std::{
     fs::File,
-    io::{Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::net::UnixStream,
     path::Path,
     sync::{
         Arc,
@@ -86,14 +89,16 @@ async fn accepted(client: &Client, event: &str, payload: &Bytes) -> Result<()> {
     }
 }
 
-/// Bare appends and single accepts, in turns.
+/// Bare appends, those behind a socket, and single accepts, in turns.
 async fn one_by_one(client: &Client, plan: &Plan<'_>, payload: &Bytes) -> Result<Vec<Measured>> {
     let each = (plan.count / 50).clamp(20, 1_000).div_ceil(TURNS);
     let mut bare = Bare::create(plan.disk, each * TURNS + 1)?;
-    let mut spent = [Duration::ZERO; 2];
-    let (mut appends, mut accepts) = (Vec::new(), Vec::new());
+    let mut served = Served::start(Bare::create(plan.disk, each * TURNS + 1)?)?;
+    let mut spent = [Duration::ZERO; 3];
+    let (mut appends, mut asked, mut accepts) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each wakes the disk and the way to it.
     bare.append()?;
+    served.append()?;
     timed(client, plan.event, payload).await?;
     for _ in 0..TURNS {
         let began = Instant::now();
@@ -103,14 +108,25 @@ async fn one_by_one(client: &Client, plan: &Plan<'_>, payload: &Bytes) -> Result
         spent[0] += began.elapsed();
         let began = Instant::now();
         for _ in 0..each {
-            accepts.push(timed(client, plan.event, payload).await?);
+            asked.push(served.append()?);
         }
         spent[1] += began.elapsed();
+        let began = Instant::now();
+        for _ in 0..each {
+            accepts.push(timed(client, plan.event, payload).await?);
+        }
+        spent[2] += began.elapsed();
     }
     let append = Measured::of("append-bare", appends, spent[0]);
-    let accept = Measured::of("durable-single", accepts, spent[1]);
-    let ratio = over(accept.p50_us, append.p50_us);
-    Ok(vec![append, Measured { ratio, against: Some("a bare append"), ..accept }])
+    let asked = Measured::of("append-served", asked, spent[1]);
+    let accept = Measured::of("durable-single", accepts, spent[2]);
+    let against = |it: Measured| Measured {
+        ratio: over(it.p50_us, append.p50_us),
+        against: Some("a bare append"),
+        ..it
+    };
+    let (asked, accept) = (against(asked), against(accept));
+    Ok(vec![append, asked, accept])
 }
 
 async fn in_flight(client: &Client, plan: &Plan<'_>, payload: &Bytes) -> Result<Measured> {
@@ -181,6 +197,36 @@ impl Bare {
     }
 }
 
+/// The same behind a socket: whoever appends is asked to and answers once the disk
+/// has it. Ends with its thread when it is dropped.
+struct Served {
+    socket: UnixStream,
+}
+
+impl Served {
+    fn start(mut bare: Bare) -> Result<Self> {
+        let failed = |error: io::Error| Failure::failed(format!("cannot serve appends: {error}"));
+        let (socket, mut other) = UnixStream::pair().map_err(failed)?;
+        std::thread::spawn(move || {
+            let mut record = [0; RECORD_BYTES];
+            while other.read_exact(&mut record).is_ok() && bare.append().is_ok() {
+                if other.write_all(b"k").is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { socket })
+    }
+
+    fn append(&mut self) -> Result<Duration> {
+        let began = Instant::now();
+        let asked = self.socket.write_all(&[b'x'; RECORD_BYTES]);
+        let answered = asked.and_then(|()| self.socket.read_exact(&mut [0]));
+        answered.map_err(|error| Failure::failed(format!("cannot append and sync: {error}")))?;
+        Ok(began.elapsed())
+    }
+}
+
 /// Durable requests from a thread of their own, so that only the daemon is
 /// shared with what is measured.
 struct Traffic {
@@ -225,6 +271,8 @@ mod tests {
         for _ in 0..2 {
             assert!(bare.append().unwrap() > Duration::ZERO);
         }
+        let mut served = Served::start(Bare::create(dir.path(), 1).unwrap()).unwrap();
+        assert!(served.append().unwrap() > Duration::ZERO);
         assert_eq!(bare.file.metadata().unwrap().len(), 2 * RECORD_BYTES as u64);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(Bare::create("/nowhere".as_ref(), 1).is_err());
