@@ -401,6 +401,13 @@ impl Client {
         self.core().output.is_up()
     }
 
+    /// Waits until there is a connection, or with `false` until there is none: for who
+    /// tells a person why nothing happens. Without [`crate::Options::reconnect`] none
+    /// comes after the first.
+    pub async fn until_connected(&self, connected: bool) {
+        self.core().output.until(connected).await;
+    }
+
     /// The daemon's socket.
     #[must_use]
     pub fn socket(&self) -> &Path {

@@ -186,6 +186,19 @@ impl Output {
         }
     }
 
+    /// Waits until frames can be sent, or cannot. For ever, where it is closed for good
+    /// and a connection is waited for.
+    pub(crate) async fn until(&self, up: bool) {
+        loop {
+            let mut change = std::pin::pin!(self.change.notified());
+            change.as_mut().enable();
+            if self.is_up() == up {
+                return;
+            }
+            change.await;
+        }
+    }
+
     /// Sends a frame; never waits.
     pub(crate) fn send(&self, frame: &Frame) -> Result<(), Error> {
         let mut state = lock(&self.state);

@@ -63,6 +63,24 @@ impl Invocation {
         Ok(Client::connect(self.client_options().reconnect(true)).await?)
     }
 
+    /// Does something that outlives the daemon, and tells a person meanwhile when that
+    /// is gone and when it is back.
+    pub(crate) async fn outliving<T>(&self, client: &Client, what: impl Future<Output = T>) -> T {
+        let telling = async {
+            loop {
+                client.until_connected(false).await;
+                self.out.note("the daemon is gone; this goes on when it is back (ksi start)");
+                client.until_connected(true).await;
+                self.out.note("connected again");
+            }
+        };
+        tokio::select! {
+            biased;
+            done = what => done,
+            () = telling => unreachable!("it has no end"),
+        }
+    }
+
     /// How the client library shall connect. Most verbs end with their
     /// connection.
     pub(crate) fn client_options(&self) -> Options {

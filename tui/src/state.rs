@@ -269,6 +269,12 @@ impl State {
         None
     }
 
+    /// Whether what is shown of the daemon is the last that was heard of it, and no
+    /// longer how it is.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self.requests, Connection::Lost(_))
+    }
+
     /// Puts a batch of the feed away. Only the view that shows events, and
     /// the counter of gaps, make it worth drawing.
     fn heard(&mut self, arrivals: Vec<Arrival>) {

@@ -54,6 +54,9 @@ pub(crate) fn draw(state: &State, frame: &mut Frame<'_>) {
         View::Events => events::draw(state, &theme, frame, body),
         View::Plugins => plugins::draw(state, &theme, frame, body),
     }
+    if state.is_stale() && !state.help {
+        frame.buffer_mut().set_style(body, theme.dim());
+    }
     frame.render_widget(typed(state, &theme), below);
     frame.render_widget(Paragraph::new(footer), foot);
 }
@@ -66,13 +69,18 @@ fn header(state: &State, theme: &Theme) -> Line<'static> {
         spans.push(Span::styled(format!("{number} {}", view.name()), style));
         spans.push(Span::raw(" "));
     }
+    let server = state.server.as_deref().unwrap_or("ksid");
     match (&state.requests, &state.status) {
-        (Connection::Up | Connection::Lost(_), Some(status)) => {
+        (Connection::Up, Some(status)) => {
             let health = &status.health;
             spans
                 .push(Span::styled(format!("● {} ", health.status.as_str()), theme.of_health(health.status)));
-            let server = state.server.as_deref().unwrap_or("ksid");
             spans.push(Span::raw(format!("{server} up {}", figures::span(health.uptime_ms))));
+        }
+        (Connection::Lost(_), Some(status)) => {
+            spans.push(Span::styled("○ unknown ", theme.bad()));
+            let up = figures::span(status.health.uptime_ms);
+            spans.push(Span::styled(format!("{server} was up {up}"), theme.dim()));
         }
         (Connection::Connecting, _) => spans.push(Span::styled("connecting…", theme.dim())),
         _ => spans.push(Span::styled("● no data yet", theme.dim())),

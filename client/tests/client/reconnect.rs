@@ -96,8 +96,10 @@ async fn what_is_asked_while_the_daemon_is_away_waits_for_it() {
             }
         }
     });
+    within(client.until_connected(false)).await;
     fake.restart();
     let peer = fake.accept().await;
+    within(client.until_connected(true)).await;
     let peer = tokio::spawn(peer.echo());
     assert_eq!(within(asking).await.unwrap().unwrap(), "there?");
     within(client.close()).await;
@@ -123,6 +125,7 @@ async fn a_daemon_that_stays_away_is_not_awaited_for_ever() {
     };
     assert!(matches!(error, Error::NotRunning { .. }), "{error}");
     assert!(!error.may_have_arrived());
+    within(client.until_connected(false)).await;
     assert!(!client.is_connected());
     assert_eq!(heard.try_next(), None);
     assert!(heard.error().is_none(), "it may still come back");

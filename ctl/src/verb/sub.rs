@@ -44,23 +44,6 @@ enum Source {
 }
 
 impl Source {
-    async fn open(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<Self> {
-        if !options.durable {
-            let client = at.connect().await?;
-            let subscription = client.subscribe(pattern.as_str(), options.class.into()).await?;
-            return Ok(Self::Live(Box::new(subscription)));
-        }
-        let client = at.connect_lasting().await?;
-        let mut follow = FollowOptions::new();
-        if let Some(seq) = options.since {
-            follow = follow.since(seq);
-        }
-        if let Some(name) = &options.consumer {
-            follow = follow.consumer(name);
-        }
-        Ok(Self::Durable(Box::new(client.follow(pattern.as_str(), follow).await?)))
-    }
-
     async fn next(&mut self) -> Result<Item> {
         let (item, error) = match self {
             Self::Live(subscription) => (subscription.next().await, None),
@@ -86,7 +69,24 @@ impl Source {
 }
 
 async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<()> {
-    let mut source = Source::open(at, pattern, options).await?;
+    if !options.durable {
+        let client = at.connect().await?;
+        let subscription = client.subscribe(pattern.as_str(), options.class.into()).await?;
+        return hear(at, Source::Live(Box::new(subscription)), pattern, options).await;
+    }
+    let client = at.connect_lasting().await?;
+    let mut follow = FollowOptions::new();
+    if let Some(seq) = options.since {
+        follow = follow.since(seq);
+    }
+    if let Some(name) = &options.consumer {
+        follow = follow.consumer(name);
+    }
+    let follower = client.follow(pattern.as_str(), follow).await?;
+    at.outliving(&client, hear(at, Source::Durable(Box::new(follower)), pattern, options)).await
+}
+
+async fn hear(at: &Invocation, mut source: Source, pattern: &Pattern, options: &args::Sub) -> Result<()> {
     at.out.note(&format!("listening to {pattern}; Ctrl-C ends"));
     let mut left = options.count.unwrap_or(u64::MAX);
     while left > 0 {
@@ -96,7 +96,8 @@ async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Resu
                 left -= 1;
             }
             Item::Gap(gap) => print_gap(at, &gap, options.durable)?,
-            Item::Reconnected { .. } => at.out.note("connected again"),
+            // Said already.
+            Item::Reconnected { .. } => {}
         }
     }
     source.finish().await

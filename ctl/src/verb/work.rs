@@ -52,7 +52,7 @@ pub(super) async fn run(at: &Invocation, work: Work) -> Result<()> {
 /// with 1 where the work has failed, as it did.
 pub(super) async fn wait(at: &Invocation, request_id: &str) -> Result<()> {
     let client = at.connect_lasting().await?;
-    match client.wait(request_id, at.timeout).await {
+    match at.outliving(&client, client.wait(request_id, at.timeout)).await {
         Ok(outcome) => at.out.print(&report(&outcome)?),
         Err(Error::TimedOut { after }) => {
             Err(Failure::timeout(format!("{request_id} has not ended within {after:?}")).hint(format!(

@@ -1,6 +1,11 @@
 //! `work`, `wait` and `cancel`: work that was accepted and goes on alone.
 
-use ksi_tests::{Daemon, Home, WITHOUT_MODEL, library, stderr, stdout, wait_until};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use ksi_tests::{Daemon, Home, WITHOUT_MODEL, command, library, stderr, stdout, wait_until};
 use serde_json::json;
 
 use super::{data, error, failed, fine};
@@ -70,6 +75,31 @@ fn wait_gives_the_answer_whether_it_is_there_already_or_comes_later() {
     assert_eq!(stdout(&fine(daemon.ksi(&["wait", &id]))), "one two three\n");
     assert_eq!(data(daemon.ksi(&["work", "wait", &id, "-o", "json"]))["text"], "one two three");
     assert_eq!(state(&daemon, &id), "done");
+}
+
+#[test]
+fn who_waits_is_told_that_the_daemon_is_gone_and_goes_on_when_it_is_back() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let id = accepted(&daemon, "mock/hang", "x");
+    let mut waiting = command("ksi", daemon.home.path())
+        .args(["wait", &id])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ksi runs");
+    wait_until("it waits", || daemon.plugin("checkpoint").in_flight > 0);
+    let home = daemon.kill();
+    let mut said = BufReader::new(waiting.stderr.take().expect("it is a pipe")).lines().map_while(Result::ok);
+    let gone = said.next().expect("it says something");
+    assert!(gone.contains("the daemon is gone") && gone.contains("ksi start"), "{gone}");
+    let daemon = home.start();
+    daemon.ready();
+    assert_eq!(said.next().as_deref(), Some("connected again"));
+    fine(daemon.ksi(&["cancel", &id]));
+    assert!(said.any(|line| line.contains("cancelled")));
+    assert_eq!(waiting.wait().expect("it ends").code(), Some(1));
 }
 
 #[test]

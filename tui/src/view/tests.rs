@@ -218,6 +218,10 @@ fn without_a_daemon_there_is_a_banner_and_with_a_lost_one_the_last_data() {
     for size in SIZES {
         shows(&state, size, &["connection lost, reconnecting", "zeta", "requests/s"]);
     }
+    shows(&state, (80, 24), &["○ unknown", "was up"]);
+    assert!(!screen(&state, (80, 24)).contains("● "), "nobody knows how it is");
+    state.apply(Input::Up { link: Link::Requests, server: "ksid 1".into(), boot: "b".into(), at_ms: 1 });
+    shows(&state, (80, 24), &["● "]);
 }
 
 /// Monitors in every mode, with and without data.
