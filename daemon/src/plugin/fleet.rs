@@ -85,6 +85,8 @@ struct Kept {
     in_manifest: bool,
     /// Where it is an instance.
     ward: Option<Ward>,
+    /// Whether it is an instance that is being ended, by one who waits for that.
+    ending: bool,
 }
 
 /// Has plugins started. Those with a process of their own come first: it comes up
@@ -116,7 +118,8 @@ pub struct Fleet {
     places: Places,
     config: Current,
     kept: Mutex<BTreeMap<String, Kept>>,
-    /// Held while instances come and go.
+    /// Held while it is decided which instances come and go, and never until they
+    /// have: a reload takes rights away, and waits for nobody to end.
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -281,7 +284,8 @@ impl Fleet {
             keeper.guard();
         }
         let task = tokio::spawn(apart(keeper.run(receiver)));
-        self.lock().insert(name, Kept { commands: commands.clone(), board, task, in_manifest, ward });
+        let kept = Kept { commands: commands.clone(), board, task, in_manifest, ward, ending: false };
+        self.lock().insert(name, kept);
         commands
     }
 

@@ -275,6 +275,24 @@ fn a_load_that_nobody_waits_for_any_more_leaves_no_process() {
     say(&daemon, "one").unwrap();
 }
 
+#[test]
+fn a_reload_waits_for_no_process_that_takes_its_time_to_end() {
+    let daemon = talkers(&["a"], "\n[plugins.llama.restart]\nstop_timeout = \"1m\"\n");
+    load(&daemon, "a").expect("it is loaded");
+    let pid = Pid::from_raw(i32::try_from(pid_of(&daemon, "a")).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let mut unloading = daemon.lines();
+    unloading.send(&json!({"event": "llama:unload", "data": {"model": "a"}}));
+    let is_ending = || worker(&daemon, "a").is_some_and(|one| one.state == PluginState::Draining);
+    wait_until("its process is to end", is_ending);
+    daemon.ask("config:reload", json!({})).expect("it is reloaded");
+    assert!(is_ending(), "the reload did not wait for it");
+    kill(pid, Signal::SIGCONT).unwrap();
+    let answer = unloading.receive();
+    assert!(answer["data"].is_object(), "{answer}");
+    load(&daemon, "a").expect("its name is free again");
+}
+
 fn collect_end(lines: &mut Lines) -> Result<Value, Value> {
     loop {
         let mut line = lines.receive();

@@ -17,7 +17,7 @@ use ksi_protocol::{
     Code, Pattern, Refusal,
     system::{Placement, PluginState, PluginStatus, StartInstance, is_instance_key},
 };
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{Fleet, Kept, figures, settled_after};
 use crate::{
@@ -67,37 +67,56 @@ impl Fleet {
         }
         let home = self.places.state.join(&manager.name);
         let ward = Ward { manager, keyed: Keyed { key, home, on_top } };
-        let changing = self.changing.lock().await;
-        // While this waited its turn the asker may have gone, or been granted less.
-        let (plugin, now) = self.manager(&ward.manager.name)?;
-        if now != ward.manager {
-            return Err(not_there(&ward.manager.name));
-        }
-        let spec = self.instance_spec(&plugin, &ward)?;
-        let name = spec.plugin.name.clone();
-        let there = self.lock().get(&name).map(|kept| kept.ward.clone());
-        match there {
-            Some(Some(known)) if known == ward => {
-                drop(changing);
-                return self.settled(&name).await;
+        let name = format!("{}@{}", ward.manager.name, ward.keyed.key);
+        let commands = loop {
+            let changed = self.changed();
+            let changing = self.changing.lock().await;
+            // While this waited its turn the asker may have gone, or been granted less.
+            let (plugin, now) = self.manager(&ward.manager.name)?;
+            if now != ward.manager {
+                return Err(not_there(&ward.manager.name));
             }
-            Some(Some(known)) if known.manager == ward.manager => {
-                return Err(Refusal::new(Code::Conflict, format!("{name} is there already"))
-                    .hint("it runs with another configuration: stop it first"));
+            let there = self.lock().get(&name).map(|kept| (kept.ward.clone(), kept.ending));
+            match there {
+                Some((_, true)) => {
+                    drop(changing);
+                    changed.await;
+                    continue;
+                }
+                Some((Some(known), _)) if known == ward => {
+                    drop(changing);
+                    return self.settled(&name).await;
+                }
+                Some((Some(known), _)) if known.manager == ward.manager => {
+                    return Err(Refusal::new(Code::Conflict, format!("{name} is there already"))
+                        .hint("it runs with another configuration: stop it first"));
+                }
+                Some(_) => {
+                    let ending = self.mark(&name);
+                    drop(changing);
+                    if let Some(commands) = ending {
+                        self.end(&name, commands).await;
+                    }
+                    continue;
+                }
+                None => {}
             }
-            Some(_) => drop(self.end(&name).await),
-            None => {}
-        }
-        let most = plugin.limits.instances;
-        if self.lock().values().filter(|kept| is_of(kept, &ward.manager)).count() >= most {
-            let manager = &ward.manager.name;
-            return Err(Refusal::new(Code::Busy, format!("plugin {manager} has {most} instances"))
-                .hint(format!("stop one first; plugins.{manager}.limits.instances allows more")));
-        }
-        let commands = self.keep(spec, false, Some(ward));
+            let most = plugin.limits.instances;
+            let (theirs, ending) = self.count(&ward.manager);
+            if theirs < most {
+                break self.keep(self.instance_spec(&plugin, &ward)?, false, Some(ward));
+            }
+            if ending == 0 {
+                let manager = &ward.manager.name;
+                return Err(Refusal::new(Code::Busy, format!("plugin {manager} has {most} instances"))
+                    .hint(format!("stop one first; plugins.{manager}.limits.instances allows more")));
+            }
+            drop(changing);
+            changed.await;
+        };
         let (command, started) = Command::new(Some(Input::Start));
         let sent = commands.send(command).await;
-        drop((commands, changing));
+        drop(commands);
         if sent.is_ok() {
             // Whatever came of it is on its board.
             let _ = started.await;
@@ -141,12 +160,16 @@ impl Fleet {
     pub async fn stop_instance(&self, manager: &str, key: &str) -> Result<PluginStatus, Refusal> {
         let (_, manager) = self.manager(manager)?;
         let name = format!("{}@{key}", manager.name);
-        let _changing = self.changing.lock().await;
+        let changing = self.changing.lock().await;
         let theirs = self.lock().get(&name).is_some_and(|kept| is_of(kept, &manager));
-        if !theirs {
-            return Err(Refusal::not_found("instance", &name));
-        }
-        self.end(&name).await.ok_or_else(|| Refusal::not_found("instance", &name))
+        // One that somebody else is ending is none any more.
+        let ending = if theirs { self.mark(&name) } else { None };
+        drop(changing);
+        let ended = match ending {
+            Some(commands) => self.end(&name, commands).await,
+            None => None,
+        };
+        ended.ok_or_else(|| Refusal::not_found("instance", &name))
     }
 
     /// The instances of a plugin.
@@ -166,11 +189,14 @@ impl Fleet {
     pub async fn end_orphans(self: Arc<Self>) {
         loop {
             self.means.lost.notified().await;
-            let _changing = self.changing.lock().await;
             let mut ending = JoinSet::new();
-            for name in self.orphans() {
-                let fleet = self.clone();
-                ending.spawn(async move { fleet.end(&name).await });
+            {
+                let _changing = self.changing.lock().await;
+                for name in self.orphans() {
+                    let Some(commands) = self.mark(&name) else { continue };
+                    let fleet = self.clone();
+                    ending.spawn(async move { fleet.end(&name, commands).await });
+                }
             }
             ending.join_all().await;
         }
@@ -222,17 +248,34 @@ impl Fleet {
         Ok(Spec { instance: Some(ward.keyed.clone()), ..spec })
     }
 
-    /// Stops an instance and forgets it, with its directory where it has left
+    /// Marks an instance that is there as one that ends. Whoever gets its commands is
+    /// the one to [end](Self::end) it, and `None` is what all others get.
+    fn mark(&self, name: &str) -> Option<mpsc::Sender<Command>> {
+        let mut kept = self.lock();
+        let kept = kept.get_mut(name).filter(|kept| !kept.ending)?;
+        kept.ending = true;
+        Some(kept.commands.clone())
+    }
+
+    /// Stops a marked instance and forgets it, with its directory where it has left
     /// nothing there.
-    async fn end(&self, name: &str) -> Option<PluginStatus> {
-        let commands = self.lock().get(name).map(|kept| kept.commands.clone())?;
+    async fn end(&self, name: &str, commands: mpsc::Sender<Command>) -> Option<PluginStatus> {
         let (command, settled) = Command::new(Some(Input::Stop));
         let status = settled_after(&commands, command, settled).await;
         drop(commands);
         self.drop_unlisted(name).await;
         // One that is not empty stays.
         let _ = std::fs::remove_dir(self.places.state.join(name));
+        // Others may have waited for the name, or for the room.
+        self.means.changed.notify_waiters();
         status.ok()
+    }
+
+    /// How many instances a manager has, and how many of them are being ended.
+    fn count(&self, manager: &Manager) -> (usize, usize) {
+        let kept = self.lock();
+        let theirs = || kept.values().filter(|kept| is_of(kept, manager));
+        (theirs().count(), theirs().filter(|kept| kept.ending).count())
     }
 }
 
