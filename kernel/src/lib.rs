@@ -51,16 +51,10 @@ mod interceptors;
 mod kernel;
 mod pending;
 mod port;
-#[cfg(test)]
-mod permissions;
-#[cfg(test)]
-mod races;
 mod rate;
 mod refusals;
 mod registry;
 mod routing;
-#[cfg(test)]
-mod script;
 mod subscriptions;
 
 pub use chain::Chains;
@@ -73,3 +67,6 @@ pub use port::{EndpointId, Port, Quota, Role};
 pub use rate::Rate;
 pub use refusals::{Blame, Fault};
 pub use registry::Declared;
+
+#[cfg(test)]
+mod tests;

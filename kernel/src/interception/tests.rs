@@ -1,7 +1,7 @@
 //! Scripts of interception: order, edits, refusals, and interceptors that are
 //! gone, silent or busy.
 
-use crate::script::check;
+use crate::tests::script::check;
 
 #[test]
 fn interceptors_are_heard_in_order_before_and_after() {

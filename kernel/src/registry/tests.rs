@@ -7,7 +7,7 @@ use ksi_protocol::{Code, EventName, Refusal};
 use super::Declared;
 use ksi_identity::Authority;
 
-use crate::{Kernel, Quota, Role, script::check};
+use crate::{Kernel, Quota, Role, tests::script::check};
 
 #[test]
 fn a_declaration_outlives_its_owner_and_ends_when_forgotten() {

@@ -1,6 +1,6 @@
 //! Scripts of routing: requests, streams, emissions, quotas, grants, ends.
 
-use crate::script::check;
+use crate::tests::script::check;
 
 #[test]
 fn a_request_goes_to_the_owner_and_its_answer_to_the_asker() {
