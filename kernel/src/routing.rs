@@ -26,7 +26,7 @@ use crate::{
     pending::{Address, Held, Matter, Pending, Request, Word},
     port::{EndpointId, Port, Role},
     refusals::{self, EVERY_TENANT, Fault},
-    registry::Receiver,
+    registry::{Entry, Receiver},
     subscriptions::Subscription,
 };
 
@@ -218,18 +218,50 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     ) -> Result<(), Refusal> {
         self.admit(port, &ask.event, false)?;
         port.send(now_ms)?;
-        let chain = self.chains.next(port, &ask.event, ask.chain.as_deref())?;
+        ask.chain = self.chains.next(port, &ask.event, ask.chain.as_deref())?;
         let events = self.registry.load();
         let entry = events.find(&ask.event);
-        // What was kept has passed its interceptors, when it was asked.
         let dispatched = entry.as_ref().is_ok_and(|entry| events.is_dispatched_by(port, entry));
         let cause =
             ask.parent.map(|parent| self.pending.cause(port, parent)).transpose()?.unwrap_or_default();
         let theirs = if dispatched { ask.caller.take() } else { cause.caller };
         let caller = theirs.unwrap_or_else(|| Arc::clone(&port.authority.caller));
-        let correlation_id = ask.correlation_id.take().or(cause.correlation_id);
-        let policy = entry.as_ref().ok().and_then(|entry| entry.declared.permission.as_ref());
-        let (bit, takes) = Permission::of(policy);
+        ask.correlation_id = ask.correlation_id.take().or(cause.correlation_id);
+        let (entry, bit) = self.may_ask(port, &ask, entry, dispatched, &caller, now_ms)?;
+        let to = events.receiver(entry, dispatched)?;
+        if ask.expires_in.is_some() && to.work.is_none() {
+            return Err(refusals::never_expires(&ask.event));
+        }
+        let deadline_ms = deadline(&ask, &to, cause.deadline_ms, now_ms);
+        let request = Request {
+            asker: Arc::clone(port),
+            id: ask.id,
+            event: ask.event.clone(),
+            correlation_id: ask.correlation_id.clone(),
+            asked_ms: now_ms,
+            caller: Arc::clone(&caller),
+            bit: (!ask.vouched).then_some(bit),
+            credit: 0,
+            is_the_daemons: false,
+        };
+        let origin = Arc::clone(if dispatched { &caller.origin } else { &port.origin });
+        let envelope = ask.into_envelope(origin, caller, now_ms, deadline_ms);
+        self.begin(port, token, request, envelope, &to, effects)
+    }
+
+    /// Decides whether this may be asked in that name. Returns what is known of the
+    /// event, and the bit of what it takes.
+    fn may_ask<'a>(
+        &self,
+        port: &Port<H>,
+        ask: &Ask,
+        entry: Result<&'a Entry<H>, Refusal>,
+        dispatched: bool,
+        caller: &Caller,
+        now_ms: u64,
+    ) -> Result<(&'a Entry<H>, u16), Refusal> {
+        let declared = entry.as_ref().ok().map(|entry| &entry.declared);
+        let (bit, takes) = Permission::of(declared.and_then(|declared| declared.permission.as_ref()));
         let granted = match ask.event.manager() {
             Some(manager) => port.origin.strip_prefix("plugin:") == Some(manager),
             None => dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event),
@@ -242,49 +274,16 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             false => port.authority.holds(bit, now_ms),
         };
         let decision = Decision {
-            caller: &caller,
-            correlation_id: correlation_id.as_deref(),
+            caller,
+            correlation_id: ask.correlation_id.as_deref(),
             right: if granted { takes } else { "may_call" },
             allowed: granted && (holds || ask.vouched),
             // What was kept was decided when it was asked.
-            audited: !dispatched && entry.as_ref().is_ok_and(|entry| entry.declared.audited),
+            audited: !dispatched && declared.is_some_and(|declared| declared.audited),
             ..port.authority.decision(&ask.event, &ask.data, now_ms)
         };
         self.decide(port.role, &decision)?;
-        let to = events.receiver(entry?, dispatched)?;
-        if ask.expires_in.is_some() && to.work.is_none() {
-            return Err(refusals::never_expires(&ask.event));
-        }
-        let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
-        let deadline_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
-        let deadline_ms = deadline_ms.min(cause.deadline_ms.unwrap_or(u64::MAX));
-        let request = Request {
-            asker: Arc::clone(port),
-            id: ask.id,
-            event: ask.event.clone(),
-            correlation_id: correlation_id.clone(),
-            asked_ms: now_ms,
-            caller: Arc::clone(&caller),
-            bit: (!ask.vouched).then_some(bit),
-            credit: 0,
-            is_the_daemons: false,
-        };
-        let envelope = Envelope {
-            event: ask.event,
-            data: ask.data,
-            origin: Arc::clone(if dispatched { &caller.origin } else { &port.origin }),
-            caller,
-            correlation_id,
-            idempotency_key: ask.idempotency_key,
-            expires_in: ask.expires_in,
-            parent: ask.parent,
-            chain,
-            at_ms: now_ms,
-            deadline_ms: Some(deadline_ms),
-            credit: ask.credit,
-            work: None,
-        };
-        self.begin(port, token, request, envelope, &to, effects)
+        Ok((entry?, bit))
     }
 
     /// Lets a request exist that may be asked, and sends it on its way.
@@ -310,6 +309,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             return Ok(());
         }
         let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port, Some(to.port));
+        // What was kept has passed its interceptors, when it was asked.
         match if to.dispatched { None } else { heard() } {
             None => self.hand_over(token, envelope, to, effects),
             Some(rest) => {
@@ -434,6 +434,14 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             effects.push(&owner, Delivery::Credit { token, n });
         }
     }
+}
+
+/// When the asker stops waiting: as it says or else as is declared, never longer
+/// than whoever it asks on behalf of.
+fn deadline<H>(ask: &Ask, to: &Receiver<'_, H>, latest_ms: Option<u64>, now_ms: u64) -> u64 {
+    let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
+    let own_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
+    own_ms.min(latest_ms.unwrap_or(u64::MAX))
 }
 
 /// A duration as the kernel counts time.
