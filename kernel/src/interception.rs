@@ -35,7 +35,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         while let Some(next) = word.rest.next() {
             word = match self.put(&next, word, now_ms, effects) {
                 Ok(()) => return,
-                Err((word, _)) if next.spec.fail_open => word,
+                Err((word, _)) if next.fails_open() => word,
                 Err((word, refusal)) => return self.stop(word.held, refusal, effects),
             };
         }
@@ -67,27 +67,30 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), (Box<Word<H>>, Refusal)> {
-        let gone = |word: &Word<H>| refusals::interceptor_gone(&to.port.origin, word.held.event());
-        if !to.port.is_open() {
-            let refusal = gone(&word);
-            return Err((word, refusal));
-        }
-        let hold = match to.port.hold(&word.payer) {
+        let gone = |word: &Word<H>| refusals::interceptor_gone(to.origin(), word.held.event());
+        let (port, index) = match to {
+            Interceptor::Port { port, index, .. } if port.is_open() => (port, *index),
+            _ => {
+                let refusal = gone(&word);
+                return Err((word, refusal));
+            }
+        };
+        let hold = match port.hold(&word.payer) {
             Ok(hold) => hold,
             Err(refusal) => return Err((word, refusal)),
         };
         let token = self.pending.issue();
         let parent = word.held.request();
-        word.fail_open = to.spec.fail_open;
+        word.fail_open = to.fails_open();
         word.asked_ms = now_ms;
         let deadline_ms = match parent {
-            _ if to.spec.fail_open => now_ms.midpoint(word.deadline_ms),
+            _ if word.fail_open => now_ms.midpoint(word.deadline_ms),
             Some(_) => u64::MAX,
             None => word.deadline_ms,
         };
         let question = Delivery::Intercept {
             token,
-            index: to.index,
+            index,
             stage: word.held.stage(),
             event: word.held.event().clone(),
             data: word.held.data().clone(),
@@ -105,7 +108,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             }
             return Ok(());
         }
-        if !to.port.is_open() {
+        if !port.is_open() {
             // Whoever detached it may have found the question and gone on.
             let Some(entry) = self.pending.take(token) else { return Ok(()) };
             if let Matter::Word(word) = self.settle(token, entry, effects) {
@@ -113,7 +116,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
                 return Err((word, refusal));
             }
         }
-        effects.push(&to.port, question);
+        effects.push(port, question);
         Ok(())
     }
 

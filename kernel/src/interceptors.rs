@@ -8,8 +8,8 @@
 //! register, and all that it should hear is refused `unavailable`: a guard that
 //! dies must not open the gate. It goes when its origin comes back and
 //! intercepts anew, in the same step, is forgotten, or may intercept no more. One that fails open goes at once.
-//! For one that has not come yet, and that shall, the daemon puts in its place what
-//! such a dead one leaves: it refuses the same, but for what the daemon asks, tells or answers.
+//! One that has not come yet, and that shall, stands in the register as expected:
+//! that refuses the same, but for what the daemon asks, tells or answers.
 
 use std::sync::{
     Arc, Mutex,
@@ -18,16 +18,55 @@ use std::sync::{
 
 use arc_swap::ArcSwap;
 use ksi_identity::Rights;
-use ksi_protocol::{EventName, descriptor::InterceptSpec, frame::Stage};
+use ksi_protocol::{EventName, Pattern, descriptor::InterceptSpec, frame::Stage};
 
 use crate::port::{Port, Role, locked};
 
 /// One who has a word.
-pub(crate) struct Interceptor<H> {
-    pub(crate) port: Arc<Port<H>>,
-    /// Which of those of its port it is.
-    pub(crate) index: u32,
-    pub(crate) spec: InterceptSpec,
+pub(crate) enum Interceptor<H> {
+    /// A port, which may be gone.
+    Port {
+        /// Who is asked.
+        port: Arc<Port<H>>,
+        /// Which of those of its port it is.
+        index: u32,
+        /// What it has a word on.
+        spec: InterceptSpec,
+    },
+    /// A guard that has not come yet: all that it may intercept is refused.
+    Expected {
+        /// Who it will be.
+        origin: Arc<str>,
+        /// What it is granted.
+        intercepts: Vec<Pattern>,
+    },
+}
+
+impl<H> Interceptor<H> {
+    pub(crate) fn origin(&self) -> &Arc<str> {
+        match self {
+            Self::Port { port, .. } => &port.origin,
+            Self::Expected { origin, .. } => origin,
+        }
+    }
+
+    /// Whether things go on where it cannot be heard.
+    pub(crate) fn fails_open(&self) -> bool {
+        matches!(self, Self::Port { spec, .. } if spec.fail_open)
+    }
+
+    /// Whether it can be asked.
+    fn is_there(&self) -> bool {
+        matches!(self, Self::Port { port, .. } if port.is_open())
+    }
+
+    /// Its place among all; what will be refused anyhow is put to nobody before.
+    fn order(&self) -> i32 {
+        match self {
+            Self::Port { spec, .. } => spec.order,
+            Self::Expected { .. } => i32::MIN,
+        }
+    }
 }
 
 /// Those who are still to be heard, in order.
@@ -66,52 +105,78 @@ impl<H> Interceptors<H> {
         }
         let is_the_daemons =
             || [Some(sender), receiver].iter().flatten().any(|port| port.role == Role::Daemon);
-        let heard = |one: &&Arc<Interceptor<H>>| {
-            let spec = &one.spec;
-            spec.stage == stage
-                // What stands in for a guard that does not come must not keep
-                // anybody from doing something about it.
-                && (one.port.role != Role::Daemon || !is_the_daemons())
-                && one.port.origin != sender.origin
-                && spec.pattern.matches(event.as_str())
-                && one.port.authority.is_granted(|rights| &rights.intercepts, event)
+        let has_a_word = |one: &Interceptor<H>| match one {
+            Interceptor::Port { port, spec, .. } => {
+                spec.stage == stage
+                    && spec.pattern.matches(event.as_str())
+                    && port.authority.is_granted(|rights| &rights.intercepts, event)
+            }
+            // That a guard does not come must not keep anybody from doing something
+            // about it.
+            Interceptor::Expected { intercepts, .. } => {
+                stage == Stage::Before
+                    && intercepts.iter().any(|pattern| pattern.matches(event.as_str()))
+                    && !is_the_daemons()
+            }
         };
+        let heard = |one: &&Arc<Interceptor<H>>| *one.origin() != sender.origin && has_a_word(one);
         let chain: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
         (!chain.is_empty()).then(|| chain.into_iter())
     }
 
-    /// Adds those of a port, each after those of the same order, in place of those
-    /// that an earlier port of the same origin has left: in one change, so that
-    /// there is no moment at which only some of them are there.
+    /// Adds those of a port, each after those of the same order, in place of what
+    /// its origin has left.
     pub(crate) fn add(&self, port: &Arc<Port<H>>, specs: impl IntoIterator<Item = InterceptSpec>) {
+        let of = |(index, spec)| Interceptor::Port { port: Arc::clone(port), index, spec };
+        // Asked while the change is made: whoever closes the port later removes them.
+        let wanted = |one: &Interceptor<H>| port.is_open() || !one.fails_open();
+        self.replace(&port.origin, (0..).zip(specs).map(of).filter(wanted));
+    }
+
+    /// Has a guard expected, in place of what its origin has left.
+    pub(crate) fn expect(&self, origin: &str, intercepts: Vec<Pattern>) {
+        self.replace(origin, [Interceptor::Expected { origin: origin.into(), intercepts }]);
+    }
+
+    /// Puts these in the place of what an origin has left: in one change, so that
+    /// there is no moment at which only some of them are there.
+    fn replace(&self, origin: &str, by: impl IntoIterator<Item = Interceptor<H>>) {
         self.change(|all| {
-            all.retain(|one| one.port.is_open() || one.port.origin != port.origin);
-            for (index, spec) in (0..).zip(specs) {
-                if !port.is_open() && spec.fail_open {
-                    continue;
-                }
-                let place = all.partition_point(|one| one.spec.order <= spec.order);
-                all.insert(place, Arc::new(Interceptor { port: Arc::clone(port), index, spec }));
+            all.retain(|one| one.is_there() || **one.origin() != *origin);
+            for new in by {
+                let place = all.partition_point(|one| one.order() <= new.order());
+                all.insert(place, Arc::new(new));
             }
         });
     }
 
     /// Removes those of a closed port that fail open.
     pub(crate) fn remove(&self, port: &Port<H>) {
-        self.change(|all| all.retain(|one| one.port.id != port.id || !one.spec.fail_open));
+        let is_its =
+            |one: &Interceptor<H>| matches!(one, Interceptor::Port { port: of, .. } if of.id == port.id);
+        self.change(|all| all.retain(|one| !one.fails_open() || !is_its(one)));
     }
 
-    /// Removes those that closed ports of an origin have left.
+    /// Removes those that closed ports of an origin have left, and what is expected
+    /// of it.
     pub(crate) fn forget(&self, origin: &str) {
-        self.change(|all| all.retain(|one| one.port.is_open() || &*one.port.origin != origin));
+        self.replace(origin, []);
     }
 
     /// Grants this to all of an origin: also to what closed ports have left, so that
     /// whoever takes the right from a guard that died opens the gate.
     pub(crate) fn grant(&self, origin: &str, rights: &Rights) {
-        for one in self.all.load().iter().filter(|one| &*one.port.origin == origin) {
-            one.port.authority.grant(rights.clone());
-        }
+        self.change(|all| {
+            for one in all.iter_mut().filter(|one| **one.origin() == *origin) {
+                match &**one {
+                    Interceptor::Port { port, .. } => port.authority.grant(rights.clone()),
+                    Interceptor::Expected { origin, .. } => {
+                        let (origin, intercepts) = (Arc::clone(origin), rights.intercepts.clone());
+                        *one = Arc::new(Interceptor::Expected { origin, intercepts });
+                    }
+                }
+            }
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Arc<Interceptor<H>>>)) {

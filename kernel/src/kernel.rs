@@ -12,7 +12,7 @@ use ksi_identity::{Authority, Decision, Rights, Witness};
 use ksi_protocol::{
     EventName, Pattern, Refusal,
     descriptor::InterceptSpec,
-    frame::{Class, Id, Stage},
+    frame::{Class, Id},
 };
 
 use crate::{
@@ -134,19 +134,11 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.interceptors.grant(origin, rights);
     }
 
-    /// Has all that this origin may intercept by these rights refused until it
-    /// intercepts something or [`Kernel::forget_interceptors`]: a gate is not open
-    /// before its guard is there.
-    pub fn expect_interceptor(&self, origin: &str, handle: H, rights: Rights) {
-        let Ok(pattern) = Pattern::parse("**") else { return };
-        let authority = Authority::granted(origin, rights);
-        authority.ask_for(Rights { intercepts: vec![pattern.clone()], ..Rights::default() });
-        let port = self.attach(Role::Daemon, handle, Quota::default(), authority);
-        // Nobody is behind it, so nothing is ever put to it.
-        port.close();
-        self.slots.put_back(port.id);
-        let spec = InterceptSpec { pattern, stage: Stage::Before, order: i32::MIN, fail_open: false };
-        self.intercept(&port, [spec]);
+    /// Has all refused that matches one of these, until this origin intercepts
+    /// something or [`Kernel::forget_interceptors`]: a gate is not open before its
+    /// guard is there.
+    pub fn expect_interceptor(&self, origin: &str, intercepts: Vec<Pattern>) {
+        self.interceptors.expect(origin, intercepts);
     }
 
     /// Lets go of what ports of an origin that are gone have left, or what stood in

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use ksi_identity::Rights;
 use ksi_protocol::{
-    Pattern,
     sandbox::{Cgroup, Layer, Limits, Sandbox},
+    space,
 };
 
 use super::{
@@ -75,10 +75,8 @@ impl Granted {
 /// What a plugin may ask, tell, hear and have a word on.
 #[must_use]
 pub fn rights(plugin: &Plugin) -> Rights {
-    // What a plugin keeps is its own, so it need not be granted.
-    let may_call = plugin.may_call.iter().chain(&Pattern::parse("space:*")).cloned().collect();
     Rights {
-        may_call,
+        may_call: plugin.may_call.iter().cloned().chain([space::events()]).collect(),
         emits: plugin.emits.clone(),
         listens: plugin.listens.clone(),
         intercepts: plugin.intercepts.clone(),

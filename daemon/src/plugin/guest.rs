@@ -15,6 +15,7 @@ use ksi_protocol::{
     Descriptor, EventName, Frame, Pattern, Refusal,
     frame::{self, Event, Id, Intercept, Request},
     sandbox::Report,
+    space,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -214,11 +215,9 @@ impl Guest {
     pub fn described(&self, descriptor: Box<Descriptor>) {
         if let Some(port) = self.port.get().and_then(Weak::upgrade) {
             let outer = |pattern: &Pattern| self.outer_pattern(pattern);
-            // What a plugin keeps is its own, so it need not ask for it.
-            let own = Pattern::parse("space:*").ok();
             let facts = descriptor.emits.iter().map(|spec| self.outer(spec.event.clone()));
             port.authority.ask_for(Rights {
-                may_call: descriptor.calls.iter().map(outer).chain(own).collect(),
+                may_call: descriptor.calls.iter().map(outer).chain([space::events()]).collect(),
                 emits: facts.filter_map(|event| Pattern::parse(event.as_str()).ok()).collect(),
                 listens: descriptor.listens.clone(),
                 intercepts: descriptor.intercepts.iter().map(|spec| spec.pattern.clone()).collect(),

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     config,
-    hub::{Handle, Hub, Port},
+    hub::{Hub, Port},
     jitter,
     orders::Orders,
     redaction,
@@ -302,9 +302,9 @@ impl Keeper {
             return;
         }
         let (origin, kernel) = (self.origin(), &self.means.hub.kernel);
-        let (plugin, rights) = (&self.spec.plugin, self.spec.rights.clone());
-        if plugin.enabled && !plugin.fail_open && !rights.intercepts.is_empty() {
-            kernel.expect_interceptor(&origin, Handle::Daemon, rights);
+        let (plugin, intercepts) = (&self.spec.plugin, &self.spec.rights.intercepts);
+        if plugin.enabled && !plugin.fail_open && !intercepts.is_empty() {
+            kernel.expect_interceptor(&origin, intercepts.clone());
         } else {
             // It may have been otherwise before.
             kernel.forget_interceptors(&origin);

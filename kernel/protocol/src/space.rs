@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Code, Refusal};
+use crate::{Code, Pattern, Refusal};
 
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
@@ -34,6 +34,13 @@ pub const RESERVED: u8 = 0;
 
 /// Where the version of the plugin's state is kept, a MessagePack number.
 pub const STATE_VERSION_KEY: &[u8] = b"\0version";
+
+/// The events of this: what a plugin keeps is its own, so it may ask for them
+/// without being granted it.
+#[must_use]
+pub fn events() -> Pattern {
+    Pattern::parse("space:*").expect("it is a pattern")
+}
 
 /// Read one value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +231,12 @@ pub struct Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plugin_may_ask_for_its_space_and_for_nothing_below_it() {
+        assert!(["space:get", "space:apply", "space:scan"].iter().all(|event| events().matches(event)));
+        assert!(!["space:get:all", "spaces:get"].iter().any(|event| events().matches(event)));
+    }
 
     #[test]
     fn keys_and_values_travel_as_bytes() {

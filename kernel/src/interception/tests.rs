@@ -106,6 +106,30 @@ fn an_expected_interceptor_that_is_forgotten_guards_nothing() {
 }
 
 #[test]
+fn what_an_expected_interceptor_is_granted_is_what_is_refused() {
+    check(
+        "> A attach
+         > B attach plugin
+         > B own b:do,c:do
+         > expect I b:*
+         > grant I c:*
+         > A request 1 b:do x
+         < B request 1 b:do x from A
+         > A request 2 c:do x
+         < A refused 2 unavailable receiver
+         # The same goes for what one that was there has left.
+         > I attach plugin intercepts=b:*,c:*
+         > I intercept b:*,c:* before closed
+         > I detach plugin_restarted
+         > A request 2 c:do x
+         < A refused 2 unavailable receiver
+         > grant I b:*
+         > A request 2 c:do x
+         < B request 4 c:do x from A",
+    );
+}
+
+#[test]
 fn an_interceptor_may_refuse() {
     check(
         "> A attach

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use ksi_identity::{Authority, Rights};
+use ksi_identity::Authority;
 use ksi_protocol::{
     Code, EventName, Pattern, Refusal, descriptor::InterceptSpec, frame::Class, frame::Stage,
 };
@@ -224,8 +224,7 @@ fn there_is_no_moment_at_which_the_gate_of_a_guard_that_comes_and_goes_is_open()
     const LOOKS: usize = 200_000;
     let kernel = Kernel::new();
     let asker = attach(&kernel, "session:1", Role::Client);
-    let rights = Rights { intercepts: vec![Pattern::parse("**").unwrap()], ..Rights::default() };
-    let expect = || kernel.expect_interceptor("plugin:guard", (), rights.clone());
+    let expect = || kernel.expect_interceptor("plugin:guard", vec![Pattern::parse("**").unwrap()]);
     let word = |pattern| InterceptSpec {
         pattern: Pattern::parse(pattern).unwrap(),
         stage: Stage::Before,

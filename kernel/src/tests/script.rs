@@ -121,8 +121,13 @@ impl Play {
             }
             "expect" => {
                 let (origin, pattern) = (words.word(), Pattern::parse(words.word()).unwrap());
+                self.kernel.expect_interceptor(origin, vec![pattern]);
+                Ok(None)
+            }
+            "grant" => {
+                let (origin, pattern) = (words.word(), Pattern::parse(words.word()).unwrap());
                 let rights = Rights { intercepts: vec![pattern], ..Rights::default() };
-                self.kernel.expect_interceptor(origin, origin.to_owned(), rights);
+                self.kernel.grant_interceptors(origin, &rights);
                 Ok(None)
             }
             "at" => {
