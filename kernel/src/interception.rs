@@ -67,13 +67,13 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
         effects: &mut Effects<H>,
     ) -> Result<(), (Box<Word<H>>, Refusal)> {
-        let gone = |word: &Word<H>| refusals::interceptor_gone(to.origin(), word.held.event());
+        let gone = |word: Box<Word<H>>| {
+            let refusal = refusals::interceptor_gone(to.origin(), word.held.event());
+            Err((word, refusal))
+        };
         let (port, index) = match to {
             Interceptor::Port { port, index, .. } if port.is_open() => (port, *index),
-            _ => {
-                let refusal = gone(&word);
-                return Err((word, refusal));
-            }
+            _ => return gone(word),
         };
         let hold = match port.hold(&word.payer) {
             Ok(hold) => hold,
@@ -112,8 +112,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             // Whoever detached it may have found the question and gone on.
             let Some(entry) = self.pending.take(token) else { return Ok(()) };
             if let Matter::Word(word) = self.settle(token, entry, effects) {
-                let refusal = gone(&word);
-                return Err((word, refusal));
+                return gone(word);
             }
         }
         effects.push(port, question);

@@ -24,22 +24,10 @@ use crate::port::{Port, Role, locked};
 
 /// One who has a word.
 pub(crate) enum Interceptor<H> {
-    /// A port, which may be gone.
-    Port {
-        /// Who is asked.
-        port: Arc<Port<H>>,
-        /// Which of those of its port it is.
-        index: u32,
-        /// What it has a word on.
-        spec: InterceptSpec,
-    },
-    /// A guard that has not come yet: all that it may intercept is refused.
-    Expected {
-        /// Who it will be.
-        origin: Arc<str>,
-        /// What it is granted.
-        intercepts: Vec<Pattern>,
-    },
+    /// A port, which may be gone, and which of its interceptors it is.
+    Port { port: Arc<Port<H>>, index: u32, spec: InterceptSpec },
+    /// A guard that has not come yet: all that it is granted a word on is refused.
+    Expected { origin: Arc<str>, granted: ArcSwap<Vec<Pattern>> },
 }
 
 impl<H> Interceptor<H> {
@@ -55,17 +43,16 @@ impl<H> Interceptor<H> {
         matches!(self, Self::Port { spec, .. } if spec.fail_open)
     }
 
-    /// Whether it can be asked.
-    fn is_there(&self) -> bool {
-        matches!(self, Self::Port { port, .. } if port.is_open())
+    /// Whether it is what ports of an origin that are gone have left, or what is
+    /// expected of it.
+    fn is_left_by(&self, origin: &str) -> bool {
+        **self.origin() == *origin && !matches!(self, Self::Port { port, .. } if port.is_open())
     }
 
     /// Its place among all; what will be refused anyhow is put to nobody before.
     fn order(&self) -> i32 {
-        match self {
-            Self::Port { spec, .. } => spec.order,
-            Self::Expected { .. } => i32::MIN,
-        }
+        let Self::Port { spec, .. } = self else { return i32::MIN };
+        spec.order
     }
 }
 
@@ -103,8 +90,6 @@ impl<H> Interceptors<H> {
         if !self.any() || event.manager().is_some() {
             return None;
         }
-        let is_the_daemons =
-            || [Some(sender), receiver].iter().flatten().any(|port| port.role == Role::Daemon);
         let has_a_word = |one: &Interceptor<H>| match one {
             Interceptor::Port { port, spec, .. } => {
                 spec.stage == stage
@@ -113,10 +98,10 @@ impl<H> Interceptors<H> {
             }
             // That a guard does not come must not keep anybody from doing something
             // about it.
-            Interceptor::Expected { intercepts, .. } => {
+            Interceptor::Expected { granted, .. } => {
                 stage == Stage::Before
-                    && intercepts.iter().any(|pattern| pattern.matches(event.as_str()))
-                    && !is_the_daemons()
+                    && granted.load().iter().any(|pattern| pattern.matches(event.as_str()))
+                    && [Some(sender), receiver].iter().flatten().all(|port| port.role != Role::Daemon)
             }
         };
         let heard = |one: &&Arc<Interceptor<H>>| *one.origin() != sender.origin && has_a_word(one);
@@ -135,14 +120,15 @@ impl<H> Interceptors<H> {
 
     /// Has a guard expected, in place of what its origin has left.
     pub(crate) fn expect(&self, origin: &str, intercepts: Vec<Pattern>) {
-        self.replace(origin, [Interceptor::Expected { origin: origin.into(), intercepts }]);
+        let granted = ArcSwap::from_pointee(intercepts);
+        self.replace(origin, [Interceptor::Expected { origin: origin.into(), granted }]);
     }
 
     /// Puts these in the place of what an origin has left: in one change, so that
     /// there is no moment at which only some of them are there.
     fn replace(&self, origin: &str, by: impl IntoIterator<Item = Interceptor<H>>) {
         self.change(|all| {
-            all.retain(|one| one.is_there() || **one.origin() != *origin);
+            all.retain(|one| !one.is_left_by(origin));
             for new in by {
                 let place = all.partition_point(|one| one.order() <= new.order());
                 all.insert(place, Arc::new(new));
@@ -152,9 +138,7 @@ impl<H> Interceptors<H> {
 
     /// Removes those of a closed port that fail open.
     pub(crate) fn remove(&self, port: &Port<H>) {
-        let is_its =
-            |one: &Interceptor<H>| matches!(one, Interceptor::Port { port: of, .. } if of.id == port.id);
-        self.change(|all| all.retain(|one| !one.fails_open() || !is_its(one)));
+        self.change(|all| all.retain(|one| !(one.fails_open() && one.is_left_by(&port.origin))));
     }
 
     /// Removes those that closed ports of an origin have left, and what is expected
@@ -166,17 +150,12 @@ impl<H> Interceptors<H> {
     /// Grants this to all of an origin: also to what closed ports have left, so that
     /// whoever takes the right from a guard that died opens the gate.
     pub(crate) fn grant(&self, origin: &str, rights: &Rights) {
-        self.change(|all| {
-            for one in all.iter_mut().filter(|one| **one.origin() == *origin) {
-                match &**one {
-                    Interceptor::Port { port, .. } => port.authority.grant(rights.clone()),
-                    Interceptor::Expected { origin, .. } => {
-                        let (origin, intercepts) = (Arc::clone(origin), rights.intercepts.clone());
-                        *one = Arc::new(Interceptor::Expected { origin, intercepts });
-                    }
-                }
+        for one in self.all.load().iter().filter(|one| **one.origin() == *origin) {
+            match &**one {
+                Interceptor::Port { port, .. } => port.authority.grant(rights.clone()),
+                Interceptor::Expected { granted, .. } => granted.store(rights.intercepts.clone().into()),
             }
-        });
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Arc<Interceptor<H>>>)) {

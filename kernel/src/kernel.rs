@@ -141,8 +141,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.interceptors.expect(origin, intercepts);
     }
 
-    /// Lets go of what ports of an origin that are gone have left, or what stood in
-    /// for them.
+    /// Lets go of what ports of an origin that are gone have left, and of what is
+    /// expected of it.
     pub fn forget_interceptors(&self, origin: &str) {
         self.interceptors.forget(origin);
     }
@@ -240,8 +240,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     ///
     /// With `fail_open` things go on when it is dead, silent or busy, otherwise
     /// they are refused. The port is told by its place among `specs` for which of its
-    /// interceptors it is asked. What earlier ports of its origin have left, or what stood in
-    /// for them, goes with the same step, also where there are no `specs`.
+    /// interceptors it is asked. What earlier ports of its origin have left, and what
+    /// is expected of it, goes with the same step, also where there are no `specs`.
     pub fn intercept(&self, port: &Arc<Port<H>>, specs: impl IntoIterator<Item = InterceptSpec>) {
         self.interceptors.add(port, specs);
     }

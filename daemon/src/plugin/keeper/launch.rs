@@ -225,7 +225,7 @@ impl Keeper {
         for (id, pattern) in (SUBS_FROM..).zip(&descriptor.listens) {
             kernel.subscribe(&running.port, id, pattern.clone(), Class::Live, now_ms)?;
         }
-        // Also where it has a word on nothing, what stood in its place goes.
+        // Also where it has a word on nothing, it is not expected any more.
         kernel.intercept(&running.port, descriptor.intercepts.iter().cloned());
         self.is_heard = true;
         Ok(())
