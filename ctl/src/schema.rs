@@ -10,6 +10,7 @@
 //! A value of the wrong type never leaves: each mistake names the field, the
 //! type that it wants, and what was given. All mistakes are named at once.
 
+use ksi_protocol::nearest;
 use serde_json::{Map, Value};
 
 use crate::error::{Failure, Result};
@@ -77,7 +78,7 @@ impl Kind {
             Self::Text => Ok(text.into()),
             Self::Choice(words) if words.iter().any(|word| word == text) => Ok(text.into()),
             Self::Choice(words) => {
-                let near = nearest(text, words.iter().map(String::as_str));
+                let near = nearest::best(text, words.iter().map(String::as_str));
                 Err(near.map_or_else(wrong, |near| format!("{}; did you mean `{near}`?", wrong())))
             }
             Self::List(_) => self.values(&[text]),
@@ -184,7 +185,7 @@ impl Fields {
         for (name, texts) in given {
             let texts: Vec<_> = texts.iter().map(String::as_str).collect();
             let Some(field) = self.get(name) else {
-                let near = nearest(name, self.known.iter().map(|field| field.name.as_str()));
+                let near = nearest::best(name, self.known.iter().map(|field| field.name.as_str()));
                 let near = near.map_or(String::new(), |near| format!("; did you mean --{near}?"));
                 mistakes.push(format!("--{name} is no field of it{near}"));
                 continue;
@@ -273,13 +274,6 @@ fn choices(schema: &Value) -> Option<Vec<String>> {
     let alternatives = schema.get("oneOf").or_else(|| schema.get("anyOf"))?.as_array()?;
     let groups: Option<Vec<_>> = alternatives.iter().map(choices).collect();
     Some(groups?.concat()).filter(|words| !words.is_empty())
-}
-
-/// The known word that is most like the given one, if any is alike at all.
-pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let alike = known.map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
-    let best = alike.max_by(|left, right| left.0.total_cmp(&right.0))?;
-    (best.0 > 0.75).then_some(best.1)
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use std::{
 };
 
 use file::LogFile;
+use ksi_protocol::nearest;
 use serde::Serialize;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -151,9 +152,8 @@ fn is_target(text: &str) -> bool {
 }
 
 fn level_error(part: &str, level: &str) -> LevelError {
-    let near = LEVELS.iter().find(|known| strsim::damerau_levenshtein(known, level) <= 2);
-    let hint = match near {
-        Some(known) if *known != level => format!("did you mean `{known}`?"),
+    let hint = match nearest::best(level, LEVELS) {
+        Some(known) if known != level => format!("did you mean `{known}`?"),
         _ => format!("one of {}, or `TARGET=LEVEL`, joined by commas", LEVELS.join(", ")),
     };
     LevelError { part: part.to_owned(), hint }

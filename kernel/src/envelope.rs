@@ -120,31 +120,6 @@ impl Ask {
             chain: None,
         }
     }
-
-    /// What is routed of it, once it is decided.
-    pub(crate) fn into_envelope(
-        self,
-        origin: Arc<str>,
-        caller: Arc<Caller>,
-        at_ms: u64,
-        deadline_ms: u64,
-    ) -> Envelope {
-        Envelope {
-            event: self.event,
-            data: self.data,
-            origin,
-            caller,
-            correlation_id: self.correlation_id,
-            idempotency_key: self.idempotency_key,
-            expires_in: self.expires_in,
-            parent: self.parent,
-            chain: self.chain,
-            at_ms,
-            deadline_ms: Some(deadline_ms),
-            credit: self.credit,
-            work: None,
-        }
-    }
 }
 
 /// Something to tell whoever listens.

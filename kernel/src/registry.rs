@@ -20,15 +20,12 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
 use ksi_identity::Permission;
-use ksi_protocol::{EventName, Refusal, work::Policy};
+use ksi_protocol::{EventName, Refusal, limits, nearest, work::Policy};
 
 use crate::{
     port::{Port, locked},
     refusals,
 };
-
-/// How like two names must be to be offered in a hint: 0 is nothing in common.
-const LIKENESS_MIN: f64 = 0.5;
 
 /// Most names that a hint offers.
 const NEAREST_MAX: usize = 3;
@@ -102,10 +99,11 @@ pub(crate) struct Receiver<'a, H> {
 }
 
 impl<H> Receiver<'_, H> {
-    /// How long the asker waits where it does not say. What is declared of a
+    /// How long the asker waits who says this of it. What is declared of a
     /// durable event is the time of an attempt, which nobody waits for.
-    pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.entry.declared.timeout.filter(|_| self.work.is_none())
+    pub(crate) fn timeout(&self, asked: Option<Duration>) -> Duration {
+        let declared = self.entry.declared.timeout.filter(|_| self.work.is_none());
+        asked.or(declared).unwrap_or(limits::REQUEST_TIMEOUT).min(limits::REQUEST_TIMEOUT_MAX)
     }
 
     /// How the port keeps a request that may be begun for so long after its
@@ -177,38 +175,12 @@ impl<H> Events<H> {
     }
 
     pub(crate) fn find(&self, event: &EventName) -> Result<&Entry<H>, Refusal> {
-        self.get(event.as_str()).ok_or_else(|| refusals::unknown_event(event, &self.nearest(event.as_str())))
+        self.get(event.as_str()).ok_or_else(|| {
+            let known = self.entries.keys().filter(|known| known.manager().is_none());
+            let known = known.map(EventName::as_str);
+            refusals::unknown_event(event, &nearest::ranked(event.as_str(), known, NEAREST_MAX))
+        })
     }
-
-    fn nearest(&self, name: &str) -> Vec<&str> {
-        let mut near: Vec<_> = self
-            .entries
-            .keys()
-            .filter(|known| known.manager().is_none())
-            .filter(|known| may_be_alike(name.as_bytes(), known.as_str().as_bytes()))
-            .map(|known| (strsim::normalized_damerau_levenshtein(name, known.as_str()), known.as_str()))
-            .filter(|&(likeness, _)| likeness >= LIKENESS_MIN)
-            .collect();
-        near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-        near.into_iter().take(NEAREST_MAX).map(|(_, name)| name).collect()
-    }
-}
-
-/// Whether names have so many letters in common, in any order, that they can be
-/// alike: a cheap look before the exact one, since whoever asks for what is not
-/// there may do so without end.
-fn may_be_alike(a: &[u8], b: &[u8]) -> bool {
-    let mut letters = [0_u8; 256];
-    for &letter in a {
-        letters[usize::from(letter)] = letters[usize::from(letter)].saturating_add(1);
-    }
-    let common = b.iter().filter(|&&letter| {
-        let left = &mut letters[usize::from(letter)];
-        let is_common = *left > 0;
-        *left = left.saturating_sub(1);
-        is_common
-    });
-    common.count() as f64 >= LIKENESS_MIN * a.len().max(b.len()) as f64
 }
 
 /// All events.

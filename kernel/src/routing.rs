@@ -15,7 +15,6 @@ use ksi_identity::{Caller, Decision, Permission};
 use ksi_protocol::{
     EventName, Refusal,
     frame::{Id, Stage},
-    limits,
 };
 
 use crate::{
@@ -232,7 +231,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         if ask.expires_in.is_some() && to.work.is_none() {
             return Err(refusals::never_expires(&ask.event));
         }
-        let deadline_ms = deadline(&ask, &to, cause.deadline_ms, now_ms);
+        // What is asked on behalf of another never outlives it.
+        let deadline_ms = now_ms.saturating_add(millis(to.timeout(ask.timeout)));
+        let deadline_ms = deadline_ms.min(cause.deadline_ms.unwrap_or(u64::MAX));
         let request = Request {
             asker: Arc::clone(port),
             id: ask.id,
@@ -244,8 +245,21 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             credit: 0,
             is_the_daemons: false,
         };
-        let origin = Arc::clone(if dispatched { &caller.origin } else { &port.origin });
-        let envelope = ask.into_envelope(origin, caller, now_ms, deadline_ms);
+        let envelope = Envelope {
+            event: ask.event,
+            data: ask.data,
+            origin: Arc::clone(if dispatched { &caller.origin } else { &port.origin }),
+            caller,
+            correlation_id: ask.correlation_id,
+            idempotency_key: ask.idempotency_key,
+            expires_in: ask.expires_in,
+            parent: ask.parent,
+            chain: ask.chain,
+            at_ms: now_ms,
+            deadline_ms: Some(deadline_ms),
+            credit: ask.credit,
+            work: None,
+        };
         self.begin(port, token, request, envelope, &to, effects)
     }
 
@@ -266,9 +280,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             Some(manager) => port.origin.strip_prefix("plugin:") == Some(manager),
             None => dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event),
         };
-        if granted {
-            entry.as_ref().map_err(Refusal::clone)?;
-        }
+        let entry = if granted { Ok(entry?) } else { entry };
         let holds = match dispatched || ask.on_behalf {
             true => caller.principal.holds(bit, now_ms),
             false => port.authority.holds(bit, now_ms),
@@ -434,14 +446,6 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             effects.push(&owner, Delivery::Credit { token, n });
         }
     }
-}
-
-/// When the asker stops waiting: as it says or else as is declared, never longer
-/// than whoever it asks on behalf of.
-fn deadline<H>(ask: &Ask, to: &Receiver<'_, H>, latest_ms: Option<u64>, now_ms: u64) -> u64 {
-    let timeout = ask.timeout.or(to.timeout()).unwrap_or(limits::REQUEST_TIMEOUT);
-    let own_ms = now_ms.saturating_add(millis(timeout.min(limits::REQUEST_TIMEOUT_MAX)));
-    own_ms.min(latest_ms.unwrap_or(u64::MAX))
 }
 
 /// A duration as the kernel counts time.

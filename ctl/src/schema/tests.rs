@@ -149,10 +149,3 @@ fn a_payload_that_is_no_object_stands_alone() {
     assert_eq!(fields.payload("a:b", json!([1]), &[]).unwrap(), json!([1]));
     assert!(fields.payload("a:b", json!([1]), &[("n".to_owned(), vec!["5".to_owned()])]).is_err());
 }
-
-#[test]
-fn only_a_word_that_is_alike_is_offered() {
-    assert_eq!(nearest("txt", ["text", "loud"].into_iter()), Some("text"));
-    assert_eq!(nearest("zzz", ["text", "loud"].into_iter()), None);
-    assert_eq!(nearest("zzz", [].into_iter()), None);
-}

@@ -12,6 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use ksi_protocol::nearest;
 use serde_json::{Map, Value, json};
 use toml_edit::Key;
 
@@ -123,7 +124,7 @@ async fn get(at: &Invocation, key: &str) -> Result<()> {
 fn unknown_key(key: &str, config: &Value) -> Failure {
     let mut values = Vec::new();
     flat("", config, &mut values);
-    let near = crate::schema::nearest(key, values.iter().map(|(key, _)| key.as_str()));
+    let near = nearest::best(key, values.iter().map(|(key, _)| key.as_str()));
     let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
     Failure::not_found("key", key).hint(format!("{near}all keys: ksi config show"))
 }

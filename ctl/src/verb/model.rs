@@ -14,7 +14,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ksi_client::Client;
-use ksi_protocol::system::{PluginName, PluginStatus};
+use ksi_protocol::{
+    nearest,
+    system::{PluginName, PluginStatus},
+};
 use ksi_trust::{Kind, Lock};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -244,7 +247,7 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     let (reply, models) = models(at, &client).await?;
     let Some(index) = models.models.iter().position(|model| model.name == name) else {
         let known = models.models.iter().map(|model| model.name.as_str());
-        let near = crate::schema::nearest(name, known);
+        let near = nearest::best(name, known);
         let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
         return Err(Failure::not_found("model", name).hint(format!("{near}all models: ksi model list")));
     };

@@ -8,11 +8,10 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration}
 
 use ksi_identity::is_permission;
 use ksi_kernel::Chains;
-use ksi_protocol::{EventName, limits as wire, sandbox::Layer, system::Placement, work::Policy};
+use ksi_protocol::{EventName, limits as wire, nearest, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
     Audit, Config, Daemon, Delivery, EventPolicy, Grants, Limits, Plugin, Restart, Security, identity,
-    problem::nearest,
     section::{Report, Section},
     tree::Table,
     value::{
@@ -139,7 +138,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
     }
     let hint = || {
         let others = names.iter().map(String::as_str).filter(|other| *other != name);
-        match nearest(name, others) {
+        match nearest::best(name, others) {
             Some(other) => format!("did you mean `plugins.{other}`? A new plugin needs a library"),
             None => "a new plugin needs one, for example library = \"libplugin_echo.so\"".to_owned(),
         }

@@ -6,6 +6,8 @@
 
 use std::{fmt, sync::Arc};
 
+use ksi_protocol::nearest;
+
 /// Where a value or key comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -93,24 +95,9 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Longest text in bytes that may be a name misspelt: all that there are, are
-/// shorter. To compare two texts takes memory and time in both lengths.
-const NAME_BYTES_MAX: usize = 256;
-
-/// The nearest of some names, where one is near enough to be meant.
-pub(super) fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if text.len() > NAME_BYTES_MAX {
-        return None;
-    }
-    let names = names.into_iter().filter(|name| name.len() <= NAME_BYTES_MAX);
-    let score = |name: &'a str| (strsim::normalized_damerau_levenshtein(text, name), name);
-    let best = names.map(score).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= 0.6).then_some(best.1)
-}
-
 /// `did you mean …`, or else what there is.
 pub(super) fn suggest(text: &str, names: &[&str], else_say: &str) -> String {
-    match nearest(text, names.iter().copied()) {
+    match nearest::best(text, names.iter().copied()) {
         Some(name) => format!("did you mean `{name}`?"),
         None if names.is_empty() => String::new(),
         None => format!("{else_say} {}", names.join(", ")),

@@ -12,14 +12,14 @@ use std::{
 
 use ksi_identity::Capability;
 use ksi_protocol::{
-    Pattern,
+    Pattern, nearest,
     sandbox::{Layer, Network},
 };
 use ksi_trust::Key;
 use serde_json::{Map, Value as Json};
 
 use super::{
-    problem::{Origin, nearest},
+    problem::Origin,
     section::Report,
     tree::{self, Node, Table, Value},
 };
@@ -192,7 +192,7 @@ pub(super) fn choice<T: Clone>(words: &[(&'static str, T)]) -> impl Fn(&Node) ->
         match words.iter().find(|(name, _)| name == written) {
             Some((_, value)) => Ok(value.clone()),
             None => {
-                let hint = nearest(written, names.iter().copied());
+                let hint = nearest::best(written, names.iter().copied());
                 let hint = hint.map(|name| format!("did you mean `{name}`?")).unwrap_or_default();
                 complain(format!("is `{written}`, expected {expected}"), hint)
             }

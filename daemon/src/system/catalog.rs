@@ -6,11 +6,15 @@ use std::sync::Arc;
 use ksi_protocol::{
     Code, Descriptor, EventName, Refusal,
     limits::NAME_BYTES_MAX,
+    nearest,
     system::{Discover, Discovery, EventInfo, EventKind, PluginState},
 };
 
 use super::specs;
 use crate::{config::Config, plugin::fleet::Fleet};
+
+/// Most names that a hint offers.
+const NEAREST_MAX: usize = 3;
 
 /// An event that somebody declares. What it says of itself, schemas above all, is
 /// large, so it stays where it is until it is told.
@@ -110,11 +114,11 @@ pub(super) fn discover(fleet: &Fleet, config: &Config, ask: &Discover) -> Result
     check(ask.namespace.as_deref().unwrap_or_default())?;
     let mut events = all(fleet);
     if let Some(namespace) = &ask.namespace {
-        let namespaces: Vec<String> = events.iter().map(|event| event.namespace().to_owned()).collect();
-        events.retain(|event| event.namespace() == namespace);
-        if events.is_empty() {
-            return Err(Refusal::not_found("namespace", namespace).hint(nearest(namespace, &namespaces)));
+        if !events.iter().any(|event| event.namespace() == namespace) {
+            let hint = hint(namespace, events.iter().map(Declared::namespace));
+            return Err(Refusal::not_found("namespace", namespace).hint(hint));
         }
+        events.retain(|event| event.namespace() == namespace);
     }
     Ok(Discovery { events: events.into_iter().map(|event| event.info(config, ask.detail)).collect() })
 }
@@ -126,12 +130,11 @@ pub(super) fn describe(fleet: &Fleet, config: &Config, name: &str) -> Result<Eve
     if let Some(at) = events.iter().position(|event| event.event == name) {
         return Ok(events.swap_remove(at).info(config, true));
     }
-    let names: Vec<String> = events.into_iter().map(|event| event.event).collect();
-    Err(Refusal::new(Code::NotFound, format!("no event named `{name}`")).hint(nearest(name, &names)))
+    let hint = hint(name, events.iter().map(|event| event.event.as_str()));
+    Err(Refusal::new(Code::NotFound, format!("no event named `{name}`")).hint(hint))
 }
 
-/// Refuses what is longer than any name: to look for those that are alike would take
-/// time in its length, as often as somebody asks.
+/// Refuses what is longer than any name, which is not worth telling back.
 fn check(name: &str) -> Result<(), Refusal> {
     if name.len() <= NAME_BYTES_MAX {
         return Ok(());
@@ -141,11 +144,9 @@ fn check(name: &str) -> Result<(), Refusal> {
 }
 
 /// The names that a user may have meant.
-fn nearest(wanted: &str, names: &[String]) -> String {
-    let mut ranked: Vec<(&String, f64)> =
-        names.iter().map(|name| (name, strsim::jaro_winkler(wanted, name))).collect();
-    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-    ranked.dedup_by_key(|(name, _)| *name);
-    let near: Vec<&str> = ranked.iter().take(3).map(|(name, _)| name.as_str()).collect();
-    format!("nearest: {}; `ksi discover` lists all", near.join(", "))
+fn hint<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    match nearest::ranked(wanted, names, NEAREST_MAX).as_slice() {
+        [] => "`ksi discover` lists all".to_owned(),
+        near => format!("did you mean `{}`? `ksi discover` lists all", near.join("`, `")),
+    }
 }

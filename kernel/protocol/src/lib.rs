@@ -17,6 +17,7 @@ pub mod json;
 pub mod limits;
 pub mod meta;
 pub mod name;
+pub mod nearest;
 pub mod paths;
 pub mod pattern;
 mod payload;

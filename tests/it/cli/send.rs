@@ -85,6 +85,10 @@ fn an_unknown_event_ends_with_4_and_the_nearest_name() {
     assert!(words.contains("echo:sya") && words.contains("echo:say"), "{words}");
     let error = error(daemon.ksi(&["send", "echo:sya", "-o", "json"]), 4);
     assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("echo:say")), "{error}");
+    for line in [["send", "zzqqxx:a"], ["describe", "zzqqxx:a"], ["discover", "zzqqxx"]] {
+        let error = super::error(daemon.ksi(&[&line[..], &["-o", "json"]].concat()), 4);
+        assert!(error["hint"].as_str().is_some_and(|hint| !hint.contains("did you mean")), "{error}");
+    }
 }
 
 #[test]

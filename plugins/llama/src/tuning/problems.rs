@@ -2,7 +2,10 @@
 //! be meant, and values that are not accepted. All of it is found at once, in the
 //! configuration and in a request alike.
 
-use ksi_sdk::prelude::{Code, Deserialize, Refusal, json};
+use ksi_sdk::{
+    prelude::{Code, Deserialize, Refusal, json},
+    protocol::nearest,
+};
 use serde_json::{Map, Value};
 
 use super::{CacheType, FlashAttention, Lora, Tuning};
@@ -12,10 +15,7 @@ use crate::config::{CONTEXT_MIN, SLOTS_MAX};
 const BATCH_MAX: u32 = 8192;
 /// Most adapters of one model.
 const LORA_MAX: usize = 16;
-/// How much a name must be like another for that to be meant.
-const LIKENESS_MIN: f64 = 0.6;
-/// Longest name that may be one misspelt: to compare two takes memory in both
-/// lengths. And so much is shown of what a request has in its place.
+/// Longest part that is shown of what a request has in the place of a name.
 const SHOWN_BYTES_MAX: usize = 64;
 /// Most problems that are told of.
 const TOLD_MAX: usize = 32;
@@ -69,8 +69,9 @@ impl Tuning {
     /// Each names the key, its value and what is accepted.
     pub(crate) fn problems(&self, place: &str, also_known: &[&str]) -> Vec<String> {
         let unknown = self.unknown.keys().map(|name| {
+            let known = NAMES.iter().chain(also_known).copied();
             let near =
-                nearest(name, also_known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                nearest::best(name, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
             format!("there is no setting `{place}{}`{near}", short(name))
         });
         let mut problems: Vec<String> = unknown.collect();
@@ -124,17 +125,6 @@ pub(crate) fn refusal(mut problems: Vec<String>, hint: &str) -> Option<Refusal> 
             .details(json!({ "problems": problems }))
     };
     (!problems.is_empty()).then(refusal)
-}
-
-/// The known name that may be meant.
-fn nearest<'a>(name: &str, also_known: &[&'a str]) -> Option<&'a str> {
-    if name.len() > SHOWN_BYTES_MAX {
-        return None;
-    }
-    let known = NAMES.iter().chain(also_known);
-    let alike = known.map(|known| (strsim::normalized_damerau_levenshtein(name, known), *known));
-    let best = alike.max_by(|left, right| left.0.total_cmp(&right.0))?;
-    (best.0 >= LIKENESS_MIN).then_some(best.1)
 }
 
 /// The beginning of what may be long.
