@@ -264,25 +264,24 @@ extern "C" fn host_send(context: *const c_void, message: *const Message) -> u32 
     // SAFETY: the context is the leaked `HostContext` of `create`, and the
     // plugin keeps the message alive for this call.
     let (context, message) = unsafe { (&*context.cast::<HostContext>(), &*message) };
-    // SAFETY: as above for the slices of the message.
-    let Some(output) = (unsafe { output(message) }) else { return INVALID };
-    if let Output::Frame(Frame::Log { message, .. }) = &output
-        && message.starts_with(PANICKED)
-    {
-        *context.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
-    }
-    let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| context.host.output(output)));
-    match sent {
-        Ok(true) => OK,
-        Ok(false) => FULL,
-        Err(_) => FAILED,
-    }
+    // A panic of ours must not unwind into the plugin.
+    let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // SAFETY: as above for the slices of the message.
+        let Some(output) = (unsafe { output(message) }) else { return INVALID };
+        if let Output::Frame(Frame::Log { message, .. }) = &output
+            && message.starts_with(PANICKED)
+        {
+            *context.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+        }
+        if context.host.output(output) { OK } else { FULL }
+    }));
+    sent.unwrap_or(FAILED)
 }
 
 extern "C" fn host_wake(context: *const c_void) {
     // SAFETY: as in `host_send`.
     let context = unsafe { &*context.cast::<HostContext>() };
-    // A panic of ours must not unwind into the plugin; there is nobody to tell.
+    // As in `host_send`; there is nobody to tell.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| context.host.wake()));
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use ksi_abi::{Buffer, OK, PluginEntry, PluginTable, SYMBOL};
+use ksi_abi::{Buffer, OK, PluginEntry, PluginTable, SYMBOL, Slice};
 use ksi_protocol::{Code, Descriptor, Refusal};
 use libloading::os::unix::{Library as Dynamic, RTLD_LOCAL, RTLD_NOW};
 
@@ -85,9 +85,32 @@ fn path_of(file: &OwnedFd) -> PathBuf {
 /// Copies the bytes of a plugin's buffer and gives it back.
 pub(crate) fn take(buffer: Buffer) -> Vec<u8> {
     let Some(release) = buffer.release else { return Vec::new() };
+    let filled = Slice { ptr: buffer.ptr.cast_const(), len: buffer.len };
     // SAFETY: the plugin filled the buffer in the call that just returned, and
     // it stays valid until `release`, which is called once, here.
-    let bytes = unsafe { std::slice::from_raw_parts(buffer.ptr, buffer.len) }.to_vec();
+    let bytes = unsafe { filled.bytes() }.to_vec();
     release(buffer.ptr, buffer.len, buffer.capacity);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_given_back_once_also_where_nothing_is_in_it() {
+        static RELEASED: AtomicUsize = AtomicUsize::new(0);
+        extern "C" fn release(_: *mut u8, len: usize, capacity: usize) {
+            RELEASED.fetch_add(10 * len + capacity, Ordering::Relaxed);
+        }
+        let nothing = || Buffer { capacity: 1, release: Some(release), ..Buffer::EMPTY };
+        assert_eq!(take(nothing()), b"");
+        assert_eq!(RELEASED.load(Ordering::Relaxed), 1);
+        let mut bytes = *b"ab";
+        assert_eq!(take(Buffer { ptr: bytes.as_mut_ptr(), len: 2, ..nothing() }), b"ab");
+        assert_eq!(RELEASED.load(Ordering::Relaxed), 22);
+        assert_eq!(take(Buffer::EMPTY), b"");
+    }
 }
