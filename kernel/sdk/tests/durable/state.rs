@@ -72,7 +72,7 @@ impl Shelf {
         }
         let mut all = Vec::new();
         for tenant in HOSTILE.iter().map(|(tenant, _)| Some(*tenant)).chain([None]) {
-            let page = ctx.state().of_tenant(tenant).scan::<String>("", None, 100).await?;
+            let page = ctx.of_tenant(tenant).tenant_state().scan::<String>("", None, 100).await?;
             let text = |entry: ksi_sdk::state::Entry<String>| {
                 (String::from_utf8_lossy(&entry.key).into_owned(), entry.value, 0)
             };
