@@ -59,6 +59,11 @@ use crate::takeover::Takeover;
 const LEAVING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Waits between two looks.
+fn pause() {
+    park_timeout(LOOK);
+}
+
 /// Why this process cannot be the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -191,12 +196,17 @@ impl Instance {
     /// Refuses a directory that is not ours alone, and where another daemon
     /// runs.
     pub fn acquire(paths: &Paths) -> Result<Self, Error> {
+        Self::acquire_pausing(paths, pause)
+    }
+
+    /// [`Instance::acquire`] with what is done between two looks.
+    fn acquire_pausing(paths: &Paths, pause: impl FnMut()) -> Result<Self, Error> {
         private_dir(&paths.runtime_dir)?;
         let path = paths.lock_file();
         let failed = |error| Error::Lock { path: path.clone(), error };
         let (lock, inherited) = match Takeover::inherited().map_err(failed)? {
             Some(Takeover { listener, lock, own }) => (lock, Some((listener, own))),
-            None => (lock::take(&path, &paths.socket)?, None),
+            None => (lock::take(&path, &paths.socket, pause)?, None),
         };
         // One that was handed over is not at its beginning.
         let pid = format!("{}\n", std::process::id());
@@ -350,7 +360,7 @@ fn clear(path: &Path) -> Result<(), Error> {
             Ok(()) | Err(Errno::EAGAIN) if Instant::now() > patience => {
                 return Err(Error::Answered { path: path.to_owned() });
             }
-            Ok(()) | Err(Errno::EAGAIN) => park_timeout(LOOK),
+            Ok(()) | Err(Errno::EAGAIN) => pause(),
             Err(Errno::ECONNREFUSED) => {
                 return match fs::remove_file(path) {
                     Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),

@@ -11,16 +11,15 @@ use std::{
     io::{self, ErrorKind, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
-    thread::park_timeout,
     time::Instant,
 };
 
 use nix::libc;
 
-use super::{Error, LEAVING, LOOK};
+use super::{Error, LEAVING};
 
-/// Takes the lock, or says who has it.
-pub(super) fn take(path: &Path, socket: &Path) -> Result<File, Error> {
+/// Takes the lock, or says who has it. Between two looks it pauses.
+pub(super) fn take(path: &Path, socket: &Path, mut pause: impl FnMut()) -> Result<File, Error> {
     let failed = |error| Error::Lock { path: path.to_owned(), error };
     let patience = Instant::now() + LEAVING;
     loop {
@@ -42,7 +41,7 @@ pub(super) fn take(path: &Path, socket: &Path) -> Result<File, Error> {
                     return Err(Error::Running { pid, socket: socket.to_owned() });
                 }
                 pid if Instant::now() > patience => return Err(Error::Held { path: path.to_owned(), pid }),
-                _ => park_timeout(LOOK),
+                _ => pause(),
             },
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }

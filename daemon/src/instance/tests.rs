@@ -83,18 +83,15 @@ fn left_behind() -> (TempDir, Paths, u32, std::process::Child) {
 #[test]
 fn a_start_waits_for_what_a_child_of_a_killed_daemon_still_has() {
     let (_dir, paths, _, mut child) = left_behind();
-    let stdin = child.stdin.take();
-    std::thread::scope(|scope| {
-        let started = scope.spawn(|| {
-            let instance = Instance::acquire(&paths)?;
-            instance.listen().map(drop)
-        });
-        std::thread::park_timeout(LEAVING / 5);
-        assert!(!started.is_finished());
-        drop(stdin);
-        started.join().unwrap().unwrap();
+    let mut looked = 0;
+    // The child lets go once it was seen to have the lock.
+    let instance = Instance::acquire_pausing(&paths, || {
+        looked += 1;
+        drop(child.stdin.take());
+        child.wait().unwrap();
     });
-    child.wait().unwrap();
+    instance.unwrap().listen().unwrap();
+    assert_eq!(looked, 1);
 }
 
 #[test]

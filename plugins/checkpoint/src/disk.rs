@@ -98,13 +98,38 @@ const LOOK: Duration = Duration::from_millis(10);
 ///
 /// Those of [`Disk::lock`].
 pub fn lock(disk: &dyn Disk, patience: Duration) -> io::Result<Box<dyn Lock>> {
+    lock_pausing(disk, patience, || std::thread::park_timeout(LOOK))
+}
+
+/// [`lock`] with what is done between two looks.
+fn lock_pausing(disk: &dyn Disk, patience: Duration, mut pause: impl FnMut()) -> io::Result<Box<dyn Lock>> {
     let until = Instant::now() + patience;
     loop {
         match disk.lock() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
-                std::thread::park_timeout(LOOK);
+                pause();
             }
             locked => return locked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{sim::SimDisk, *};
+
+    #[test]
+    fn whoever_has_the_lock_is_waited_for() {
+        let disk = SimDisk::default();
+        let mut held = Some(disk.lock().unwrap());
+        let mut looked = 0;
+        let lock = lock_pausing(&disk, PATIENCE, || {
+            looked += 1;
+            drop(held.take());
+        });
+        assert!(lock.is_ok());
+        assert_eq!(looked, 1);
+        let refused = lock_pausing(&disk, Duration::ZERO, || looked += 1).map(drop).unwrap_err();
+        assert_eq!((refused.kind(), looked), (io::ErrorKind::WouldBlock, 1));
     }
 }
