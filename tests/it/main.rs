@@ -4,6 +4,7 @@
 mod lifecycle;
 mod restart;
 mod signing;
+mod skipped;
 mod canary;
 mod audit;
 mod durable;

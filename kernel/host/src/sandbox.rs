@@ -24,6 +24,9 @@ mod limits;
 mod namespaces;
 pub mod probe;
 mod seccomp;
+#[cfg(test)]
+#[path = "../../../tests/it/skipped.rs"]
+mod skipped;
 mod view;
 
 use ksi_protocol::{
