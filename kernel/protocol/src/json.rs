@@ -77,22 +77,13 @@ pub struct Malformed {
     pub refusal: Refusal,
 }
 
+const REQUEST: &[&str] =
+    &["event", "id", "data", "timeout_ms", "credit", "correlation_id", "idempotency_key", "expires_in_ms"];
+
 /// The keys that begin each kind of line, and those that may go with it.
 const SHAPES: &[(&str, &[&str])] = &[
     ("hello", &["hello", "id"]),
-    (
-        "event",
-        &[
-            "event",
-            "id",
-            "data",
-            "timeout_ms",
-            "credit",
-            "correlation_id",
-            "idempotency_key",
-            "expires_in_ms",
-        ],
-    ),
+    ("event", REQUEST),
     ("emit", &["emit", "id", "data", "correlation_id"]),
     ("subscribe", &["subscribe", "id", "class", "since_seq", "consumer", "credit"]),
     ("unsubscribe", &["unsubscribe", "id"]),
