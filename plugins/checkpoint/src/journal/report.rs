@@ -1,5 +1,7 @@
 //! What the journal tells about itself.
 
+use std::fmt;
+
 use crate::record::Seq;
 
 /// What was found at the opening.
@@ -17,21 +19,34 @@ pub struct Opened {
 }
 
 /// Records that were acknowledged, or may have been, and cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("records {from} to {to} of {segment} are damaged ({what}); the file is kept aside")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The file, as it is named now. It is never written or deleted again.
     pub segment: String,
     /// First position that is lost.
     pub from: Seq,
     /// Last position that is lost; where that cannot be known, the highest
-    /// that it can have been. Less than `from` where only what lies between
-    /// records is damaged and nothing is lost.
+    /// that it can have been. Less than `from` where what is damaged lies between
+    /// records and is none that is known.
     pub to: Seq,
     /// Where in the file, in bytes.
     pub offset: u64,
     /// What is wrong.
     pub what: &'static str,
+}
+
+impl std::error::Error for Damage {}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { segment, from, to, what, .. } = self;
+        match to.checked_sub(*from) {
+            None => write!(f, "what lies before record {from} of {segment} is damaged")?,
+            Some(0) => write!(f, "record {from} of {segment} is damaged")?,
+            Some(_) => write!(f, "records {from} to {to} of {segment} are damaged")?,
+        }
+        write!(f, " ({what}); the file is kept aside")
+    }
 }
 
 /// The outcome of a walk over everything.
@@ -99,4 +114,20 @@ pub struct Retired {
     pub segments: usize,
     /// Bytes of the disk, preallocated ones too.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_names_the_records_that_it_has_cost_and_none_that_there_are_not() {
+        let told = |from, to| {
+            Damage { segment: "7.journal".into(), from, to, offset: 0, what: "checksum" }.to_string()
+        };
+        let aside = "damaged (checksum); the file is kept aside";
+        assert_eq!(told(5, 9), format!("records 5 to 9 of 7.journal are {aside}"));
+        assert_eq!(told(5, 5), format!("record 5 of 7.journal is {aside}"));
+        assert_eq!(told(5, 4), format!("what lies before record 5 of 7.journal is {aside}"));
+    }
 }
