@@ -457,6 +457,35 @@ impl Audit {
 }
 
 /// `[events."NAMESPACE:ACTION"]`: the policy of one event.
+/// What becomes of requests for an event while KSI is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frozen {
+    /// They are refused.
+    Refused,
+    /// They go on.
+    GoesOn,
+}
+
+impl Frozen {
+    /// What holds where nothing else is said: reading and administration go on, and
+    /// what plugins read and keep of their own, without which they could not even
+    /// end what they hold.
+    #[must_use]
+    pub fn of_permission(permission: &str) -> Self {
+        let right = permission.rsplit('.').next().unwrap_or_default();
+        if matches!(right, "read" | "admin" | "only") { Self::GoesOn } else { Self::Refused }
+    }
+
+    /// As it is written in the manifest.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::GoesOn => "goes_on",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPolicy {
     /// How it is delivered.
@@ -467,6 +496,8 @@ pub struct EventPolicy {
     /// Which decisions about it go into the audit trail.
     pub audit: Audit,
     /// Name of the permission that it takes a client to emit it; without one,
+    /// Whether it can be asked for while all else is frozen.
+    pub frozen: Frozen,
     /// `system.admin`.
     pub emit: Option<String>,
     /// Time that a request may take where its sender names none; `None`: the
@@ -474,17 +505,6 @@ pub struct EventPolicy {
     pub timeout: Option<Duration>,
     /// Where it is durable: how its work is carried out and kept.
     pub work: Option<Arc<Policy>>,
-}
-
-impl EventPolicy {
-    /// Whether it can be asked for while all else is frozen: reading and
-    /// administration, and what plugins read and keep of their own, without which
-    /// they could not even end what they hold.
-    #[must_use]
-    pub fn is_unfrozen(&self) -> bool {
-        let right = self.permission.rsplit('.').next().unwrap_or_default();
-        matches!(right, "read" | "admin" | "only")
-    }
 }
 
 #[cfg(test)]

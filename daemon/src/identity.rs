@@ -32,8 +32,8 @@ use ksi_protocol::{
     token::{CreateToken, CreatedToken, RevokedTokens, Token, TokenInfo},
 };
 
-use self::tokens::{Record, TOKENS_MAX, Tokens, unbelieved};
-use crate::config::{Audit, Config};
+use self::tokens::{Record, TOKENS_MAX, Tokens};
+use crate::config::{Audit, Config, Frozen};
 
 /// The owner, where the configuration gives that user no name.
 const OWNER: &str = "user:owner";
@@ -294,7 +294,7 @@ impl Identity {
             permission: Some(self.permission(&policy.permission)),
             emit: policy.emit.as_ref().map(|emit| self.permission(emit)),
             audited: policy.audit == Audit::All,
-            unfrozen: policy.is_unfrozen(),
+            unfrozen: policy.frozen == Frozen::GoesOn,
         }
     }
 

@@ -11,7 +11,8 @@ use ksi_kernel::Chains;
 use ksi_protocol::{EventName, limits as wire, nearest, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
-    Audit, Config, Daemon, Delivery, EventPolicy, Grants, Limits, Plugin, Restart, Security, identity,
+    Audit, Config, Daemon, Delivery, EventPolicy, Frozen, Grants, Limits, Plugin, Restart, Security,
+    identity,
     section::{Report, Section},
     tree::Table,
     value::{
@@ -29,6 +30,7 @@ const FORMATS: [(&str, log::Format); 2] = [("text", log::Format::Text), ("json",
 const DELIVERIES: [(&str, Delivery); 2] = [("live", Delivery::Live), ("durable", Delivery::Durable)];
 
 const AUDITS: [(&str, Audit); 2] = [("all", Audit::All), ("denied", Audit::Denied)];
+const FROZEN: [(&str, Frozen); 2] = [("goes_on", Frozen::GoesOn), ("refused", Frozen::Refused)];
 
 const HOUR: Duration = Duration::from_secs(3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -282,6 +284,8 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
     let emit = section.get_optional("emit", None, a_permission());
     let usual = Audit::of_permission(permission.as_deref().unwrap_or_default());
     let audit = section.get("audit", usual, choice(&AUDITS));
+    let usual = Frozen::of_permission(permission.as_deref().unwrap_or_default());
+    let frozen = section.get("frozen", usual, choice(&FROZEN));
     let timeout = section.get_optional("timeout", None, duration(between(1, wire::REQUEST_TIMEOUT_MAX)));
     let work = if delivery == Delivery::Durable || !section.report.is_whole() {
         Some(Arc::new(work(&mut section, timeout)))
@@ -296,7 +300,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         None
     };
     section.finish();
-    Some(EventPolicy { delivery, permission: permission?, emit, audit, timeout, work })
+    Some(EventPolicy { delivery, permission: permission?, emit, audit, frozen, timeout, work })
 }
 
 /// How the work of a durable event is carried out.

@@ -553,6 +553,28 @@ fn the_corpus_of_files_is_understood_or_refused_with_a_reason() {
         let absent = folder.join("no such file");
         let as_manifest = Sources { events: Some(path.clone()), ..Sources::file(&absent) };
         for sources in [Sources::file(&path), as_manifest] {
+#[test]
+fn an_event_goes_on_while_all_is_frozen_by_its_permission_or_where_its_policy_says_so() {
+    let frozen = |text: &str, event: &str| file(text).load().unwrap().events[event].frozen;
+    for event in ["state:get", "plugin:list", "plugin:load", "token:revoke", "work:cancel"] {
+        assert_eq!(frozen("", event), Frozen::GoesOn, "{event}");
+    }
+    assert_eq!([frozen("", "echo:say"), frozen("", "token:create")], [Frozen::Refused; 2]);
+    assert_eq!(frozen("[events.\"echo:say\"]\nfrozen = \"goes_on\"\n", "echo:say"), Frozen::GoesOn);
+    assert_eq!(frozen("[events.\"state:get\"]\nfrozen = \"refused\"\n", "state:get"), Frozen::Refused);
+    let complaint = file("[events.\"echo:say\"]\nfrozen = true\n").complaint();
+    assert!(complaint.contains("events.\"echo:say\".frozen") && complaint.contains("goes_on"), "{complaint}");
+}
+
+#[test]
+fn nobody_is_called_owner_but_whoever_runs_the_daemon() {
+    let uid = nix::unistd::geteuid().as_raw();
+    let user = |uid: u32| format!("[identity.users.owner]\nuid = {uid}\n");
+    let complaint = file(&user(uid + 1)).complaint();
+    assert!(complaint.contains("ksi.toml:1") && complaint.contains("does not run the daemon"), "{complaint}");
+    assert_eq!(file(&user(uid)).load().unwrap().identity.users[OWNER].uid, uid);
+}
+
             match Config::load(&sources) {
                 Ok(_) => understood += 1,
                 Err(invalid) => {

@@ -64,6 +64,7 @@ shown! {
     ksi_protocol::system::Placement => |value| Json::from(value.as_str()),
     super::Delivery => |value| Json::from(value.as_str()),
     super::Audit => |value| Json::from(value.as_str()),
+    super::Frozen => |value| Json::from(value.as_str()),
     Key => |value| Json::from(value.to_string()),
     Layer => |value| Json::from(value.level()),
     Vec<Layer> => |value| value.iter().map(|layer| layer.as_str()).collect(),

@@ -70,6 +70,31 @@ fn a_freeze_stops_all_but_reading_and_administration_and_outlasts_the_daemon() {
 }
 
 #[test]
+fn what_was_given_is_taken_back_and_what_runs_is_cancelled_while_it_is_frozen() {
+    let daemon = start();
+    let lent = json!({"name": "lent", "can": ["echo.use"]});
+    let made = daemon.ask("token:create", lent.clone()).unwrap();
+    daemon.ask("plugin:unload", json!({"name": "echo"})).unwrap();
+    let waits = daemon.ask("echo:keep", json!({"text": "kept"})).expect("its owner need not be there");
+    let runs = daemon.ask("completion:async", json!({"prompt": "x", "model": "mock/hang"})).unwrap();
+    let state = |of: &Value| {
+        let work = daemon.ask("work:get", json!({"request_id": of["request_id"]})).unwrap();
+        work["state"].as_str().unwrap().to_owned()
+    };
+    wait_until("it runs", || state(&runs) == "running");
+    daemon.ask("system:freeze", json!({"on": true, "reason": "it runs wild"})).unwrap();
+    is_frozen(daemon.ask("token:create", lent));
+    let id = &made["info"]["id"];
+    assert_eq!(daemon.ask("token:list", json!({})).unwrap()["tokens"][0]["id"], *id);
+    assert_eq!(daemon.ask("token:revoke", json!({"id": id})).unwrap()["revoked"], json!([id]));
+    daemon.ask("work:cancel", json!({"request_id": waits["request_id"]})).expect("it goes on");
+    daemon.ask("completion:cancel", json!({"request_id": runs["request_id"]})).expect("it goes on");
+    for work in [&waits, &runs] {
+        wait_until("it is cancelled", || state(work) == "cancelled");
+    }
+}
+
+#[test]
 fn what_a_plugin_asks_is_stopped_as_well() {
     let faulty = format!(
         "[plugins.faulty]\nlibrary = \"{}\"\nmay_call = [\"echo:*\"]\n[events.\"faulty:call\"]\n\
