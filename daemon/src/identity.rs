@@ -18,7 +18,7 @@
 mod tokens;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -49,9 +49,13 @@ pub struct Identity {
     /// Where tokens are kept.
     file: PathBuf,
     state: Mutex<State>,
+    /// Held by whoever changes who there is, over the reading and writing of that
+    /// file. Whoever only looks takes `state` alone, and waits for no disk.
+    changing: Mutex<()>,
 }
 
 struct State {
+#[derive(Default)]
     /// Names of principals by the users of the system.
     users: HashMap<u32, String>,
     /// Those of the configuration.
@@ -66,9 +70,8 @@ impl Identity {
     /// runs.
     #[must_use]
     pub fn new(config: &Config, owner: u32, file: PathBuf) -> Self {
-        let tokens = Tokens::load(file.clone(), owner);
-        let state = State { users: HashMap::new(), members: Vec::new(), tokens, plugins: HashMap::new() };
-        let identity = Self { directory: Directory::default(), owner, file, state: Mutex::new(state) };
+        let (directory, changing, state) = (Directory::default(), Mutex::default(), Mutex::default());
+        let identity = Self { directory, owner, file, changing, state };
         identity.configure(config);
         identity
     }
@@ -93,20 +96,39 @@ impl Identity {
             add(uid, format!("uid:{uid}"), LOCAL_TENANT, Vec::new());
         }
         let plugins = config.plugins.values().map(|plugin| (plugin.name.clone(), plugin.may_call.clone()));
-        let mut state = self.lock();
-        state.plugins = plugins.collect();
-        state.tokens = Tokens::load(self.file.clone(), self.owner);
-        if let Some(why) = state.tokens.trouble() {
+        let plugins = plugins.collect();
+        let _changing = self.changing();
+        let tokens = Tokens::load(&self.file, self.owner);
+        if let Some(why) = tokens.trouble() {
             tracing::error!("no token is taken: {why}");
         }
-        (state.users, state.members) = (users, members);
-        self.appoint(&state);
+        let all = self.all(&users, &members, &tokens);
+        let mut state = self.lock();
+        *state = State { users, members, tokens, plugins };
+        self.directory.appoint(all);
     }
 
-    /// Puts users and tokens in force.
-    fn appoint(&self, state: &State) {
-        let owner = state.users.get(&self.owner);
-        let given = state.tokens.list().iter().map(|Record { info, .. }| Member {
+    /// Changes which tokens there are, once that is safe on the disk; one change
+    /// at a time.
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<Record>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let _changing = self.changing();
+        let (users, members, mut records) = {
+            let state = self.lock();
+            (state.users.clone(), state.members.clone(), state.tokens.believed()?.to_vec())
+        };
+        let done = change(&mut records)?;
+        let tokens = Tokens::save(&self.file, records)?;
+        let all = self.all(&users, &members, &tokens);
+        let mut state = self.lock();
+        state.tokens = tokens;
+        self.directory.appoint(all);
+        Ok(done)
+    }
+
+    /// Users, and whoever holds a token.
+    fn all(&self, users: &HashMap<u32, String>, members: &[Member], tokens: &Tokens) -> Vec<Member> {
+        let owner = users.get(&self.owner);
+        let given = tokens.list().iter().map(|Record { info, .. }| Member {
             name: name_of(&info.id),
             tenant: Some(info.tenant.clone()),
             expires_ms: info.expires_ms.unwrap_or(u64::MAX),
@@ -114,7 +136,7 @@ impl Identity {
             // What the owner gave before it had a name is still the owner's.
             giver: owner.filter(|_| info.giver == OWNER).or(Some(&info.giver)).cloned(),
         });
-        self.directory.appoint(state.members.iter().cloned().chain(given).collect());
+        members.iter().cloned().chain(given).collect()
     }
 
     /// Whoever shows a token.
@@ -124,13 +146,12 @@ impl Identity {
     /// `denied` where it is none, was revoked or has expired; `unavailable` while
     /// tokens cannot be read.
     pub fn of_token(&self, token: &Token, now_ms: u64) -> Result<Arc<Principal>, Refusal> {
-        let state = self.lock();
-        if let Some(why) = state.tokens.trouble() {
-            return Err(unbelieved(why));
-        }
-        let found = token.id().and_then(|id| state.tokens.list().iter().find(|record| record.info.id == id));
-        let name = found.filter(|record| record.is(token)).map(|record| name_of(&record.info.id));
-        drop(state);
+        let name = {
+            let state = self.lock();
+            let records = state.tokens.believed()?;
+            let found = token.id().and_then(|id| records.iter().find(|record| record.info.id == id));
+            found.filter(|record| record.is(token)).map(|record| name_of(&record.info.id))
+        };
         let principal = name.and_then(|name| self.directory.find(&name));
         principal.filter(|principal| now_ms < principal.expires_ms).ok_or_else(|| {
             Refusal::new(Code::Denied, "this token is none, was revoked or has expired")
@@ -179,27 +200,25 @@ impl Identity {
         let expires_ms = Some(expires).filter(|&expires| expires != u64::MAX);
         let giver = String::from(&*asker.name);
         let info = TokenInfo { id: String::new(), name, can, tenant, giver, created_ms: now_ms, expires_ms };
-        let mut state = self.lock();
-        // What has expired is of no use to anybody.
-        let mut records: Vec<_> = state.tokens.list().to_vec();
-        records.retain(|record| record.info.expires_ms.is_none_or(|expires| now_ms < expires));
-        let own = descendants(&records, &asker.payer).len();
-        let share = fair_share(TOKENS_MAX, records.len() - own);
-        if own >= share && !asker.holds(Permission::EVERY_TENANT.0, now_ms) {
-            let message = format!("{own} tokens come of `{}`; the rest is for others", asker.payer);
-            return Err(Refusal::new(Code::Busy, message).hint("`ksi token revoke ID` takes one back"));
-        }
-        let (record, token) = loop {
-            let (record, token) = Record::fresh(info.clone())?;
-            if !records.iter().any(|other| other.info.id == record.info.id) {
-                break (record, token);
+        self.change(|records| {
+            // What has expired is of no use to anybody.
+            records.retain(|record| record.info.expires_ms.is_none_or(|expires| now_ms < expires));
+            let own = descendants(records, &asker.payer).len();
+            let share = fair_share(TOKENS_MAX, records.len() - own);
+            if own >= share && !asker.holds(Permission::EVERY_TENANT.0, now_ms) {
+                let message = format!("{own} tokens come of `{}`; the rest is for others", asker.payer);
+                return Err(Refusal::new(Code::Busy, message).hint("`ksi token revoke ID` takes one back"));
             }
-        };
-        let info = record.info.clone();
-        records.push(record);
-        state.tokens.replace(records)?;
-        self.appoint(&state);
-        Ok(CreatedToken { token, info })
+            let (record, token) = loop {
+                let (record, token) = Record::fresh(info.clone())?;
+                if !records.iter().any(|other| other.info.id == record.info.id) {
+                    break (record, token);
+                }
+            };
+            let info = record.info.clone();
+            records.push(record);
+            Ok(CreatedToken { token, info })
+        })
     }
 
     /// Tokens that somebody has made, and those made with them; all of them for
@@ -210,16 +229,8 @@ impl Identity {
     /// `unavailable` while they cannot be read.
     pub fn list(&self, asker: &Principal, now_ms: u64) -> Result<Vec<TokenInfo>, Refusal> {
         let state = self.lock();
-        if let Some(why) = state.tokens.trouble() {
-            return Err(unbelieved(why));
-        }
-        let all = asker.holds(Permission::EVERY_TENANT.0, now_ms);
-        let made = descendants(state.tokens.list(), &asker.name);
-        let records = state.tokens.list().iter();
-        Ok(records
-            .filter(|record| all || made.contains(&record.info.id))
-            .map(|record| record.info.clone())
-            .collect())
+        let seen = seen(state.tokens.believed()?, asker, now_ms);
+        Ok(seen.map(|record| record.info.clone()).collect())
     }
 
     /// Takes back a token that somebody sees, and all that were made with it; also
@@ -229,17 +240,17 @@ impl Identity {
     ///
     /// `not_found`; otherwise as the file of tokens says.
     pub fn revoke(&self, asker: &Principal, id: &str, now_ms: u64) -> Result<RevokedTokens, Refusal> {
-        if !self.list(asker, now_ms)?.iter().any(|info| info.id == id) {
-            return Err(Refusal::not_found("token", id).hint("`ksi token list` shows yours"));
-        }
-        let mut state = self.lock();
-        let mut revoked = descendants(state.tokens.list(), &name_of(id));
-        revoked.insert(0, id.to_owned());
-        let mut records = state.tokens.list().to_vec();
-        records.retain(|record| !revoked.contains(&record.info.id));
-        state.tokens.replace(records)?;
-        self.appoint(&state);
-        Ok(RevokedTokens { revoked })
+        self.change(|records| {
+            if !seen(records, asker, now_ms).any(|record| record.info.id == id) {
+                return Err(Refusal::not_found("token", id).hint("`ksi token list` shows yours"));
+            }
+            let made = descendants(records, &name_of(id));
+            let revoked: Vec<String> =
+                std::iter::once(id).chain(made.iter().copied()).map(str::to_owned).collect();
+            let gone: HashSet<&str> = revoked.iter().map(String::as_str).collect();
+            records.retain(|record| !gone.contains(&*record.info.id));
+            Ok(RevokedTokens { revoked })
+        })
     }
 
     /// Why no token is taken, where that is so.
@@ -324,6 +335,10 @@ impl Identity {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -335,18 +350,28 @@ fn name_of(id: &str) -> String {
 
 /// Ids of the tokens that somebody has made, and of those made with them. They
 /// stand in the order in which they were made, so one look is enough.
-fn descendants(records: &[Record], giver: &str) -> Vec<String> {
-    let mut made: Vec<String> = Vec::new();
+fn descendants<'a>(records: &'a [Record], giver: &str) -> Vec<&'a str> {
+    let (mut made, mut known) = (Vec::new(), HashSet::new());
     for Record { info, .. } in records {
-        let of_one = info.giver.strip_prefix("token:").is_some_and(|id| made.iter().any(|made| made == id));
-        if info.giver == giver || of_one {
-            made.push(info.id.clone());
+        let of_one = || info.giver.strip_prefix("token:").is_some_and(|id| known.contains(id));
+        if info.giver == giver || of_one() {
+            made.push(&*info.id);
+            known.insert(&*info.id);
         }
     }
     made
 }
 
 fn beyond(asker: &Principal, permission: &str) -> Refusal {
+/// Tokens that somebody sees: those that come of it, and all of them where it sees
+/// every tenant.
+fn seen<'a>(records: &'a [Record], asker: &Principal, now_ms: u64) -> impl Iterator<Item = &'a Record> {
+    let all = asker.holds(Permission::EVERY_TENANT.0, now_ms);
+    let made: HashSet<&str> =
+        if all { HashSet::new() } else { descendants(records, &asker.name).into_iter().collect() };
+    records.iter().filter(move |record| all || made.contains(&*record.info.id))
+}
+
     let message =
         format!("`{}` does not hold `{permission}`, and no token can give what its maker lacks", asker.name);
     Refusal::new(Code::Denied, message)

@@ -317,19 +317,17 @@ fn one_who_makes_tokens_without_end_leaves_room_for_others() {
     let owner = owner(&identity);
     let greedy = identity.create(&owner, asked(&["token.use"]), 5).unwrap();
     let modest = identity.create(&owner, asked(&["token.use"]), 5).unwrap();
-    {
-        // As if it had made them one by one, half of them with others of them.
-        let mut state = identity.lock();
-        let mut records = state.tokens.list().to_vec();
+    // As if it had made them one by one, half of them with others of them.
+    let many = identity.change(|records| {
         let mut giver = name_of(&greedy.info.id);
         for n in 0..TOKENS_MAX / 2 - 1 {
-            let (record, _) = Record::fresh(TokenInfo { giver, ..greedy.info.clone() }).unwrap();
+            let (record, _) = Record::fresh(TokenInfo { giver, ..greedy.info.clone() })?;
             giver = name_of(if n % 2 == 0 { &record.info.id } else { &greedy.info.id });
             records.push(record);
         }
-        state.tokens.replace(records).unwrap();
-        identity.appoint(&state);
-    }
+        Ok(())
+    });
+    many.unwrap();
     let made = |token: &Token| {
         let asker = identity.of_token(token, 9).unwrap();
         identity.create(&asker, asked(&["token.use"]), 9)

@@ -13,7 +13,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use ksi_identity::{Capability, is_tenant};
@@ -106,62 +106,65 @@ struct Kept {
     tokens: Vec<Record>,
 }
 
-/// All tokens.
-pub(super) struct Tokens {
-    path: PathBuf,
-    /// In the order in which they were made, so that whoever gives comes before
-    /// what was given; or why they are not believed.
-    records: Result<Vec<Record>, String>,
+/// All tokens, in the order in which they were made, so that whoever gives comes
+/// before what was given; or why they are not believed.
+#[derive(Debug)]
+pub(super) struct Tokens(Result<Vec<Record>, String>);
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self(Ok(Vec::new()))
+    }
 }
 
 impl Tokens {
     /// Those of a file; none where it is not there.
     #[must_use]
-    pub(super) fn load(path: PathBuf, owner: u32) -> Self {
-        let records = read(&path, owner).map_err(|why| format!("{}: {why}", path.display()));
-        Self { path, records }
+    pub(super) fn load(path: &Path, owner: u32) -> Self {
+        Self(read(path, owner).map_err(|why| format!("{}: {why}", path.display())))
+    }
+
+    /// These, once they are safe in the file.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where the file cannot be written, `busy` where they are too
+    /// many. Then nothing has changed.
+    pub(super) fn save(path: &Path, records: Vec<Record>) -> Result<Self, Refusal> {
+        if records.len() > TOKENS_MAX {
+            let message = format!("there are {TOKENS_MAX} tokens, and that is the limit");
+            return Err(Refusal::new(Code::Busy, message).hint("`ksi token revoke ID` takes one back"));
+        }
+        write(path, &records).map_err(|error| {
+            let message = format!("cannot write {}: {error}", path.display());
+            Refusal::new(Code::Unavailable, message).hint("nothing has changed; is the disk full?")
+        })?;
+        Ok(Self(Ok(records)))
     }
 
     /// Those that there are.
     #[must_use]
     pub(super) fn list(&self) -> &[Record] {
-        self.records.as_deref().unwrap_or_default()
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    /// Those that there are.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where the file is not believed.
+    pub(super) fn believed(&self) -> Result<&[Record], Refusal> {
+        self.0.as_deref().map_err(|why| {
+            Refusal::new(Code::Unavailable, format!("no token is taken: {why}"))
+                .hint("repair or remove the file, then `ksi reload`; without it there are no tokens")
+        })
     }
 
     /// Why none is taken.
     #[must_use]
     pub(super) fn trouble(&self) -> Option<&str> {
-        self.records.as_ref().err().map(String::as_str)
+        self.0.as_ref().err().map(String::as_str)
     }
-
-    /// Puts these in the place of those that there are, once they are safe.
-    ///
-    /// # Errors
-    ///
-    /// `unavailable` where the file is not believed or cannot be written, `busy`
-    /// where they are too many. Then nothing has changed.
-    pub(super) fn replace(&mut self, records: Vec<Record>) -> Result<(), Refusal> {
-        if let Err(why) = &self.records {
-            return Err(unbelieved(why));
-        }
-        if records.len() > TOKENS_MAX {
-            let message = format!("there are {TOKENS_MAX} tokens, and that is the limit");
-            return Err(Refusal::new(Code::Busy, message).hint("`ksi token revoke ID` takes one back"));
-        }
-        write(&self.path, &records).map_err(|error| {
-            let message = format!("cannot write {}: {error}", self.path.display());
-            Refusal::new(Code::Unavailable, message).hint("nothing has changed; is the disk full?")
-        })?;
-        self.records = Ok(records);
-        Ok(())
-    }
-}
-
-/// What is said while the file is not believed.
-#[must_use]
-pub(super) fn unbelieved(why: &str) -> Refusal {
-    Refusal::new(Code::Unavailable, format!("no token is taken: {why}"))
-        .hint("repair or remove the file, then `ksi reload`; without it there are no tokens")
 }
 
 fn read(path: &Path, owner: u32) -> Result<Vec<Record>, String> {

@@ -74,7 +74,7 @@ impl Directory {
             let place = state.names.len();
             if place < PERMISSIONS_MAX {
                 state.names.push(name.into());
-                state.settle(place);
+                state.settle(place, |_| true);
             }
             place
         });
@@ -89,6 +89,8 @@ impl Directory {
         let mut state = self.lock();
         let before = std::mem::take(&mut state.members);
         let places = std::mem::take(&mut state.places);
+        // By place, whose bits may be others than before.
+        let mut changed = Vec::new();
         for mut member in members {
             // Of two with one name the first is meant.
             if state.places.contains_key(&member.name) {
@@ -104,14 +106,16 @@ impl Directory {
                 Some((giver, principal)) if !giver.gives_shares() => principal.payer.clone(),
                 _ => member.name.as_str().into(),
             };
-            let known = places.get(&member.name).map(|&place| &before[place].1).filter(|known| {
+            let known = places.get(&member.name).map(|&place| &before[place]).filter(|(_, known)| {
                 known.tenant.as_deref() == member.tenant.as_deref()
                     && known.expires_ms == member.expires_ms
                     && known.payer == payer
             });
+            let is_as_before = known.is_some_and(|(known, _)| *known == member);
+            changed.push(!is_as_before || giver.flatten().is_some_and(|giver| changed[giver]));
             let tenant = member.tenant.as_deref();
             let principal = known
-                .cloned()
+                .map(|(_, principal)| Arc::clone(principal))
                 .unwrap_or_else(|| Principal::charged_to(payer, &member.name, tenant, member.expires_ms));
             let place = state.members.len();
             state.places.insert(member.name.clone(), place);
@@ -123,7 +127,7 @@ impl Directory {
                 gone.strip();
             }
         }
-        state.settle(0);
+        state.settle(0, |place| changed[place]);
     }
 
     /// The principal of this name.

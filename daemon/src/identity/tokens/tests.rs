@@ -1,6 +1,6 @@
 //! Tokens: made, narrowed, kept, taken back, and a file that is not what it should be.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use nix::unistd::geteuid;
 
@@ -22,14 +22,13 @@ fn info(name: &str) -> TokenInfo {
 fn kept() -> (tempfile::TempDir, PathBuf, Token) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state").join("tokens.json");
-    let mut tokens = Tokens::load(path.clone(), geteuid().as_raw());
     let (record, token) = Record::fresh(info("one")).unwrap();
-    tokens.replace(vec![record]).unwrap();
+    Tokens::save(&path, vec![record]).unwrap();
     (dir, path, token)
 }
 
 fn load(path: &Path) -> Tokens {
-    Tokens::load(path.to_owned(), geteuid().as_raw())
+    Tokens::load(path, geteuid().as_raw())
 }
 
 #[test]
@@ -68,16 +67,16 @@ fn tokens_differ_in_every_part() {
 }
 
 #[test]
-fn a_file_that_others_may_use_is_not_believed_nor_written() {
+fn a_file_that_others_may_use_is_not_believed() {
     for mode in [0o640, 0o604, 0o660, 0o602, 0o666, 0o700 | 0o010] {
         let (_dir, path, _) = kept();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let before = fs::read(&path).unwrap();
-        let mut tokens = load(&path);
+        let tokens = load(&path);
         let trouble = tokens.trouble().unwrap().to_owned();
         assert!(trouble.contains(&format!("{mode:o}")) && trouble.contains("tokens.json"), "{trouble}");
         assert!(tokens.list().is_empty());
-        assert_eq!(tokens.replace(Vec::new()).unwrap_err().code, Code::Unavailable);
+        assert_eq!(tokens.believed().unwrap_err().code, Code::Unavailable);
         assert_eq!(fs::read(&path).unwrap(), before, "it is left as it is");
     }
 }
@@ -85,7 +84,7 @@ fn a_file_that_others_may_use_is_not_believed_nor_written() {
 #[test]
 fn a_file_of_somebody_else_or_that_is_none_is_not_believed() {
     let (dir, path, _) = kept();
-    let other = Tokens::load(path.clone(), geteuid().as_raw() + 1);
+    let other = Tokens::load(&path, geteuid().as_raw() + 1);
     assert!(other.trouble().unwrap().contains("no file of the user"));
     let link = dir.path().join("link.json");
     std::os::unix::fs::symlink(&path, &link).unwrap();
@@ -131,10 +130,9 @@ fn what_no_release_has_written_is_not_believed() {
 fn what_a_crash_has_left_beside_the_file_is_in_nobodys_way() {
     let (_dir, path, token) = kept();
     fs::write(path.with_extension("new"), "half a fi").unwrap();
-    let mut tokens = load(&path);
     let (second, _) = Record::fresh(info("two")).unwrap();
-    let records = [tokens.list(), &[second]].concat();
-    tokens.replace(records).unwrap();
+    let records = [load(&path).list(), &[second]].concat();
+    Tokens::save(&path, records).unwrap();
     let tokens = load(&path);
     assert_eq!(tokens.list().len(), 2);
     assert!(tokens.list()[0].is(&token) && !path.with_extension("new").exists());
@@ -146,19 +144,16 @@ fn what_cannot_be_written_changes_nothing() {
     let blocked = dir.path().join("file");
     fs::write(&blocked, "").unwrap();
     let path = blocked.join("tokens.json");
-    let mut tokens = Tokens { path, records: Ok(Vec::new()) };
     let (record, _) = Record::fresh(info("one")).unwrap();
-    let refusal = tokens.replace(vec![record]).unwrap_err();
+    let refusal = Tokens::save(&path, vec![record]).unwrap_err();
     assert!(refusal.code == Code::Unavailable && refusal.hint.contains("nothing has changed"), "{refusal}");
-    assert!(tokens.list().is_empty());
 }
 
 #[test]
 fn there_is_a_limit() {
     let (_dir, path, _) = kept();
-    let mut tokens = load(&path);
-    let record = tokens.list()[0].clone();
-    let refusal = tokens.replace(vec![record; TOKENS_MAX + 1]).unwrap_err();
+    let record = load(&path).list()[0].clone();
+    let refusal = Tokens::save(&path, vec![record; TOKENS_MAX + 1]).unwrap_err();
     assert_eq!(refusal.code, Code::Busy);
     assert_eq!(load(&path).list().len(), 1);
 }
