@@ -44,6 +44,7 @@ use ksi_protocol::{
 };
 use ksi_trust::Key;
 
+pub(crate) use identity::OWNER;
 pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
@@ -456,7 +457,6 @@ impl Audit {
     }
 }
 
-/// `[events."NAMESPACE:ACTION"]`: the policy of one event.
 /// What becomes of requests for an event while KSI is frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frozen {
@@ -486,6 +486,7 @@ impl Frozen {
     }
 }
 
+/// `[events."NAMESPACE:ACTION"]`: the policy of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPolicy {
     /// How it is delivered.
@@ -495,9 +496,9 @@ pub struct EventPolicy {
     pub permission: String,
     /// Which decisions about it go into the audit trail.
     pub audit: Audit,
-    /// Name of the permission that it takes a client to emit it; without one,
     /// Whether it can be asked for while all else is frozen.
     pub frozen: Frozen,
+    /// Name of the permission that it takes a client to emit it; without one,
     /// `system.admin`.
     pub emit: Option<String>,
     /// Time that a request may take where its sender names none; `None`: the

@@ -35,7 +35,8 @@ use ksi_protocol::{
 use self::tokens::{Record, TOKENS_MAX, Tokens};
 use crate::config::{Audit, Config, Frozen};
 
-/// The owner, where the configuration gives that user no name.
+/// The owner, where the configuration gives that user no name; it calls nobody else
+/// [`config::OWNER`](crate::config::OWNER).
 const OWNER: &str = "user:owner";
 
 /// Longest name that a token is given, in bytes.
@@ -48,14 +49,14 @@ pub struct Identity {
     owner: u32,
     /// Where tokens are kept.
     file: PathBuf,
-    state: Mutex<State>,
     /// Held by whoever changes who there is, over the reading and writing of that
     /// file. Whoever only looks takes `state` alone, and waits for no disk.
     changing: Mutex<()>,
+    state: Mutex<State>,
 }
 
-struct State {
 #[derive(Default)]
+struct State {
     /// Names of principals by the users of the system.
     users: HashMap<u32, String>,
     /// Those of the configuration.
@@ -334,11 +335,11 @@ impl Identity {
         (Some(Arc::new(Caller { origin: origin.into(), principal })), vouched)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -362,7 +363,6 @@ fn descendants<'a>(records: &'a [Record], giver: &str) -> Vec<&'a str> {
     made
 }
 
-fn beyond(asker: &Principal, permission: &str) -> Refusal {
 /// Tokens that somebody sees: those that come of it, and all of them where it sees
 /// every tenant.
 fn seen<'a>(records: &'a [Record], asker: &Principal, now_ms: u64) -> impl Iterator<Item = &'a Record> {
@@ -372,6 +372,7 @@ fn seen<'a>(records: &'a [Record], asker: &Principal, now_ms: u64) -> impl Itera
     records.iter().filter(move |record| all || made.contains(&*record.info.id))
 }
 
+fn beyond(asker: &Principal, permission: &str) -> Refusal {
     let message =
         format!("`{}` does not hold `{permission}`, and no token can give what its maker lacks", asker.name);
     Refusal::new(Code::Denied, message)

@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use ksi_identity::{Capability, is_tenant};
 use ksi_protocol::LOCAL_TENANT;
+use nix::unistd::geteuid;
 
 use super::{
     problem::suggest,
     section::{Report, Section},
     value::{capabilities, text_where, texts, whole},
 };
+
+/// What whoever runs the daemon is called where the configuration gives that user
+/// no name: in tokens, in work that was kept, in the audit trail. Nobody else is.
+pub(crate) const OWNER: &str = "owner";
 
 /// Users and roles.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,6 +64,11 @@ pub(super) fn read(report: &Report, mut section: Section<'_>) -> Identity {
                 let message =
                     format!("`identity.users.{name}` and `identity.users.{other}` are both user {}", uid.uid);
                 report.problem(&at, message, "one user of the system is one user here");
+            }
+            if name == OWNER && uid.uid != geteuid().as_raw() && report.is_whole() {
+                let message =
+                    format!("`identity.users.{name}` is user {}, who does not run the daemon", uid.uid);
+                report.problem(&at, message, "that name is kept for whoever does; give this user another");
             }
             identity.users.insert(name, uid);
         }

@@ -575,6 +575,23 @@ fn nobody_is_called_owner_but_whoever_runs_the_daemon() {
     assert_eq!(file(&user(uid)).load().unwrap().identity.users[OWNER].uid, uid);
 }
 
+#[test]
+fn an_event_under_another_namespace_has_the_policy_of_its_declared_name() {
+    let config = file("[events.\"other:say\"]\npermission = \"other.use\"\n").load().unwrap();
+    assert_eq!(config.policy("echo_child:say", "echo:say").unwrap().permission, "echo.use");
+    assert_eq!(config.policy("other:say", "echo:say").unwrap().permission, "other.use");
+    assert_eq!(config.policy("none:at", "all:here"), None);
+}
+
+#[test]
+fn the_corpus_of_files_is_understood_or_refused_with_a_reason() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/config");
+    let (mut understood, mut refused) = (0, 0);
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let absent = folder.join("no such file");
+        let as_manifest = Sources { events: Some(path.clone()), ..Sources::file(&absent) };
+        for sources in [Sources::file(&path), as_manifest] {
             match Config::load(&sources) {
                 Ok(_) => understood += 1,
                 Err(invalid) => {

@@ -189,9 +189,54 @@ fn a_permission_named_later_is_given_only_as_far_as_the_maker_has_it() {
     let _ = identity.permission("echo.use");
     let first = identity.create(&owner(&identity), asked(&["echo.use", "token.use"]), 1).unwrap();
     let asker = identity.of_token(&first.token, 1).unwrap();
-    // Nothing that it lacks is known yet, so this may be asked for; it gives nothing.
-    let second = identity.create(&asker, asked(&["later.*"]), 1).unwrap();
-    assert!(!may(&identity, &second.token, "later.use", 1));
+    for unknown in ["later.*", "later.use", "*.later"] {
+        let refusal = identity.create(&asker, asked(&[unknown]), 1).unwrap_err();
+        assert_eq!(refusal.details.unwrap()["permission"], unknown);
+    }
+    // Who holds whatever that may be can give it, and be given it.
+    let held = identity.create(&owner(&identity), asked(&["later.*", "token.use"]), 1).unwrap();
+    let asker = identity.of_token(&held.token, 1).unwrap();
+    let second = identity.create(&asker, asked(&["later.use"]), 1).unwrap();
+    assert!(may(&identity, &second.token, "later.use", 1) && !may(&identity, &second.token, "later.read", 1));
+    assert_eq!(identity.create(&asker, asked(&["*.later"]), 1).unwrap_err().code, Code::Denied);
+}
+
+#[test]
+fn who_is_called_owner_is_whoever_runs_the_daemon() {
+    let own = nix::unistd::geteuid().as_raw();
+    let identity = Identity::new(
+        &config(&format!("[identity.users.owner]\nuid = {own}\ncapabilities = [\"echo.use\"]\n")),
+        own,
+        "/nowhere/tokens.json".into(),
+    );
+    let found = identity.find(OWNER).unwrap();
+    assert_eq!(OWNER, format!("user:{}", crate::config::OWNER));
+    assert!(Arc::ptr_eq(&found, &identity.of_user(own).unwrap()) && identity.is_owners(&found));
+}
+
+#[test]
+fn nobody_who_comes_waits_for_a_token_to_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = keeping(dir.path(), "");
+    let made = identity.create(&owner(&identity), asked(&["echo.use"]), 1).unwrap();
+    let (own, seen) = (owner(&identity), nix::unistd::geteuid().as_raw());
+    // While the file is being written, as far as anybody can tell.
+    let changed = identity.change(|records| {
+        std::thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let token = identity.of_token(&made.token, 1).is_ok();
+                let user = identity.of_user(seen).is_ok_and(|found| identity.is_owners(&found));
+                token && user && identity.list(&own, 1).unwrap().len() == 1 && identity.trouble().is_none()
+            });
+            assert!(looks.join().unwrap());
+        });
+        records.clear();
+        Ok(())
+    });
+    changed.unwrap();
+    assert!(
+        identity.of_token(&made.token, 1).is_err() && keeping(dir.path(), "").lock().tokens.list().is_empty()
+    );
 }
 
 #[test]

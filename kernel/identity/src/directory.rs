@@ -138,24 +138,46 @@ impl Directory {
     }
 
     /// The names of the permissions that a capability would give and a principal
-    /// does not hold: it cannot pass them on.
+    /// does not hold: it cannot pass them on. What gives no permission that is known
+    /// may give one some day, so only they pass it on whose own capabilities, and
+    /// those of all who gave them, give whatever that can be; of others it is the
+    /// capability itself.
     #[must_use]
     pub fn lacks(&self, principal: &Principal, capability: &Capability) -> Vec<Arc<str>> {
         let state = self.lock();
         let held = |bit: usize| u16::try_from(bit).is_ok_and(|bit| principal.is_given(bit));
-        let lacking = state.names.iter().enumerate().filter(|&(bit, name)| {
-            name.as_ref() != Permission::PLUGINS.1 && capability.gives(name) && !held(bit)
-        });
-        lacking.map(|(_, name)| Arc::clone(name)).collect()
+        let given = |name: &str| name != Permission::PLUGINS.1 && capability.gives(name);
+        let mut known = state.names.iter().enumerate().filter(|(_, name)| given(name)).peekable();
+        if known.peek().is_none() && !state.covers(&principal.name, capability) {
+            return vec![capability.as_str().into()];
+        }
+        known.filter(|&(bit, _)| !held(bit)).map(|(_, name)| Arc::clone(name)).collect()
     }
 }
 
 impl State {
-    /// Sets all bits from this one on. Givers come first, so what they hold is
-    /// known when it is looked at. Whoever does not see a tenant gives nothing in
-    /// it: what can be done there is then not the giver's either.
-    fn settle(&self, from: usize) {
-        for (member, principal) in &self.members {
+    /// Whether a member's capabilities, and those of all who gave it any, give all
+    /// that a capability can.
+    fn covers(&self, name: &str, capability: &Capability) -> bool {
+        let mut next = self.places.get(name).copied();
+        while let Some(place) = next {
+            let (member, _) = &self.members[place];
+            if !member.capabilities.iter().any(|own| own.gives(capability.as_str())) {
+                return false;
+            }
+            let Some(giver) = &member.giver else { return true };
+            // Givers come first.
+            next = self.places.get(giver).copied().filter(|&giver| giver < place);
+        }
+        false
+    }
+
+    /// Sets all bits from this one on, of some members. Givers come first, so what
+    /// they hold is known when it is looked at. Whoever does not see a tenant gives
+    /// nothing in it: what can be done there is then not the giver's either.
+    fn settle(&self, from: usize, of: impl Fn(usize) -> bool) {
+        let members = self.members.iter().enumerate().filter(|(place, _)| of(*place));
+        for (_, (member, principal)) in members {
             let giver = member.giver.as_ref().map(|giver| {
                 let giver = self.places.get(giver).map(|&place| &self.members[place].1);
                 giver.filter(|giver| giver.gives_in(principal.tenant.as_deref()))

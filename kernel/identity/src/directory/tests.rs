@@ -49,6 +49,42 @@ fn nobody_holds_what_is_for_plugins_only() {
 }
 
 #[test]
+fn what_nobody_knows_yet_is_given_by_those_alone_who_hold_whatever_it_may_be() {
+    let directory = Directory::default();
+    let _ = directory.permission("echo.use");
+    directory.appoint(vec![
+        member("user:a", "*"),
+        member("user:b", "*.read echo.use"),
+        given("user:a", "token:1", "later.* echo.use"),
+        given("user:b", "token:2", "later.*"),
+        // Nobody gave it that, so nobody knows what it holds.
+        given("token:3", "token:3", "later.*"),
+    ]);
+    let lacks = |name: &str, capability: &str| {
+        let principal = directory.find(name).unwrap();
+        let lacking = directory.lacks(&principal, &Capability::parse(capability).unwrap());
+        lacking.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for (name, capability, lacking) in [
+        ("user:a", "later.use", ""),
+        ("user:a", "*.later", ""),
+        ("user:b", "later.read", ""),
+        ("user:b", "later.*", "later.*"),
+        ("user:b", "*.later", "*.later"),
+        ("token:1", "later.use", ""),
+        ("token:1", "other.use", "other.use"),
+        ("token:2", "later.use", "later.use"),
+        ("token:2", "later.read", ""),
+        ("token:3", "later.use", "later.use"),
+        ("user:b", "system.admin", "system.admin"),
+        ("user:b", "*.use", ""),
+    ] {
+        let expected: Vec<String> = lacking.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(lacks(name, capability), expected, "{name} {capability}");
+    }
+}
+
+#[test]
 fn connections_that_are_open_lose_what_is_taken_away() {
     let directory = Directory::default();
     directory.appoint(vec![member("user:a", "*"), member("user:b", "*")]);
