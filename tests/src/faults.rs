@@ -30,13 +30,16 @@ enum Costs {
 const FORK_BOMB: &str =
     r#"{"command": "f() { [ $1 = 0 ] || { f $(($1 - 1)) & f $(($1 - 1)) & }; sleep NAP; }; f 8"}"#;
 
+/// Lines that the log takes of one babble, at most: it is far less than what is said.
+const BABBLE_MAX: usize = 2000;
+
 /// How long what the fork bomb starts sleeps, in seconds: nobody else does for so long.
 fn nap() -> String {
     format!("9{:08}", std::process::id())
 }
 
 /// Every fault: its event, its payload, what it costs.
-const FAULTS: [(&str, &str, Costs); 13] = [
+const FAULTS: [(&str, &str, Costs); 14] = [
     ("faulty:panic", "{}", Costs::Life),
     ("faulty:abort", "{}", Costs::Life),
     ("faulty:segv", "{}", Costs::Life),
@@ -47,6 +50,7 @@ const FAULTS: [(&str, &str, Costs); 13] = [
     ("faulty:sleep_blocking", "{}", Costs::Life),
     ("faulty:run", FORK_BOMB, Costs::Nothing),
     ("faulty:flood", r#"{"n": 5000}"#, Costs::Nothing),
+    ("faulty:babble", r#"{"n": 5000}"#, Costs::Nothing),
     ("faulty:dead_reply", "{}", Costs::Nothing),
     ("faulty:garbage", "{}", Costs::Life),
     // Last, since what follows must do without files; the first one can.
@@ -148,6 +152,7 @@ pub fn carry_out(faults: usize) -> Tally {
     for (event, data, costs) in FAULTS.into_iter().cycle().take(faults) {
         tally.faults += 1;
         let data: Value = serde_json::from_str(&data.replace("NAP", &nap())).expect("it is JSON");
+        let babbled = babbled(&daemon);
         let answer = daemon.ask(event, data);
         let told = match (costs, &answer) {
             (Costs::Life, Err(refusal)) => refusal["code"] == "plugin_restarted",
@@ -158,6 +163,10 @@ pub fn carry_out(faults: usize) -> Tally {
             tally.broken.push(format!("{event} was answered {answer:?}"));
             answers(&daemon);
             continue;
+        }
+        let logged = self::babbled(&daemon).saturating_sub(babbled);
+        if logged > BABBLE_MAX {
+            tally.broken.push(format!("of {event} the log took {logged} lines"));
         }
         if event == "faulty:run" {
             wait_until("the fork bomb has gone off", || sleepers() > 50);
@@ -188,6 +197,11 @@ pub fn carry_out(faults: usize) -> Tally {
     daemon.ask("plugin:unload", json!({"name": "faulty"})).expect("it stops");
     wait_until("nothing of the fork bomb is left", || sleepers() == 0);
     tally
+}
+
+/// How many lines of a babble are in the log.
+fn babbled(daemon: &Daemon) -> usize {
+    daemon.log().matches("babble").count()
 }
 
 /// How many processes of the fork bomb there are.

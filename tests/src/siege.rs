@@ -34,13 +34,14 @@ const PAUSE: Duration = Duration::from_millis(2);
 const KEPT_EVERY: u64 = 50;
 
 /// Ways in which the plugin is made to fail.
-const FAULTS: [&str; 14] = [
+const FAULTS: [&str; 15] = [
     "abort",
     "segv",
     "panic",
     "panic_later",
     "hang",
     "flood",
+    "babble",
     "never",
     "hang_later",
     "stack",

@@ -19,6 +19,7 @@ use ksi_protocol::{
 };
 use serde_json::json;
 use tokio::sync::mpsc;
+use tracing::Level;
 
 use crate::{
     complaints::Complaints,
@@ -39,8 +40,16 @@ const WORDS_MAX: usize = 12;
 /// more of them is granted every tenant.
 const TENANTS_MAX: usize = 4096;
 
-/// Longest sentence in bytes that is kept of what a plugin says of itself.
-const COMPLAINT_BYTES_MAX: usize = 1024;
+/// Longest line or sentence in bytes that is shown of what a plugin says of itself,
+/// and of how much of it that is made.
+const SHOWN_BYTES_MAX: usize = 1024;
+const SAID_BYTES_MAX: usize = 4096;
+
+/// Lines of a plugin that the log takes in a minute, and times that others are told
+/// in a minute that it is degraded: what it says costs those who read the log and
+/// those who listen, and what is new in a log takes the place of what is old.
+const LINES_PER_MINUTE: u32 = 600;
+const TROUBLES_PER_MINUTE: u32 = 60;
 
 /// What happens in the life of one generation of a plugin.
 #[derive(Debug)]
@@ -101,10 +110,15 @@ pub struct Guest {
     port: OnceLock<Weak<Port>>,
     /// Of what it has a word on, by index: whether that passes without it.
     fail_open: OnceLock<Box<[bool]>>,
-    /// The last lines that it logged or wrote to its standard error.
+    /// The last lines that it logged or wrote to its standard error, as it said them.
     words: Mutex<VecDeque<Word>>,
+    /// Lines that the log has no room for.
+    lines: Complaints,
     /// What it says that it cannot do.
     complaint: Mutex<Option<String>>,
+    /// How often that begins, and whether it was told that it has.
+    troubles: Complaints,
+    told: AtomicBool,
     /// Facts that it tells and may not.
     not_told: Complaints,
     /// Whether it may tell of every tenant ...
@@ -128,7 +142,10 @@ impl Guest {
             port: OnceLock::new(),
             fail_open: OnceLock::new(),
             words: Mutex::default(),
+            lines: Complaints::within(60, LINES_PER_MINUTE),
             complaint: Mutex::default(),
+            troubles: Complaints::within(60, TROUBLES_PER_MINUTE),
+            told: AtomicBool::new(false),
             not_told: Complaints::default(),
             every_tenant: AtomicBool::new(every_tenant),
             tenants: Mutex::default(),
@@ -164,10 +181,35 @@ impl Guest {
         words.push_back(word);
     }
 
-    /// The last lines that it has left, oldest first.
+    /// The last lines that it has left, oldest first, without secrets.
     #[must_use]
     pub fn words(&self) -> Vec<Word> {
-        lock(&self.words).iter().cloned().collect()
+        let words = lock(&self.words).clone();
+        words.into_iter().map(|word| Word { text: shown(word.text), ..word }).collect()
+    }
+
+    /// Logs a line of it, unless the log has no room for more of them.
+    pub fn log(&self, level: &str, text: &str, now_ms: u64) {
+        let taken = match level {
+            "error" => tracing::enabled!(Level::ERROR),
+            "warn" => tracing::enabled!(Level::WARN),
+            "info" => tracing::enabled!(Level::INFO),
+            "debug" => tracing::enabled!(Level::DEBUG),
+            _ => tracing::enabled!(Level::TRACE),
+        };
+        let Some(untold) = taken.then(|| self.lines.count(now_ms)).flatten() else { return };
+        let origin = format!("plugin:{}", self.name);
+        if untold > 0 {
+            tracing::warn!(origin, untold, "it logs more than the log takes: lines were left out");
+        }
+        let text = shown(cut(text, SAID_BYTES_MAX).to_owned());
+        match level {
+            "error" => tracing::error!(origin, "{text}"),
+            "warn" => tracing::warn!(origin, "{text}"),
+            "info" => tracing::info!(origin, "{text}"),
+            "debug" => tracing::debug!(origin, "{text}"),
+            _ => tracing::trace!(origin, "{text}"),
+        }
     }
 
     /// What it says that it cannot do at present.
@@ -177,19 +219,20 @@ impl Guest {
     }
 
     /// Takes what it says of itself. Whoever listens is told when it begins and
-    /// when it ends, not of every change in between.
-    fn complain(&self, turn: &mut Turn<'_>, complaint: Option<String>) {
-        let complaint = complaint.map(|mut text| {
-            text.truncate(text.floor_char_boundary(COMPLAINT_BYTES_MAX));
-            text
-        });
-        let before = std::mem::replace(&mut *lock(&self.complaint), complaint.clone());
-        match (before, complaint) {
-            (None, Some(reason)) => {
-                tracing::warn!(plugin = self.name, "plugin is degraded: {reason}");
+    /// when it ends, not of every change in between; where it begins too often, of
+    /// neither. The health, which is made when it is asked for, has it all the same.
+    fn complain(&self, turn: &mut Turn<'_>, complaint: Option<&str>) {
+        let complaint = complaint.map(|text| shown(cut(text, SAID_BYTES_MAX).to_owned()));
+        lock(&self.complaint).clone_from(&complaint);
+        match (complaint, self.told.load(Ordering::Relaxed)) {
+            (Some(reason), false) => {
+                let Some(untold) = self.troubles.count(turn.hub().now_ms()) else { return };
+                self.told.store(true, Ordering::Relaxed);
+                tracing::warn!(plugin = self.name, untold, "plugin is degraded: {reason}");
                 turn.say("plugin:degraded", &json!({"name": self.name, "reason": reason}));
             }
-            (Some(_), None) => {
+            (None, true) => {
+                self.told.store(false, Ordering::Relaxed);
                 tracing::info!(plugin = self.name, "plugin is well again");
                 turn.say("plugin:recovered", &json!({ "name": self.name }));
             }
@@ -332,13 +375,13 @@ impl Guest {
                 }
                 Frame::Refusal { id, refusal }
             }
-            Frame::Health { degraded } => return self.complain(turn, degraded.map(redaction::text)),
+            Frame::Health { degraded } => return self.complain(turn, degraded.as_deref()),
             Frame::Log { level, message } => {
-                let message = redaction::text(message);
                 if matches!(level.as_str(), "error" | "warn" | "info") {
-                    self.remember(Word { text: format!("{level}: {message}"), cried: false });
+                    let text = format!("{level}: {}", cut(&message, SAID_BYTES_MAX));
+                    self.remember(Word { text, cried: false });
                 }
-                return log(&self.name, &level, &message);
+                return self.log(&level, &message, turn.hub().now_ms());
             }
             Frame::Request(request) => {
                 Frame::Request(Request { event: self.outer(request.event.clone()), ..request })
@@ -411,13 +454,59 @@ fn named(caller: &Caller, now_ms: u64) -> Box<frame::Caller> {
     })
 }
 
-fn log(plugin: &str, level: &str, message: &str) {
-    let origin = format!("plugin:{plugin}");
-    match level {
-        "error" => tracing::error!(origin, "{message}"),
-        "warn" => tracing::warn!(origin, "{message}"),
-        "info" => tracing::info!(origin, "{message}"),
-        "debug" => tracing::debug!(origin, "{message}"),
-        _ => tracing::trace!(origin, "{message}"),
+/// What a plugin's life has left out of the log at its end.
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let untold = self.lines.untold();
+        if untold > 0 {
+            tracing::warn!(origin = format!("plugin:{}", self.name), untold, "lines of it were left out");
+        }
+    }
+}
+
+/// The beginning of a text.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+/// What is shown of something that a plugin has said. It is cut last, and what was
+/// said is cut far behind that, so that no half of a secret is left over.
+fn shown(said: String) -> String {
+    let mut text = redaction::text(said);
+    text.truncate(text.floor_char_boundary(SHOWN_BYTES_MAX));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_a_plugin_says_is_shown_without_secrets_and_without_a_half_of_one() {
+        let secret = "said-by-the-tests-of-guests".repeat(2);
+        redaction::learn([secret.clone()]);
+        let guest = Guest::new("a", None, mpsc::channel(1).0, false);
+        let before = "x".repeat(SHOWN_BYTES_MAX - 10);
+        guest.remember(Word { text: format!("{before}{secret}"), cried: true });
+        guest.remember(Word { text: "y".repeat(SAID_BYTES_MAX), cried: false });
+        let [first, second] = &guest.words()[..] else { panic!("{:?}", guest.words()) };
+        assert_eq!((first.text.as_str(), first.cried), (&*format!("{before}***"), true));
+        assert_eq!(second.text.len(), SHOWN_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_flood_of_lines_is_counted() {
+        let guest = Guest::new("a", None, mpsc::channel(1).0, false);
+        let subscriber = tracing_subscriber::registry().with(tracing_subscriber::filter::LevelFilter::INFO);
+        tracing::subscriber::with_default(subscriber, || {
+            (0..5_000).for_each(|n| guest.log("info", &format!("line {n}"), 1_000_000));
+            let untold = guest.lines.untold();
+            assert!((4_300..=4_400).contains(&untold), "{untold}");
+            // What the log is not to have does not count.
+            (0..5_000).for_each(|n| guest.log("debug", &format!("line {n}"), 1_000_000));
+            assert_eq!(guest.lines.untold(), untold);
+        });
     }
 }

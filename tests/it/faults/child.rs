@@ -45,6 +45,34 @@ fn a_hang_is_refused() {
 }
 
 #[test]
+fn what_a_child_says_without_end_fills_no_log_and_is_told_to_others_seldom() {
+    let daemon = faulty("child");
+    let mut lines = daemon.lines();
+    lines.send(&json!({"id": 1, "subscribe": "plugin:*"}));
+    lines.receive();
+    lines.send(&json!({"id": 2, "event": "faulty:babble", "data": {"n": 5000}}));
+    let (mut degraded, mut recovered) = (0, 0);
+    let answer = loop {
+        let line = lines.receive();
+        match line["event"].as_str() {
+            Some("plugin:degraded") => degraded += 1,
+            Some("plugin:recovered") => recovered += 1,
+            _ if line["id"] == 2 => break line,
+            _ => {}
+        }
+    };
+    assert_eq!(answer["data"]["n"], 5000, "{answer}");
+    // A minute's worth at once, and what this took; each is followed by its end.
+    assert!((60..200).contains(&degraded), "{degraded}");
+    assert_eq!(degraded, recovered);
+    assert_eq!(daemon.plugin("faulty").degraded, None);
+    daemon.ask("plugin:restart", json!({"name": "faulty"})).expect("it starts again");
+    wait_until("what was left out is told", || daemon.log().contains("left out"));
+    let told = daemon.log().matches("babble").count();
+    assert!((600..2000).contains(&told), "{told}");
+}
+
+#[test]
 fn a_hang_at_an_event_is_found_though_nobody_waits_for_the_plugin() {
     let daemon = faulty("child");
     // What it held before was answered, and it is at rest.

@@ -21,7 +21,7 @@ use super::{
     reason_of, with,
 };
 use crate::{
-    hub::Port,
+    hub::{Hub, Port},
     plugin::{
         actor::Actor,
         cgroup::Group,
@@ -29,7 +29,6 @@ use crate::{
         link::Link,
         offspring::Host,
     },
-    redaction,
 };
 
 /// Longest line of a child's standard error that is kept.
@@ -254,7 +253,7 @@ pub(super) async fn sign_of_child(running: &mut Option<Running>) -> Sign {
 }
 
 /// Logs what a child writes to its standard error, and keeps the last of it.
-pub(super) async fn listen(link: Arc<Link>, stderr: Option<tokio::process::ChildStderr>) {
+pub(super) async fn listen(link: Arc<Link>, stderr: Option<tokio::process::ChildStderr>, hub: Arc<Hub>) {
     let Some(stderr) = stderr else { return };
     let mut reader = BufReader::new(stderr);
     loop {
@@ -263,13 +262,14 @@ pub(super) async fn listen(link: Arc<Link>, stderr: Option<tokio::process::Child
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let text = redaction::text(String::from_utf8_lossy(&line).trim_end().to_owned());
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
         if text.is_empty() {
             continue;
         }
-        tracing::info!(plugin = link.guest.name, "stderr: {text}");
-        if tells(&text) {
-            link.guest.remember(Word { text, cried: true });
+        link.guest.log("info", &format!("stderr: {text}"), hub.now_ms());
+        if tells(text) {
+            link.guest.remember(Word { text: text.to_owned(), cried: true });
         }
     }
 }

@@ -192,7 +192,7 @@ impl Keeper {
             config,
         }));
         let watch = Watch::over(&child);
-        let words = tokio::spawn(listen(link.clone(), child.stderr.take()));
+        let words = tokio::spawn(listen(link.clone(), child.stderr.take(), self.means.hub.clone()));
         let serving = tokio::spawn(link.clone().serve(self.means.hub.clone()));
         self.running = Some(Running {
             port,
