@@ -5,7 +5,8 @@
 //! forms in which programs write them: escaped, percent-encoded, in hexadecimal
 //! and in base64, at any offset. What is not known but has the shape of a
 //! credential, such as `sk-…` or `Bearer …`, is cut off behind what gives it
-//! away. Words about secrets (`max_tokens`, `api_key`) are left alone.
+//! away; so is, in a URL, what stands before the `@`. Words about secrets
+//! (`max_tokens`, `api_key`) are left alone.
 //!
 //! It does not look into payloads: what a plugin answers is its own.
 //!
@@ -43,6 +44,10 @@ const SHAPES: [(&str, usize); 9] = [
     ("bearer ", 16),
 ];
 
+/// What comes before who somebody is in a URL, which ends with an `@`: a name and a
+/// password, or a token in the place of both.
+const URL: &str = "://";
+
 /// Lines of a secret of several lines that are secrets themselves.
 const LINE_BYTES_MIN: usize = 16;
 
@@ -51,7 +56,7 @@ const LINE_BYTES_MIN: usize = 16;
 struct Redactor {
     known: BTreeSet<String>,
     automaton: AhoCorasick,
-    /// Patterns from here on are [`SHAPES`].
+    /// Patterns from here on are [`SHAPES`], and the last one [`URL`].
     shapes_from: usize,
 }
 
@@ -65,8 +70,8 @@ impl Redactor {
             }
         }
         let shapes_from = patterns.len();
-        let all =
-            patterns.iter().map(Vec::as_slice).chain(SHAPES.iter().map(|(prefix, _)| prefix.as_bytes()));
+        let shapes = SHAPES.iter().map(|(prefix, _)| *prefix).chain([URL]);
+        let all = patterns.iter().map(Vec::as_slice).chain(shapes.map(str::as_bytes));
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(all)
@@ -81,6 +86,9 @@ impl Redactor {
             at = found.end();
             let secret = match found.pattern().as_usize().checked_sub(self.shapes_from) {
                 None => Some(found.start()..found.end()),
+                Some(shape) if shape == SHAPES.len() => {
+                    user_len(&text[found.end()..]).map(|length| found.end()..found.end() + length)
+                }
                 Some(shape) => {
                     let end = found.end() + token_len(&text[found.end()..]);
                     let long = end - found.end() >= SHAPES[shape].1;
@@ -105,6 +113,14 @@ impl Redactor {
 /// Length of what may be a credential at the beginning of a text.
 fn token_len(text: &[u8]) -> usize {
     text.iter().take_while(|byte| is_token(**byte) || b".+/=~".contains(byte)).count()
+}
+
+/// Length of what says in a URL who somebody is, where there is any: up to the last
+/// `@` before the path.
+fn user_len(text: &[u8]) -> Option<usize> {
+    let ends = |byte: &u8| byte.is_ascii_whitespace() || b"/?#\"'<>\\`".contains(byte);
+    let authority = text.split(ends).next().unwrap_or_default();
+    authority.iter().rposition(|byte| *byte == b'@').filter(|length| *length > 0)
 }
 
 fn is_token(byte: u8) -> bool {

@@ -7,9 +7,15 @@ use ksi_protocol::secret::handle;
 use serde_json::{Map, Value as Json};
 
 use super::{Config, section::dotted};
+use crate::redaction;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
+
+/// What keys sound like that hold a secret. `pass` is none of them: it is a part of
+/// too many words, and counts as a word of its own.
+const SECRETS: [&str; 8] =
+    ["token", "secret", "key", "password", "passwd", "passphrase", "credential", "authorization"];
 
 /// What differs between two configurations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,8 +30,8 @@ pub struct Changes {
 
 impl Config {
     /// The effective configuration in the shape of the files, every value
-    /// present. Secrets are masked: what lies in a plugin's `config` under a
-    /// key with `token`, `secret`, `key` or `password` in it.
+    /// present. Secrets are masked: what lies in a plugin's `config` under a key
+    /// that sounds so, and whatever no line of the log would show.
     #[must_use]
     pub fn as_json(&self) -> Json {
         let mut root = Map::new();
@@ -35,7 +41,7 @@ impl Config {
         for (path, (value, _)) in &self.effective {
             let value =
                 if is_secret_path(path) { masked(value.clone()) } else { mask_within(value.clone(), path) };
-            insert(&mut root, path, value);
+            insert(&mut root, path, redacted(value));
         }
         Json::Object(root)
     }
@@ -101,8 +107,9 @@ fn insert(table: &mut Map<String, Json>, path: &[String], value: Json) {
 /// holds one is none.
 pub(crate) fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    let sounds = ["token", "secret", "key", "password"].iter().any(|word| key.contains(word));
-    sounds && !key.ends_with("_env") && !key.ends_with("_file")
+    let within = SECRETS.iter().any(|word| key.contains(word));
+    let whole = || key.split(|byte: char| !byte.is_ascii_alphanumeric()).any(|word| word == "pass");
+    (within || whole()) && !key.ends_with("_env") && !key.ends_with("_file")
 }
 
 /// Only a plugin's own configuration can hold a secret: every other key is
@@ -125,6 +132,18 @@ fn masked(value: Json) -> Json {
         Json::Number(_) | Json::Bool(_) | Json::Null => value,
         Json::String(text) if handle(&text).is_some() => Json::String(text),
         _ => Json::from(MASK),
+    }
+}
+
+/// A value as the log would show it.
+fn redacted(value: Json) -> Json {
+    match value {
+        Json::String(text) => Json::String(redaction::text(text)),
+        Json::Array(items) => items.into_iter().map(redacted).collect(),
+        Json::Object(table) => {
+            Json::Object(table.into_iter().map(|(key, value)| (key, redacted(value))).collect())
+        }
+        other => other,
     }
 }
 

@@ -90,6 +90,24 @@ fn what_has_the_shape_of_a_credential_is_cut_off_behind_what_gives_it_away() {
 }
 
 #[test]
+fn of_a_url_it_is_not_shown_in_whose_name_it_is_asked_for() {
+    let redactor = redactor(&["hunter2-hunter2"]);
+    for (line, expected) in [
+        ("see https://user:p4sswordlong@host/x?y=a@b.", "see https://***@host/x?y=a@b."),
+        ("\"https://0123abcd@host\" is used", "\"https://***@host\" is used"),
+        ("http://a:b@c@host:80, ftp://x@y", "http://***@host:80, ftp://***@y"),
+        ("https://host/hunter2-hunter2", "https://host/***"),
+        ("https://u:hunter2-hunter2@host", "https://***@host"),
+        ("http://", "http://"),
+    ] {
+        assert_eq!(redacted(&redactor, line), expected);
+    }
+    for line in ["https://host/a@b", "https://host?to=a@b", "http://@host", "a@b", "https://host 'a@b'"] {
+        assert!(matches!(redactor.redact(line.as_bytes()), Cow::Borrowed(_)), "{line}");
+    }
+}
+
+#[test]
 fn of_a_secret_of_several_lines_each_line_is_one() {
     let key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0B\nAQEFAASCBKcwggSjAgEAAoIB\n-----END KEY-----\n";
     let redactor = redactor(&[key]);
