@@ -347,8 +347,9 @@ impl System {
                 return answer(&health);
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                let message =
-                    format!("{} of {} plugins are ready", health.plugins_ready, health.plugins_total);
+                let Health { plugins_ready, plugins_total, reasons, .. } = health;
+                let ready = format!("{plugins_ready} of {plugins_total} plugins are ready");
+                let message = [&[ready], &reasons[..]].concat().join("; ");
                 return Err(
                     Refusal::new(Code::Timeout, message).hint("`ksi plugin list` shows which are not")
                 );
@@ -416,10 +417,16 @@ pub(crate) fn answers(event: &str) -> bool {
     specs::requests().any(|spec| spec.event == event)
 }
 
-/// Whether a plugin has yet to show whether it runs.
+/// Whether a plugin has yet to show whether it runs. One that starts again after it
+/// has failed has shown that: nobody waits for it any more, and the health says why.
 #[must_use]
 pub fn is_starting(plugin: &PluginStatus) -> bool {
-    plugin.wanted && matches!(plugin.state, PluginState::Stopped | PluginState::Starting)
+    let begins = match plugin.state {
+        PluginState::Stopped => true,
+        PluginState::Starting => plugin.last_error.is_none(),
+        _ => false,
+    };
+    plugin.wanted && begins
 }
 
 /// Declares the daemon's own events and those that nobody owns; the requests

@@ -45,6 +45,24 @@ fn start_returns_when_the_daemon_is_ready_and_says_where_it_logs() {
 }
 
 #[test]
+fn a_start_that_takes_too_long_says_why() {
+    let started = Started(Home::with_config(WITHOUT_MODEL));
+    let dir = started.0.paths().plugin_dir("checkpoint");
+    fs::create_dir_all(&dir).unwrap();
+    // Where the directory of the journal is to be; so what needs it does not start.
+    fs::write(dir.join("journal"), "").unwrap();
+    let output = started.0.ksi(&["start", "--timeout", "2s"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("plugins are ready; plugin checkpoint is"), "{said}");
+    // What waits for it has its own time to start, and then nobody waits any longer.
+    let began = Instant::now();
+    let output = fine(started.0.ksi(&["start"]));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(stderr(&output).contains("plugin checkpoint is"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_daemon_that_was_started_holds_no_stream_of_its_starter() {
     let started = Started(Home::with_config(WITHOUT_MODEL));
     // A pipe behind standard output, error, and a descriptor that nobody knows.
