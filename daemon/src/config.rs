@@ -17,6 +17,7 @@
 //! * A value under a key that sounds like a secret leaves this module only in
 //!   [`Plugin::config`], never in [`Config::as_json`], an error or `Debug`.
 
+mod frozen;
 mod identity;
 mod layer;
 mod manifest;
@@ -44,7 +45,7 @@ use ksi_protocol::{
 };
 use ksi_trust::Key;
 
-pub(crate) use identity::OWNER;
+pub use frozen::Frozen;
 pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use show::Changes;
@@ -453,35 +454,6 @@ impl Audit {
         match self {
             Self::All => "all",
             Self::Denied => "denied",
-        }
-    }
-}
-
-/// What becomes of requests for an event while KSI is frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frozen {
-    /// They are refused.
-    Refused,
-    /// They go on.
-    GoesOn,
-}
-
-impl Frozen {
-    /// What holds where nothing else is said: reading and administration go on, and
-    /// what plugins read and keep of their own, without which they could not even
-    /// end what they hold.
-    #[must_use]
-    pub fn of_permission(permission: &str) -> Self {
-        let right = permission.rsplit('.').next().unwrap_or_default();
-        if matches!(right, "read" | "admin" | "only") { Self::GoesOn } else { Self::Refused }
-    }
-
-    /// As it is written in the manifest.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::GoesOn => "goes_on",
         }
     }
 }

@@ -36,7 +36,7 @@ use self::tokens::{Record, TOKENS_MAX, Tokens};
 use crate::config::{Audit, Config, Frozen};
 
 /// The owner, where the configuration gives that user no name; it calls nobody else
-/// [`config::OWNER`](crate::config::OWNER).
+/// `owner`.
 const OWNER: &str = "user:owner";
 
 /// Longest name that a token is given, in bytes.

@@ -14,7 +14,7 @@ use super::{
 
 /// What whoever runs the daemon is called where the configuration gives that user
 /// no name: in tokens, in work that was kept, in the audit trail. Nobody else is.
-pub(crate) const OWNER: &str = "owner";
+const OWNER: &str = "owner";
 
 /// Users and roles.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

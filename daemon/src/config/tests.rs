@@ -572,7 +572,7 @@ fn nobody_is_called_owner_but_whoever_runs_the_daemon() {
     let user = |uid: u32| format!("[identity.users.owner]\nuid = {uid}\n");
     let complaint = file(&user(uid + 1)).complaint();
     assert!(complaint.contains("ksi.toml:1") && complaint.contains("does not run the daemon"), "{complaint}");
-    assert_eq!(file(&user(uid)).load().unwrap().identity.users[OWNER].uid, uid);
+    assert_eq!(file(&user(uid)).load().unwrap().identity.users["owner"].uid, uid);
 }
 
 #[test]

@@ -210,7 +210,6 @@ fn who_is_called_owner_is_whoever_runs_the_daemon() {
         "/nowhere/tokens.json".into(),
     );
     let found = identity.find(OWNER).unwrap();
-    assert_eq!(OWNER, format!("user:{}", crate::config::OWNER));
     assert!(Arc::ptr_eq(&found, &identity.of_user(own).unwrap()) && identity.is_owners(&found));
 }
 
