@@ -73,7 +73,9 @@ impl Options {
     #[must_use]
     pub fn from_env() -> Self {
         let uid = nix::unistd::getuid().as_raw();
-        Self::new(Paths::resolve(|name| std::env::var(name).ok(), uid).socket).token_from_env()
+        // Without a current directory what is relative stays so, and leads nowhere.
+        let current = std::env::current_dir().unwrap_or_default();
+        Self::new(Paths::resolve(|name| std::env::var_os(name), &current, uid).socket).token_from_env()
     }
 
     /// Shows this token to the daemon, and speaks in its name. Without one the

@@ -117,7 +117,7 @@ fn asked<F: Future<Output = Option<Names>>>(question: impl FnOnce(Client) -> F) 
     let answer = runtime.block_on(async {
         tokio::time::timeout(TIME_MAX, async {
             // The environment alone: what is typed has not been parsed yet.
-            let client = Client::connect(Options::new(places().socket)).await.ok()?;
+            let client = Client::connect(Options::new(places(None).socket)).await.ok()?;
             question(client).await
         })
         .await

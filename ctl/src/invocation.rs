@@ -4,7 +4,9 @@
 //! none open.
 
 use std::{
-    path::{Path, PathBuf},
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf, absolute},
+    process::Command,
     time::Duration,
 };
 
@@ -36,10 +38,7 @@ pub(crate) struct Invocation {
 impl Invocation {
     /// Reads the environment and the global options.
     pub(crate) fn new(global: &Global) -> Self {
-        let mut paths = places();
-        if let Some(socket) = &global.socket {
-            paths.socket.clone_from(socket);
-        }
+        let paths = places(global.socket.as_deref());
         let out = Output::new(global.output, !global.no_headers, global.quiet, global.color);
         Self { paths, out, timeout: global.timeout, token_file: global.token_file.clone() }
     }
@@ -99,6 +98,20 @@ impl Invocation {
         }
     }
 
+    /// A program of KSI, to be run for the daemon of this run: what its environment
+    /// says of places means the same in whatever directory it runs.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        for name in ["KSI_HOME", "KSI_EVENTS"] {
+            // An empty one is as good as none, and has no absolute form.
+            if let Some(path) = std::env::var_os(name).and_then(|path| absolute(path).ok()) {
+                command.env(name, path);
+            }
+        }
+        command.env("KSI_SOCKET", &self.paths.socket);
+        command
+    }
+
     /// Options of a request: `--timeout`.
     pub(crate) fn call(&self) -> CallOptions {
         CallOptions { timeout: self.timeout, ..CallOptions::default() }
@@ -141,9 +154,15 @@ impl Invocation {
     }
 }
 
-/// The places that the environment names.
-pub(crate) fn places() -> Paths {
-    Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::getuid().as_raw())
+/// The places that the environment names, with the socket of `--socket`.
+pub(crate) fn places(socket: Option<&Path>) -> Paths {
+    let variable = |name: &str| match socket {
+        Some(socket) if name == "KSI_SOCKET" => Some(OsString::from(socket)),
+        _ => std::env::var_os(name),
+    };
+    // Without a current directory what is relative stays so, and leads nowhere.
+    let current = std::env::current_dir().unwrap_or_default();
+    Paths::resolve(variable, &current, nix::unistd::getuid().as_raw())
 }
 
 /// A payload as MessagePack.
@@ -178,8 +197,13 @@ pub(crate) fn typed<T: DeserializeOwned>(event: &str, payload: &[u8]) -> Result<
 }
 
 /// A program of KSI: named by its variable, else beside this executable, else
-/// on the `PATH`.
+/// on the `PATH`; from the root, so that it is the same one from every directory.
 pub(crate) fn program(name: &str, variable: Option<&str>) -> Option<PathBuf> {
+    let found = found(name, variable)?;
+    Some(absolute(&found).unwrap_or(found))
+}
+
+fn found(name: &str, variable: Option<&str>) -> Option<PathBuf> {
     if let Some(path) = variable.and_then(std::env::var_os).filter(|value| !value.is_empty()) {
         return Some(path.into());
     }

@@ -63,9 +63,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let args = Args::parse();
-    let mut paths = Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::geteuid().as_raw());
+    // Without a current directory what is relative stays so, and leads nowhere.
+    let current = std::env::current_dir().unwrap_or_default();
+    let uid = nix::unistd::geteuid().as_raw();
+    let mut paths = Paths::resolve(|name| std::env::var_os(name), &current, uid);
     if let Some(socket) = args.socket {
-        paths.socket = socket;
+        paths.socket = current.join(socket);
     }
     if let Some(file) = args.config {
         paths.config_file = file;

@@ -1,6 +1,6 @@
 //! What belongs to the shell: `version`, `completions`, `man`, `top`.
 
-use std::{ffi::OsString, fs, io::Write, os::unix::process::CommandExt, path::Path, process::Command};
+use std::{ffi::OsString, fs, io::Write, os::unix::process::CommandExt, path::Path};
 
 use clap::CommandFactory;
 use clap_complete::env::Shells;
@@ -124,7 +124,7 @@ pub(super) fn top(at: &Invocation, arguments: &[OsString]) -> Failure {
         Ok(path) => path,
         Err(failure) => return failure,
     };
-    let error = Command::new(&monitor).args(arguments).env("KSI_SOCKET", &at.paths.socket).exec();
+    let error = at.command(&monitor).args(arguments).exec();
     Failure::failed(format!("cannot run {}: {error}", monitor.display()))
 }
 

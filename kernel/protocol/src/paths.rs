@@ -6,7 +6,11 @@
 //! socket in `ksi/ksid.sock` of the runtime directory, or where there is none
 //! in `/tmp/ksi-UID`. `KSI_SOCKET` names the socket alone.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
 
 /// Places of one daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,15 +28,16 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// Resolves the places from environment variables and the user's id. A
-    /// relative path in a variable of the XDG is ignored, as its specification
-    /// demands; one in `KSI_HOME` or `KSI_SOCKET` is kept.
+    /// Resolves the places from environment variables, the current directory and
+    /// the user's id. A relative path in a variable of the XDG is ignored, as its
+    /// specification demands; one in `KSI_HOME` or `KSI_SOCKET` begins at `current`,
+    /// so that it means the same to a process that was started elsewhere.
     #[must_use]
-    pub fn resolve(variable: impl Fn(&str) -> Option<String>, uid: u32) -> Self {
+    pub fn resolve(variable: impl Fn(&str) -> Option<OsString>, current: &Path, uid: u32) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
         let mut paths = match set("KSI_HOME") {
-            Some(home) => Self::below(&home),
+            Some(home) => Self::below(&current.join(home)),
             None => {
                 let home = absolute("HOME").unwrap_or_else(|| PathBuf::from("/"));
                 let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("ksi");
@@ -49,7 +54,7 @@ impl Paths {
             }
         };
         if let Some(socket) = set("KSI_SOCKET") {
-            paths.socket = socket;
+            paths.socket = current.join(socket);
         }
         paths
     }
@@ -72,7 +77,7 @@ impl Paths {
         self.state_dir.join("ksid.log")
     }
 
-    /// The lock that the running daemon holds; its content is the pid.
+    /// The lock that the running daemon holds; its content is a [`Holder`].
     #[must_use]
     pub fn lock_file(&self) -> PathBuf {
         self.runtime_dir.join("ksid.lock")
@@ -123,14 +128,52 @@ impl Paths {
     }
 }
 
+/// The daemon that a lock file names: its process id in the first line, its
+/// socket in the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// Where it listens, where the file says so.
+    pub socket: Option<PathBuf>,
+}
+
+impl Holder {
+    /// Reads the content of a lock file; `None` where it names no process.
+    #[must_use]
+    pub fn parse(content: &[u8]) -> Option<Self> {
+        let mut lines = content.splitn(2, |byte| *byte == b'\n');
+        let pid = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
+        let rest = lines.next().unwrap_or_default();
+        let socket = rest.strip_suffix(b"\n").unwrap_or(rest);
+        let socket = (!socket.is_empty()).then(|| OsStr::from_bytes(socket).into());
+        Some(Self { pid, socket })
+    }
+
+    /// The content of the lock file.
+    #[must_use]
+    pub fn content(&self) -> Vec<u8> {
+        let mut content = format!("{}\n", self.pid).into_bytes();
+        if let Some(socket) = &self.socket {
+            content.extend(socket.clone().into_os_string().into_vec());
+            content.push(b'\n');
+        }
+        content
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn resolved(variables: &[(&str, &OsStr)]) -> Paths {
+        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        Paths::resolve(find, Path::new("/here"), 1000)
+    }
+
     fn socket(variables: &[(&str, &str)]) -> String {
-        let find =
-            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Paths::resolve(find, 1000).socket.display().to_string()
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, OsStr::new(value))).collect();
+        resolved(&variables).socket.display().to_string()
     }
 
     #[test]
@@ -141,5 +184,35 @@ mod tests {
         assert_eq!(socket(&[]), "/tmp/ksi-1000/ksid.sock");
         assert_eq!(socket(&[("KSI_HOME", "/h"), ("KSI_SOCKET", "/s")]), "/s");
         assert_eq!(socket(&[("KSI_SOCKET", "")]), "/tmp/ksi-1000/ksid.sock");
+    }
+
+    #[test]
+    fn a_relative_home_or_socket_begins_at_the_current_directory() {
+        assert_eq!(socket(&[("KSI_HOME", "h")]), "/here/h/run/ksid.sock");
+        assert_eq!(socket(&[("KSI_HOME", "h"), ("KSI_SOCKET", "s")]), "/here/s");
+        assert_eq!(resolved(&[("KSI_HOME", OsStr::new("h"))]).state_dir, Path::new("/here/h/state"));
+    }
+
+    #[test]
+    fn a_home_need_not_be_text() {
+        let home = OsStr::from_bytes(b"/h\xff");
+        assert_eq!(resolved(&[("KSI_HOME", home)]).config_dir, Path::new(home));
+    }
+
+    #[test]
+    fn a_lock_names_its_daemon_and_any_socket() {
+        let holder = |pid, socket: Option<&[u8]>| Holder {
+            pid,
+            socket: socket.map(|socket| OsStr::from_bytes(socket).into()),
+        };
+        for holder in
+            [holder(7, None), holder(7, Some(b"/run/ksid.sock")), holder(u32::MAX, Some(b"/a\nb\xff\n"))]
+        {
+            assert_eq!(Holder::parse(&holder.content()), Some(holder));
+        }
+        assert_eq!(Holder::parse(b"7"), Some(holder(7, None)));
+        for other in [&b""[..], b"\n", b"no pid\n/s\n", b"\xff\n", b"-1\n/s\n"] {
+            assert_eq!(Holder::parse(other), None);
+        }
     }
 }
