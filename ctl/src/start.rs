@@ -13,21 +13,21 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom},
+    io::{ErrorKind, Read, Seek, SeekFrom},
     os::{
         fd::RawFd,
         unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
+            fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
             process::{CommandExt, ExitStatusExt},
         },
     },
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
-use ksi_client::Client;
-use ksi_protocol::system::Health;
+use ksi_client::{Client, Error};
+use ksi_protocol::{Code, paths::Holder, system::Health};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
@@ -141,7 +141,7 @@ pub(crate) fn foreground(at: &Invocation) -> Failure {
         Ok(path) => path,
         Err(failure) => return failure,
     };
-    let error = Command::new(&ksid).arg("--foreground").env("KSI_SOCKET", &at.paths.socket).exec();
+    let error = at.command(&ksid).arg("--foreground").exec();
     Failure::failed(format!("cannot run {}: {error}", ksid.display()))
 }
 
@@ -192,8 +192,7 @@ fn spawn(at: &Invocation, log: &Log) -> Result<Child> {
     };
     // Without `--foreground` the daemon writes its log itself; on its standard
     // error is only what comes before that, and panics.
-    Command::new(&ksid)
-        .env("KSI_SOCKET", &at.paths.socket)
+    at.command(&ksid)
         .stdin(Stdio::null())
         .stdout(stream()?)
         .stderr(stream()?)
@@ -282,7 +281,7 @@ fn died(status: ExitStatus, log: &mut Log) -> Failure {
 /// How a stop went.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stopped {
-    /// Nothing was running.
+    /// Nobody listens there.
     WasNotRunning,
     /// The process is gone.
     Gone {
@@ -291,55 +290,115 @@ pub(crate) enum Stopped {
     },
 }
 
-/// Asks the daemon to finish and waits until its process is gone.
+/// Asks the daemon to finish and waits until its process is gone. One that
+/// cannot be asked is signalled; one that says no is not.
 ///
 /// # Errors
 ///
-/// Fails where it still runs after its grace period and some, or after
-/// `--timeout`.
+/// Fails where it refuses, or still runs after its grace period and some, or
+/// after `--timeout`.
 pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Stopped> {
     // How long the daemon's own grace is, only the daemon knows: then this waits
     // for longer than anyone configures it.
     let patience = at.timeout.unwrap_or_else(|| grace.unwrap_or(GRACE_UNKNOWN) + STOP_MARGIN);
     let deadline = Instant::now() + patience;
-    let process = match at.connect().await {
+    let process = match Client::connect(at.client_options()).await {
         Ok(client) => {
-            let health: Health = at.ask(&client, "system:health", &json!({})).await?;
-            let process = Process::of(health.pid);
+            let process = Process::of(pid(at, &client).await?);
             let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
             let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
             let asked = client.request_raw("system:shutdown", payload, at.call_within(patience));
             match asked.await {
-                Ok(_) | Err(ksi_client::Error::Lost(_)) => {}
-                // Somebody else has asked already: waiting is all that is left.
-                Err(ksi_client::Error::Refused(refusal))
-                    if refusal.code == ksi_protocol::Code::ShuttingDown => {}
+                Ok(_) | Err(Error::Lost(_)) => {}
+                Err(error) if stops_already(&error) => {}
                 Err(error) => return Err(error.into()),
             }
             process
         }
-        Err(_) => match deaf(at) {
-            Some(process) => {
+        Err(error) => match (holder(at), error) {
+            (Some(Held::Here(process)), error) if stops_already(&error) => process,
+            (Some(Held::Here(process)), error) if unanswered(&error) => {
                 at.out.note("the daemon does not answer; ending it by SIGTERM");
                 process.terminate()?;
                 process
             }
-            None => return Ok(Stopped::WasNotRunning),
+            (held, Error::NotRunning { .. }) => {
+                if let Some(Held::Elsewhere { pid, socket }) = held {
+                    let socket = socket.display();
+                    at.out.note(&format!("the daemon of this place, pid {pid}, listens on {socket}"));
+                }
+                return Ok(Stopped::WasNotRunning);
+            }
+            (_, error) => return Err(error.into()),
         },
     };
     process.gone(deadline).await?;
     Ok(Stopped::Gone { pid: process.pid })
 }
 
-/// A daemon that holds the lock but answers nobody.
-fn deaf(at: &Invocation) -> Option<Process> {
+/// The process of the daemon that `client` is connected to: as its lock names it,
+/// or else as it says itself, to those who may read that.
+///
+/// # Errors
+///
+/// Fails where the daemon does not say it.
+pub(crate) async fn pid(at: &Invocation, client: &Client) -> Result<u32> {
+    match holder(at) {
+        Some(Held::Here(process)) => Ok(process.pid),
+        _ => Ok(at.ask::<Health>(client, "system:health", &json!({})).await?.pid),
+    }
+}
+
+/// Somebody else has asked it to stop: waiting is all that is left.
+fn stops_already(error: &Error) -> bool {
+    error.refusal().is_some_and(|refusal| refusal.code == Code::ShuttingDown)
+}
+
+/// Whether nobody has said anything at all. A daemon that refuses is well.
+fn unanswered(error: &Error) -> bool {
+    match error {
+        Error::NotRunning { .. } | Error::TimedOut { .. } | Error::Lost(_) => true,
+        // Its backlog is full.
+        Error::Connect { source, .. } => source.kind() == ErrorKind::WouldBlock,
+        _ => false,
+    }
+}
+
+/// The daemon that holds the lock.
+#[derive(Debug)]
+enum Held {
+    /// It listens on the socket that this run asks.
+    Here(Process),
+    /// It listens on another one.
+    Elsewhere {
+        /// Its process id.
+        pid: u32,
+        /// Its socket.
+        socket: PathBuf,
+    },
+}
+
+fn holder(at: &Invocation) -> Option<Held> {
     let path = at.paths.lock_file();
     if !locked(&path) {
         return None;
     }
-    let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    let Holder { pid, socket } = Holder::parse(&fs::read(path).ok()?)?;
     let process = Process::of(pid);
-    (process.alive() && process.is_ksid()).then_some(process)
+    if !process.alive() || !process.is_ksid() {
+        return None;
+    }
+    let socket = socket?;
+    match same_file(&socket, &at.paths.socket) {
+        true => Some(Held::Here(process)),
+        false => Some(Held::Elsewhere { pid, socket }),
+    }
+}
+
+/// Whether two paths are one, or lead to one file.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let file = |path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    one == other || file(one).is_some_and(|one| file(other) == Some(one))
 }
 
 /// Whether somebody holds the lock.
@@ -349,6 +408,7 @@ pub(crate) fn locked(path: &Path) -> bool {
 }
 
 /// A process, told apart from a later one with the same id by its start time.
+#[derive(Debug)]
 struct Process {
     pid: u32,
     born: Option<String>,
@@ -399,7 +459,42 @@ fn born(pid: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{process::Command, sync::Arc};
+
+    use ksi_client::Loss;
+    use ksi_protocol::Refusal;
+
     use super::*;
+
+    #[test]
+    fn only_silence_is_a_reason_to_signal() {
+        let connect = |kind: ErrorKind| Error::Connect { socket: "/s".into(), source: Arc::new(kind.into()) };
+        for (error, expected) in [
+            (Error::NotRunning { socket: "/s".into() }, true),
+            (Error::TimedOut { after: Duration::from_secs(1) }, true),
+            (Error::Lost(Loss::Ended), true),
+            (connect(ErrorKind::WouldBlock), true),
+            (connect(ErrorKind::PermissionDenied), false),
+            (Error::NotASocket { socket: "/s".into() }, false),
+            (Error::Refused(Refusal::new(Code::Denied, "no")), false),
+            (Error::Refused(Refusal::new(Code::Busy, "no room")), false),
+        ] {
+            assert_eq!(unanswered(&error), expected, "{error}");
+        }
+        assert!(stops_already(&Error::Refused(Refusal::new(Code::ShuttingDown, "bye"))));
+    }
+
+    #[test]
+    fn two_names_of_one_socket_are_the_same_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, link) = (dir.path().join("s"), dir.path().join("l"));
+        assert!(same_file(&socket, &socket), "also where nothing is there any more");
+        assert!(!same_file(&socket, &link));
+        fs::write(&socket, "").unwrap();
+        assert!(!same_file(&socket, &link));
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        assert!(same_file(&socket, &link));
+    }
 
     #[test]
     fn a_running_process_is_alive_and_one_that_never_was_is_not() {

@@ -41,7 +41,10 @@ use std::{
 };
 
 use ksi_host::descriptor::copy_of;
-use ksi_protocol::{limits::SOCKET_PATH_BYTES_MAX, paths::Paths};
+use ksi_protocol::{
+    limits::SOCKET_PATH_BYTES_MAX,
+    paths::{Holder, Paths},
+};
 use nix::{
     errno::Errno,
     libc,
@@ -209,12 +212,12 @@ impl Instance {
             None => (lock::take(&path, &paths.socket, pause)?, None),
         };
         // One that was handed over is not at its beginning.
-        let pid = format!("{}\n", std::process::id());
-        let written = lock.set_len(0).and_then(|()| lock.write_all_at(pid.as_bytes(), 0));
-        // Whether the pid can be written or not, the lock is what counts: on a
-        // full disk the daemon still starts.
+        let holder = Holder { pid: std::process::id(), socket: Some(paths.socket.clone()) };
+        let written = lock.set_len(0).and_then(|()| lock.write_all_at(&holder.content(), 0));
+        // Whether that can be written or not, the lock is what counts: on a full
+        // disk the daemon still starts.
         if let Err(error) = written {
-            tracing::warn!(path = %path.display(), %error, "cannot write the pid into the lock file");
+            tracing::warn!(path = %path.display(), %error, "cannot write pid and socket into the lock file");
         }
         Ok(Self {
             lock,

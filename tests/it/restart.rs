@@ -73,8 +73,7 @@ fn clients_that_connect_while_it_restarts_wait_and_are_answered() {
     assert!(answered > 10 && longest < PAUSE_MAX, "{answered} answers, {longest:?} without one");
     assert!(daemon.is_alive());
     assert_eq!(daemon.health().pid, pid);
-    let lock = std::fs::read_to_string(daemon.home.paths().lock_file()).unwrap();
-    assert_eq!(lock.trim(), pid.to_string());
+    assert_eq!(daemon.home.holder().map(|holder| holder.pid), Some(pid));
     let out = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(out < 100, "{out} descriptors are open");
     daemon.signal(Signal::SIGTERM);

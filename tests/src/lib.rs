@@ -21,7 +21,7 @@ use std::{
 
 use ksi_client::{Client, Options};
 use ksi_protocol::{
-    paths::Paths,
+    paths::{Holder, Paths},
     system::{Health, PluginStatus, Status},
 };
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -127,6 +127,16 @@ impl Home {
     #[must_use]
     pub fn paths(&self) -> Paths {
         Paths::below(self.path())
+    }
+
+    /// The daemon that its lock names.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no lock that can be read.
+    #[must_use]
+    pub fn holder(&self) -> Option<Holder> {
+        Holder::parse(&std::fs::read(self.paths().lock_file()).expect("the lock can be read"))
     }
 
     /// Runs `ksi` in it.

@@ -71,7 +71,10 @@ fn report_start(at: &Invocation, started: &Started) -> Result<()> {
 /// Fails where the daemon still runs.
 pub(super) async fn stop(at: &Invocation, options: &args::Stop) -> Result<()> {
     let (data, text) = match start::stop(at, options.grace).await? {
-        Stopped::WasNotRunning => (json!({"status": "not_running"}), "ksid is not running".to_owned()),
+        Stopped::WasNotRunning => {
+            let text = format!("ksid is not running at {}", at.paths.socket.display());
+            (json!({"status": "not_running"}), text)
+        }
         Stopped::Gone { pid } => {
             (json!({"status": "stopped", "pid": pid}), format!("ksid stopped: pid {pid}"))
         }
@@ -93,7 +96,15 @@ pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()>
             }
             report_start(at, &started)
         }
-        Restarted::TookOver { before, health, took } => {
+        Restarted::TookOver { before, health: None, took } => {
+            let ready_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let data = json!({
+                "status": "restarted", "before": before, "ready_ms": ready_ms, "socket": at.paths.socket,
+            });
+            let text = format!("ksid restarted in {}; how it does is not for this token", millis(ready_ms));
+            at.out.print(&Report::text(&data, text)?)
+        }
+        Restarted::TookOver { before, health: Some(health), took } => {
             at.out.print(&took_over(at, before, &health, took)?)?;
             for reason in &health.reasons {
                 at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));

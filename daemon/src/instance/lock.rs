@@ -14,9 +14,13 @@ use std::{
     time::Instant,
 };
 
+use ksi_protocol::paths::Holder;
 use nix::libc;
 
 use super::{Error, LEAVING};
+
+/// More than a process id and the longest path that Linux knows.
+const CONTENT_BYTES_MAX: u64 = 8 * 1024;
 
 /// Takes the lock, or says who has it. Between two looks it pauses.
 pub(super) fn take(path: &Path, socket: &Path, mut pause: impl FnMut()) -> Result<File, Error> {
@@ -37,10 +41,12 @@ pub(super) fn take(path: &Path, socket: &Path, mut pause: impl FnMut()) -> Resul
             Ok(()) if is_at(&file, path).map_err(failed)? => return Ok(file),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => match named(&mut file) {
-                Some(pid) if runs(pid) => {
-                    return Err(Error::Running { pid, socket: socket.to_owned() });
+                Some(Holder { pid, socket: theirs }) if runs(pid) => {
+                    return Err(Error::Running { pid, socket: theirs.unwrap_or_else(|| socket.to_owned()) });
                 }
-                pid if Instant::now() > patience => return Err(Error::Held { path: path.to_owned(), pid }),
+                holder if Instant::now() > patience => {
+                    return Err(Error::Held { path: path.to_owned(), pid: holder.map(|holder| holder.pid) });
+                }
                 _ => pause(),
             },
             Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -57,12 +63,11 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The process that a lock file names. It names none while a daemon begins or
-/// ends.
-fn named(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+/// The daemon that a lock file names. It names none while one begins or ends.
+fn named(file: &mut File) -> Option<Holder> {
+    let mut content = Vec::new();
+    file.take(CONTENT_BYTES_MAX).read_to_end(&mut content).ok()?;
+    Holder::parse(&content)
 }
 
 /// Whether a process runs and is not about to end.

@@ -39,8 +39,8 @@ fn a_fresh_start_makes_everything_for_the_owner_alone_and_leaves_nothing_behind(
     assert_eq!(mode(&paths.runtime_dir), 0o700);
     assert_eq!(mode(&paths.socket), 0o600);
     assert_eq!(mode(&paths.lock_file()), 0o600);
-    let pid: u32 = fs::read_to_string(paths.lock_file()).unwrap().trim().parse().unwrap();
-    assert_eq!(pid, std::process::id());
+    let holder = Holder { pid: std::process::id(), socket: Some(paths.socket.clone()) };
+    assert_eq!(Holder::parse(&fs::read(paths.lock_file()).unwrap()), Some(holder));
 
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     let _client = UnixStream::connect(&paths.socket).unwrap();
@@ -62,6 +62,9 @@ fn a_second_daemon_is_told_the_pid_and_the_socket_of_the_first() {
         message.contains(&format!("running already, pid {pid}, socket {}", paths.socket.display())),
         "{message}"
     );
+    let elsewhere = Paths { socket: paths.runtime_dir.join("other.sock"), ..paths.clone() };
+    let other = Instance::acquire(&elsewhere).unwrap_err().to_string();
+    assert_eq!(other, message, "where it listens, not where the second would");
     drop(first);
     assert!(Instance::acquire(&paths).is_ok());
 }

@@ -43,8 +43,7 @@ fn a_daemon_becomes_ready_and_nobody_else_can_reach_it() {
     let paths = daemon.home.paths();
     assert_eq!(mode(&paths.socket), 0o600);
     assert_eq!(mode(&paths.runtime_dir), 0o700);
-    let pid = fs::read_to_string(paths.lock_file()).unwrap();
-    assert_eq!(pid.trim(), daemon.pid().to_string());
+    assert_eq!(daemon.home.holder().map(|holder| holder.pid), Some(daemon.pid()));
 }
 
 #[test]
@@ -100,12 +99,12 @@ fn of_many_daemons_started_at_once_one_runs() {
         .filter_map(|child| child.try_wait().unwrap().is_none().then(|| child.id()))
         .collect();
     assert_eq!(left.len(), 1);
-    let pid = fs::read_to_string(home.paths().lock_file()).unwrap();
+    let holder = home.holder();
     for child in &mut children {
         let _ = child.kill();
         let _ = child.wait();
     }
-    assert_eq!(pid.trim(), left[0].to_string());
+    assert_eq!(holder.map(|holder| holder.pid), Some(left[0]));
 }
 
 #[test]
