@@ -5,7 +5,7 @@
 
 use std::{io, path::Path};
 
-use ksi_protocol::Refusal;
+use ksi_protocol::{Refusal, limits::FRAME_BYTES_MAX};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Exit;
@@ -79,6 +79,12 @@ impl Failure {
     /// The time was over.
     pub(crate) fn timeout(message: impl Into<String>) -> Self {
         Self::new(Exit::Timeout, "timeout", message)
+    }
+
+    /// More than one request can carry.
+    pub(crate) fn too_large(what: &str) -> Self {
+        let message = format!("{what} is longer than {FRAME_BYTES_MAX} bytes, and no request carries more");
+        Self::new(Exit::Usage, "too_large", message).hint("send less of it")
     }
 
     /// Ctrl-C.
@@ -163,6 +169,7 @@ impl From<ksi_client::Error> for Failure {
             error @ (Error::PathTooLong { .. } | Error::NotASocket { .. } | Error::Connect { .. }) => {
                 Self::failed(error.to_string()).hint("see what is wrong: ksi doctor")
             }
+            Error::TooLarge { .. } => Self::too_large("the request"),
             Error::Name(error) => Self::usage(error.to_string()).hint("what there is: ksi discover"),
             other => Self::failed(other.to_string()),
         }

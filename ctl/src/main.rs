@@ -12,6 +12,7 @@ mod complete;
 mod error;
 mod exit;
 mod http;
+mod input;
 mod invocation;
 mod output;
 mod restart;

@@ -1,8 +1,7 @@
 //! `ask`: one question, one answer, streamed.
 
 use std::{
-    fs,
-    io::{self, IsTerminal, Read},
+    io::{self, IsTerminal},
     path::Path,
 };
 
@@ -12,13 +11,10 @@ use crate::{
     answer::{self, Printer, Question, Summary},
     args,
     error::{Failure, Result},
+    input,
     invocation::Invocation,
     output::{Format, Report},
 };
-
-/// Longest question read from standard input; the daemon takes no more in one
-/// frame.
-const INPUT_BYTES_MAX: u64 = ksi_protocol::limits::FRAME_BYTES_MAX as u64;
 
 /// `ksi ask`.
 ///
@@ -66,8 +62,7 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
 /// What a file with a JSON schema asks for.
 fn response_format(file: &Path) -> Result<Value> {
     let name = file.display();
-    let text = fs::read_to_string(file)
-        .map_err(|error| Failure::usage(format!("cannot read the schema {name}: {error}")))?;
+    let text = input::file(file)?;
     match serde_json::from_str(&text) {
         Ok(Value::Object(schema)) => Ok(json!({ "json_schema": { "schema": schema } })),
         Ok(_) => Err(Failure::usage(format!("the schema {name} is not a JSON object"))
@@ -91,12 +86,7 @@ fn prompt(argument: Option<String>) -> Result<String> {
             return Err(Failure::usage("nothing was asked")
                 .hint("ksi ask \"hello\", or pipe the question in: git log -5 | ksi ask"));
         }
-        _ => {
-            let mut text = String::new();
-            let read = io::stdin().lock().take(INPUT_BYTES_MAX).read_to_string(&mut text);
-            read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
-            text
-        }
+        _ => input::standard()?,
     };
     if prompt.trim().is_empty() {
         return Err(Failure::usage("the question is empty").hint("ksi ask \"hello\""));

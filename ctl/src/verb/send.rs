@@ -5,11 +5,7 @@
 
 mod line;
 
-use std::{
-    fs,
-    io::{self, Read},
-    path::Path,
-};
+use std::path::Path;
 
 use clap::CommandFactory;
 use ksi_client::{Accepted, CallOptions, Client, Part};
@@ -21,6 +17,7 @@ use crate::{
     args::{self, Cli, SendOptions},
     error::{Failure, Result},
     exit::Exit,
+    input,
     invocation::{Invocation, readable},
     output::{Format, Output, Report},
     schema::Fields,
@@ -101,19 +98,8 @@ fn help() -> Result<()> {
 fn base(json: Option<&str>) -> Result<Value> {
     let Some(source) = json else { return Ok(Value::Null) };
     let (name, text) = match source.strip_prefix('@') {
-        _ if source == "-" => {
-            let mut text = String::new();
-            let read = io::stdin().lock().read_to_string(&mut text);
-            read.map_err(|error| Failure::usage(format!("cannot read standard input: {error}")))?;
-            ("standard input", text)
-        }
-        Some(file) => {
-            let text = fs::read_to_string(file).map_err(|error| Failure {
-                exit: Exit::Usage,
-                ..Failure::to_file("read", Path::new(file), &error)
-            })?;
-            (file, text)
-        }
+        _ if source == "-" => ("standard input", input::standard()?),
+        Some(file) => (file, input::file(Path::new(file))?),
         None => ("--json", source.to_owned()),
     };
     serde_json::from_str(&text).map_err(|error| {
@@ -201,6 +187,8 @@ fn print_part(at: &Invocation, printer: &mut Printer, people: bool, chunk: &Valu
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
