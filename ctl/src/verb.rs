@@ -38,6 +38,10 @@ use crate::{
 ///
 /// Says what, why and what next.
 pub(crate) fn run(at: &Invocation, verb: Option<Verb>) -> Result<()> {
+    if let Some(place) = at.paths.nameless() {
+        let message = format!("{} is not text in UTF-8, and so no place for KSI", place.display());
+        return Err(Failure::usage(message).hint("KSI_HOME, KSI_SOCKET and the XDG variables name places"));
+    }
     match verb {
         Some(Verb::Start(start)) if start.foreground => Err(start::foreground(at)),
         Some(Verb::Up | Verb::Start(_) | Verb::Restart(_)) => {

@@ -73,6 +73,10 @@ fn main() -> ExitCode {
     if let Some(file) = args.config {
         paths.config_file = file;
     }
+    if let Some(place) = paths.nameless() {
+        eprintln!("error: {} is not text in UTF-8, and so no place for KSI", place.display());
+        return ExitCode::from(2);
+    }
     let sources = config::Sources::of_process(&paths, args.events, args.set);
     let config = match Config::load(&sources) {
         Ok(config) => config,

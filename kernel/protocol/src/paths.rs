@@ -59,6 +59,16 @@ impl Paths {
         paths
     }
 
+    /// A place whose name is no text, where there is one. It can be used, but not told
+    /// of: answers and configuration are JSON. So whoever tells of places refuses it,
+    /// and takes no other in its stead.
+    #[must_use]
+    pub fn nameless(&self) -> Option<&Path> {
+        let Self { config_dir, config_file, state_dir, runtime_dir, socket } = self;
+        let places = [config_dir, config_file, state_dir, runtime_dir, socket];
+        places.into_iter().map(PathBuf::as_path).find(|path| path.to_str().is_none())
+    }
+
     /// Everything below one directory.
     #[must_use]
     pub fn below(home: &Path) -> Self {
@@ -194,9 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn a_home_need_not_be_text() {
+    fn a_home_that_is_no_text_is_not_taken_for_none() {
         let home = OsStr::from_bytes(b"/h\xff");
-        assert_eq!(resolved(&[("KSI_HOME", home)]).config_dir, Path::new(home));
+        let paths = resolved(&[("KSI_HOME", home)]);
+        assert_eq!((paths.config_dir.as_path(), paths.nameless()), (Path::new(home), Some(Path::new(home))));
+        let socket = resolved(&[("KSI_SOCKET", OsStr::from_bytes(b"\xff"))]);
+        assert_eq!(socket.nameless(), Some(socket.socket.as_path()));
+        assert_eq!(resolved(&[]).nameless(), None);
     }
 
     #[test]
