@@ -56,6 +56,9 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// found it there.
 const RIVAL_TIME: Duration = Duration::from_secs(5);
 
+/// What to do where a start fails for what lies on this machine.
+const DOCTOR: &str = "see what is wrong: ksi doctor";
+
 /// Lines of the log that a failed start shows.
 const LAST_WORDS: usize = 12;
 
@@ -158,7 +161,7 @@ impl Log {
                 .recursive(true)
                 .mode(0o700)
                 .create(dir)
-                .map_err(|error| Failure::to_file("create", dir, &error))?;
+                .map_err(|error| Failure::to_file("create", dir, &error).hint(DOCTOR))?;
         }
         let mut file = OpenOptions::new()
             .create(true)
@@ -166,7 +169,7 @@ impl Log {
             .append(true)
             .mode(0o600)
             .open(path)
-            .map_err(|error| Failure::to_file("open", path, &error))?;
+            .map_err(|error| Failure::to_file("open", path, &error).hint(DOCTOR))?;
         let from = file.seek(SeekFrom::End(0)).map_err(|error| Failure::to_file("read", path, &error))?;
         Ok(Self { file, from })
     }
@@ -199,10 +202,7 @@ fn spawn(at: &Invocation, log: &Log) -> Result<Child> {
         .current_dir("/")
         .process_group(0)
         .spawn()
-        .map_err(|error| {
-            Failure::failed(format!("cannot run {}: {error}", ksid.display()))
-                .hint("see what is wrong: ksi doctor")
-        })
+        .map_err(|error| Failure::failed(format!("cannot run {}: {error}", ksid.display())).hint(DOCTOR))
 }
 
 /// Waits until somebody answers on the socket.

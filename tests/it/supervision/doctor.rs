@@ -29,12 +29,18 @@ fn what_can_be_repaired_without_harm_is_repaired_only_on_request() {
     drop(UnixListener::bind(&paths.socket).unwrap());
     let part = paths.state_dir.join("orders.new");
     fs::write(&part, "{").unwrap();
+    fs::write(paths.keyring(), "").unwrap();
+    fs::set_permissions(paths.keyring(), Permissions::from_mode(0o644)).unwrap();
 
     let (code, report) = doctor(&home, &[]);
     assert_eq!((code, &report["status"]), (Some(8), &Value::from("fail")));
-    for (name, outcome) in
-        [("runtime dir", "fail"), ("state dir", "fail"), ("lock", "warn"), ("left-overs", "warn")]
-    {
+    for (name, outcome) in [
+        ("runtime dir", "fail"),
+        ("state dir", "fail"),
+        ("lock", "warn"),
+        ("left-overs", "warn"),
+        ("secrets", "fail"),
+    ] {
         let check = check(&report, name);
         assert_eq!(check["outcome"], outcome, "{check}");
         for part in ["text", "why", "fix"] {
@@ -47,14 +53,15 @@ fn what_can_be_repaired_without_harm_is_repaired_only_on_request() {
     let (code, report) = doctor(&home, &["--fix"]);
     assert_eq!(code, Some(0), "{report}");
     let repaired = report["repaired"].as_array().expect("a list");
-    assert_eq!(repaired.len(), 4, "{report}");
-    for name in ["runtime dir", "state dir", "lock", "left-overs"] {
+    assert_eq!(repaired.len(), 5, "{report}");
+    for name in ["runtime dir", "state dir", "lock", "left-overs", "secrets"] {
         assert_eq!(check(&report, name)["outcome"], "ok", "{report}");
         assert!(repaired.iter().any(|one| one["name"] == name), "{report}");
     }
     assert!(!part.exists() && !paths.socket.exists());
     let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&paths.runtime_dir), mode(&paths.state_dir)), (0o700, 0o755));
+    assert_eq!(mode(&paths.keyring()), 0o600);
     let daemon = home.start();
     daemon.ready();
 }

@@ -95,11 +95,9 @@ fn journal(status: &Value) -> Check {
 }
 
 fn plugins(list: &PluginList) -> Check {
-    // One that was stopped without a failure is one that nobody wants to run.
-    let wanted = list
-        .plugins
-        .iter()
-        .filter(|plugin| plugin.state != PluginState::Stopped || plugin.last_error.is_some());
+    // One that nobody wants to run may have failed before, and is off all the same.
+    let counts = |plugin: &&PluginStatus| plugin.wanted || plugin.state != PluginState::Stopped;
+    let wanted = list.plugins.iter().filter(counts);
     let total = wanted.clone().count();
     let mut troubled = Vec::new();
     for plugin in wanted.filter(|plugin| plugin.state != PluginState::Ready) {
@@ -150,6 +148,28 @@ fn models(reply: &Value) -> Check {
 #[cfg(test)]
 mod tests {
     use super::{super::Outcome, *};
+
+    /// What `plugin:list` says of one plugin.
+    fn plugin(name: &str, state: &str, wanted: bool, last_error: Option<&str>) -> Value {
+        json!({"name": name, "state": state, "wanted": wanted, "last_error": last_error,
+               "version": "1", "placement": "child", "sandbox": "", "generation": 1, "restarts": 0,
+               "in_flight": 0, "handled": 0, "library": "x"})
+    }
+
+    #[test]
+    fn a_plugin_that_is_off_is_no_failure_whatever_it_said_before() {
+        let checked = |list: &[Value]| {
+            plugins(&serde_json::from_value(json!({"plugins": list})).expect("a list of plugins"))
+        };
+        let ready = plugin("a", "ready", true, None);
+        let off = plugin("b", "stopped", false, Some("`api_key` is missing"));
+        assert_eq!(checked(&[ready.clone(), off]), ok("plugins", "1 of 1 ready"));
+        let missing = plugin("b", "stopped", true, Some("`api_key` is missing"));
+        let check = checked(&[ready.clone(), missing]);
+        assert!(check.outcome == Outcome::Fail && check.text.contains("api_key"), "{check:?}");
+        let confined = plugin("b", "quarantined", false, None);
+        assert_eq!(checked(&[ready, confined]).fix, "ksi plugin release b");
+    }
 
     #[test]
     fn a_journal_that_was_damaged_is_a_warning_and_one_that_takes_nothing_a_failure() {

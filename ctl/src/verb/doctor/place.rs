@@ -8,12 +8,16 @@ use std::{
         ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use ksi_protocol::limits::SOCKET_PATH_BYTES_MAX;
-use nix::sys::statvfs::statvfs;
+use ksi_trust::Kind;
+use nix::{
+    sys::statvfs::statvfs,
+    unistd::{AccessFlags, access},
+};
 
 use super::{
     Check, Outcome, fail, ok,
@@ -39,7 +43,7 @@ const CPU_FEATURES: [&str; 4] = ["avx2", "fma", "f16c", "bmi2"];
 /// All checks of this kind.
 pub(super) fn checks(at: &Invocation) -> Vec<Check> {
     let held = locked(&at.paths.lock_file());
-    vec![
+    let mut checks = vec![
         binary("ksid", Some("KSI_DAEMON"), Outcome::Fail),
         binary("ksi-plugin-host", None, Outcome::Fail),
         binary("ksi-monitor", Some("KSI_MONITOR"), Outcome::Warn),
@@ -52,7 +56,10 @@ pub(super) fn checks(at: &Invocation) -> Vec<Check> {
         left_overs(at, held),
         disk(&at.paths.state_dir),
         cpu(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-    ]
+    ];
+    let keys = [Kind::Models, Kind::Plugins].map(|kind| at.paths.secret_key(kind.as_str()));
+    checks.extend(secrets(keys.into_iter().chain([at.paths.keyring()])));
+    checks
 }
 
 fn binary(name: &'static str, variable: Option<&str>, missing: Outcome) -> Check {
@@ -115,8 +122,8 @@ fn directory(name: &'static str, dir: &Path, others: u32, running: bool) -> Chec
             return fail(name, format!("{shown} is missing"), why, "")
                 .repaired_by(Repair::MakeDir(dir.to_owned()));
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return ok(name, format!("{shown} will be made at the first start"));
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return to_be_made(name, dir);
         }
         Err(error) => {
             return fail(name, format!("{shown}: {error}"), UNUSABLE, "make it readable for you");
@@ -128,17 +135,61 @@ fn directory(name: &'static str, dir: &Path, others: u32, running: bool) -> Chec
         fail(name, format!("{text} is no directory"), UNUSABLE, "")
             .repaired_by(Repair::MoveAway(dir.to_owned()))
     } else if meta.uid() != nix::unistd::getuid().as_raw() {
-        let fix = "set KSI_HOME, or the XDG variable, to a place of yours";
-        fail(name, format!("{text} belongs to somebody else"), UNUSABLE, fix)
+        fail(name, format!("{text} belongs to somebody else"), UNUSABLE, ELSEWHERE)
     } else if mode & others != 0 {
         fail(name, format!("{text} is open to others"), "they could reach or replace what lies there", "")
             .repaired_by(Repair::Chmod(dir.to_owned(), mode & !others | 0o700))
     } else if mode & 0o700 != 0o700 {
         fail(name, format!("{text} is closed to yourself"), UNUSABLE, "")
             .repaired_by(Repair::Chmod(dir.to_owned(), mode | 0o700))
+    } else if let Err(errno) = access(dir, WRITABLE) {
+        fail(name, format!("{text}: {}", errno.desc()), UNUSABLE, ELSEWHERE)
     } else {
         ok(name, text)
     }
+}
+
+/// A directory that is not there yet: whether it could be made.
+fn to_be_made(name: &'static str, dir: &Path) -> Check {
+    let shown = short(dir);
+    let Some(above) = dir.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok()) else {
+        return fail(name, format!("{shown} has no parent"), UNUSABLE, ELSEWHERE);
+    };
+    match access(above, WRITABLE) {
+        Ok(()) if above.is_dir() => ok(name, format!("{shown} will be made at the first start")),
+        Ok(()) => {
+            let text = format!("{shown} cannot be made: {} is no directory", short(above));
+            fail(name, text, UNUSABLE, ELSEWHERE)
+        }
+        Err(errno) => {
+            let text = format!("{shown} cannot be made in {}: {}", short(above), errno.desc());
+            fail(name, text, UNUSABLE, format!("make {} writable for you, or {ELSEWHERE}", short(above)))
+        }
+    }
+}
+
+/// What it takes to make something in a directory.
+const WRITABLE: AccessFlags = AccessFlags::W_OK.union(AccessFlags::X_OK);
+
+/// What to do about a place that is not ours to use.
+const ELSEWHERE: &str = "set KSI_HOME, or the XDG variable, to a place of yours";
+
+/// Files with a secret in them, which is refused for as long as others may read
+/// it: each that is open to others, or one word for all.
+fn secrets(files: impl Iterator<Item = PathBuf>) -> Vec<Check> {
+    const NAME: &str = "secrets";
+    let (mut open, mut there) = (Vec::new(), 0);
+    for file in files {
+        let Ok(meta) = fs::metadata(&file) else { continue };
+        there += 1;
+        let mode = meta.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let text = format!("{} is open to others (mode {mode:04o})", short(&file));
+            let why = "it is refused like this; if somebody has read it, replace what is in it";
+            open.push(fail(NAME, text, why, "").repaired_by(Repair::Chmod(file, mode & !0o077)));
+        }
+    }
+    if open.is_empty() { vec![ok(NAME, format!("{there} files, yours alone"))] } else { open }
 }
 
 /// Why most of this matters.
@@ -298,6 +349,42 @@ mod tests {
         assert_eq!(check.outcome, Outcome::Fail);
         check.repair.unwrap().make().unwrap();
         assert_eq!(directory("state dir", &none, 0o077, true).outcome, Outcome::Ok);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_no_promise() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        // Also for root, who may write everywhere else.
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+        let check = directory("state dir", &file.join("ksi/state"), 0o022, false);
+        assert!(check.outcome == Outcome::Fail && check.text.contains("no directory"), "{check:?}");
+        let fresh = dir.path().join("ksi/state");
+        assert_eq!(directory("state dir", &fresh, 0o022, false).outcome, Outcome::Ok);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
+        // Root may write all the same.
+        let expected = if access(dir.path(), WRITABLE).is_ok() { Outcome::Ok } else { Outcome::Fail };
+        assert_eq!(directory("state dir", &fresh, 0o022, false).outcome, expected);
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_fails_until_it_is_repaired() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["models.key", "plugins.key", "secrets.toml"].map(|name| dir.path().join(name));
+        let looked = || secrets(files.iter().cloned());
+        assert_eq!(looked(), [ok("secrets", "0 files, yours alone")]);
+        for (file, mode) in files.iter().zip([0o600, 0o644, 0o440]) {
+            fs::write(file, "").unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let found = looked();
+        assert_eq!(found.len(), 2, "{found:?}");
+        for check in found {
+            assert_eq!(check.outcome, Outcome::Fail);
+            check.repair.unwrap().make().unwrap();
+        }
+        assert_eq!(looked(), [ok("secrets", "3 files, yours alone")]);
     }
 
     #[test]
