@@ -442,8 +442,13 @@ impl Fleet {
             return Err(quarantined(name, why));
         }
         let why = status.last_error.clone().unwrap_or_else(|| "it was stopped meanwhile".into());
+        // A library that was only tried is forgotten, and there is nothing to inspect.
+        let hint = match in_manifest {
+            true => format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said"),
+            false => "`ksi logs` shows what it said".to_owned(),
+        };
         Err(Refusal::new(Code::Unavailable, format!("plugin {name} is {}: {why}", status.state.as_str()))
-            .hint(format!("`ksi plugin inspect {name}` shows how it died, `ksi logs` what it said")))
+            .hint(hint))
     }
 
     /// Has every child at rest asked whether it still answers.
