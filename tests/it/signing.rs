@@ -183,6 +183,30 @@ fn a_lock_that_was_changed_or_that_another_key_has_signed_lets_nothing_in() {
 }
 
 #[test]
+fn each_step_to_a_signed_model_says_the_next_and_one_that_is_gone_leaves_the_lock() {
+    let vault = Vault::new(WITHOUT_MODEL, &[]);
+    let models = vault.home.paths().models_dir();
+    assert!(vault.ends(&["model", "verify"], 4).contains("ksi key create models"));
+    vault.fine(&["key", "create", "models", "--no-password"]);
+    assert!(vault.ends(&["model", "verify"], 4).contains("ksi model sign --all"));
+    assert!(vault.ends(&["model", "sign", "--all"], 4).contains("ksi model add"));
+    assert!(vault.ends(&["model", "sign", "ksi-tiny"], 4).contains("needs no signature"));
+    for name in ["stays", "goes"] {
+        add_model(&models, name, TINY);
+        fs::set_permissions(models.join(format!("{name}.gguf")), Permissions::from_mode(0o600)).unwrap();
+    }
+    vault.fine(&["model", "sign", "--all"]);
+    vault.fine(&["model", "verify"]);
+    assert!(vault.fine(&["model", "rm", "goes", "--yes"]).contains("ksi model sign --all"));
+    assert!(vault.ends(&["model", "verify"], 8).contains("ksi model sign --all"));
+    assert!(vault.fine(&["model", "sign", "--all"]).contains("taken out"));
+    vault.fine(&["model", "verify"]);
+    vault.fine(&["model", "rm", "stays", "--yes"]);
+    assert!(vault.fine(&["model", "sign", "--all"]).contains("taken out"), "also the last one");
+    assert!(vault.ends(&["model", "sign", "--all"], 4).contains("ksi model add"));
+}
+
+#[test]
 fn a_model_with_one_changed_byte_is_not_loaded_and_disturbs_nobody() {
     let vault = Vault::signed(REQUIRED, &["checkpoint", "completion", "echo", "llama", "state"]);
     let models = vault.home.paths().models_dir();

@@ -117,7 +117,9 @@ pub(super) async fn run(at: &Invocation, model: Model) -> Result<()> {
             let entries =
                 if all { shelf::all(&dir, |text| at.out.warn(text))? } else { named(&dir, &models)? };
             let candidates = entries.into_iter().map(candidate).collect::<Vec<_>>();
-            sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates)
+            // Gone is only what was removed: a link may lead to a disk that comes back.
+            let gone = |file: &str| all && dir.join(file).symlink_metadata().is_err();
+            sign::sign(at, Kind::Models, &at.paths.models_lock(), key.as_deref(), &candidates, gone)
         }
         Model::Verify { models } => {
             let (dir, lock_path) = (at.paths.models_dir(), at.paths.models_lock());
@@ -152,8 +154,15 @@ fn without_provider<'a>(dir: &Path, name: &'a str) -> Result<&'a str> {
     }
 }
 
+/// Models to sign or to verify.
 fn named(dir: &Path, names: &[String]) -> Result<Vec<shelf::Entry>> {
-    names.iter().map(|name| shelf::find(dir, without_provider(dir, name)?)).collect()
+    let found = |name: &String| {
+        shelf::find(dir, without_provider(dir, name)?).map_err(|failure| match failure.exit {
+            Exit::NotFound => failure.hint("one that is built in needs no signature; all: ksi model list"),
+            _ => failure,
+        })
+    };
+    names.iter().map(found).collect()
 }
 
 /// All files of a lock, each where its name says.
@@ -394,7 +403,11 @@ async fn remove(at: &Invocation, name: &str, yes: bool) -> Result<()> {
     }
     shelf::remove(&at.paths.models_dir(), &entry)?;
     let data = json!({"name": name, "path": entry.path, "removed": true});
-    at.out.print(&Report::text(&data, format!("llama/{name} removed: {}", short(&entry.path)))?)
+    at.out.print(&Report::text(&data, format!("llama/{name} removed: {}", short(&entry.path)))?)?;
+    if at.paths.models_lock().exists() {
+        at.out.note("if it was signed, its line is taken out of the lock by: ksi model sign --all");
+    }
+    Ok(())
 }
 
 /// Asks a person, and never a pipe.

@@ -53,21 +53,23 @@ struct Outcome {
     state: String,
 }
 
-/// Adds files to a lock and signs it.
+/// Adds files to a lock, takes out those that are `gone`, and signs it.
 ///
 /// # Errors
 ///
 /// Refuses a lock that was changed since it was signed, files that others may
-/// write, and a key that others may read.
+/// write, and a key that others may read; ends with 4 where there is nothing to
+/// do.
 pub(super) fn sign(
     at: &Invocation,
     kind: Kind,
     lock_path: &Path,
     secret: Option<&Path>,
     candidates: &[Candidate],
+    gone: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    if candidates.is_empty() {
-        return Err(Failure::not_found("file to sign", kind.as_str()).hint("name one, or see --help"));
+    if candidates.is_empty() && !lock_path.exists() {
+        return Err(nothing(kind));
     }
     let (secret, public) = key::secret(at, kind, secret)?;
     let line = public.to_base64();
@@ -86,6 +88,20 @@ pub(super) fn sign(
     };
     let signed = ksi_protocol::json::timestamp(now_ms());
     let mut outcomes = Vec::new();
+    for (file, entry) in lock.files.extract_if(.., |file, _| gone(file)) {
+        outcomes.push(Outcome {
+            name: entry.name,
+            path: lock_path.with_file_name(&file),
+            file,
+            size: None,
+            sha256: None,
+            ok: true,
+            state: "gone, and taken out".into(),
+        });
+    }
+    if candidates.is_empty() && outcomes.is_empty() {
+        return Err(nothing(kind));
+    }
     for candidate in candidates {
         let (sha256, size) = measure(&candidate.path)?;
         let entry = Entry { name: candidate.name.clone(), size, sha256, signed: signed.clone() };
@@ -111,6 +127,15 @@ pub(super) fn sign(
     print(at, kind, lock_path, &outcomes)
 }
 
+/// There is no file of this kind.
+fn nothing(kind: Kind) -> Failure {
+    let (message, hint) = match kind {
+        Kind::Models => ("there is no model to sign yet", "add one: ksi model add PATH.gguf"),
+        Kind::Plugins => ("there is no library to sign", "name one: ksi plugin sign PATH.so"),
+    };
+    Failure::new(Exit::NotFound, "not_found", message).hint(hint)
+}
+
 /// The lock at this path, as the holder of the public key has signed it.
 ///
 /// # Errors
@@ -119,9 +144,8 @@ pub(super) fn sign(
 pub(super) fn trusted(at: &Invocation, kind: Kind, lock_path: &Path) -> Result<Lock> {
     let key = key::public(at, kind)?;
     Lock::load(kind, lock_path, &key).map_err(|unusable| match unusable.why {
-        LockError::Absent("lock") => {
-            Failure::not_found("lock", &lock_path.display().to_string()).hint(kind.sign_command())
-        }
+        LockError::Absent("lock") => Failure::not_found("lock", &lock_path.display().to_string())
+            .hint(format!("make it: {} --all", kind.sign_command())),
         _ => Failure::new(Exit::Degraded, "untrusted", unusable.to_string()).hint("find out who changed it"),
     })
 }
@@ -163,8 +187,10 @@ pub(super) fn compare(
     candidates: Vec<Candidate>,
 ) -> Result<()> {
     let mut outcomes = Vec::new();
+    let mut gone = false;
     for candidate in candidates {
         let measured = measure(&candidate.path);
+        gone |= measured.as_ref().is_err_and(|failure| failure.exit == Exit::NotFound);
         let state = match &measured {
             Err(failure) => Err(failure.message.clone()),
             Ok((digest, size)) => {
@@ -183,6 +209,9 @@ pub(super) fn compare(
         });
     }
     print(at, lock.kind, lock_path, &outcomes)?;
+    if gone && lock.kind == Kind::Models {
+        at.out.note("what is gone for good is taken out of the lock by: ksi model sign --all");
+    }
     match outcomes.iter().all(|outcome| outcome.ok) {
         true => Ok(()),
         false => Err(Failure::quietly(Exit::Degraded)),
