@@ -1,10 +1,11 @@
 //! `sub`: events as they happen, or as the journal has them.
 
-use ksi_client::{FollowOptions, Follower, Item, Subscription};
+use ksi_client::{Client, FollowOptions, Follower, Item, Subscription};
 use ksi_protocol::{
     Pattern,
     frame::{Event, Gap},
     json::timestamp,
+    system::{Discovery, EventInfo, EventKind},
 };
 use serde_json::{Value, json};
 
@@ -68,6 +69,32 @@ impl Source {
     }
 }
 
+/// Whether no durable fact matches a pattern; `false` where that may not be asked.
+async fn hears_nothing(at: &Invocation, client: &Client, pattern: &Pattern) -> bool {
+    let all = json!({});
+    let (declared, config) = tokio::join!(
+        at.ask::<Discovery>(client, "system:discover", &all),
+        at.value(client, "config:show", &all),
+    );
+    match (declared, config) {
+        (Ok(declared), Ok(reply)) => !any_durable(pattern, &declared, &reply["config"]["events"]),
+        _ => false,
+    }
+}
+
+/// Whether a pattern matches a durable fact: one that is declared, or one that
+/// only the configuration names, which clients tell.
+fn any_durable(pattern: &Pattern, declared: &Discovery, configured: &Value) -> bool {
+    let fact = |info: &EventInfo| info.kind == EventKind::Fact && info.delivery == "durable";
+    let is_declared = |name: &str| declared.events.iter().any(|info| info.event == name);
+    declared.events.iter().any(|info| fact(info) && pattern.matches(&info.event))
+        || configured.as_object().is_some_and(|events| {
+            events.iter().any(|(name, policy)| {
+                policy["delivery"] == "durable" && pattern.matches(name) && !is_declared(name)
+            })
+        })
+}
+
 async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Result<()> {
     if !options.durable {
         let client = at.connect().await?;
@@ -75,6 +102,12 @@ async fn listen(at: &Invocation, pattern: &Pattern, options: &args::Sub) -> Resu
         return hear(at, Source::Live(Box::new(subscription)), pattern, options).await;
     }
     let client = at.connect_lasting().await?;
+    if hears_nothing(at, &client, pattern).await {
+        at.out.note(&format!(
+            "no fact that matches {pattern} is durable as things are, so the journal has none; \
+             without --durable they come as they are told"
+        ));
+    }
     let mut follow = FollowOptions::new();
     if let Some(seq) = options.since {
         follow = follow.since(seq);
@@ -156,6 +189,29 @@ fn print_gap(at: &Invocation, gap: &Gap, durable: bool) -> Result<()> {
 mod tests {
     use super::*;
     use ksi_protocol::EventName;
+
+    #[test]
+    fn only_facts_that_are_kept_come_from_the_journal() {
+        let event = |name: &str, kind: &str, delivery: &str| {
+            json!({"event": name, "owner": "x", "kind": kind, "about": "", "available": true,
+                   "delivery": delivery})
+        };
+        let declared: Discovery = serde_json::from_value(json!({"events": [
+            event("work:done", "fact", "live"),
+            event("completion:async", "request", "durable"),
+            event("completion:result", "fact", "durable"),
+        ]}))
+        .unwrap();
+        let configured = json!({"completion:async": {"delivery": "durable"},
+                                "test:born": {"delivery": "durable"}, "test:seen": {"delivery": "live"}});
+        let heard = |pattern: &str| any_durable(&Pattern::parse(pattern).unwrap(), &declared, &configured);
+        for pattern in ["*", "completion:*", "completion:result", "test:*", "test:born"] {
+            assert!(heard(pattern), "{pattern}");
+        }
+        for pattern in ["work:*", "nope:*", "completion:async", "test:seen"] {
+            assert!(!heard(pattern), "{pattern}");
+        }
+    }
 
     #[test]
     fn an_event_has_the_keys_of_the_socket() {
