@@ -92,16 +92,26 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; for example 500ms, 30s, 5m"))
 }
 
+/// Reads a duration after which something ends: it must not be over at once.
+pub(crate) fn lasting(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if time < Duration::from_millis(1) => Err("it would be over at once".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Start the daemon if need be, wait until it is ready, try it out, say what next
+    /// Start the daemon if need be, wait until it is ready, try it out, say what next; exit code 8 if
+    /// not all of it works
     Up,
-    /// Start the daemon and return when it is ready
+    /// Start the daemon and return when it is ready; of what does not work it only warns
     Start(Start),
     /// Stop the daemon and return when it is gone; one that is not running is fine too
     Stop(Stop),
-    /// Put a new daemon in the place of the running one; accepted work goes on
+    /// Put a new daemon in the place of the running one; accepted work goes on, and of what does not
+    /// work it only warns
     Restart(Stop),
     /// Show how the daemon does: memory, plugins, model, last log lines
     Status,
@@ -237,25 +247,25 @@ pub(crate) struct Sampling {
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// Longest answer
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u32>,
     /// 0 for always the likeliest word, 1 and above for more surprise
-    #[arg(short, long, value_name = "0..2")]
+    #[arg(short, long, value_name = "0..5", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
-    /// Only the likeliest words that together have this share
-    #[arg(long, value_name = "0..1")]
+    /// Only the likeliest words that together have this share, which is above 0
+    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Only this many of the likeliest words
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) top_k: Option<u32>,
     /// Only words at least this share as likely as the likeliest
-    #[arg(long, value_name = "0..1")]
+    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
     /// Above 1, words already used become less likely
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub(crate) repetition_penalty: Option<f32>,
     /// The same seed gives the same answer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
@@ -373,10 +383,10 @@ pub(crate) struct Sub {
     #[arg(long, conflicts_with = "class")]
     pub(crate) durable: bool,
     /// Begin at this position in the journal; 0 is all that is kept
-    #[arg(long, value_name = "SEQ", requires = "durable")]
+    #[arg(long, value_name = "SEQ", requires = "durable", conflicts_with = "class")]
     pub(crate) since: Option<u64>,
     /// Name under which the daemon keeps how far this one is
-    #[arg(long, value_name = "NAME", requires = "durable")]
+    #[arg(long, value_name = "NAME", requires = "durable", conflicts_with = "class")]
     pub(crate) consumer: Option<String>,
 }
 

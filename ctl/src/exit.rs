@@ -45,7 +45,8 @@ Exit codes:
     5  denied
     6  conflict
     7  timeout
-    8  degraded: the daemon runs, but not all of it; or something is not as it was written
+    8  degraded: the daemon runs, but not all of it (health, doctor, up; start and restart warn);
+       or something is not as it was written
   130  interrupted (Ctrl-C); the request has been cancelled in the daemon
 
 Data goes to standard output, everything else to standard error. With -o json an error is

@@ -209,7 +209,7 @@ pub(crate) enum Model {
         /// Names; with or without `llama/`
         #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::local_models))]
         models: Vec<String>,
-        /// All of the models directory
+        /// All of the models directory; what is gone from there is taken out of the lock
         #[arg(long, conflicts_with = "models")]
         all: bool,
         /// Another secret key than models.key
@@ -458,6 +458,6 @@ pub(crate) struct CreateToken {
     #[arg(long, value_name = "NAME")]
     pub(crate) tenant: Option<String>,
     /// How long it is valid, such as 12h or 30d; until it is revoked, if left out
-    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    #[arg(long, value_name = "TIME", value_parser = super::lasting)]
     pub(crate) expires: Option<std::time::Duration>,
 }

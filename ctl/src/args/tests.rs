@@ -97,6 +97,31 @@ fn global_options_work_before_and_after_the_verb() {
 }
 
 #[test]
+fn a_negative_number_is_judged_as_a_number() {
+    for option in ["-t", "--top-p", "--min-p", "--repetition-penalty"] {
+        let cli = Cli::try_parse_from(["ksi", "ask", "hi", option, "-1"]);
+        assert!(cli.is_ok(), "the plugin says what is accepted: {option}");
+    }
+    for option in ["--seed", "--max-tokens", "--top-k"] {
+        let error = Cli::try_parse_from(["ksi", "ask", "hi", option, "-1"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::ValueValidation, "{option}");
+    }
+}
+
+#[test]
+fn a_place_in_the_journal_goes_with_durable_alone() {
+    for words in ["--since 5", "--consumer c"] {
+        let sub = |more: &str| {
+            Cli::try_parse_from(format!("ksi sub x:* {words}{more}").split_whitespace()).map(drop)
+        };
+        assert!(sub(" --durable").is_ok(), "{words}");
+        for more in ["", " --class live", " --class latest", " --durable --class live"] {
+            assert!(sub(more).is_err(), "{words}{more}");
+        }
+    }
+}
+
+#[test]
 fn fields_of_an_event_are_left_for_its_schema() {
     let line = "ksi send -o json echo:say --json {} --text hi -o yaml";
     let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
@@ -113,4 +138,6 @@ fn durations_are_read_with_and_without_a_unit() {
     assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
     assert!(duration("soon").is_err());
     assert!(duration("-1").is_err());
+    assert_eq!(lasting("1ms"), Ok(Duration::from_millis(1)));
+    assert!(lasting("0s").is_err() && lasting("0").is_err() && lasting("10us").is_err());
 }
