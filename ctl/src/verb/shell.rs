@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::{
     args::Cli,
     error::{Failure, Result},
+    exit::Exit,
     invocation::{Invocation, required_program},
     output::Report,
 };
@@ -19,16 +20,23 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Fails only where output does: a daemon that does not run has no version.
+/// Fails only where output does: a daemon that does not run has no version, and
+/// of one that does not answer it is told why.
 pub(super) async fn version(at: &Invocation) -> Result<()> {
     let ours = env!("CARGO_PKG_VERSION");
-    let welcome = at.connect().await.map(|client| client.welcome()).ok();
+    let (welcome, why) = match at.connect().await {
+        Ok(client) => (Some(client.welcome()), None),
+        Err(failure) => (None, Some(failure)),
+    };
     let server = welcome.as_ref().map(|welcome| welcome.server.clone());
     let text = format!(
         "ksi {ours}, protocol {PROTOCOL_VERSION}\n{}",
-        match &welcome {
-            Some(welcome) => format!("{}, protocol {}", welcome.server, welcome.version),
-            None => "ksid is not running".to_owned(),
+        match (&welcome, &why) {
+            (Some(welcome), _) => format!("{}, protocol {}", welcome.server, welcome.version),
+            (None, Some(why)) if why.exit != Exit::NotRunning => {
+                format!("ksid cannot be asked: {}", why.message)
+            }
+            (None, _) => "ksid is not running".to_owned(),
         }
     );
     let data = json!({
@@ -36,6 +44,7 @@ pub(super) async fn version(at: &Invocation) -> Result<()> {
         "protocol": PROTOCOL_VERSION,
         "daemon": server,
         "daemon_protocol": welcome.map(|welcome| welcome.version),
+        "daemon_error": why.map(|why| why.code),
     });
     at.out.print(&Report::text(&data, text)?)
 }

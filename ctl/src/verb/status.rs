@@ -48,13 +48,18 @@ pub(super) async fn status(at: &Invocation) -> Result<()> {
 pub(super) async fn overview(at: &Invocation) -> Result<()> {
     let (report, next) = match gather(at).await {
         Ok((data, text)) => (Report::text(&data, text)?, "ksi ask \"hello\" · ksi chat · ksi top"),
-        Err(failure) => {
+        Err(failure) if failure.exit == Exit::NotRunning => {
             let data = json!({"status": "stopped", "socket": at.paths.socket, "degraded": []});
-            let text = match failure.exit {
-                Exit::NotRunning => stopped(at),
-                _ => format!("{} ksid: {}", painted("●", AnsiColor::Red), failure.message),
-            };
-            (Report::text(&data, text)?, "ksi up · ksi doctor · ksi --help")
+            (Report::text(&data, stopped(at))?, "ksi up · ksi doctor · ksi --help")
+        }
+        // How it does is not known: it may well run.
+        Err(failure) => {
+            let data = json!({"status": "unknown", "socket": at.paths.socket, "degraded": [failure.message]});
+            let text = format!("{} ksid: {}", painted("●", AnsiColor::Red), failure.message);
+            if !failure.hint.is_empty() {
+                at.out.note(&failure.hint);
+            }
+            (Report::text(&data, text)?, "ksi doctor · ksi --help")
         }
     };
     at.out.print(&report)?;
