@@ -166,6 +166,10 @@ impl From<ksi_client::Error> for Failure {
             Error::TimedOut { after } => Self::timeout(format!("no answer within {after:?}"))
                 .hint("give it more: --timeout 2m; what runs: ksi status"),
             error @ Error::Lost(_) => Self::disconnected(&error),
+            Error::Connect { ref source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Self::new(Exit::Denied, "denied", error.to_string())
+                    .hint("only the user who runs the daemon may open its socket: ksi doctor")
+            }
             error @ (Error::PathTooLong { .. } | Error::NotASocket { .. } | Error::Connect { .. }) => {
                 Self::failed(error.to_string()).hint("see what is wrong: ksi doctor")
             }
@@ -205,6 +209,20 @@ mod tests {
             assert_eq!(failure.details.unwrap()["may_have_arrived"], sent);
             assert!(failure.hint.contains(word), "{}", failure.hint);
         }
+    }
+
+    #[test]
+    fn a_socket_without_rights_and_a_request_without_room_have_their_codes() {
+        use ksi_client::Error;
+        let connect = |kind: io::ErrorKind| {
+            Failure::from(Error::Connect { socket: "/s".into(), source: std::sync::Arc::new(kind.into()) })
+        };
+        let denied = connect(io::ErrorKind::PermissionDenied);
+        assert_eq!((denied.exit, denied.code.as_str()), (Exit::Denied, "denied"));
+        assert_eq!(connect(io::ErrorKind::Other).exit, Exit::Failed);
+        let large = Failure::from(Error::TooLarge { bytes: 20_000_000 });
+        assert_eq!((large.exit, large.code.as_str()), (Exit::Usage, "too_large"));
+        assert!(!large.hint.is_empty());
     }
 
     #[test]

@@ -19,7 +19,10 @@ use comfy_table::{Cell, Color, ContentArrangement, Table as Grid, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Failure, Result};
+use crate::{
+    error::{Failure, Result},
+    exit::Exit,
+};
 
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -326,7 +329,9 @@ impl Output {
 
     /// Prints a failure on standard error.
     pub(crate) fn fail(&self, failure: &Failure) {
-        if failure.silent {
+        // A person knows who has pressed Ctrl-C; a program that waits is told.
+        let told = failure.exit == Exit::Interrupted && self.machine();
+        if failure.silent && !told {
             return;
         }
         if self.machine() {
