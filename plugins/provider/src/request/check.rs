@@ -91,7 +91,12 @@ impl Generate {
         range("max_tokens", whole(self.max_tokens), 1.0, f64::from(u32::MAX))?;
         range("tokens_left", whole(self.tokens_left), 1.0, f64::from(u32::MAX))?;
         range("temperature", self.temperature, 0.0, 5.0)?;
-        range("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
+        if let Some(share) = self.top_p
+            && !(share > 0.0 && share <= 1.0)
+        {
+            let message = format!("`top_p` is {share}; accepted is above 0 to 1");
+            return Err(invalid("top_p", message, "leave it out for the default"));
+        }
         range("min_p", self.min_p, 0.0, 1.0)?;
         range("repetition_penalty", self.repetition_penalty, 0.1, 10.0)?;
         range("choices", whole(self.choices), 1.0, f64::from(CHOICES_MAX))?;

@@ -118,6 +118,14 @@ fn a_request_is_written_as_it_is_read() {
 }
 
 #[test]
+fn a_range_is_told_as_people_say_it() {
+    let refusal = with(json!({ "top_p": 0 })).check().unwrap_err();
+    assert_eq!(refusal.message, "`top_p` is 0; accepted is above 0 to 1");
+    let refusal = with(json!({ "temperature": 6 })).check().unwrap_err();
+    assert_eq!(refusal.message, "`temperature` is 6; accepted is 0 to 5");
+}
+
+#[test]
 fn arguments_that_are_no_object_stay_the_text_that_they_are() {
     let call = |text: &str| ToolCall {
         id: "a".into(),
