@@ -1,7 +1,9 @@
 //! `up`, `start`, `stop`, `restart`, `status`, `health`, and `ksi` alone.
 
 use std::{
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -159,6 +161,86 @@ fn stop_returns_when_the_process_is_gone_and_once_more_is_fine() {
     let said = stdout(&fine(started.0.ksi(&["stop"])));
     assert!(said.contains("not running"), "{said}");
     assert_eq!(data(started.0.ksi(&["stop", "-o", "json"]))["status"], "not_running");
+}
+
+#[test]
+fn stop_signals_no_daemon_that_says_no_or_listens_elsewhere() {
+    let mut daemon = Daemon::without_model();
+    daemon.ready();
+    let refused = command("ksi", daemon.home.path())
+        .arg("stop")
+        .env("KSI_TOKEN", "ksi_0a1b2c3d")
+        .stdin(Stdio::null())
+        .output()
+        .expect("ksi runs");
+    let words = failed(refused, 5);
+    assert!(!words.contains("SIGTERM"), "{words}");
+    let other = daemon.home.path().join("other.sock").display().to_string();
+    let output = fine(daemon.ksi(&["--socket", &other, "stop"]));
+    assert!(stdout(&output).contains(&format!("not running at {other}")), "{}", stdout(&output));
+    let socket = daemon.home.paths().socket;
+    let words = stderr(&output);
+    assert!(words.contains(&format!("pid {}, listens on {}", daemon.pid(), socket.display())), "{words}");
+    assert!(daemon.is_alive());
+    assert_eq!(daemon.health().pid, daemon.pid());
+}
+
+#[test]
+fn stop_ends_a_daemon_that_nobody_can_reach_any_more() {
+    let mut daemon = Daemon::without_model();
+    daemon.ready();
+    fs::remove_file(daemon.home.paths().socket).expect("it is there");
+    let output = fine(daemon.ksi(&["stop"]));
+    assert!(stderr(&output).contains("SIGTERM"), "{}", stderr(&output));
+    assert_eq!(daemon.ended().code(), Some(0));
+}
+
+#[test]
+fn whoever_may_only_stop_and_restart_can() {
+    let mut daemon = Daemon::without_model();
+    daemon.ready();
+    let token = data(daemon.ksi(&["token", "create", "ops", "--can", "system.admin", "-o", "json"]));
+    let token = token["token"].as_str().expect("a token").to_owned();
+    let ksi = |verb: &str| {
+        let mut ksi = command("ksi", daemon.home.path());
+        ksi.args([verb, "-o", "json"]).env("KSI_TOKEN", &token).stdin(Stdio::null());
+        data(ksi.output().expect("ksi runs"))
+    };
+    let restarted = ksi("restart");
+    assert_eq!((&restarted["status"], &restarted["before"]), (&"restarted".into(), &daemon.pid().into()));
+    assert_eq!(ksi("stop")["pid"], daemon.pid());
+    assert_eq!(daemon.ended().code(), Some(0));
+}
+
+#[test]
+fn a_relative_home_is_the_same_place_for_the_daemon() {
+    let started = Started(Home::with_config(WITHOUT_MODEL));
+    let ksi = |arguments: &[&str]| {
+        let mut ksi = command("ksi", started.0.path());
+        ksi.args(arguments).env("KSI_HOME", ".").stdin(Stdio::null()).output().expect("ksi runs")
+    };
+    fine(ksi(&["start"]));
+    fine(started.0.ksi(&["health"]));
+    assert!(started.0.paths().state_dir.is_dir());
+    fine(ksi(&["stop"]));
+}
+
+#[test]
+fn a_home_that_is_no_text_is_refused_and_no_other_is_taken() {
+    let home = Home::new();
+    let other = home.path().join(OsStr::from_bytes(b"x\xff"));
+    for (program, verb) in [("ksi", "start"), ("ksi", "stop"), ("ksid", "--check-config")] {
+        let output = command(program, home.path())
+            .arg(verb)
+            .env("KSI_HOME", &other)
+            .env("HOME", home.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("it runs");
+        let words = failed(output, 2);
+        assert!(words.contains("UTF-8"), "{program} {verb}: {words}");
+    }
+    assert_eq!(fs::read_dir(home.path()).expect("it is there").count(), 0, "nothing was made");
 }
 
 #[test]
