@@ -66,10 +66,11 @@ fn main() -> ExitCode {
     // Without a current directory what is relative stays so, and leads nowhere.
     let current = std::env::current_dir().unwrap_or_default();
     let uid = nix::unistd::geteuid().as_raw();
-    let mut paths = Paths::resolve(|name| std::env::var_os(name), &current, uid);
-    if let Some(socket) = args.socket {
-        paths.socket = current.join(socket);
-    }
+    let variable = |name: &str| match &args.socket {
+        Some(socket) if name == "KSI_SOCKET" => Some(socket.into()),
+        _ => std::env::var_os(name),
+    };
+    let mut paths = Paths::resolve(variable, &current, uid);
     if let Some(file) = args.config {
         paths.config_file = file;
     }

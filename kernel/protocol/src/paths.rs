@@ -36,8 +36,10 @@ impl Paths {
     pub fn resolve(variable: impl Fn(&str) -> Option<OsString>, current: &Path, uid: u32) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let absolute = |name: &str| set(name).filter(|path| path.is_absolute());
+        // Its components leave out every `.`.
+        let from_here = |path: PathBuf| current.join(path).components().collect::<PathBuf>();
         let mut paths = match set("KSI_HOME") {
-            Some(home) => Self::below(&current.join(home)),
+            Some(home) => Self::below(&from_here(home)),
             None => {
                 let home = absolute("HOME").unwrap_or_else(|| PathBuf::from("/"));
                 let config = absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("ksi");
@@ -54,7 +56,7 @@ impl Paths {
             }
         };
         if let Some(socket) = set("KSI_SOCKET") {
-            paths.socket = current.join(socket);
+            paths.socket = from_here(socket);
         }
         paths
     }
@@ -199,7 +201,8 @@ mod tests {
     #[test]
     fn a_relative_home_or_socket_begins_at_the_current_directory() {
         assert_eq!(socket(&[("KSI_HOME", "h")]), "/here/h/run/ksid.sock");
-        assert_eq!(socket(&[("KSI_HOME", "h"), ("KSI_SOCKET", "s")]), "/here/s");
+        assert_eq!(socket(&[("KSI_HOME", "h"), ("KSI_SOCKET", "./s")]), "/here/s");
+        assert_eq!(socket(&[("KSI_HOME", ".")]), "/here/run/ksid.sock");
         assert_eq!(resolved(&[("KSI_HOME", OsStr::new("h"))]).state_dir, Path::new("/here/h/state"));
     }
 
