@@ -189,7 +189,11 @@ fn secrets(files: impl Iterator<Item = PathBuf>) -> Vec<Check> {
             open.push(fail(NAME, text, why, "").repaired_by(Repair::Chmod(file, mode & !0o077)));
         }
     }
-    if open.is_empty() { vec![ok(NAME, format!("{there} files, yours alone"))] } else { open }
+    match there {
+        0 => vec![ok(NAME, "none")],
+        n if open.is_empty() => vec![ok(NAME, format!("{n}, yours alone"))],
+        _ => open,
+    }
 }
 
 /// Why most of this matters.
@@ -373,7 +377,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = ["models.key", "plugins.key", "secrets.toml"].map(|name| dir.path().join(name));
         let looked = || secrets(files.iter().cloned());
-        assert_eq!(looked(), [ok("secrets", "0 files, yours alone")]);
+        assert_eq!(looked(), [ok("secrets", "none")]);
         for (file, mode) in files.iter().zip([0o600, 0o644, 0o440]) {
             fs::write(file, "").unwrap();
             fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
@@ -384,7 +388,7 @@ mod tests {
             assert_eq!(check.outcome, Outcome::Fail);
             check.repair.unwrap().make().unwrap();
         }
-        assert_eq!(looked(), [ok("secrets", "3 files, yours alone")]);
+        assert_eq!(looked(), [ok("secrets", "3, yours alone")]);
     }
 
     #[test]
