@@ -23,6 +23,7 @@ mod layer;
 mod manifest;
 mod problem;
 mod section;
+mod share;
 mod show;
 mod tree;
 mod value;
@@ -48,10 +49,11 @@ use ksi_trust::Key;
 pub use frozen::Frozen;
 pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
+pub use share::Share;
 pub use show::Changes;
 pub(crate) use show::is_secret;
 
-use crate::{log, session::account::Share};
+use crate::log;
 use section::Effective;
 
 /// The manifest that is compiled in, so that the daemon needs no file to

@@ -8,6 +8,11 @@
 //! plugin is answered by the task that read it, without a switch, and a batch
 //! of requests costs one write.
 //!
+//! What stands behind a port is an enum, [`Handle`], and not a trait object: so a
+//! turn knows which queues are sockets, to be written once, and which are plugins,
+//! to be run after that. For this the hub, its clients and its plugins name each
+//! other, and they are the only modules of the daemon that do.
+//!
 //! # Invariants
 //!
 //! - A socket is written before a plugin runs, so that a plugin that hangs
@@ -16,6 +21,7 @@
 
 mod asks;
 mod desk;
+mod instead;
 mod telling;
 
 use std::{
@@ -36,13 +42,15 @@ use crate::{
     lanes::Lanes,
     plugin::{
         actor::{Actor, Pushed},
-        link::{Instead, Link, busy},
+        link::Link,
     },
     session::outbox::Outbox,
     system::NAMESPACES,
     wire::check_size,
     woken,
 };
+
+pub use instead::{Instead, busy};
 
 /// An endpoint of the kernel, as the daemon knows it.
 pub type Port = ksi_kernel::Port<Handle>;

@@ -315,7 +315,7 @@ async fn watch_over(system: Arc<System>, fleet: Arc<Fleet>, sessions: Arc<Sessio
         changed.await;
     }
     notify::ready();
-    tokio::spawn(memory::give_back(sessions));
+    tokio::spawn(memory::give_back(async move || sessions.left().await));
     let Some(interval) = notify::watchdog_interval() else { return };
     let mut ticks = tokio::time::interval(interval);
     loop {

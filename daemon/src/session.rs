@@ -31,9 +31,10 @@ use ksi_protocol::{Refusal, token::Token};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::account::{Account, Accounts, Connection, Share};
+use self::account::{Account, Accounts, Connection};
 use crate::{
     complaints::Complaints,
+    config::Share,
     hub::{Handle, Hub, Port},
     plugin::offspring::Offspring,
 };

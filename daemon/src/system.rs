@@ -31,12 +31,9 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::{Config, Current},
     hub::{Hub, SystemRequest},
+    memory::resident_bytes,
     orders::{self, Order},
-    plugin::{
-        actor::apart,
-        fleet::{Fleet, resident_bytes},
-        supervisor::Input,
-    },
+    plugin::{actor::apart, fleet::Fleet, supervisor::Input},
     redaction,
     session::Sessions,
     takeover::Program,

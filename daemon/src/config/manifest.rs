@@ -11,7 +11,7 @@ use ksi_kernel::Chains;
 use ksi_protocol::{EventName, limits as wire, nearest, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
-    Audit, Config, Daemon, Delivery, EventPolicy, Frozen, Grants, Limits, Plugin, Restart, Security,
+    Audit, Config, Daemon, Delivery, EventPolicy, Frozen, Grants, Limits, Plugin, Restart, Security, Share,
     identity,
     section::{Report, Section},
     tree::Table,
@@ -20,7 +20,7 @@ use super::{
         whole,
     },
 };
-use crate::{log, session::account::Share};
+use crate::log;
 
 const PLACEMENTS: [(&str, Placement); 2] =
     [("in-process", Placement::InProcess), ("child", Placement::Child)];

@@ -20,8 +20,8 @@ use ksi_kernel::Delivery;
 use ksi_protocol::{Code, EventName, Refusal, limits::fair_share};
 use tokio::sync::Notify;
 
-use super::{Hub, SystemRequest, Turn};
-use crate::{identity::Identity, plugin::link::Instead, system::NAMESPACES, woken};
+use super::{Hub, Instead, SystemRequest, Turn};
+use crate::{identity::Identity, system::NAMESPACES, woken};
 
 /// Requests that may wait.
 const ROOM: usize = 256;

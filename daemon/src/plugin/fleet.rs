@@ -34,6 +34,7 @@ use super::{
 use crate::{
     config::{self, Config, Current},
     hub::Handle,
+    memory::resident_bytes,
     orders::Orders,
 };
 
@@ -599,13 +600,4 @@ fn figures(board: &mut Board, now_ms: u64) -> PluginStatus {
     status.ready_ms = board.ready_at_ms.map(|since| now_ms.saturating_sub(since));
     status.rss_bytes = status.pid.and_then(resident_bytes);
     status
-}
-
-/// Resident memory of a process of this machine.
-#[must_use]
-pub fn resident_bytes(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * u64::try_from(page).ok()?)
 }

@@ -15,7 +15,7 @@ use tokio::{net::UnixStream, sync::Notify};
 
 use super::guest::{Guest, Life};
 use crate::{
-    hub::Hub,
+    hub::{Hub, Instead, busy},
     jitter,
     wire::{Wire, write_when_full},
     woken,
@@ -39,15 +39,6 @@ const ASKED_MAX: usize = 64 * 1024 * 1024;
 /// Unread bytes beyond which events for a listener are dropped. Requests are
 /// bounded by what the plugin may hold.
 const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// What is said in a child's place, since it could not be handed the matter.
-#[derive(Debug)]
-pub enum Instead {
-    /// How a request ends.
-    Refusal(Refusal),
-    /// A word on what waits for one.
-    Verdict(Verdict),
-}
 
 /// The daemon's end of a child's socket.
 #[derive(Debug)]
@@ -276,12 +267,6 @@ impl Drop for Link {
             tracing::warn!(plugin = self.guest.name, dropped, "events were dropped: the plugin was too slow");
         }
     }
-}
-
-/// What becomes of a request for which its owner has no room.
-#[must_use]
-pub fn busy() -> Refusal {
-    Refusal::new(Code::Busy, "the plugin does not keep up with what it is asked").retry_after_ms(200)
 }
 
 /// What becomes of an envelope that fits no frame.

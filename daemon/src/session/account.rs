@@ -31,7 +31,10 @@ use tokio::{
 };
 
 use super::pace::{Lately, Pace};
-use crate::lanes::{Assignment, Lanes};
+use crate::{
+    config::Share,
+    lanes::{Assignment, Lanes},
+};
 
 /// Milliseconds after which to try again what found no room.
 const RETRY_MS: u64 = 100;
@@ -49,39 +52,6 @@ const PART_MIN: usize = 64 * 1024;
 /// Shares that may wait for one user before those are cut off who leave the most
 /// unread: answers to what was asked before.
 const SHARES_MAX: usize = 4;
-
-/// How much one user may have, over all connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
-    /// Connections at once.
-    pub connections: usize,
-    /// Requests that are not answered yet.
-    pub in_flight: usize,
-    /// Subscriptions. `None`: 4,096, and the daemon's owner 65,536.
-    pub subscriptions: Option<usize>,
-    /// Bytes of events and answers that wait to be read, and of large frames and
-    /// lines that are not finished.
-    pub bytes: usize,
-    /// Requests and emissions a second; a second's worth may come at once.
-    /// `None`: any number.
-    pub per_second: Option<u32>,
-    /// New connections a second, where others are connected, too; a second's
-    /// worth may come at once. All users wait in one line to be let in.
-    pub connects_per_second: u32,
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self {
-            connections: 512,
-            in_flight: 16_384,
-            subscriptions: None,
-            bytes: 64 * 1024 * 1024,
-            per_second: None,
-            connects_per_second: 200,
-        }
-    }
-}
 
 /// The accounts of all users who are connected.
 #[derive(Debug)]

@@ -60,7 +60,7 @@ mod tests {
     use ksi_protocol::Code;
 
     use super::*;
-    use crate::session::account::{Accounts, Share};
+    use crate::{config::Share, session::account::Accounts};
 
     #[test]
     fn what_is_begun_is_not_refused_for_ever_where_it_is_longer_than_the_share() {

@@ -15,13 +15,10 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::{
-    config::{Config, Sources},
+    config::{Config, Share, Sources},
     hub::{Delivery, Hub, Port},
     identity::Identity,
-    session::{
-        account::{Accounts, Share},
-        face::Face,
-    },
+    session::{account::Accounts, face::Face},
     wire::Flushed,
 };
 

@@ -8,10 +8,7 @@ use ksi_protocol::{Bytes, Code, EventName, Frame, fanout, frame};
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::{
-    session::account::{Accounts, Share},
-    wire::write_when_full,
-};
+use crate::{config::Share, session::account::Accounts, wire::write_when_full};
 
 fn account() -> Arc<Account> {
     Accounts::new(Share::default(), 2).of("uid:1")

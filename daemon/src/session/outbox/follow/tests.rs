@@ -5,8 +5,10 @@ use ksi_protocol::{Pattern, frame::Class};
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use super::*;
-use crate::session::account::{Accounts, Share};
-use crate::session::face::Lines;
+use crate::{
+    config::Share,
+    session::{account::Accounts, face::Lines},
+};
 
 const SUB: Id = 7;
 
