@@ -96,8 +96,10 @@ where
 
 /// A request that a plugin answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RequestSpec {
     /// Its name.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub event: EventName,
     /// What it does: the doc comment of the request's type.
     pub about: String,
@@ -112,8 +114,10 @@ pub struct RequestSpec {
 
 /// A fact that a plugin emits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FactSpec {
     /// Its name.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub event: EventName,
     /// What it says.
     pub about: String,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// One rung of the ladder, each stronger than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Layer {
     /// L0: a process of its own, a clean environment, no foreign descriptors,
@@ -145,6 +146,7 @@ impl Default for Cgroup {
 
 /// Whether one layer is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Standing {
     /// Which.
     pub layer: Layer,
@@ -223,6 +225,7 @@ pub struct Targets {
 
 /// Something that a plugin has no business doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
     /// Read a file that is not granted.
@@ -311,6 +314,7 @@ impl Act {
 
 /// What came of one act.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What was tried.
     pub act: Act,
@@ -322,6 +326,7 @@ pub struct Finding {
 
 /// `plugin:probe`: what the sandbox of a plugin denies, tried from inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Probe {
     /// Name of the plugin.
     pub name: String,

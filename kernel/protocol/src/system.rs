@@ -1,12 +1,38 @@
 //! What the daemon answers on its own namespaces, typed for the client
 //! library, the CLI and the monitor.
 
+mod config;
+mod discovery;
+mod facts;
+
 use serde::{Deserialize, Serialize};
 
 use crate::descriptor::{FactSpec, RequestSpec};
 
+pub use config::{ConfigChanges, ConfigShown};
+pub use discovery::{Describe, Discover, Discovery, EventInfo, EventKind};
+pub use facts::{PluginBorn, PluginNamed, PluginTrouble, Reason, Started};
+
+/// The payload of what takes nothing, answers nothing or says nothing but its
+/// name: `{}`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// The request of `system:ready`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// Longest wait, milliseconds; 60,000 without it.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
 /// `system:health`: is it alive, ready, whole?
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     /// The worst of all components, or `stopping`.
     pub status: HealthStatus,
@@ -38,6 +64,7 @@ pub struct Health {
 
 /// A freeze that is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Frozen {
     /// Why, one sentence.
     pub reason: String,
@@ -47,9 +74,10 @@ pub struct Frozen {
 
 /// The request of `system:freeze`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Freeze {
-    /// On or off.
+    /// Whether to freeze or to go on.
     pub on: bool,
     /// Why, one sentence; whoever is stopped by it hears it.
     #[serde(default)]
@@ -58,6 +86,7 @@ pub struct Freeze {
 
 /// The answer of `system:freeze`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Freezing {
     /// Whether KSI is frozen now.
     pub frozen: bool,
@@ -65,8 +94,9 @@ pub struct Freezing {
     pub in_flight: usize,
 }
 
-/// One part of the whole in [`Health`].
+/// One part of the whole in `system:health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Component {
     /// Name of a plugin, `log` for the daemon's own log, or `freeze` while that is
     /// on.
@@ -80,6 +110,7 @@ pub struct Component {
 
 /// How something does, from well to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
     /// Everything that should run is ready.
@@ -111,6 +142,7 @@ impl HealthStatus {
 
 /// `system:status`: health and figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// As `system:health`.
     pub health: Health,
@@ -136,6 +168,7 @@ pub struct Status {
 
 /// Totals since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Counters {
     /// Requests routed.
     pub requests: u64,
@@ -151,6 +184,7 @@ pub struct Counters {
 
 /// One plugin in `system:status` and `plugin:list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PluginStatus {
     /// Name in the manifest.
     pub name: String,
@@ -211,6 +245,7 @@ pub struct PluginStatus {
 /// Where a plugin's supervisor stands. Up is not ready: `starting` means that
 /// it runs, `ready` that it said so itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names say it, and the supervisor documents the table")]
 pub enum PluginState {
@@ -241,6 +276,7 @@ impl PluginState {
 
 /// Where a plugin runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// Inside the daemon: trusted, fastest.
@@ -262,6 +298,7 @@ impl Placement {
 
 /// `plugin:list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PluginList {
     /// All plugins, by name.
     pub plugins: Vec<PluginStatus>,
@@ -269,6 +306,7 @@ pub struct PluginList {
 
 /// Names a plugin: the request of `plugin:inspect|unload|reload|restart|release`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PluginName {
     /// Name in the manifest.
@@ -278,6 +316,7 @@ pub struct PluginName {
 /// `plugin:load`: a library that is not in the manifest, or a manifest plugin
 /// that was unloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PluginLoad {
     /// Absolute path of a library, or the name of a plugin of the manifest.
@@ -290,9 +329,11 @@ pub struct PluginLoad {
 
 /// `plugin:instance:start`, which a plugin asks for an instance of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StartInstance {
-    /// Which one: see [`is_instance_key`]. It is the plugin `NAME@KEY`.
+    /// Which one, 1 to 48 lower-case letters, digits, `_` and `-`: its name is that
+    /// of the plugin, `@` and this.
     pub key: String,
     /// Takes the place of keys of the plugin's own configuration; `null` takes
     /// a key away.
@@ -302,6 +343,7 @@ pub struct StartInstance {
 
 /// `plugin:instance:stop`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StopInstance {
     /// Which one.
@@ -318,6 +360,7 @@ pub fn is_instance_key(text: &str) -> bool {
 
 /// The request of `plugin:quarantine`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Quarantine {
     /// Name of the plugin.
@@ -329,6 +372,7 @@ pub struct Quarantine {
 
 /// `plugin:inspect`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PluginInspection {
     /// As in the list.
     pub status: PluginStatus,
@@ -346,6 +390,7 @@ pub struct PluginInspection {
 
 /// One death of a plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Death {
     /// When, milliseconds since 1970.
     pub at_ms: u64,
@@ -372,79 +417,9 @@ pub struct Death {
     pub last_words: Vec<String>,
 }
 
-/// `system:discover`: everything that can be asked or heard.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Discovery {
-    /// All events, by name.
-    pub events: Vec<EventInfo>,
-}
-
-/// What kind of event it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventKind {
-    /// One answer.
-    Request,
-    /// Chunks, then a summary.
-    Stream,
-    /// Told to whoever listens.
-    Fact,
-}
-
-/// One event: what the plugin says of it, and the policy that holds for it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EventInfo {
-    /// Its name.
-    pub event: String,
-    /// The plugin that answers or emits it, or `daemon`.
-    pub owner: String,
-    /// What kind of event.
-    pub kind: EventKind,
-    /// What it does.
-    pub about: String,
-    /// Whether its owner is ready.
-    pub available: bool,
-    /// `live` or `durable`.
-    pub delivery: String,
-    /// Name of the permission that it takes; whoever may connect has them all.
-    #[serde(default)]
-    pub permission: String,
-    /// Time that a request may take by default, milliseconds.
-    #[serde(default)]
-    pub timeout_ms: Option<u64>,
-    /// JSON schema of the payload.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<serde_json::Value>,
-    /// JSON schema of the answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reply: Option<serde_json::Value>,
-    /// JSON schema of a chunk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chunk: Option<serde_json::Value>,
-}
-
-/// The request of `system:discover`.
+/// The request of `system:shutdown` and `system:restart`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Discover {
-    /// Only events of this namespace.
-    #[serde(default)]
-    pub namespace: Option<String>,
-    /// With schemas.
-    #[serde(default)]
-    pub detail: bool,
-}
-
-/// The request of `system:describe`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Describe {
-    /// The event.
-    pub event: String,
-}
-
-/// The request of `system:shutdown`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Shutdown {
     /// Time that requests in flight may take to finish, milliseconds.

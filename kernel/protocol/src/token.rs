@@ -24,6 +24,7 @@ const PREFIX: &str = "ksi_";
 /// A token as somebody shows it; whether it is one is for the daemon to say. No
 /// `Debug` of anything shows it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Token(Box<str>);
 
@@ -67,6 +68,7 @@ fn is_hex(text: &str, digits: usize) -> bool {
 /// Make a token. It can give what whoever asks holds, or less: never more, and for
 /// no longer. It is shown this once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// What it is for, for people.
@@ -83,6 +85,7 @@ pub struct CreateToken {
 
 /// A token that was made, for the one time that it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreatedToken {
     /// To be kept where nobody else reads it.
     pub token: Token,
@@ -92,6 +95,7 @@ pub struct CreatedToken {
 
 /// What is known of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenInfo {
     /// Names it in `token:revoke`; its principal is `token:ID`.
     pub id: String,
@@ -112,6 +116,7 @@ pub struct TokenInfo {
 
 /// Tokens, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Tokens {
     /// Those that the asker has made, and those made with them; all of them for
     /// whoever holds `tenant.all`.
@@ -120,14 +125,16 @@ pub struct Tokens {
 
 /// Take a token back, and all that were made with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeToken {
-    /// Its id.
+    /// Its id, as `token:list` has it.
     pub id: String,
 }
 
 /// Tokens that were taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RevokedTokens {
     /// Their ids.
     pub revoked: Vec<String>,
