@@ -12,7 +12,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ksi_protocol::nearest;
+use ksi_protocol::{
+    nearest,
+    system::{ConfigChanges, ConfigShown, Nothing},
+};
 use serde_json::{Map, Value, json};
 use toml_edit::Key;
 
@@ -91,29 +94,29 @@ fn plain(value: &Value) -> String {
 
 async fn show(at: &Invocation, origin: bool) -> Result<()> {
     let client = at.connect().await?;
-    let reply = at.value(&client, "config:show", &json!({})).await?;
+    let reply: ConfigShown = at.ask(&client, "config:show", &Nothing {}).await?;
     at.out.print(&shown(&reply, origin)?)
 }
 
-fn shown(reply: &Value, origin: bool) -> Result<Report> {
-    let config = reply.get("config").cloned().unwrap_or_default();
+fn shown(reply: &ConfigShown, origin: bool) -> Result<Report> {
     let mut values = Vec::new();
-    flat("", &config, &mut values);
+    flat("", &reply.config, &mut values);
     let mut table = Table::new(&["KEY", "VALUE", if origin { "ORIGIN" } else { "+ORIGIN" }]);
     let mut names = Vec::new();
     for (key, value) in values {
-        let source = reply.get("sources").and_then(|sources| sources.get(&key)).and_then(Value::as_str);
-        table.row([key.clone(), plain(&value), source.unwrap_or("default").to_owned()]);
+        let source = reply.sources.get(&key).map_or("default", String::as_str);
+        table.row([key.clone(), plain(&value), source.to_owned()]);
         names.push(key);
     }
-    let data = if origin { reply.clone() } else { config };
-    Report::list(&data, "", names, table)
+    match origin {
+        true => Report::list(reply, "", names, table),
+        false => Report::list(&reply.config, "", names, table),
+    }
 }
 
 async fn get(at: &Invocation, key: &str) -> Result<()> {
     let client = at.connect().await?;
-    let reply = at.value(&client, "config:show", &json!({})).await?;
-    let config = reply.get("config").cloned().unwrap_or_default();
+    let ConfigShown { config, .. } = at.ask(&client, "config:show", &Nothing {}).await?;
     let parts = edit::parts(key)?;
     let Some(value) = parts.iter().try_fold(&config, |value, part| value.get(part.get())) else {
         return Err(unknown_key(key, &config));
@@ -184,12 +187,8 @@ fn checked(ksid: &Path) -> Result<()> {
 /// Fails where the configuration is refused; the old one then stays in force.
 pub(super) async fn reload(at: &Invocation) -> Result<()> {
     let client = at.connect().await?;
-    let reply = at.value(&client, "config:reload", &json!({})).await?;
-    let keys = |name: &str| -> Vec<String> {
-        let keys = reply.get(name).and_then(Value::as_array);
-        keys.into_iter().flatten().map(plain).collect()
-    };
-    let (changed, restart) = (keys("changed"), keys("needs_restart"));
+    let changes: ConfigChanges = at.ask(&client, "config:reload", &Nothing {}).await?;
+    let ConfigChanges { changed, needs_restart: restart, .. } = &changes;
     let mut lines = vec![match changed.is_empty() {
         true => "nothing has changed".to_owned(),
         false => format!("changed: {}", changed.join(", ")),
@@ -197,7 +196,7 @@ pub(super) async fn reload(at: &Invocation) -> Result<()> {
     if !restart.is_empty() {
         lines.push(format!("in force after a restart (ksi restart): {}", restart.join(", ")));
     }
-    at.out.print(&Report::text(&reply, lines.join("\n"))?.named(changed))
+    at.out.print(&Report::text(&changes, lines.join("\n"))?.named(changed.clone()))
 }
 
 #[cfg(test)]
@@ -205,11 +204,12 @@ mod tests {
     use super::*;
     use crate::output::{Format, printed};
 
-    fn reply() -> Value {
-        json!({"config": {"daemon": {"log_level": "info", "workers": 2},
+    fn reply() -> ConfigShown {
+        let reply = json!({"config": {"daemon": {"log_level": "info", "workers": 2},
                           "events": {"a:b": {"timeout": "5s"}}},
                "sources": {"daemon.log_level": "ksi.toml:3",
-                           "events.\"a:b\".timeout": "flag"}})
+                           "events.\"a:b\".timeout": "flag"}});
+        serde_json::from_value(reply).unwrap()
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn an_unknown_key_offers_the_nearest() {
-        let failure = unknown_key("daemon.loglevel", &reply()["config"]);
+        let failure = unknown_key("daemon.loglevel", &reply().config);
         assert_eq!(failure.exit, Exit::NotFound);
         assert!(failure.hint.contains("did you mean `daemon.log_level`?"));
     }
