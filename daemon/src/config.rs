@@ -50,10 +50,9 @@ pub use frozen::Frozen;
 pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
 pub use share::Share;
-pub use show::Changes;
 pub(crate) use show::is_secret;
 
-use crate::log;
+use crate::{log, own};
 use section::Effective;
 
 /// The manifest that is compiled in, so that the daemon needs no file to
@@ -285,7 +284,7 @@ impl Plugin {
     #[must_use]
     pub fn owns(&self, namespace: &str) -> bool {
         let kept = self.keeps_work && KEEPERS_NAMESPACES.contains(&namespace);
-        (kept || self.own_namespace() == namespace) && !crate::system::NAMESPACES.contains(&namespace)
+        (kept || self.own_namespace() == namespace) && !own::is_own(namespace)
     }
 }
 

@@ -34,18 +34,19 @@ use std::{
 
 use ksi_identity::Authority;
 use ksi_kernel::{Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
-use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Id};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, encode, frame::Id};
+use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::{
     identity::Identity,
     lanes::Lanes,
+    own::{self, Fact},
     plugin::{
         actor::{Actor, Pushed},
         link::Link,
     },
     session::outbox::Outbox,
-    system::NAMESPACES,
     wire::check_size,
     woken,
 };
@@ -189,9 +190,9 @@ impl Hub {
     }
 
     /// Tells a fact of the daemon's own.
-    pub fn tell(&self, event: &str, fact: &serde_json::Value) {
+    pub fn tell<T: Serialize>(&self, fact: Fact<T>, says: &T) {
         let mut turn = self.turn();
-        turn.say(event, fact);
+        turn.say(fact, says);
         turn.end();
     }
 
@@ -322,7 +323,7 @@ impl Turn<'_> {
     ///
     /// `denied` where the port may not say this.
     pub fn emit(&mut self, port: &Arc<Port>, emission: Emission) -> Result<usize, Refusal> {
-        if port.role == Role::Client && NAMESPACES.contains(&emission.event.namespace()) {
+        if port.role == Role::Client && own::is_own(emission.event.namespace()) {
             let message = format!("only the daemon itself says `{}`", emission.event);
             return Err(Refusal::new(Code::Denied, message).hint("emit under a namespace of your own"));
         }
@@ -333,8 +334,8 @@ impl Turn<'_> {
     }
 
     /// Tells a fact of the daemon's own.
-    pub fn say(&mut self, event: &str, fact: &serde_json::Value) {
-        if let (Ok(event), Ok(data)) = (EventName::parse(event), ksi_protocol::json::from_json(fact)) {
+    pub fn say<T: Serialize>(&mut self, fact: Fact<T>, says: &T) {
+        if let (Ok(event), Ok(data)) = (EventName::parse(fact.event), encode(says)) {
             // The daemon may say everything.
             let _ = self.emit(self.hub.daemon(), Emission::new(event, data));
         }

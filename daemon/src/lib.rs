@@ -19,6 +19,7 @@ pub mod secrets;
 pub mod wire;
 pub mod woken;
 mod jitter;
+pub mod own;
 pub mod hub;
 pub mod session;
 pub mod plugin;

@@ -14,9 +14,12 @@ use std::{
 use anyhow::Context;
 use ksi_host::Image;
 use ksi_kernel::Quota;
-use ksi_protocol::{Refusal, limits, paths::Paths, system::Placement};
+use ksi_protocol::{
+    Refusal, limits,
+    paths::Paths,
+    system::{Placement, Reason, Started},
+};
 use nix::unistd::geteuid;
-use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
@@ -30,6 +33,7 @@ use crate::{
     instance::Instance,
     memory, notify,
     orders::Orders,
+    own,
     plugin::{
         actor::{Watchdog, apart},
         cgroup::Cgroups,
@@ -118,7 +122,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     fleet.start();
     let no_more = CancellationToken::new();
     sessions.clone().accept(listener, no_more.clone()).context("cannot let clients in")?;
-    hub.tell("system:started", &json!({ "boot": hub.boot }));
+    hub.tell(own::STARTED, &Started { boot: hub.boot.clone() });
     tracing::info!(socket = %paths.socket.display(), boot = hub.boot, "accepting clients");
     let watching = tokio::spawn(watch_over(system.clone(), fleet.clone(), sessions.clone()));
     let ending = tokio::spawn(apart(fleet.clone().end_orphans()));
@@ -132,7 +136,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
         notify::stopping()
     }
     stopping_sender.send_replace(true);
-    hub.tell("system:stopping", &json!({ "reason": reason }));
+    hub.tell(own::STOPPING, &Reason { reason });
     no_more.cancel();
     let grace = grace.unwrap_or(config.daemon.shutdown_grace);
     tokio::select! {

@@ -4,9 +4,11 @@
 //! One task takes these requests in turn; those that wait for a plugin go on
 //! in tasks of their own. None of them is lost to a plugin that hangs.
 
+mod answers;
 mod catalog;
 mod health;
-mod specs;
+mod plugins;
+mod tokens;
 
 use std::{
     path::PathBuf,
@@ -14,34 +16,30 @@ use std::{
     time::Duration,
 };
 
-use ksi_kernel::{Declared, Envelope};
+use ksi_kernel::Declared;
 use ksi_protocol::{
-    Bytes, Code, EventName, Refusal, decode, encode,
+    Code, EventName, Refusal,
     system::{
-        Counters, Describe, Discover, Freeze, Freezing, Frozen, Health, PluginList, PluginLoad, PluginName,
-        PluginState, PluginStatus, Quarantine, Shutdown, Status, StopInstance,
+        ConfigChanges, ConfigShown, Counters, Describe, Discover, Discovery, EventInfo, Freeze, Freezing,
+        Frozen, Health, Nothing, PluginState, PluginStatus, Ready, Reason, Shutdown, Status,
     },
-    token::{CreateToken, RevokeToken, Tokens},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Config, Current},
-    hub::{Hub, SystemRequest},
+    hub::Hub,
     memory::resident_bytes,
     orders::{self, Order},
-    plugin::{actor::apart, fleet::Fleet, supervisor::Input},
+    own::{self, Request},
+    plugin::fleet::Fleet,
     redaction,
     session::Sessions,
     takeover::Program,
     trail::Trail,
 };
-
-/// Namespaces in which only the daemon answers and speaks.
-pub const NAMESPACES: [&str; 4] = ["system", "plugin", "config", "token"];
 
 /// Why the daemon shall stop, and how long requests may take to finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,14 +93,6 @@ pub struct Parts {
     pub trail: Arc<Trail>,
 }
 
-/// The request of `system:ready`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Ready {
-    #[serde(default)]
-    timeout_ms: Option<u64>,
-}
-
 impl System {
     /// Declares and owns the daemon's events.
     ///
@@ -139,162 +129,8 @@ impl System {
     /// Takes requests, for ever.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let SystemRequest { token, envelope } = self.hub.asked().await;
-            let event = envelope.event.as_str();
-            match event {
-                "system:ready" | "system:restart" | "system:freeze" | "config:reload" => {
-                    self.later(token, envelope);
-                }
-                _ if event.starts_with("plugin:") || event.starts_with("token:") => {
-                    self.later(token, envelope);
-                }
-                _ => self.hub.reply(token, self.now(event, &envelope.data)),
-            }
+            self.answer(self.hub.asked().await);
             tokio::task::coop::consume_budget().await;
-        }
-    }
-
-    fn later(self: &Arc<Self>, token: u64, envelope: Box<Envelope>) {
-        let system = self.clone();
-        let answering = async move {
-            let answer = match envelope.event.namespace() {
-                "token" => system.tokens(envelope).await,
-                _ if envelope.event.as_str().starts_with("plugin:instance:") => {
-                    system.instances(&envelope).await
-                }
-                _ => system.wait_for(envelope.event.as_str(), &envelope.data).await,
-            };
-            system.hub.reply(token, answer);
-        };
-        self.waiting.spawn(apart(answering));
-    }
-
-    /// `token:*`, which read and write a file.
-    async fn tokens(&self, envelope: Box<Envelope>) -> Result<Bytes, Refusal> {
-        let hub = self.hub.clone();
-        let takes_away = envelope.event.as_str() == "token:revoke";
-        let work = move || {
-            let (identity, now_ms) = (&hub.identity, hub.now_ms());
-            let (data, asker) = (&envelope.data, &envelope.caller.principal);
-            match envelope.event.as_str() {
-                "token:create" => answer(&identity.create(asker, decode::<CreateToken>(data)?, now_ms)?),
-                "token:list" => {
-                    nothing(data)?;
-                    answer(&Tokens { tokens: identity.list(asker, now_ms)? })
-                }
-                "token:revoke" => {
-                    answer(&identity.revoke(asker, &decode::<RevokeToken>(data)?.id, now_ms)?)
-                }
-                event => {
-                    Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`")))
-                }
-            }
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        if takes_away && matches!(done, Ok(Ok(_))) {
-            self.hub.end_revoked();
-        }
-        done.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "it panicked; the log says more")))
-    }
-
-    /// What can be answered at once.
-    fn now(&self, event: &str, data: &[u8]) -> Result<Bytes, Refusal> {
-        match event {
-            "system:health" => {
-                nothing(data)?;
-                self.fleet.look();
-                answer(&self.health())
-            }
-            "system:status" => {
-                nothing(data)?;
-                self.fleet.look();
-                answer(&self.status())
-            }
-            "system:discover" => {
-                let discover: Discover = decode(data)?;
-                answer(&catalog::discover(&self.fleet, &self.config(), &discover)?)
-            }
-            "system:describe" => {
-                let describe: Describe = decode(data)?;
-                answer(&catalog::describe(&self.fleet, &self.config(), &describe.event)?)
-            }
-            "system:shutdown" => {
-                let shutdown: Shutdown = decode(data)?;
-                let stop = Stop {
-                    reason: "system:shutdown was asked for".into(),
-                    grace: shutdown.grace_ms.map(Duration::from_millis),
-                    again: false,
-                };
-                // A stop that is under way already is as good.
-                let _ = self.stop.try_send(stop);
-                Ok(ksi_protocol::empty())
-            }
-            "config:show" => {
-                nothing(data)?;
-                let config = self.config();
-                answer(&json!({"config": config.as_json(), "sources": config.origins()}))
-            }
-            _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
-        }
-    }
-
-    /// `plugin:instance:*`: what a plugin asks of instances of its own. Whose they
-    /// are, the daemon knows.
-    async fn instances(&self, envelope: &Envelope) -> Result<Bytes, Refusal> {
-        let Some(manager) = envelope.origin.strip_prefix("plugin:") else {
-            return Err(Refusal::new(Code::Denied, format!("only a plugin asks `{}`", envelope.event)));
-        };
-        let data = &envelope.data;
-        match envelope.event.as_str() {
-            "plugin:instance:start" => answer(&self.fleet.start_instance(manager, decode(data)?).await?),
-            "plugin:instance:stop" => {
-                answer(&self.fleet.stop_instance(manager, &decode::<StopInstance>(data)?.key).await?)
-            }
-            _ => {
-                nothing(data)?;
-                answer(&PluginList { plugins: self.fleet.instances(manager)? })
-            }
-        }
-    }
-
-    /// What takes its time.
-    async fn wait_for(&self, event: &str, data: &[u8]) -> Result<Bytes, Refusal> {
-        let name = || decode::<PluginName>(data).map(|request| request.name);
-        match event {
-            "system:ready" => {
-                let Ready { timeout_ms } = decode(data)?;
-                self.ready(timeout_ms.map(Duration::from_millis)).await
-            }
-            "system:restart" => {
-                let Shutdown { grace_ms } = decode(data)?;
-                self.program.check().await?;
-                let (reason, grace) = ("system:restart was asked for", grace_ms.map(Duration::from_millis));
-                // A stop that is under way already is refused to clients anyway.
-                let _ = self.stop.try_send(Stop { reason: reason.into(), grace, again: true });
-                Ok(ksi_protocol::empty())
-            }
-            "system:freeze" => answer(&self.freeze(decode(data)?).await?),
-            "config:reload" => {
-                nothing(data)?;
-                self.reload().await
-            }
-            "plugin:list" => {
-                nothing(data)?;
-                answer(&PluginList { plugins: self.fleet.list() })
-            }
-            "plugin:inspect" => answer(&self.fleet.inspect(&name()?)?),
-            "plugin:probe" => answer(&self.fleet.probe(&name()?).await?),
-            "plugin:load" => answer(&self.fleet.load(decode::<PluginLoad>(data)?).await?),
-            "plugin:unload" => answer(&self.fleet.unload(&name()?).await?),
-            "plugin:quarantine" => {
-                let Quarantine { name, reason } = decode(data)?;
-                let reason = reason.unwrap_or_else(|| "no reason was given".into());
-                answer(&self.fleet.quarantine(&name, reason).await?)
-            }
-            "plugin:release" => answer(&self.fleet.release(&name()?).await?),
-            "plugin:reload" => answer(&self.fleet.command(&name()?, Input::Restart, true).await?),
-            "plugin:restart" => answer(&self.fleet.command(&name()?, Input::Restart, false).await?),
-            _ => Err(Refusal::new(Code::UnknownEvent, format!("the daemon does not answer `{event}`"))),
         }
     }
 
@@ -312,9 +148,15 @@ impl System {
         health::of(&self.fleet.list(), parts, frozen, stopping, self.hub.uptime())
     }
 
-    fn status(&self) -> Status {
+    fn look(&self, Nothing {}: Nothing) -> Result<Health, Refusal> {
+        self.fleet.look();
+        Ok(self.health())
+    }
+
+    fn status(&self, Nothing {}: Nothing) -> Result<Status, Refusal> {
+        self.fleet.look();
         let figures = self.hub.kernel.figures();
-        Status {
+        Ok(Status {
             health: self.health(),
             socket: self.socket.display().to_string(),
             state_dir: self.state_dir.display().to_string(),
@@ -331,17 +173,49 @@ impl System {
                 dropped: self.hub.dropped.load(std::sync::atomic::Ordering::Relaxed),
             },
             plugins: self.fleet.list(),
-        }
+        })
+    }
+
+    fn discover(&self, ask: Discover) -> Result<Discovery, Refusal> {
+        catalog::discover(&self.fleet, &self.config(), &ask)
+    }
+
+    fn describe(&self, Describe { event }: Describe) -> Result<EventInfo, Refusal> {
+        catalog::describe(&self.fleet, &self.config(), &event)
+    }
+
+    fn shutdown(&self, Shutdown { grace_ms }: Shutdown) -> Result<Nothing, Refusal> {
+        // A stop that is under way already is as good.
+        self.stop("system:shutdown was asked for", grace_ms, false);
+        Ok(Nothing {})
+    }
+
+    async fn restart(self: Arc<Self>, Shutdown { grace_ms }: Shutdown) -> Result<Nothing, Refusal> {
+        self.program.check().await?;
+        // A stop that is under way already is refused to clients anyway.
+        self.stop("system:restart was asked for", grace_ms, true);
+        Ok(Nothing {})
+    }
+
+    fn stop(&self, reason: &str, grace_ms: Option<u64>, again: bool) {
+        let grace = grace_ms.map(Duration::from_millis);
+        let _ = self.stop.try_send(Stop { reason: reason.into(), grace, again });
+    }
+
+    fn show(&self, Nothing {}: Nothing) -> Result<ConfigShown, Refusal> {
+        let config = self.config();
+        Ok(ConfigShown { config: config.as_json(), sources: config.origins() })
     }
 
     /// Answers once no plugin is starting any more.
-    async fn ready(&self, timeout: Option<Duration>) -> Result<Bytes, Refusal> {
-        let deadline = tokio::time::Instant::now() + timeout.unwrap_or(Duration::from_secs(60));
+    async fn ready(self: Arc<Self>, Ready { timeout_ms }: Ready) -> Result<Health, Refusal> {
+        let timeout = timeout_ms.map_or(Duration::from_secs(60), Duration::from_millis);
+        let deadline = tokio::time::Instant::now() + timeout;
         loop {
             let changed = self.fleet.changed();
             let health = self.health();
             if !self.fleet.list().iter().any(is_starting) {
-                return answer(&health);
+                return Ok(health);
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let Health { plugins_ready, plugins_total, reasons, .. } = health;
@@ -357,7 +231,7 @@ impl System {
     /// Stops everything but reading and administration, or lets it go on. A
     /// freeze holds from the first moment, and is written down then; what goes on
     /// again is written down first.
-    async fn freeze(&self, Freeze { on, reason }: Freeze) -> Result<Freezing, Refusal> {
+    async fn freeze(self: Arc<Self>, Freeze { on, reason }: Freeze) -> Result<Freezing, Refusal> {
         let reason = reason.unwrap_or_else(|| "no reason was given".into());
         let order = on.then(|| Order { reason: reason.clone(), since_ms: self.hub.now_ms() });
         if on {
@@ -368,18 +242,18 @@ impl System {
         orders::given(move || orders.freeze(order)).await?;
         if on {
             tracing::warn!("frozen: {reason}");
-            self.hub.tell("system:frozen", &json!({ "reason": reason }));
+            self.hub.tell(own::FROZEN, &Reason { reason });
         } else {
             self.hub.kernel.freeze(None);
             if was {
                 tracing::warn!("frozen no longer");
-                self.hub.tell("system:thawed", &json!({}));
+                self.hub.tell(own::THAWED, &Nothing {});
             }
         }
         Ok(Freezing { frozen: on, in_flight: self.hub.kernel.in_flight() })
     }
 
-    async fn reload(&self) -> Result<Bytes, Refusal> {
+    async fn reload(self: Arc<Self>, Nothing {}: Nothing) -> Result<ConfigChanges, Refusal> {
         let config = (self.reread)().map_err(|errors| {
             Refusal::new(Code::InvalidPayload, format!("the configuration is not taken over:\n{errors}"))
                 .hint("the daemon goes on with what it had")
@@ -393,11 +267,7 @@ impl System {
         // Not after what follows: a plugin that is being launched is waited for there.
         self.hub.end_revoked();
         self.fleet.reconfigure().await;
-        answer(&json!({
-            "changed": changes.changed,
-            "needs_restart": changes.needs_restart,
-            "plugins": changes.plugins,
-        }))
+        Ok(changes)
     }
 }
 
@@ -407,11 +277,6 @@ pub(crate) fn frozen(reason: &str) -> Refusal {
         .retry_after_ms(1000)
         .hint("only reading and administration go on; `ksi thaw` ends it")
         .details(json!({ "frozen": true }))
-}
-
-/// Whether the daemon itself answers requests for an event.
-pub(crate) fn answers(event: &str) -> bool {
-    specs::requests().any(|spec| spec.event == event)
 }
 
 /// Whether a plugin has yet to show whether it runs. One that starts again after it
@@ -430,7 +295,7 @@ pub fn is_starting(plugin: &PluginStatus) -> bool {
 /// among them.
 fn declare(hub: &Hub, config: &Config) -> Vec<EventName> {
     let names: Vec<EventName> =
-        specs::requests().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
+        own::REQUESTS.iter().filter_map(|spec| EventName::parse(spec.event).ok()).collect();
     let declared: Vec<Declared> =
         names.iter().map(|name| hub.identity.declared(config, name.clone(), name.as_str())).collect();
     hub.kernel.declare("daemon", &declared, Refusal::new(Code::ShuttingDown, "the daemon is stopping"));
@@ -445,21 +310,9 @@ fn declare_facts(hub: &Hub, config: &Config) {
     let of_a_plugin = |namespace: &str| config.plugins.values().any(|plugin| plugin.owns(namespace));
     let names = config.events.keys().filter_map(|name| EventName::parse(name).ok());
     let facts: Vec<Declared> = names
-        .filter(|name| !of_a_plugin(name.namespace()) && !answers(name.as_str()))
+        .filter(|name| !of_a_plugin(name.namespace()) && Request::of(name.as_str()).is_none())
         .map(|name| hub.identity.declared(config, name.clone(), name.as_str()))
         .collect();
     // Who asks for one waits until it expires: nobody may ever answer it.
     hub.kernel.declare("config", &facts, Refusal::new(Code::NoOwner, "no plugin answers this event"));
-}
-
-fn answer<T: Serialize>(value: &T) -> Result<Bytes, Refusal> {
-    encode(value).map_err(|error| Refusal::new(Code::Internal, format!("cannot encode the answer: {error}")))
-}
-
-/// The payload of an event that takes nothing.
-fn nothing(data: &[u8]) -> Result<(), Refusal> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
-    decode::<Nothing>(data).map(|Nothing {}| ())
 }

@@ -167,6 +167,19 @@ fn one_library_answers_under_two_namespaces_side_by_side() {
 }
 
 #[test]
+fn the_daemon_describes_what_its_own_events_take_answer_and_say() {
+    let daemon = daemon();
+    let describe =
+        |event: &str| daemon.ask("system:describe", json!({"event": event})).expect("it is described");
+    let load = describe("plugin:load");
+    assert_eq!((&load["kind"], &load["request"]["required"]), (&json!("request"), &json!(["library"])));
+    assert_eq!(load["reply"]["properties"]["generation"]["type"], "integer", "{load}");
+    let died = describe("plugin:died");
+    assert_eq!((&died["kind"], &died["request"]["required"]), (&json!("fact"), &json!(["name", "reason"])));
+    assert_eq!(died["reply"], json!(null), "{died}");
+}
+
+#[test]
 fn what_is_longer_than_any_name_is_refused_without_being_looked_for() {
     let daemon = daemon();
     let long = "a".repeat(1024 * 1024);

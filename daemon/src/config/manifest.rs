@@ -20,7 +20,7 @@ use super::{
         whole,
     },
 };
-use crate::log;
+use crate::{log, own};
 
 const PLACEMENTS: [(&str, Placement); 2] =
     [("in-process", Placement::InProcess), ("child", Placement::Child)];
@@ -184,7 +184,7 @@ fn plugin(name: &str, mut section: Section<'_>, names: &[String]) -> Option<Plug
             text_where(
                 is_namespace,
                 "one segment of an event name that the daemon does not own",
-                "lower-case letters, digits, `_`, `-` and `.`; not system, plugin or config",
+                "lower-case letters, digits, `_`, `-` and `.`; not system, plugin, config or token",
             ),
         ),
         may_call: section.get("may_call", Vec::new(), patterns),
@@ -264,7 +264,7 @@ fn event(name: &str, mut section: Section<'_>) -> Option<EventPolicy> {
         section.report.problem(&section.at, message, "write [events.\"namespace:action\"]");
     }
     let delivery = section.get("delivery", Delivery::Live, choice(&DELIVERIES));
-    if delivery == Delivery::Durable && crate::system::answers(name) {
+    if delivery == Delivery::Durable && own::Request::of(name).is_some() {
         let message =
             format!("`{}` is `durable`, and the daemon answers it at once", section.name("delivery"));
         section.report.problem(&section.place("delivery"), message, "`live` is what it can be");
@@ -395,7 +395,5 @@ fn is_library(text: &str) -> bool {
 }
 
 fn is_namespace(text: &str) -> bool {
-    !crate::system::NAMESPACES.contains(&text)
-        && !text.contains(':')
-        && EventName::parse(&format!("{text}:x")).is_ok()
+    !own::is_own(text) && !text.contains(':') && EventName::parse(&format!("{text}:x")).is_ok()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ksi_protocol::secret::handle;
+use ksi_protocol::{secret::handle, system::ConfigChanges};
 use serde_json::{Map, Value as Json};
 
 use super::{Config, section::dotted};
@@ -16,17 +16,6 @@ const MASK: &str = "***";
 /// too many words, and counts as a word of its own.
 const SECRETS: [&str; 8] =
     ["token", "secret", "key", "password", "passwd", "passphrase", "credential", "authorization"];
-
-/// What differs between two configurations.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Keys whose value differs, `plugins.echo.config.greeting` for example.
-    pub changed: Vec<String>,
-    /// Those among them that take effect only when the daemon is restarted.
-    pub needs_restart: Vec<String>,
-    /// Plugins that must be restarted, started or stopped for the rest.
-    pub plugins: BTreeSet<String>,
-}
 
 impl Config {
     /// The effective configuration in the shape of the files, every value
@@ -71,11 +60,11 @@ impl Config {
     /// plugins by a restart of the plugin; the rest of `[daemon]` by a restart
     /// of the daemon.
     #[must_use]
-    pub fn changes(&self, new: &Self) -> Changes {
+    pub fn changes(&self, new: &Self) -> ConfigChanges {
         let value =
             |config: &Self, path: &[String]| config.effective.get(path).map(|(value, _)| value.clone());
         let paths: BTreeSet<_> = self.effective.keys().chain(new.effective.keys()).collect();
-        let mut changes = Changes::default();
+        let mut changes = ConfigChanges::default();
         for path in paths.into_iter().filter(|path| value(self, path) != value(new, path)) {
             let words: Vec<_> = path.iter().map(String::as_str).collect();
             match words.as_slice() {

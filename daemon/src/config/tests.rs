@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use ksi_protocol::system::ConfigChanges;
+
 use super::*;
 
 /// A user's file and all else that says something.
@@ -522,7 +524,7 @@ fn changes_say_what_takes_effect_when() {
     assert_eq!(changes.changed, changed);
     assert_eq!(changes.needs_restart, ["daemon.log_files"]);
     assert!(changes.plugins.iter().eq(["echo"]));
-    assert_eq!(old.changes(&old), Changes::default());
+    assert_eq!(old.changes(&old), ConfigChanges::default());
 }
 
 #[test]

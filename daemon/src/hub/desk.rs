@@ -21,14 +21,10 @@ use ksi_protocol::{Code, EventName, Refusal, limits::fair_share};
 use tokio::sync::Notify;
 
 use super::{Hub, Instead, SystemRequest, Turn};
-use crate::{identity::Identity, system::NAMESPACES, woken};
+use crate::{identity::Identity, own::NAMESPACES, woken};
 
 /// Requests that may wait.
 const ROOM: usize = 256;
-
-/// The rights of those who administer what is in each of [`NAMESPACES`]. To see to
-/// tokens no right but that of their users is declared.
-const RIGHTS: [&str; NAMESPACES.len()] = ["system.admin", "plugin.admin", "config.admin", "system.admin"];
 
 /// The line, of whatever waits in it.
 #[derive(Debug)]
@@ -36,7 +32,7 @@ pub(super) struct Desk<T> {
     lines: Mutex<Lines<T>>,
     /// Told when something has come.
     come: Notify,
-    /// The bits of [`RIGHTS`].
+    /// The bits of those who administer what is in each of [`NAMESPACES`].
     rights: [u16; NAMESPACES.len()],
 }
 
@@ -54,7 +50,7 @@ impl<T> Desk<T> {
         Self {
             lines: Mutex::new(Lines { waiting: 0, of: HashMap::new(), turns: VecDeque::new() }),
             come: Notify::new(),
-            rights: RIGHTS.map(|right| identity.permission(right).bit),
+            rights: NAMESPACES.map(|(_, right)| identity.permission(right).bit),
         }
     }
 
@@ -116,7 +112,7 @@ impl Hub {
     /// answers it.
     #[must_use]
     pub fn administers(&self, principal: &Principal, event: &EventName, now_ms: u64) -> bool {
-        let of = NAMESPACES.iter().position(|namespace| *namespace == event.namespace());
+        let of = NAMESPACES.iter().position(|(namespace, _)| *namespace == event.namespace());
         of.is_some_and(|at| principal.holds(self.desk.rights[at], now_ms))
     }
 }

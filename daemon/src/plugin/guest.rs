@@ -16,15 +16,15 @@ use ksi_protocol::{
     frame::{self, Event, Id, Intercept, Request},
     sandbox::Report,
     space,
+    system::{PluginNamed, PluginTrouble},
 };
-use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::Level;
 
 use crate::{
     complaints::Complaints,
     hub::{Port, Turn},
-    redaction,
+    own, redaction,
     wire::ask,
     woken,
 };
@@ -229,12 +229,12 @@ impl Guest {
                 let Some(untold) = self.troubles.count(turn.hub().now_ms()) else { return };
                 self.told.store(true, Ordering::Relaxed);
                 tracing::warn!(plugin = self.name, untold, "plugin is degraded: {reason}");
-                turn.say("plugin:degraded", &json!({"name": self.name, "reason": reason}));
+                turn.say(own::PLUGIN_DEGRADED, &PluginTrouble { name: self.name.clone(), reason });
             }
             (None, true) => {
                 self.told.store(false, Ordering::Relaxed);
                 tracing::info!(plugin = self.name, "plugin is well again");
-                turn.say("plugin:recovered", &json!({ "name": self.name }));
+                turn.say(own::PLUGIN_RECOVERED, &PluginNamed { name: self.name.clone() });
             }
             _ => {}
         }

@@ -21,7 +21,7 @@ use ksi_kernel::Declared;
 use ksi_protocol::{
     Code, Descriptor, EventName, Frame, Refusal,
     sandbox::Report,
-    system::{Death, Placement, PluginState, PluginStatus},
+    system::{Death, Placement, PluginNamed, PluginState, PluginStatus, PluginTrouble},
 };
 use serde_json::json;
 use tokio::{
@@ -44,7 +44,7 @@ use crate::{
     hub::{Hub, Port},
     jitter,
     orders::Orders,
-    redaction,
+    own, redaction,
     secrets::Secrets,
     trust::Trust,
 };
@@ -482,8 +482,8 @@ impl Keeper {
                 Action::Hold => {
                     let reason = self.reason.clone().unwrap_or_default();
                     tracing::error!(plugin = self.spec.plugin.name, "held after repeated failures: {reason}");
-                    let fact = json!({"name": self.spec.plugin.name, "reason": reason});
-                    self.means.hub.tell("plugin:held", &fact);
+                    let name = self.spec.plugin.name.clone();
+                    self.means.hub.tell(own::PLUGIN_HELD, &PluginTrouble { name, reason });
                 }
             }
             self.announce(before, after);
@@ -498,20 +498,20 @@ impl Keeper {
 
     fn announce(&mut self, before: PluginState, after: PluginState) {
         if before != after {
-            let name = &self.spec.plugin.name;
+            let name = self.spec.plugin.name.clone();
             tracing::info!(plugin = name, state = after.as_str(), "plugin is {}", after.as_str());
             if after == PluginState::Stopped {
-                self.means.hub.tell("plugin:stopped", &json!({ "name": name }));
+                self.means.hub.tell(own::PLUGIN_STOPPED, &PluginNamed { name: name.clone() });
             }
             if after == PluginState::Quarantined {
-                let reason = self.quarantine.as_deref().unwrap_or_default();
-                self.means.hub.tell("plugin:quarantined", &json!({"name": name, "reason": reason}));
+                let (name, reason) = (name.clone(), self.quarantine.clone().unwrap_or_default());
+                self.means.hub.tell(own::PLUGIN_QUARANTINED, &PluginTrouble { name, reason });
             }
             if before == PluginState::Quarantined {
-                self.means.hub.tell("plugin:released", &json!({ "name": name }));
+                self.means.hub.tell(own::PLUGIN_RELEASED, &PluginNamed { name });
             }
             if after == PluginState::Ready {
-                self.means.hub.tell("plugin:ready", &self.birth());
+                self.means.hub.tell(own::PLUGIN_READY, &self.birth());
             }
             // Whoever waited for it finds it told.
             self.means.changed.notify_waiters();
@@ -573,7 +573,7 @@ impl Keeper {
         });
         // Whoever sees the new state, or hears of the death, finds why.
         self.publish();
-        self.means.hub.tell("plugin:died", &json!({"name": name, "reason": reason}));
+        self.means.hub.tell(own::PLUGIN_DIED, &PluginTrouble { name, reason });
     }
 
     /// Writes the board; what it now says.

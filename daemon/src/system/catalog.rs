@@ -10,8 +10,7 @@ use ksi_protocol::{
     system::{Discover, Discovery, EventInfo, EventKind, PluginState},
 };
 
-use super::specs;
-use crate::{config::Config, plugin::fleet::Fleet};
+use crate::{config::Config, own, plugin::fleet::Fleet};
 
 /// Most names that a hint offers.
 const NEAREST_MAX: usize = 3;
@@ -27,14 +26,14 @@ struct Declared {
 
 /// Where an event is specified.
 enum By {
-    Daemon(&'static specs::Spec),
+    Daemon(&'static own::Spec),
     Request(Arc<Descriptor>, usize),
     Fact(Arc<Descriptor>, usize),
 }
 
 /// Everything, by name.
 fn all(fleet: &Fleet) -> Vec<Declared> {
-    let own = specs::ALL.iter().map(|spec| Declared {
+    let own = own::REQUESTS.iter().chain(own::FACTS).map(|spec| Declared {
         event: spec.event.into(),
         owner: "daemon".into(),
         available: true,
@@ -74,7 +73,10 @@ impl Declared {
     fn info(self, config: &Config, detail: bool) -> EventInfo {
         let policy = config.policy(&self.event, &self.event);
         let (kind, about) = match &self.by {
-            By::Daemon(spec) => (if spec.fact { EventKind::Fact } else { EventKind::Request }, spec.about),
+            By::Daemon(spec) => {
+                let kind = if spec.reply.is_some() { EventKind::Request } else { EventKind::Fact };
+                (kind, spec.about)
+            }
             By::Request(of, at) => {
                 let spec = &of.requests[*at];
                 let kind = if spec.chunk.is_some() { EventKind::Stream } else { EventKind::Request };
@@ -84,7 +86,7 @@ impl Declared {
         };
         let (request, reply, chunk) = match &self.by {
             _ if !detail => (None, None, None),
-            By::Daemon(spec) => (Some(specs::schema(spec)), None, None),
+            By::Daemon(spec) => (Some((spec.payload)()), spec.reply.map(|reply| reply()), None),
             By::Request(of, at) => {
                 let spec = &of.requests[*at];
                 (Some(spec.request.clone()), Some(spec.reply.clone()), spec.chunk.clone())

@@ -11,7 +11,7 @@ use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Refusal,
     frame::{Class, Setup},
     json,
-    system::{Death, Placement, PluginState},
+    system::{Death, Placement, PluginBorn, PluginState, PluginStatus},
 };
 use ksi_trust::Digest;
 use nix::unistd::Pid;
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     config,
     hub::{Handle, Port},
+    own,
     plugin::{
         actor::{Actor, ActorHost},
         grants,
@@ -79,14 +80,13 @@ impl Keeper {
     }
 
     /// What is told of a generation that runs, or that is ready.
-    pub(super) fn birth(&self) -> serde_json::Value {
-        let status = self.publish();
-        json!({"name": status.name, "generation": status.generation, "placement": status.placement,
-            "sandbox": status.sandbox, "sandbox_lacks": status.sandbox_lacks, "pid": status.pid})
+    pub(super) fn birth(&self) -> PluginBorn {
+        let PluginStatus { name, generation, placement, sandbox, sandbox_lacks, pid, .. } = self.publish();
+        PluginBorn { name, generation, placement, sandbox, sandbox_lacks, pid }
     }
 
     pub(super) fn tell_started(&self) {
-        self.means.hub.tell("plugin:started", &self.birth());
+        self.means.hub.tell(own::PLUGIN_STARTED, &self.birth());
     }
 
     /// How the kernel and everybody else knows the plugin.
