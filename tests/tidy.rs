@@ -74,6 +74,33 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("ksi-tests", &["ksi-client", "ksi-protocol"]),
 ];
 
+/// The modules of the daemon from the bottom: each names only those above it in
+/// this list. The hub names its clients and its plugins, since they are what a
+/// `Handle` is, and they name it; they are one entry.
+const DAEMON: [&[&str]; 21] = [
+    &["complaints"],
+    &["jitter"],
+    &["lanes"],
+    &["memory"],
+    &["notify"],
+    &["orders"],
+    &["own"],
+    &["redaction"],
+    &["takeover"],
+    &["woken"],
+    &["instance"],
+    &["log"],
+    &["wire"],
+    &["config"],
+    &["identity"],
+    &["secrets"],
+    &["trust"],
+    &["hub", "plugin", "session"],
+    &["trail"],
+    &["system"],
+    &["server"],
+];
+
 /// What the pure crates must not reach, through whatever others and their
 /// features.
 const PURE: [(&str, &[&str]); 5] = [
@@ -310,6 +337,61 @@ fn dependencies_inside_the_workspace_point_only_where_they_may() {
             if !allowed.contains(&dependency.name.as_str()) {
                 complaints.push(format!("{name} depends on {}", dependency.name));
             }
+        }
+    }
+    no_complaints(&complaints);
+}
+
+/// The modules that a text names in its own crate: `crate::one`, and each of
+/// `crate::{one, two::{…}}`.
+fn named_modules(text: &str) -> BTreeSet<String> {
+    let lines = code(text).filter(|line| !line.trim_start().starts_with("//"));
+    let flat: String = lines.flat_map(str::split_whitespace).collect();
+    let first = |path: &str| path.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned);
+    let mut named = BTreeSet::new();
+    for rest in flat.split("crate::").skip(1) {
+        let Some(group) = rest.strip_prefix('{') else {
+            named.extend(first(rest));
+            continue;
+        };
+        let mut depth = 1;
+        let paths = group.split_inclusive(['{', '}', ',']).map_while(|path| {
+            let (outer, end) = (depth, path.chars().next_back());
+            depth += i32::from(end == Some('{')) - i32::from(end == Some('}'));
+            (outer > 0).then_some((outer, path))
+        });
+        named.extend(paths.filter(|(outer, _)| *outer == 1).filter_map(|(_, path)| first(path)));
+    }
+    named.remove("");
+    named
+}
+
+#[test]
+fn modules_are_found_alone_and_in_braces() {
+    let text =
+        "use crate::{\n    config::{self, Config},\n    own,\n};\n// crate::hub\nfn a(x: crate::log::X) {}\n";
+    assert!(named_modules(text).iter().eq(["config", "log", "own"]), "{:?}", named_modules(text));
+}
+
+#[test]
+fn the_modules_of_the_daemon_name_only_those_below_them() {
+    let sources = sources();
+    let tests = test_modules(&sources);
+    let is_ours = |name: &str| !is_test(name) && !tests.contains(name);
+    let mut complaints = Vec::new();
+    for (name, text) in sources.iter().filter(|(name, _)| is_ours(name)) {
+        let Some(place) = name.strip_prefix("daemon/src/") else { continue };
+        let module = place.split(['/', '.']).next().unwrap_or_default();
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let Some(at) = DAEMON.iter().position(|entry| entry.contains(&module)) else {
+            complaints.push(format!("{name}: `{module}` has no place in the list of modules"));
+            continue;
+        };
+        let below = || DAEMON[..=at].iter().flat_map(|entry| entry.iter());
+        for other in named_modules(text).iter().filter(|other| !below().any(|module| module == other)) {
+            complaints.push(format!("{name} names `{other}`, which is not below `{module}`"));
         }
     }
     no_complaints(&complaints);
