@@ -14,6 +14,7 @@ use crate::{
     CallOptions, Error, FollowOptions, Follower, Options, Outcome, Stream, Subscription,
     connection::{self, Core, Handle},
     lock,
+    options::millis,
     pending::{Answered, Open, Request, Subscribed},
     stream::Queue,
     subscription::{announce, ring::Ring},
@@ -445,10 +446,6 @@ pub(crate) fn encode<T: Serialize + ?Sized>(event: &str, payload: &T) -> Result<
 pub(crate) fn decode<R: DeserializeOwned>(event: &str, answer: &[u8]) -> Result<R, Error> {
     ksi_protocol::decode(answer)
         .map_err(|refusal| Error::Decode { event: event.to_owned(), reason: refusal.message })
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn request_frame(

@@ -240,3 +240,8 @@ impl CallOptions {
         Self { timeout: Some(timeout), ..Self::default() }
     }
 }
+
+/// Whole milliseconds, as times go on the wire.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -16,6 +16,7 @@ use crate::{
     CallOptions, Client, Error,
     client::decode,
     connection::{BACKOFF, BACKOFF_MAX, jittered},
+    options::millis,
 };
 
 /// Longest time for which one question waits in the daemon.
@@ -123,7 +124,7 @@ pub(crate) async fn wait(
 
 /// Asks once where the work stands when it ends, or after `round`.
 async fn ask(client: &Client, request_id: &str, round: Duration) -> Result<WorkInfo, Error> {
-    let timeout_ms = u64::try_from(round.as_millis()).unwrap_or(u64::MAX);
+    let timeout_ms = millis(round);
     let payload = WaitWork { request_id: request_id.to_owned(), timeout_ms: Some(timeout_ms) };
     client.request_with("work:wait", &payload, CallOptions::timeout(round + MARGIN)).await
 }

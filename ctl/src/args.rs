@@ -4,6 +4,7 @@
 //! options work before and after the verb.
 
 mod nouns;
+mod time;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,6 +17,8 @@ use crate::{
     exit::Exit,
     output::{ColorWhen, Format},
 };
+
+pub(crate) use time::{duration, lasting};
 
 pub(crate) use nouns::{
     Audit, AuditQuery, Checkpoint, Completion, Config, CreateToken, Key, KeyKind, Model, ModelName, Named,
@@ -82,22 +85,6 @@ pub(crate) struct Global {
         value_name = "auto|always|never"
     )]
     pub(crate) color: ColorWhen,
-}
-
-/// Reads `30s`, `1m 30s`, or a bare number of seconds.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
-    }
-    humantime::parse_duration(text).map_err(|error| format!("{error}; for example 500ms, 30s, 5m"))
-}
-
-/// Reads a duration after which something ends: it must not be over at once.
-pub(crate) fn lasting(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        time if time < Duration::from_millis(1) => Err("it would be over at once".to_owned()),
-        time => Ok(time),
-    }
 }
 
 /// What to do.
