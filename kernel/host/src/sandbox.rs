@@ -105,7 +105,7 @@ pub fn enter(daemon: Pid, setup: &Setup) -> Result<Report, String> {
         Ok(note)
     });
     let seccomp = wanted(sandbox, Layer::Seccomp, || {
-        seccomp::enter(sandbox, own_network)?;
+        seccomp::enter(sandbox, seccomp::Own { network: own_network, root: namespaces.is_ok() })?;
         seccomp::holds()
     });
     let layers = [Ok(String::new()), limits, seccomp, landlock, namespaces, cgroup];

@@ -59,7 +59,10 @@ fn probe(sandbox: Sandbox) -> (Report, Vec<Finding>) {
         network: network.display().to_string(),
     };
     let own = dir.path().join("own");
-    std::fs::create_dir(&own).expect("a directory");
+    for new in [&own, &dir.path().join("outside")] {
+        std::fs::create_dir(new).expect("a directory");
+    }
+    std::fs::write(dir.path().join("outside/canary"), "alive").expect("a file");
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut host = Command::new(env!("CARGO_BIN_EXE_ksi-plugin-host"))
         .arg(std::process::id().to_string())
@@ -141,6 +144,21 @@ fn a_pair_of_sockets_finds_nobody_else() {
     }
     let finding = finding(&findings, Act::DatagramPair);
     assert!(finding.denied, "{finding:?}");
+}
+
+#[test]
+fn what_is_known_of_a_file_that_is_not_granted_cannot_be_changed_at_any_level() {
+    let without = |layers: &[Layer]| Sandbox { disable: layers.into(), ..Sandbox::default() };
+    for disable in [&[Layer::Namespaces, Layer::Cgroup][..], &[Layer::Seccomp], &[]] {
+        let (report, findings) = probe(without(disable));
+        if standing(&report, Layer::Seccomp).on || standing(&report, Layer::Namespaces).on {
+            let finding = finding(&findings, Act::ModeOutside);
+            assert!(finding.denied, "without {disable:?}: {finding:?}");
+        }
+    }
+    let all = [Layer::Seccomp, Layer::Landlock, Layer::Namespaces, Layer::Cgroup];
+    let (_, findings) = probe(without(&all));
+    assert!(!finding(&findings, Act::ModeOutside).denied, "nothing is there to deny it");
 }
 
 #[test]

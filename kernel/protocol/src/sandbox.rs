@@ -232,6 +232,8 @@ pub enum Act {
     ReadOutside,
     /// Write a file that is not granted.
     WriteOutside,
+    /// Change the mode of a file that is not granted.
+    ModeOutside,
     /// Start a program.
     Exec,
     /// Connect to a TCP port of this machine.
@@ -267,9 +269,10 @@ pub enum Act {
 
 impl Act {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ReadOutside,
         Self::WriteOutside,
+        Self::ModeOutside,
         Self::Exec,
         Self::Connect,
         Self::ConnectBySending,
@@ -293,6 +296,7 @@ impl Act {
         match self {
             Self::ReadOutside => "read a file that is not granted",
             Self::WriteOutside => "write a file that is not granted",
+            Self::ModeOutside => "change the mode of a file that is not granted",
             Self::Exec => "start a program",
             Self::Connect => "connect to a TCP port of this machine",
             Self::ConnectBySending => "connect to a TCP port with the first bytes (TCP Fast Open)",

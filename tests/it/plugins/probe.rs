@@ -26,6 +26,8 @@ fn deniers(act: Act) -> &'static [Layer] {
     use Layer::{Landlock, Limits, Namespaces, Seccomp};
     match act {
         Act::ReadOutside | Act::WriteOutside => &[Landlock, Namespaces],
+        // Landlock has no rule for it.
+        Act::ModeOutside => &[Seccomp, Namespaces],
         Act::Exec | Act::Connect | Act::Bind | Act::Ptrace => &[Seccomp, Landlock, Namespaces],
         // Rules on ports are not asked there, and those on paths only since Linux 7.1.
         Act::ConnectBySending | Act::ListenUnbound | Act::DatagramPair => &[Seccomp, Namespaces],
@@ -38,8 +40,16 @@ fn deniers(act: Act) -> &'static [Layer] {
 }
 
 /// What a child can do that is held by limits alone, on every machine.
-const FREE: [Act; 7] =
-    [Act::ReadOutside, Act::WriteOutside, Act::Exec, Act::Connect, Act::Bind, Act::Signal, Act::SignalByFile];
+const FREE: [Act; 8] = [
+    Act::ReadOutside,
+    Act::WriteOutside,
+    Act::ModeOutside,
+    Act::Exec,
+    Act::Connect,
+    Act::Bind,
+    Act::Signal,
+    Act::SignalByFile,
+];
 
 /// A daemon with one plugin for each of them, none of which runs.
 fn daemon() -> Daemon {

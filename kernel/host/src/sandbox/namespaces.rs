@@ -121,10 +121,17 @@ fn clone(granted: &Granted) -> Result<OwnedFd, Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, &granted.real, flags).map_err(of_rustix)?;
-    if !granted.write {
+    // What a device takes and gives is no matter of its mount; its mode, owner
+    // and times, which are those of the whole machine, are.
+    if !granted.write || is_special(&granted.real) {
         restrict(&tree, true)?;
     }
     Ok(tree)
+}
+
+/// Whether it is a device, a pipe or a socket.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 /// Makes a mount read-only, with all below it where that is wanted.

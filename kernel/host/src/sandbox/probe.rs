@@ -1,8 +1,8 @@
 //! Tries from inside of the sandbox what a plugin has no business doing, and
 //! tells what was denied.
 //!
-//! Every act does no harm where it is let through: it reads a canary, writes a
-//! file beside it, asks the daemon how it is, traces it without stopping it,
+//! Every act does no harm where it is let through: it reads a canary, gives it
+//! the mode that it has, writes a file beside it, asks the daemon how it is, traces it without stopping it,
 //! and signals it with nothing.
 #![expect(unsafe_code, reason = "some of these acts are system calls that no wrapper would make")]
 
@@ -68,6 +68,7 @@ fn attempt(act: Act, sandbox: &Sandbox, targets: &Targets) -> Outcome {
     match act {
         Act::ReadOutside => fs::read(outside.join("canary")).map(|_| "read".into()).map_err(say),
         Act::WriteOutside => fs::write(outside.join("written"), "x").map(|()| "written".into()).map_err(say),
+        Act::ModeOutside => mode(&outside.join("canary")),
         Act::Exec => exec(),
         Act::Connect => connect(targets.port),
         Act::ConnectBySending => connect_by_sending(targets.port),
@@ -94,6 +95,12 @@ fn say(error: Error) -> String {
 
 fn name(errno: Errno) -> String {
     format!("{errno:?}")
+}
+
+/// Gives a file the mode that it has.
+fn mode(path: &Path) -> Outcome {
+    let same = fs::metadata(path).map_err(say)?.permissions();
+    fs::set_permissions(path, same).map(|()| "changed".into()).map_err(say)
 }
 
 /// Starts a program, and where no process can be made, tries to become one.

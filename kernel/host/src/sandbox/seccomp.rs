@@ -2,8 +2,9 @@
 //! that it has only with a grant.
 //!
 //! A list of what is denied, since a plugin may be any program. Denied calls
-//! fail with `EPERM`; `clone3` with `ENOSYS`, because its arguments lie in
-//! memory where no filter can look, and the C library then uses `clone`.
+//! fail with `EPERM`; `clone3` and `openat2` with `ENOSYS`, because their
+//! arguments lie in memory where no filter can look, and whoever calls them then
+//! uses `clone` and `openat`.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +39,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_chroot,
     libc::SYS_move_mount,
     libc::SYS_open_tree,
+    OPEN_TREE_ATTR,
     libc::SYS_fsopen,
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
@@ -81,6 +83,70 @@ const DENIED_HERE: &[libc::c_long] =
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_HERE: &[libc::c_long] = &[libc::SYS_kexec_file_load];
 
+/// The same number on every machine; from `asm-generic/unistd.h`.
+const OPEN_TREE_ATTR: libc::c_long = 467;
+const SETXATTRAT: libc::c_long = 463;
+const REMOVEXATTRAT: libc::c_long = 466;
+const FILE_SETATTR: libc::c_long = 469;
+
+/// What changes the mode, owner, attributes or times of a file. Landlock has no
+/// rule for these, and a descriptor that was opened to read is enough for them.
+const ATTRIBUTES: &[libc::c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    SETXATTRAT,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    REMOVEXATTRAT,
+    FILE_SETATTR,
+];
+
+/// The same, where there is more than on every machine.
+#[cfg(target_arch = "x86_64")]
+const ATTRIBUTES_HERE: &[libc::c_long] = &[
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const ATTRIBUTES_HERE: &[libc::c_long] = &[];
+
+/// The same as `ioctl`s: flags, generation, project and seal (verity) of a file;
+/// from `linux/fs.h` and `linux/fsverity.h`.
+const ATTRIBUTES_BY_IOCTL: [u64; 4] = [0x4008_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685];
+
+/// Calls that give a file its mode, by the number of that argument.
+const MODES: &[(u8, libc::c_long)] =
+    &[(1, libc::SYS_fchmod), (2, libc::SYS_fchmodat), (2, libc::SYS_fchmodat2), (2, libc::SYS_mknodat)];
+
+/// The same, where there is more than on every machine.
+#[cfg(target_arch = "x86_64")]
+const MODES_HERE: &[(u8, libc::c_long)] = &[(1, libc::SYS_chmod), (1, libc::SYS_mknod), (1, libc::SYS_creat)];
+#[cfg(not(target_arch = "x86_64"))]
+const MODES_HERE: &[(u8, libc::c_long)] = &[];
+
+/// Calls that look at their mode only where they make a file, by the number of
+/// their flags, which it follows.
+#[cfg(target_arch = "x86_64")]
+const OPENS: &[(u8, libc::c_long)] = &[(1, libc::SYS_open), (2, libc::SYS_openat)];
+#[cfg(not(target_arch = "x86_64"))]
+const OPENS: &[(u8, libc::c_long)] = &[(2, libc::SYS_openat)];
+
+/// The bit of `O_TMPFILE` that is not `O_DIRECTORY`; from
+/// `asm-generic/fcntl.h`.
+const O_TMPFILE: u64 = 0o20_000_000;
+
 /// What starts processes, besides `clone`.
 #[cfg(target_arch = "x86_64")]
 const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
@@ -111,11 +177,21 @@ const KIND: u64 = 0xf;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 type Built<T> = Result<T, seccompiler::BackendError>;
 
-/// Puts the filter into force. `own_network`: it has one that nobody else is
-/// on.
-pub(super) fn enter(sandbox: &Sandbox, own_network: bool) -> Result<(), String> {
-    let denied = rules(sandbox, own_network).and_then(|rules| program(rules, libc::EPERM));
-    let absent = program(Rules::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS);
+/// What other layers have made the process's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Own {
+    /// A network that nobody else is on.
+    pub(super) network: bool,
+    /// A root in which there is nothing but what is granted, and read-only where
+    /// that is how it is granted.
+    pub(super) root: bool,
+}
+
+/// Puts the filter into force.
+pub(super) fn enter(sandbox: &Sandbox, own: Own) -> Result<(), String> {
+    let denied = rules(sandbox, own).and_then(|rules| program(rules, libc::EPERM));
+    let hidden = [libc::SYS_clone3, libc::SYS_openat2].map(|call| (call, Vec::new()));
+    let absent = program(Rules::from(hidden), libc::ENOSYS);
     for program in [absent, denied] {
         let program = program.map_err(|error| error.to_string())?;
         apply_filter(&program).map_err(|error| error.to_string())?;
@@ -150,13 +226,14 @@ fn other_numbers() -> BpfProgram {
     ]
 }
 
-fn rules(sandbox: &Sandbox, own_network: bool) -> Built<Rules> {
+fn rules(sandbox: &Sandbox, own: Own) -> Built<Rules> {
     let mut rules = Rules::new();
     for call in DENIED.iter().chain(DENIED_HERE) {
         rules.insert(*call, Vec::new());
     }
     process_rules(&mut rules, sandbox.exec)?;
-    socket_rules(&mut rules, sandbox, own_network)?;
+    socket_rules(&mut rules, sandbox, own.network)?;
+    file_rules(&mut rules, own.root)?;
     // What the host has set for good.
     for option in [libc::PR_SET_PDEATHSIG, libc::PR_SET_DUMPABLE, libc::PR_SET_CHILD_SUBREAPER] {
         deny_if(&mut rules, libc::SYS_prctl, &[(0, Is::Eq, number(option))])?;
@@ -285,6 +362,33 @@ fn socket_rules(rules: &mut Rules, sandbox: &Sandbox, own_network: bool) -> Buil
     Ok(())
 }
 
+/// No file that runs as its owner for everybody who may start it, wherever it
+/// lies; and without a root of one's own no change of what is known of a file, as
+/// nothing else tells those that are granted from others.
+fn file_rules(rules: &mut Rules, own_root: bool) -> Built<()> {
+    for bit in [libc::S_ISUID, libc::S_ISGID].map(u64::from) {
+        for (mode, call) in MODES.iter().chain(MODES_HERE) {
+            deny_if(rules, *call, &[(*mode, Is::MaskedEq(bit), bit)])?;
+        }
+        for (flags, call) in OPENS {
+            for making in [number(libc::O_CREAT), O_TMPFILE] {
+                let making = (*flags, Is::MaskedEq(making), making);
+                deny_if(rules, *call, &[making, (*flags + 1, Is::MaskedEq(bit), bit)])?;
+            }
+        }
+    }
+    if own_root {
+        return Ok(());
+    }
+    for call in ATTRIBUTES.iter().chain(ATTRIBUTES_HERE) {
+        rules.insert(*call, Vec::new());
+    }
+    for request in ATTRIBUTES_BY_IOCTL {
+        deny_if(rules, libc::SYS_ioctl, &[(1, Is::Eq, request)])?;
+    }
+    Ok(())
+}
+
 /// Denies a call that would make Unix sockets of other kinds.
 fn unix_only(rules: &mut Rules, call: libc::c_long, kinds: &[libc::c_int]) -> Built<()> {
     for other in (0..=KIND).filter(|kind| kinds.iter().all(|allowed| number(*allowed) != *kind)) {
@@ -327,12 +431,12 @@ mod tests {
     /// all the same: there is no such descriptor, and nothing at such an address.
     fn denied<const N: usize>(
         sandbox: Sandbox,
-        own_network: bool,
+        own: Own,
         calls: [(libc::c_long, [i32; 4]); N],
     ) -> Option<[bool; N]> {
         // A filter is in force for the thread that has entered it.
         let tried = std::thread::spawn(move || {
-            enter(&sandbox, own_network).ok()?;
+            enter(&sandbox, own).ok()?;
             Some(calls.map(|(call, arguments)| is_denied(call, arguments)))
         });
         tried.join().unwrap()
@@ -350,6 +454,10 @@ mod tests {
         Sandbox { network, listen: listen.into(), unix, ..Sandbox::default() }
     }
 
+    fn with_network(network: bool) -> Own {
+        Own { network, ..Own::default() }
+    }
+
     #[test]
     fn nobody_connects_by_sending_whatever_is_granted() {
         let calls = |flags| {
@@ -360,11 +468,9 @@ mod tests {
             ]
         };
         for network in [Network::None, Network::Loopback, Network::Ports(vec![443, 53])] {
-            for own_network in [false, true] {
-                let with = |flags| denied(granted(network.clone(), &[80], true), own_network, calls(flags));
-                let Some(at_once) = with(libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) else {
-                    return skipped(WITHOUT);
-                };
+            for own in [false, true].map(with_network) {
+                let with = |flags| denied(granted(network.clone(), &[80], true), own, calls(flags));
+                let Some(at_once) = with(libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) else { return skipped(WITHOUT) };
                 assert_eq!(at_once, [true; 3], "{network:?}");
                 assert_eq!(with(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL), Some([false; 3]), "{network:?}");
             }
@@ -386,7 +492,7 @@ mod tests {
             (granted(Network::Ports(vec![443]), &[80], false), [false, false, true, true]),
             (granted(Network::None, &[], true), [false; 4]),
         ] {
-            let Some(pairs) = denied(sandbox.clone(), false, calls) else { return skipped(WITHOUT) };
+            let Some(pairs) = denied(sandbox.clone(), Own::default(), calls) else { return skipped(WITHOUT) };
             assert_eq!(pairs, expected, "{sandbox:?}");
         }
     }
@@ -404,9 +510,69 @@ mod tests {
             (granted(ports(), &[], true), false, true),
             (granted(ports(), &[8080], false), false, false),
         ] {
-            let listen = denied(sandbox.clone(), own_network, [(libc::SYS_listen, [-1, 1, 0, 0])]);
+            let own = with_network(own_network);
+            let listen = denied(sandbox.clone(), own, [(libc::SYS_listen, [-1, 1, 0, 0])]);
             let Some(listen) = listen else { return skipped(WITHOUT) };
             assert_eq!(listen, [expected], "{sandbox:?}, its own network: {own_network}");
         }
+    }
+
+    #[test]
+    fn what_is_known_of_a_file_is_changed_in_a_root_of_ones_own_only() {
+        let calls = [
+            (libc::SYS_fchmod, [-1, 0o600, 0, 0]),
+            (libc::SYS_fchmodat, [-1, 0, 0o600, 0]),
+            (libc::SYS_fchmodat2, [-1, 0, 0o600, 0]),
+            (libc::SYS_fchown, [-1, -1, -1, 0]),
+            (libc::SYS_fchownat, [-1, 0, -1, -1]),
+            (libc::SYS_utimensat, [-1, 0, 0, 0]),
+            (libc::SYS_fsetxattr, [-1, 0, 0, 0]),
+            (libc::SYS_setxattr, [0, 0, 0, 0]),
+            (libc::SYS_fremovexattr, [-1, 0, 0, 0]),
+            (libc::SYS_ioctl, [-1, 0x4008_6602, 0, 0]),
+        ];
+        for root in [false, true] {
+            let own = Own { root, ..Own::default() };
+            let Some(found) = denied(Sandbox::default(), own, calls) else { return };
+            assert_eq!(found, [!root; 10], "a root of its own: {root}");
+        }
+    }
+
+    #[test]
+    fn no_file_is_made_that_runs_as_its_owner() {
+        let calls = |mode| {
+            [
+                (libc::SYS_fchmod, [-1, mode, 0, 0]),
+                (libc::SYS_fchmodat, [-1, 0, mode, 0]),
+                (libc::SYS_fchmodat2, [-1, 0, mode, 0]),
+                (libc::SYS_mknodat, [-1, 0, mode, 0]),
+                (libc::SYS_openat, [-1, 0, libc::O_CREAT | libc::O_WRONLY, mode]),
+                (libc::SYS_openat, [-1, 0, libc::O_TMPFILE | libc::O_WRONLY, mode]),
+            ]
+        };
+        let own = Own { root: true, ..Own::default() };
+        for (mode, expected) in [(0o4755, true), (0o2755, true), (0o6000, true), (0o1777, false)] {
+            let Some(found) = denied(Sandbox::default(), own, calls(mode)) else { return };
+            assert_eq!(found, [expected; 6], "{mode:o}");
+        }
+        // Nobody looks at a mode where nothing is made.
+        let opening = [(libc::SYS_openat, [-1, 0, libc::O_RDONLY, 0o4755])];
+        assert_eq!(denied(Sandbox::default(), own, opening), Some([false]));
+    }
+
+    #[test]
+    fn whoever_opens_by_what_lies_in_memory_is_told_that_there_is_no_such_call() {
+        let tried = std::thread::spawn(|| {
+            enter(&Sandbox::default(), Own { root: true, ..Own::default() }).ok()?;
+            Some(rustix::fs::openat2(
+                rustix::fs::CWD,
+                "/dev/null",
+                rustix::fs::OFlags::RDONLY,
+                rustix::fs::Mode::empty(),
+                rustix::fs::ResolveFlags::empty(),
+            ))
+        });
+        let Some(opened) = tried.join().unwrap() else { return };
+        assert_eq!(opened.err(), Some(rustix::io::Errno::NOSYS));
     }
 }
