@@ -38,6 +38,7 @@ use crate::{
         actor::{Watchdog, apart},
         cgroup::Cgroups,
         fleet::{Fleet, Places},
+        grants::Writable,
         keeper::{Means, Policies},
         offspring::Offspring,
         spawner::Spawner,
@@ -52,6 +53,9 @@ use crate::{
 
 /// File of tokens, in the state directory.
 const TOKENS: &str = "tokens.json";
+
+/// Parent of the plugins' own directories, in the state directory.
+const PLUGINS: &str = "plugins";
 
 /// The program that runs one plugin, beside this one.
 const HOST: &str = "ksi-plugin-host";
@@ -162,6 +166,7 @@ fn means(hub: &Arc<Hub>, spawner: Spawner, paths: &Paths, current: &Current) -> 
         hub: hub.clone(),
         spawner,
         cgroups: Cgroups::prepare(),
+        writable: Writable::new(current.clone(), paths.state_dir.join(PLUGINS)),
         orders: orders(paths, hub)?,
         watchdog: Watchdog::start().context("cannot start a thread")?,
         changed: Arc::new(Notify::new()),
@@ -367,7 +372,7 @@ fn places(paths: &Paths) -> anyhow::Result<Places> {
     libraries.extend([ours.clone(), ours.join("../lib/ksi/plugins")]);
     Ok(Places {
         libraries,
-        state: paths.state_dir.join("plugins"),
+        state: paths.state_dir.join(PLUGINS),
         models: paths.models_dir(),
         runtime: paths.runtime_dir.clone(),
         socket: paths.socket.clone(),

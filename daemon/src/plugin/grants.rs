@@ -1,7 +1,11 @@
 //! What a plugin is granted. That of a child is made of its configuration and of
 //! what the daemon knows of this machine, anew for each start.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ksi_identity::Rights;
 use ksi_protocol::{
@@ -13,11 +17,39 @@ use super::{
     cgroup::{Cgroups, Group},
     keeper::Spec,
 };
-use crate::config::Plugin;
+use crate::config::{Current, Plugin};
+
+/// What any plugin may write, so that no other is led by what it puts there.
+#[derive(Debug)]
+pub struct Writable {
+    config: Current,
+    /// Parent of the plugins' own directories.
+    own: PathBuf,
+    /// What was ever granted: whoever runs has what it was started with, and what
+    /// it has put there stays.
+    granted: Mutex<BTreeSet<String>>,
+}
+
+impl Writable {
+    /// What the configuration that is in force says, now and later.
+    #[must_use]
+    pub fn new(config: Current, own: PathBuf) -> Arc<Self> {
+        Arc::new(Self { config, own, granted: Mutex::default() })
+    }
+
+    /// All of it.
+    fn paths(&self) -> Vec<String> {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        granted.extend(config.plugins.values().flat_map(|plugin| plugin.sandbox.write.iter().cloned()));
+        let own = std::fs::read_dir(&self.own).into_iter().flatten().flatten();
+        granted.iter().cloned().chain(own.map(|entry| entry.path().display().to_string())).collect()
+    }
+}
 
 /// What a child is granted, but for its control group.
 #[must_use]
-pub fn of(spec: &Spec) -> Sandbox {
+pub fn of(spec: &Spec, writable: &Writable) -> Sandbox {
     let (grants, limits) = (&spec.plugin.sandbox, &spec.plugin.limits);
     let mut read = grants.read.clone();
     read.extend(spec.instance.iter().map(|keyed| keyed.home.display().to_string()));
@@ -45,6 +77,7 @@ pub fn of(spec: &Spec) -> Sandbox {
         },
         disable: grants.disable.clone(),
         require: spec.plugin.require,
+        writable: writable.paths(),
         hide: vec![spec.runtime_dir.display().to_string()],
         cgroup: Cgroup::default(),
     }
@@ -83,13 +116,11 @@ pub fn rights(plugin: &Plugin) -> Rights {
     }
 }
 
-/// Where the links in the directory of models lead. It may only be read from
-/// inside, so they are the operator's.
+/// The links in the directory of models. They are the operator's, or the host
+/// does not follow them.
 fn links_in(models: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(models).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
-        .filter_map(|entry| entry.path().canonicalize().ok())
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())).map(|entry| entry.path())
 }
 
 /// Puts a child that has done nothing yet into a control group of its own, where

@@ -34,7 +34,7 @@ pub(super) use self::launch::quarantined;
 use super::{
     actor::{Actor, Watchdog},
     cgroup::Cgroups,
-    grants::Granted,
+    grants::{Granted, Writable},
     guest::Life,
     spawner::Spawner,
     supervisor::{Action, Input, Policy, Supervisor},
@@ -67,6 +67,8 @@ pub struct Means {
     pub cgroups: Cgroups,
     /// Watches actors.
     pub watchdog: Arc<Watchdog>,
+    /// What any of them may write.
+    pub writable: Arc<Writable>,
     /// What is quarantined.
     pub orders: Arc<Orders>,
     /// Told whenever a plugin changes its state.

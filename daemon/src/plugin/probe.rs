@@ -80,7 +80,7 @@ pub async fn run(means: &Means, spec: &Spec, places: &Places) -> Result<Probe, R
             .map(|link| link.display().to_string())
             .unwrap_or_default(),
     };
-    let mut sandbox = grants::of(spec);
+    let mut sandbox = grants::of(spec, &means.writable);
     let name = &spec.plugin.name;
     let Spawned { mut child, host, link } = means.spawner.spawn(&spec.dir).await.map_err(failed)?;
     let probes = format!("{name}-probe");
@@ -119,6 +119,7 @@ async fn with_last_words(refusal: Refusal, stderr: Option<ChildStderr>) -> Refus
     let words = String::from_utf8_lossy(&words);
     match words.trim() {
         "" => refusal,
+        words if words.contains(&refusal.message) => refusal,
         words => Refusal { message: format!("{}: {words}", refusal.message), ..refusal },
     }
 }

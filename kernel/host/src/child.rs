@@ -44,10 +44,7 @@ pub enum Error {
     /// The daemon said something that makes no sense.
     #[error("the daemon sent a bad frame: {0}")]
     Frame(#[from] ksi_protocol::frame::Error),
-    /// The sandbox could not be entered.
-    #[error("cannot enter the sandbox: {0}")]
-    Sandbox(String),
-    /// The plugin could not be loaded or started.
+    /// The sandbox could not be entered, or the plugin not loaded or started.
     #[error("{0}")]
     Start(Refusal),
     /// The plugin panicked.
@@ -173,7 +170,16 @@ pub fn run(
     let Some(Frame::Setup(setup)) = read_frame(&mut socket, &mut input)? else {
         return Err(Error::Start(Refusal::new(Code::InvalidFrame, "the first frame must be `setup`")));
     };
-    let report = enter(&setup).map_err(Error::Sandbox)?;
+    let report = match enter(&setup) {
+        Ok(report) => report,
+        Err(why) => {
+            let refusal = Refusal::new(Code::Unavailable, format!("cannot enter the sandbox: {why}"));
+            let mut said = BytesMut::new();
+            Frame::Refusal { id: None, refusal: refusal.clone() }.encode(&mut said)?;
+            socket.write_all(&said)?;
+            return Err(Error::Start(refusal));
+        }
+    };
     let lacking = setup.sandbox.require.and_then(|require| report.lacks(require));
     let link = Arc::new(Link {
         driver: std::thread::current().id(),

@@ -22,6 +22,7 @@ mod cgroup;
 mod landlock;
 mod limits;
 mod namespaces;
+mod place;
 pub mod probe;
 mod seccomp;
 #[cfg(test)]
@@ -81,10 +82,12 @@ fn bind_to(daemon: Pid) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// Where even the limits cannot be had, or the plugin's own directory was lost
-/// on the way; the host then must not load anything.
+/// Where even the limits cannot be had, where a grant leads through a link that a
+/// plugin may have put there, or the plugin's own directory was lost on the way;
+/// the host then must not load anything.
 pub fn enter(daemon: Pid, setup: &Setup) -> Result<Report, String> {
     let sandbox = &*setup.sandbox;
+    limits::open_many()?;
     let view = View::of(setup)?;
     // In this order, because each may only take what the next does not need.
     let cgroup = wanted(sandbox, Layer::Cgroup, || cgroup::holds(sandbox));
@@ -95,12 +98,16 @@ pub fn enter(daemon: Pid, setup: &Setup) -> Result<Report, String> {
     view.check()?;
     // A network of its own is granted as a whole.
     let own_network = namespaces.is_ok() && namespaces::has_network(sandbox);
+    let rules = wanted(sandbox, Layer::Landlock, || landlock::rules(sandbox, &view, own_network));
+    // It holds on to the files of another root, and to more of them than the
+    // plugin may.
+    drop(view);
     limits::enter(&sandbox.limits, namespaces.is_ok())?;
     // Changed credentials may have undone it.
     bind_to(daemon)?;
     let limits = limits::holds(&sandbox.limits);
-    let landlock = wanted(sandbox, Layer::Landlock, || {
-        let note = landlock::enter(sandbox, &view, own_network)?;
+    let landlock = rules.and_then(|rules| {
+        let note = landlock::enter(rules)?;
         landlock::holds()?;
         Ok(note)
     });
@@ -118,6 +125,6 @@ pub fn enter(daemon: Pid, setup: &Setup) -> Result<Report, String> {
 }
 
 /// Takes a layer unless the operator does not want it.
-fn wanted(sandbox: &Sandbox, layer: Layer, take: impl FnOnce() -> Taken) -> Taken {
+fn wanted<T>(sandbox: &Sandbox, layer: Layer, take: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     if sandbox.disable.contains(&layer) { Err("disabled by the configuration".into()) } else { take() }
 }

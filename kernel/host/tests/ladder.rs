@@ -44,25 +44,39 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs a host with such a sandbox until its probe is over.
 fn probe(sandbox: Sandbox) -> (Report, Vec<Finding>) {
     let dir = tempfile::tempdir().expect("a directory");
+    probed(&mut said(dir.path(), sandbox))
+}
+
+/// What a host says of its sandbox and of its probe.
+fn probed(said: &mut BytesMut) -> (Report, Vec<Finding>) {
+    let mut next = || Frame::split(said).expect("it says frames");
+    let Some(Frame::Sandboxed { report }) = next() else { panic!("it says first what is in force") };
+    let Some(Frame::Probed { findings }) = next() else { panic!("and then what came of the probe") };
+    (report, findings)
+}
+
+/// All that a host says that is to probe such a sandbox, with its own directory
+/// and its targets in this one.
+fn said(dir: &Path, sandbox: Sandbox) -> BytesMut {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let path = dir.path().join("control.sock");
+    let path = dir.join("control.sock");
     // It can be found, and takes nobody in.
     let control =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
     bind(control.as_raw_fd(), &UnixAddr::new(&path).expect("a short path")).expect("a new path");
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     let targets = Targets {
-        outside: dir.path().join("outside").display().to_string(),
+        outside: dir.join("outside").display().to_string(),
         port: listener.local_addr().expect("it has one").port(),
         socket: path.display().to_string(),
         daemon: std::process::id(),
         network: network.display().to_string(),
     };
-    let own = dir.path().join("own");
-    for new in [&own, &dir.path().join("outside")] {
+    let own = dir.join("own");
+    for new in [&own, &dir.join("outside")] {
         std::fs::create_dir(new).expect("a directory");
     }
-    std::fs::write(dir.path().join("outside/canary"), "alive").expect("a file");
+    std::fs::write(dir.join("outside/canary"), "alive").expect("a file");
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut host = Command::new(env!("CARGO_BIN_EXE_ksi-plugin-host"))
         .arg(std::process::id().to_string())
@@ -77,11 +91,7 @@ fn probe(sandbox: Sandbox) -> (Report, Vec<Finding>) {
     let mut said = Vec::new();
     ours.read_to_end(&mut said).expect("the host ends");
     host.wait().expect("it is ours");
-    let mut said = BytesMut::from(&*said);
-    let mut next = || Frame::split(&mut said).expect("it says frames");
-    let Some(Frame::Sandboxed { report }) = next() else { panic!("it says first what is in force") };
-    let Some(Frame::Probed { findings }) = next() else { panic!("and then what came of the probe") };
-    (report, findings)
+    BytesMut::from(&*said)
 }
 
 /// The same where system calls only come back with an error, 0 for none; nothing
@@ -209,5 +219,43 @@ fn a_layer_whose_system_calls_say_yes_and_do_nothing_is_not_in_force() {
         let standing = standing(&report, layer);
         assert!(!standing.on && !standing.why.is_empty(), "{standing:?}");
         assert!(!finding(&findings, act).denied, "nothing is in force");
+    }
+}
+
+#[test]
+fn no_grant_is_followed_through_a_link_that_a_plugin_may_have_put_there() {
+    let named = |path: &Path| path.display().to_string();
+    for disable in [&[][..], &[Layer::Namespaces]] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (shared, kept) = (dir.path().join("shared"), dir.path().join("kept"));
+        for new in [&shared, &kept] {
+            std::fs::create_dir(new).expect("a directory");
+        }
+        let (planted, operators) = (shared.join("out"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&kept, &planted).expect("a link");
+        std::os::unix::fs::symlink(&shared, &operators).expect("a link");
+        let sandbox = |read: &[&Path], write: &[&Path]| Sandbox {
+            read: read.iter().map(|path| named(path)).collect(),
+            write: write.iter().map(|path| named(path)).collect(),
+            writable: vec![named(&shared), named(&planted)],
+            disable: disable.into(),
+            ..Sandbox::default()
+        };
+        let through = operators.join("out");
+        for sandbox in
+            [sandbox(&[], &[&shared, &planted]), sandbox(&[&planted], &[]), sandbox(&[&through], &[])]
+        {
+            let dir = tempfile::tempdir().expect("a directory");
+            let first = Frame::split(&mut said(dir.path(), sandbox)).expect("it says a frame");
+            let Some(Frame::Refusal { id: None, refusal }) = first else { panic!("it starts: {first:?}") };
+            assert!(refusal.message.contains(&named(&planted)), "{}", refusal.message);
+            assert!(refusal.message.contains("remove the link"), "{}", refusal.message);
+        }
+        // A link of the operator's own, and a real directory in another grant.
+        std::fs::remove_file(&planted).expect("it is there");
+        std::fs::create_dir(&planted).expect("a directory");
+        let (report, _) = probed(&mut said(dir.path(), sandbox(&[&planted], &[&operators])));
+        let (plain, _) = probe(sandbox(&[], &[]));
+        assert_eq!(report, plain, "it has the same layers");
     }
 }

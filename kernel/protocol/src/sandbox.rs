@@ -87,6 +87,9 @@ pub struct Sandbox {
     /// The layer up to which all must be in force, or the plugin does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require: Option<Layer>,
+    /// What any plugin may write, this one or another: a link that lies there may
+    /// be a plugin's, and no grant is followed through it.
+    pub writable: Vec<String>,
     /// Directories that it must not see even inside of what is granted.
     pub hide: Vec<String>,
     /// What the daemon has done for the last layer.

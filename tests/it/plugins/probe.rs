@@ -274,6 +274,79 @@ fn a_grant_opens_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn no_mode_is_changed_that_is_everybodys_and_no_file_runs_as_its_owner() {
+    let home = Home::new();
+    let granted = home.path().join("granted");
+    fs::create_dir(&granted).expect("a directory");
+    let config = format!(
+        "[plugins.llama]\nenabled = false\n[plugins.faulty]\nlibrary = \"{}\"\nmay_call = []\n\
+         emits = [\"faulty:*\"]\nsandbox = {{ exec = true, write = [\"{}\"] }}\n",
+        library("fixture_faulty").display(),
+        granted.display()
+    );
+    fs::write(home.paths().config_file, config).expect("a file");
+    let daemon = home.start();
+    daemon.ready();
+    let (said, program) = (granted.join("said"), granted.join("program"));
+    run(
+        &daemon,
+        &format!(
+            "{{ chmod 666 /dev/null && echo mode; touch /dev/null && echo times; echo x > /dev/null && echo device; \
+             echo x > {0} && echo file; chmod 4700 {0} && echo owner; chmod 2700 {0} && echo group; }} > {1} \
+             2> /dev/null; echo done >> {1}",
+            program.display(),
+            said.display()
+        ),
+    );
+    let text = words(&said);
+    let level = daemon.plugin("faulty").sandbox;
+    if ["L2", "L3", "L4", "L5"].contains(&&*level) {
+        assert_eq!(text, "device\nfile\ndone\n", "at {level}");
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_a_grant_keeps_the_plugin_from_starting_until_it_is_gone() {
+    let home = Home::new();
+    let shared = home.path().join("shared");
+    let out = shared.join("out");
+    fs::create_dir_all(&out).expect("directories");
+    let config = format!(
+        "[plugins.llama]\nenabled = false\n[plugins.faulty]\nlibrary = \"{}\"\nmay_call = []\n\
+         emits = [\"faulty:*\"]\nsandbox = {{ exec = true, write = [\"{}\", \"{}\"] }}\n",
+        library("fixture_faulty").display(),
+        shared.display(),
+        out.display()
+    );
+    fs::write(home.paths().config_file, config).expect("a file");
+    let daemon = home.start();
+    daemon.ready();
+    let said = shared.join("said");
+    run(
+        &daemon,
+        &format!(
+            "cd {} && mv out old && ln -s {} out; echo done > {}",
+            shared.display(),
+            daemon.home.path().display(),
+            said.display()
+        ),
+    );
+    words(&said);
+    assert!(out.is_symlink(), "it may write there");
+    // It is not ready when this comes back, and says so or not.
+    let _ = daemon.ask("plugin:restart", json!({ "name": "faulty" }));
+    let why = format!("leads through the link {}", out.display());
+    wait_until("it says why it does not start", || {
+        daemon.plugin("faulty").last_error.is_some_and(|error| error.contains(&why))
+    });
+    daemon.ask("faulty:ok", json!({})).expect_err("it does not run");
+    fs::remove_file(&out).expect("it is there");
+    fs::create_dir(&out).expect("a directory");
+    daemon.ask("plugin:restart", json!({ "name": "faulty" })).expect("it starts");
+    daemon.ask("faulty:ok", json!({})).expect("it runs");
+}
+
+#[test]
 fn with_graphics_cards_a_driver_can_start_and_no_more() {
     for (gpu, expected) in [(false, 0), (true, 3)] {
         let config = format!(

@@ -170,7 +170,7 @@ impl Keeper {
         digest: Option<Digest>,
     ) -> Result<(), Refusal> {
         let config = self.configuration()?;
-        let mut sandbox = grants::of(&self.spec);
+        let mut sandbox = grants::of(&self.spec, &self.means.writable);
         let failed = |error: std::io::Error| Refusal::new(Code::Unavailable, error.to_string());
         let spawned = self.means.spawner.spawn(&self.spec.dir).await.map_err(failed)?;
         let (mut child, host) = (Box::new(spawned.child), spawned.host);

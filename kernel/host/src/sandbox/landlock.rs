@@ -1,8 +1,8 @@
 //! L3: files by grant, TCP by port, and no signal to anybody else.
 
 use ::landlock::{
-    ABI, Access, AccessFs, AccessNet, LandlockStatus, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, Scope, make_bitflags, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, LandlockStatus, NetPort, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, make_bitflags,
 };
 use ksi_protocol::sandbox::{Network, Sandbox};
 
@@ -13,18 +13,22 @@ const FILES: ABI = ABI::V9;
 const PORTS: ABI = ABI::V4;
 const SCOPES: ABI = ABI::V6;
 
-/// Puts the rules into force. `own_network`: TCP needs none, since nobody else
-/// is there.
-pub(super) fn enter(sandbox: &Sandbox, view: &View, own_network: bool) -> Taken {
-    let status = restrict(sandbox, view, own_network).map_err(|error| error.to_string())?;
-    match status {
+/// The rules, on the very files and directories that are granted. `own_network`:
+/// TCP needs none, since nobody else is there.
+pub(super) fn rules(sandbox: &Sandbox, view: &View, own_network: bool) -> Result<RulesetCreated, String> {
+    made(sandbox, view, own_network).map_err(|error| error.to_string())
+}
+
+/// Puts the rules into force.
+pub(super) fn enter(rules: RulesetCreated) -> Taken {
+    match rules.restrict_self().map_err(|error| error.to_string())?.landlock {
         LandlockStatus::NotImplemented => Err("this kernel has none".into()),
         LandlockStatus::NotEnabled => Err("it is switched off on this machine".into()),
         LandlockStatus::Available { effective_abi, .. } => Ok(lacks(effective_abi).join(", ")),
     }
 }
 
-fn restrict(sandbox: &Sandbox, view: &View, own_network: bool) -> Result<LandlockStatus, RulesetError> {
+fn made(sandbox: &Sandbox, view: &View, own_network: bool) -> Result<RulesetCreated, RulesetError> {
     let mut read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let unusual = make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | ResolveUnix});
     let mut write = AccessFs::from_all(FILES) & !unusual;
@@ -41,17 +45,18 @@ fn restrict(sandbox: &Sandbox, view: &View, own_network: bool) -> Result<Landloc
     if !own_network {
         rules = rules.handle_access(AccessNet::from_all(PORTS))?;
     }
-    let mut rules = rules
-        .create()?
-        .add_rules(path_beneath_rules(view.paths(false), read))?
-        .add_rules(path_beneath_rules(view.paths(true), write))?;
+    let mut rules = rules.create()?.add_rules(view.places().map(|granted| {
+        let access = if granted.write { write } else { read };
+        let possible = if granted.is_directory() { access } else { access & AccessFs::from_file(FILES) };
+        Ok::<_, RulesetError>(PathBeneath::new(&granted.place.it, possible))
+    }))?;
     if !own_network {
         if let Network::Ports(ports) = &sandbox.network {
             rules = rules.add_rules(rules_for(ports, AccessNet::ConnectTcp))?;
         }
         rules = rules.add_rules(rules_for(&sandbox.listen, AccessNet::BindTcp))?;
     }
-    Ok(rules.restrict_self()?.landlock)
+    Ok(rules)
 }
 
 fn rules_for(

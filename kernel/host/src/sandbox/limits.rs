@@ -41,6 +41,13 @@ pub(super) fn enter(limits: &Limits, alone: bool) -> Result<(), String> {
     Ok(())
 }
 
+/// As many open files as can be had, for as long as the grants are looked at.
+pub(super) fn open_many() -> Result<(), String> {
+    let most = getrlimit(Resource::RLIMIT_NOFILE).map(|(_, most)| most);
+    most.and_then(|most| setrlimit(Resource::RLIMIT_NOFILE, most, most))
+        .map_err(|errno| format!("limit of open files: {errno}"))
+}
+
 /// Drops all capabilities, and the right to have any: those of root, or those
 /// that a namespace of its own has given.
 fn give_up_privileges() -> rustix::io::Result<()> {

@@ -4,7 +4,8 @@
 //! The file system is built anew from what is granted: each grant is cloned,
 //! made read-only unless it may be written, and put in its place in an empty
 //! root; what was there before is let go. So what is not granted, the control
-//! socket among it, has no path. This holds without Landlock as well, and
+//! socket among it, has no path. What is mounted is what was found when the
+//! grants were looked at, even where somebody exchanges it meanwhile. This holds without Landlock as well, and
 //! inside the system calls that Landlock does not know.
 #![expect(unsafe_code, reason = "mount_setattr and the flags of an interface have no safe wrapper")]
 
@@ -23,13 +24,11 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::{chdir, getegid, geteuid, pivot_root},
 };
-use rustix::{
-    fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::{
     Taken,
+    place::Place,
     view::{Granted, View},
 };
 
@@ -78,7 +77,7 @@ fn move_in(sandbox: &Sandbox, view: &View) -> Mounting<()> {
         .map_err(at(root))?;
     let mut clones = Vec::with_capacity(view.granted.len());
     for granted in view.places() {
-        clones.push(clone(granted).map_err(at(&granted.real))?);
+        clones.push(clone(granted).map_err(at(granted.real()))?);
     }
     // The empty root lies over the plugin's own directory until it is the root.
     let own = &view.own;
@@ -101,9 +100,9 @@ fn move_in(sandbox: &Sandbox, view: &View) -> Mounting<()> {
 fn furnish(sandbox: &Sandbox, view: &View, clones: Vec<OwnedFd>) -> Mounting<()> {
     let own = &view.own;
     for (granted, clone) in view.places().zip(clones) {
-        place(granted, &clone, own).map_err(at(&granted.real))?;
+        place(granted, &clone, view).map_err(at(granted.real()))?;
     }
-    for granted in view.granted.iter().filter(|granted| granted.named != granted.real) {
+    for granted in view.granted.iter().filter(|granted| granted.named != granted.real()) {
         link(granted, own);
     }
     for hidden in sandbox.hide.iter().filter_map(|hidden| Path::new(hidden).canonicalize().ok()) {
@@ -118,20 +117,19 @@ fn furnish(sandbox: &Sandbox, view: &View, clones: Vec<OwnedFd>) -> Mounting<()>
 
 /// A detached copy of a granted tree, with no more rights than granted.
 fn clone(granted: &Granted) -> Result<OwnedFd, Errno> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, &granted.real, flags).map_err(of_rustix)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    // What was opened before belongs to the mounts that were left.
+    let it = granted.place.again(granted.real()).map_err(of_rustix)?;
+    let tree = open_tree(&it, "", flags).map_err(of_rustix)?;
     // What a device takes and gives is no matter of its mount; its mode, owner
     // and times, which are those of the whole machine, are.
-    if !granted.write || is_special(&granted.real) {
+    if !granted.write || granted.is_special() {
         restrict(&tree, true)?;
     }
     Ok(tree)
-}
-
-/// Whether it is a device, a pipe or a socket.
-fn is_special(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 /// Makes a mount read-only, with all below it where that is wanted.
@@ -160,19 +158,25 @@ fn empty(at: &Path, options: &str) -> Result<(), Errno> {
     mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options))
 }
 
-/// Puts a clone where it belongs in the new root.
-fn place(granted: &Granted, clone: &OwnedFd, root: &Path) -> Result<(), Errno> {
-    let target = below(root, &granted.real);
-    if !target.exists() {
-        let made = if granted.real.is_dir() {
+/// Puts a clone where it belongs in the new root. Something is made there only in
+/// what is new itself, where nobody else is.
+fn place(granted: &Granted, clone: &OwnedFd, view: &View) -> Result<(), Errno> {
+    let root = &view.own;
+    let target = below(root, granted.real());
+    let spot = if view.lies_in_another(granted) {
+        granted.place.again(&target).map_err(of_rustix)?
+    } else {
+        let made = if granted.is_directory() {
             fs::create_dir_all(&target)
         } else {
             fs::create_dir_all(target.parent().unwrap_or(root))
                 .and_then(|()| fs::File::create(&target).map(drop))
         };
         made.map_err(|error| errno(&error))?;
-    }
-    move_mount(clone, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(of_rustix)
+        Place::find(&target).map_err(of_rustix)?.it
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(clone, "", &spot, "", flags).map_err(of_rustix)
 }
 
 /// Lets a granted path be found under the name that it was granted by. Where it
@@ -181,7 +185,7 @@ fn link(granted: &Granted, root: &Path) {
     let name = below(root, &granted.named);
     if name.symlink_metadata().is_err() {
         let _ = fs::create_dir_all(name.parent().unwrap_or(root));
-        let _ = std::os::unix::fs::symlink(&granted.real, name);
+        let _ = std::os::unix::fs::symlink(granted.real(), name);
     }
 }
 

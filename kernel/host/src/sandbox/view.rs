@@ -2,7 +2,9 @@
 //! who enforce it.
 //!
 //! Every path is followed to what it really is, since that is what the kernel
-//! checks. What does not exist cannot be granted and is passed over.
+//! checks. What does not exist cannot be granted and is passed over. What leads
+//! through a link where a plugin may write is not granted, and nothing is with
+//! it: the plugin would choose what it, or another one, can reach.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -10,6 +12,9 @@ use std::{
 };
 
 use ksi_protocol::{frame::Setup, sandbox::Network};
+use rustix::fs::FileType;
+
+use super::place::{Identity, Place, roots};
 
 /// What every program needs: libraries, the clock's place, figures of this
 /// machine and of the process itself.
@@ -81,16 +86,33 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 const WRITE_FOR_GPU: [&str; 2] = ["/dev/kfd", "/proc/self/task"];
 
 /// A granted path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Granted {
     /// As it was named.
     pub(super) named: PathBuf,
     /// Where it leads.
-    pub(super) real: PathBuf,
+    pub(super) place: Place,
     /// Whether it may be changed.
     pub(super) write: bool,
     /// Whether it lies in what is granted the same anyway.
     pub(super) covered: bool,
+}
+
+impl Granted {
+    /// Its path without links.
+    pub(super) fn real(&self) -> &Path {
+        &self.place.real
+    }
+
+    /// Whether it is a directory.
+    pub(super) fn is_directory(&self) -> bool {
+        self.place.kind == FileType::Directory
+    }
+
+    /// Whether it is a device, a pipe or a socket.
+    pub(super) fn is_special(&self) -> bool {
+        !matches!(self.place.kind, FileType::Directory | FileType::RegularFile)
+    }
 }
 
 /// All that is granted.
@@ -100,7 +122,7 @@ pub(super) struct View {
     /// works.
     pub(super) own: PathBuf,
     /// Which directory that is, whatever lies over it later.
-    identity: (u64, u64),
+    identity: Identity,
     /// Parents before what lies in them.
     pub(super) granted: Vec<Granted>,
 }
@@ -136,15 +158,23 @@ impl View {
         // The same, as the plugin is told it.
         write.push(setup.dir.clone().into());
         write.extend(sandbox.write.iter().map(PathBuf::from));
-        let resolved = |write: bool| {
-            move |named: PathBuf| {
-                let real = named.is_absolute().then(|| named.canonicalize().ok())??;
-                Some(Granted { named, real, write, covered: false })
+        let writable = roots(&sandbox.writable);
+        let mut granted = Vec::new();
+        let named = [(read, false), (write, true)].into_iter();
+        for (named, write) in
+            named.flat_map(|(paths, write)| paths.into_iter().map(move |path| (path, write)))
+        {
+            let Ok(place) = Place::find(&named) else { continue };
+            if let Some(link) = place.link_in(&writable) {
+                return Err(planted(&named, link));
             }
-        };
-        let mut granted: Vec<Granted> = read.into_iter().filter_map(resolved(false)).collect();
-        granted.extend(write.into_iter().filter_map(resolved(true)));
+            granted.push(Granted { named, place, write, covered: false });
+        }
         let identity = identity(&own)?;
+        let told = granted.iter().find(|granted| granted.named == Path::new(&setup.dir));
+        if told.is_none_or(|told| told.place.identity != identity) {
+            return Err(format!("{} is not where the host works", setup.dir));
+        }
         Ok(Self { own, identity, granted: in_order(granted) })
     }
 
@@ -160,10 +190,23 @@ impl View {
         self.granted.iter().filter(|granted| !granted.covered)
     }
 
-    /// The real paths that may only be read, or that may also be written.
-    pub(super) fn paths(&self, write: bool) -> impl Iterator<Item = &Path> {
-        self.places().filter(move |granted| granted.write == write).map(|granted| &*granted.real)
+    /// Whether a place lies in one that is granted in another way, and so is there
+    /// already when it is.
+    pub(super) fn lies_in_another(&self, granted: &Granted) -> bool {
+        let above =
+            |other: &Granted| other.real() != granted.real() && granted.real().starts_with(other.real());
+        self.places().any(above)
     }
+}
+
+/// Why a grant is none, and what helps.
+fn planted(named: &Path, link: &Path) -> String {
+    format!(
+        "{} is granted and leads through the link {}, which lies where a plugin may write, so a plugin may have \
+         put it there: remove the link, or grant the place itself",
+        named.display(),
+        link.display()
+    )
 }
 
 /// Whether a device is one of NVIDIA's that computing needs: the cards, and what
@@ -181,7 +224,7 @@ fn found(directory: &Path, is_wanted: fn(&str) -> bool) -> impl Iterator<Item = 
 }
 
 /// Device and number of a directory.
-fn identity(dir: &Path) -> Result<(u64, u64), String> {
+fn identity(dir: &Path) -> Result<Identity, String> {
     let found = dir.metadata().map_err(|error| format!("own directory: {error}"))?;
     Ok((found.dev(), found.ino()))
 }
@@ -189,10 +232,11 @@ fn identity(dir: &Path) -> Result<(u64, u64), String> {
 /// Parents before what lies in them, and what is granted by its parent marked
 /// so.
 fn in_order(mut granted: Vec<Granted>) -> Vec<Granted> {
-    granted.sort_by_key(|granted| (granted.real.components().count(), granted.write));
+    granted.sort_by_key(|granted| (granted.real().components().count(), granted.write));
     for at in 0..granted.len() {
         let (before, this) = (&granted[..at], &granted[at]);
-        let nearest = before.iter().rev().find(|above| !above.covered && this.real.starts_with(&above.real));
+        let nearest =
+            before.iter().rev().find(|above| !above.covered && this.real().starts_with(above.real()));
         granted[at].covered = nearest.is_some_and(|above| above.write == this.write);
     }
     granted
@@ -219,8 +263,10 @@ mod tests {
 
     #[test]
     fn each_place_is_granted_once_and_its_own_right_wins_over_its_parents() {
-        let granted =
-            |path: &str, write| Granted { named: path.into(), real: path.into(), write, covered: false };
+        let granted = |path: &str, write| {
+            let place = Place { real: path.into(), ..Place::find(Path::new("/")).unwrap() };
+            Granted { named: path.into(), place, write, covered: false }
+        };
         let granted = in_order(vec![
             granted("/usr/lib/x", false),
             granted("/state/own/deep", true),
@@ -231,9 +277,22 @@ mod tests {
             granted("/usr/lib", false),
         ]);
         let view = View { own: "/state/own".into(), identity: (0, 0), granted };
-        let places: Vec<_> = view.places().map(|place| (place.real.to_str().unwrap(), place.write)).collect();
+        let places: Vec<_> =
+            view.places().map(|place| (place.real().to_str().unwrap(), place.write)).collect();
         let expected =
             [("/state", false), ("/usr/lib", false), ("/usr/library", false), ("/state/own", true)];
         assert_eq!(places, expected);
+    }
+
+    #[test]
+    fn a_place_in_another_grant_is_there_already() {
+        let granted = |path: &str, write| {
+            let place = Place { real: path.into(), ..Place::find(Path::new("/")).unwrap() };
+            Granted { named: path.into(), place, write, covered: false }
+        };
+        let granted = in_order(vec![granted("/a", false), granted("/a/b", true), granted("/ab", true)]);
+        let view = View { own: "/a/b".into(), identity: (0, 0), granted };
+        let inside: Vec<_> = view.places().map(|place| view.lies_in_another(place)).collect();
+        assert_eq!(inside, [false, false, true]);
     }
 }

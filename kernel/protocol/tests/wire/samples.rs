@@ -317,6 +317,7 @@ fn sandbox() -> Sandbox {
         },
         disable: vec![Layer::Landlock],
         require: Some(Layer::Seccomp),
+        writable: vec!["/dev/dri".into(), "/srv/shared".into()],
         hide: vec!["/run/user/1000/ksi".into()],
         cgroup: Cgroup::Holds("/sys/fs/cgroup/ksi/echo-1".into()),
     }
