@@ -246,6 +246,12 @@ fn in_order(mut granted: Vec<Granted>) -> Vec<Granted> {
 mod tests {
     use super::*;
 
+    fn granted(path: &str, write: bool) -> Granted {
+        let mut place = Place::find(Path::new("/")).unwrap();
+        place.real = path.into();
+        Granted { named: path.into(), place, write, covered: false }
+    }
+
     #[test]
     fn the_devices_of_nvidia_that_compute_and_no_others_are_found() {
         let dev = tempfile::tempdir().unwrap();
@@ -263,10 +269,6 @@ mod tests {
 
     #[test]
     fn each_place_is_granted_once_and_its_own_right_wins_over_its_parents() {
-        let granted = |path: &str, write| {
-            let place = Place { real: path.into(), ..Place::find(Path::new("/")).unwrap() };
-            Granted { named: path.into(), place, write, covered: false }
-        };
         let granted = in_order(vec![
             granted("/usr/lib/x", false),
             granted("/state/own/deep", true),
@@ -286,10 +288,6 @@ mod tests {
 
     #[test]
     fn a_place_in_another_grant_is_there_already() {
-        let granted = |path: &str, write| {
-            let place = Place { real: path.into(), ..Place::find(Path::new("/")).unwrap() };
-            Granted { named: path.into(), place, write, covered: false }
-        };
         let granted = in_order(vec![granted("/a", false), granted("/a/b", true), granted("/ab", true)]);
         let view = View { own: "/a/b".into(), identity: (0, 0), granted };
         let inside: Vec<_> = view.places().map(|place| view.lies_in_another(place)).collect();
