@@ -28,8 +28,10 @@
 //! - What is accepted ends exactly once, unless an operator asks for more.
 //! - Two attempts of one entry never run at a time; an answer to an older lease
 //!   changes nothing.
-//! - Entries of one event are begun in the order of their acceptance; one that
-//!   comes back takes its old place. At most [`Limits::in_flight`] run.
+//! - What one asks of one event is begun in the order of its acceptance; one that
+//!   comes back takes its old place. At most [`Limits::in_flight`] of an event run,
+//!   of one principal at most half of what the others leave of that, and whoever
+//!   had no turn for the longest time comes next.
 //! - An entry whose time has passed is not begun.
 //! - A key that is remembered names an entry that is there: what has ended under
 //!   it is kept for as long, at least its end.
@@ -75,10 +77,11 @@ pub const KEY_MS: u64 = 24 * 3600 * 1000;
 /// What the ledger may hold.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Entries of one event that run at a time.
+    /// Entries of one event that run at a time; of one principal not more than its
+    /// [`fair_share`](ksi_sdk::protocol::limits::fair_share).
     pub in_flight: usize,
-    /// Entries that have not ended; more are refused `busy`, and so is what is
-    /// more than one's [`fair_share`](ksi_sdk::protocol::limits::fair_share).
+    /// Entries that have not ended; more are refused `busy`, and so is what is more
+    /// than one's share of them.
     pub pending: usize,
     /// Bytes of their payloads, by the same rules.
     pub pending_bytes: usize,
@@ -345,12 +348,10 @@ impl Ledger {
             lane: lane_index,
             policy,
         };
-        let begin = !self.stopping && lane.ready.is_empty() && lane.has_room(now_ms, self.limits.in_flight);
         let mut step = Step::default();
         step.batch.put(id.payload_key(), payload);
-        self.shares.add(&entry);
-        self.live.insert(id, Box::new(entry));
-        if begin {
+        self.admit(id, entry);
+        if self.may_begin(now_ms, id) {
             self.lease(now_ms, id, false, &mut step);
         } else {
             self.enqueue(id);

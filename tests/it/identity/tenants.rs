@@ -200,6 +200,23 @@ fn work_is_seen_and_touched_by_its_tenant_alone() {
 }
 
 #[test]
+fn work_of_one_tenant_that_never_ends_holds_up_no_other() {
+    let daemon = ready();
+    let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);
+    let (mut a, mut b) = (lines_as(&daemon, &a), lines_as(&daemon, &b));
+    // More than is carried out at once of one event.
+    for _ in 0..300 {
+        let hang = json!({"prompt": "x", "model": "mock/hang"});
+        assert_eq!(code(&a.ask("completion:async", hang)), "ok");
+    }
+    let echo = json!({"prompt": "x", "model": "mock/echo"});
+    let accepted = b.ask("completion:async", echo.clone()).unwrap();
+    let wait = json!({"request_id": accepted["request_id"]});
+    assert_eq!(b.ask("work:wait", wait).unwrap()["state"], "done");
+    assert_eq!(code(&b.ask("completion:request", echo)), "ok");
+}
+
+#[test]
 fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
     let daemon = ready();
     let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);

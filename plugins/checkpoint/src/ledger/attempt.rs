@@ -54,7 +54,7 @@ impl Ledger {
             Ok(result) => {
                 if let Some(entry) = self.live.get_mut(&id) {
                     entry.result_bytes = size(&result);
-                    self.lanes.get(entry.lane).widen();
+                    self.lanes.get(entry.lane).widen(entry);
                 }
                 step.batch.put(id.result_key(), result);
                 self.end(now_ms, id, Ending::Done, None, &mut step);
@@ -126,7 +126,7 @@ impl Ledger {
         let entry = self.due.first().map(|(due_ms, _)| *due_ms);
         let suspect = self.alone.is_none() && !self.suspects.is_empty() && !self.stopping;
         let suspect = suspect.then_some(self.suspects_from_ms);
-        let lane = self.lanes.due_ms().filter(|_| !self.stopping);
+        let lane = self.lanes.due_ms(self.limits.in_flight).filter(|_| !self.stopping);
         let doubted = self.doubts.due_ms().filter(|_| !self.stopping);
         [entry, suspect, lane, doubted, self.ended.due_ms()].into_iter().flatten().min()
     }
@@ -151,12 +151,17 @@ impl Ledger {
             }
             _ if now_ms >= expires_ms => self.expire(now_ms, id, step),
             State::Waiting { .. } => {
-                let lane = entry.lane;
+                self.lanes.get(entry.lane).probe(entry);
                 self.enqueue(id);
-                self.lanes.get(lane).probe();
             }
             State::Accepted | State::Suspect | State::Ended { .. } => self.set_due(id, expires_ms),
         }
+    }
+
+    /// Whether an entry that has just come may be begun at once.
+    pub(super) fn may_begin(&mut self, now_ms: u64, id: Id) -> bool {
+        let entry = self.live.get(&id).expect("what comes lives");
+        !self.stopping && self.lanes.get(entry.lane).is_open(entry, now_ms, self.limits.in_flight)
     }
 
     /// Begins what may begin.
@@ -165,9 +170,7 @@ impl Ledger {
             return;
         }
         for lane in 0..self.lanes.count() {
-            while self.lanes.get(lane).has_room(now_ms, self.limits.in_flight)
-                && let Some(id) = self.lanes.get(lane).ready.pop_first()
-            {
+            while let Some(id) = self.lanes.get(lane).next(now_ms, self.limits.in_flight) {
                 self.begin(now_ms, id, false, step);
             }
         }
@@ -213,7 +216,7 @@ impl Ledger {
     /// Gives an entry that runs its place among those that do.
     pub(super) fn occupy(&mut self, id: Id, suspect: bool, until_ms: u64) {
         let entry = self.live.get(&id).expect("what runs lives");
-        self.lanes.get(entry.lane).running.insert(id);
+        self.lanes.get(entry.lane).runs(entry, id);
         self.doubts.runs(entry.event.namespace(), id);
         if suspect {
             self.alone = Some(id);
@@ -224,7 +227,7 @@ impl Ledger {
     /// Takes back the place of an entry that ran; how it did.
     pub(super) fn release(&mut self, id: Id) -> Ran {
         let entry = self.live.get(&id).expect("what ran lives");
-        self.lanes.get(entry.lane).running.remove(&id);
+        self.lanes.get(entry.lane).ran(entry, id);
         if self.alone == Some(id) {
             self.alone = None;
         }
@@ -234,15 +237,18 @@ impl Ledger {
     fn refused(&mut self, now_ms: u64, id: Id, ran: Ran, refusal: Refusal, step: &mut Step) {
         let entry = self.live.get_mut(&id).expect("what was refused lives");
         let verdict = Verdict::of(&refusal, entry.policy.repeat);
-        let lane = entry.lane;
+        if verdict != (Verdict::Again { counts: false }) {
+            // Somebody took it.
+            self.lanes.get(entry.lane).widen(entry);
+        }
         match verdict {
             Verdict::Again { counts: false } => {
                 entry.attempts -= 1;
                 let longest_ms = now_ms.saturating_add(entry.policy.backoff_max_ms);
                 let until_ms = self.pause(now_ms, id, refusal, step);
                 // Another entry need not wait as long as this one asked for.
-                self.lanes.get(lane).narrow(until_ms.min(longest_ms));
-                return;
+                let entry = self.live.get(&id).expect("what pauses lives");
+                self.lanes.get(entry.lane).narrow(entry, until_ms.min(longest_ms));
             }
             Verdict::Again { counts: true } if entry.attempts < entry.attempts_max => {
                 let _ = self.pause(now_ms, id, refusal, step);
@@ -259,7 +265,6 @@ impl Ledger {
                 false => self.end_unknown(now_ms, id, &refusal.message, step),
             },
         }
-        self.lanes.get(lane).widen();
     }
 
     /// The plugin crashed while an entry ran there; whether that is the end of it.
@@ -305,7 +310,7 @@ impl Ledger {
         if self.doubts.has(id) {
             self.doubts.wait(entry.event.namespace(), entry.crashes(), id);
         } else {
-            self.lanes.get(entry.lane).ready.insert(id);
+            self.lanes.get(entry.lane).waits(entry, id);
         }
         self.set_due(id, entry.expires_ms);
     }
@@ -396,7 +401,7 @@ impl Ledger {
         let entry = self.live.remove(&id)?;
         self.shares.remove(&entry);
         self.due.remove(&(entry.due_ms, id));
-        self.lanes.get(entry.lane).ready.remove(&id);
+        self.lanes.get(entry.lane).leaves(&entry, id);
         self.suspects.remove(&(entry.crashes(), id));
         self.doubts.forget(entry.event.namespace(), entry.crashes(), id);
         if let Some(key) = &entry.key {

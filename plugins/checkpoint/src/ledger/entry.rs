@@ -307,6 +307,12 @@ impl Entry {
         }
     }
 
+    /// Whose share it is counted in. Work of releases without principals is in one of
+    /// its own.
+    pub(super) fn payer(&self) -> &str {
+        self.principal.as_deref().unwrap_or_default()
+    }
+
     /// What its idempotency key is found by.
     pub(super) fn key_hash(&self, key: &Key) -> KeyHash {
         key.hash(&self.event, self.tenant.as_deref())

@@ -1,37 +1,58 @@
-//! Lanes: the queue of each event, in order of acceptance, and how many of it
-//! run.
+//! Lanes: the queues of each event, one for everybody who has work there, in
+//! order of acceptance, and how much of it runs.
 //!
-//! A lane feels its way: where nobody could take an entry, no more are begun
+//! Who has work in a lane takes turns with the others: whoever had none for the
+//! longest time comes next. Of what may run one has at most half of what the others
+//! leave, so that whoever comes later finds room, also while nothing ends.
+//!
+//! A queue feels its way: where nobody could take an entry, no more are begun
 //! than run already, and none for a while where none runs. Each that is taken
 //! widens it again by one, and each that comes back may try. So a hundred
 //! thousand entries whose owner is away cost one attempt for each pause, not
-//! one each.
+//! one each; and who has used up a share somewhere holds up nobody else.
 
 use std::{
     collections::{BTreeSet, HashMap},
     rc::Rc,
 };
 
-use ksi_sdk::protocol::{EventName, work::Policy};
+use ksi_sdk::protocol::{EventName, limits::fair_share, work::Policy};
 
-use super::id::Id;
+use super::{entry::Entry, id::Id};
 
-/// The queue of one event.
+/// All work of one event.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) event: EventName,
-    /// Whose turn comes, the oldest first. One that waits for its next attempt
-    /// comes back to its old place.
-    pub(super) ready: BTreeSet<Id>,
-    /// Those that run.
-    pub(super) running: BTreeSet<Id>,
-    /// How many may run, as the lane has found out.
-    window: usize,
-    /// Before this none is begun, since nobody takes any.
-    paused_ms: Option<u64>,
+    /// By principal; those who have work that has not ended.
+    queues: HashMap<Box<str>, Queue>,
+    /// Whose turn comes: those who have something ready, by their last one.
+    turns: BTreeSet<(u64, Box<str>)>,
+    /// Turns that were had so far.
+    turn: u64,
+    /// How many run, of all queues.
+    running: usize,
     /// Policies under which its entries were accepted: one, and another for
     /// each change of the manifest while there are entries of before.
     policies: Vec<Rc<Policy>>,
+}
+
+/// What one has in a lane.
+#[derive(Debug)]
+struct Queue {
+    /// Entries that have not ended, wherever they stand.
+    live: usize,
+    /// What waits for its turn, the oldest first. One that waits for its next
+    /// attempt comes back to its old place.
+    ready: BTreeSet<Id>,
+    /// Those that run.
+    running: BTreeSet<Id>,
+    /// How many may run, as the queue has found out.
+    window: usize,
+    /// Before this none is begun, since nobody takes any.
+    paused_ms: Option<u64>,
+    /// Its last turn.
+    turn: u64,
 }
 
 /// All lanes. They are never removed: there is one for each durable event of
@@ -50,10 +71,10 @@ impl Lanes {
             None => {
                 let lane = Lane {
                     event: event.clone(),
-                    ready: BTreeSet::new(),
-                    running: BTreeSet::new(),
-                    window: usize::MAX,
-                    paused_ms: None,
+                    queues: HashMap::new(),
+                    turns: BTreeSet::new(),
+                    turn: 0,
+                    running: 0,
                     policies: Vec::new(),
                 };
                 self.lanes.push(lane);
@@ -71,51 +92,144 @@ impl Lanes {
         self.lanes.len()
     }
 
-    /// When a lane that is paused goes on.
-    pub(super) fn due_ms(&self) -> Option<u64> {
-        self.lanes.iter().filter_map(Lane::due_ms).min()
+    /// When a queue that is paused goes on.
+    pub(super) fn due_ms(&self, limit: usize) -> Option<u64> {
+        self.lanes.iter().filter_map(|lane| lane.due_ms(limit)).min()
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.running.len()).sum()
+        self.lanes.iter().map(|lane| lane.running).sum()
     }
 
     /// What runs of one namespace.
     pub(super) fn running(&self, namespace: &str) -> impl Iterator<Item = Id> {
         let of_it = self.lanes.iter().filter(move |lane| lane.event.namespace() == namespace);
-        of_it.flat_map(|lane| lane.running.iter().copied())
+        of_it.flat_map(|lane| lane.queues.values()).flat_map(|queue| queue.running.iter().copied())
     }
 }
 
 impl Lane {
-    /// Whether one more may be begun.
-    pub(super) fn has_room(&self, now_ms: u64, limit: usize) -> bool {
-        self.running.len() < limit.min(self.window)
-            && self.paused_ms.is_none_or(|paused_ms| now_ms >= paused_ms)
-    }
-
-    /// Nobody could take one, who may be tried again then.
-    pub(super) fn narrow(&mut self, until_ms: u64) {
-        self.window = self.running.len().max(1);
-        if self.running.is_empty() {
-            self.paused_ms = Some(until_ms);
+    /// An entry that has not ended is here from now on.
+    pub(super) fn enters(&mut self, entry: &Entry) {
+        let payer = entry.payer();
+        match self.queues.get_mut(payer) {
+            Some(queue) => queue.live += 1,
+            None => drop(self.queues.insert(payer.into(), Queue { live: 1, ..Queue::default() })),
         }
     }
 
+    /// An entry that does not run is here no more.
+    pub(super) fn leaves(&mut self, entry: &Entry, id: Id) {
+        let payer = entry.payer();
+        let live = self.with(payer, |queue, _| {
+            queue.ready.remove(&id);
+            queue.live -= 1;
+            queue.live
+        });
+        if live == Some(0) {
+            self.queues.remove(payer);
+        }
+    }
+
+    /// An entry waits for its turn.
+    pub(super) fn waits(&mut self, entry: &Entry, id: Id) {
+        self.with(entry.payer(), |queue, _| queue.ready.insert(id));
+    }
+
+    /// An entry runs.
+    pub(super) fn runs(&mut self, entry: &Entry, id: Id) {
+        self.turn += 1;
+        let began = self.with(entry.payer(), |queue, turn| {
+            queue.turn = turn;
+            queue.running.insert(id)
+        });
+        self.running += usize::from(began == Some(true));
+    }
+
+    /// An entry runs no more.
+    pub(super) fn ran(&mut self, entry: &Entry, id: Id) {
+        let ended = self.with(entry.payer(), |queue, _| queue.running.remove(&id));
+        self.running -= usize::from(ended == Some(true));
+    }
+
+    /// Whether an entry that has just come may be begun at once.
+    pub(super) fn is_open(&self, entry: &Entry, now_ms: u64, limit: usize) -> bool {
+        let queue = self.queues.get(entry.payer());
+        queue.is_some_and(|queue| queue.ready.is_empty() && self.has_room(queue, now_ms, limit))
+    }
+
+    /// Takes out the entry whose turn it is.
+    pub(super) fn next(&mut self, now_ms: u64, limit: usize) -> Option<Id> {
+        let has_room =
+            |payer| self.queues.get(payer).is_some_and(|queue| self.has_room(queue, now_ms, limit));
+        let (_, payer) = self.turns.iter().find(|(_, payer)| has_room(payer))?;
+        self.with(&payer.clone(), |queue, _| queue.ready.pop_first())?
+    }
+
+    /// Nobody could take an entry, who may be tried again then.
+    pub(super) fn narrow(&mut self, entry: &Entry, until_ms: u64) {
+        self.with(entry.payer(), |queue, _| {
+            queue.window = queue.running.len().max(1);
+            if queue.running.is_empty() {
+                queue.paused_ms = Some(until_ms);
+            }
+        });
+    }
+
     /// One was taken.
-    pub(super) fn widen(&mut self) {
-        self.window = self.window.saturating_add(1);
-        self.paused_ms = None;
+    pub(super) fn widen(&mut self, entry: &Entry) {
+        self.with(entry.payer(), |queue, _| {
+            queue.window = queue.window.saturating_add(1);
+            queue.paused_ms = None;
+        });
     }
 
     /// One that nobody could take comes back.
-    pub(super) fn probe(&mut self) {
-        self.window = self.window.max(self.running.len().saturating_add(1));
+    pub(super) fn probe(&mut self, entry: &Entry) {
+        self.with(entry.payer(), |queue, _| {
+            queue.window = queue.window.max(queue.running.len().saturating_add(1));
+        });
     }
 
-    /// When the lane goes on, where it holds somebody up.
-    fn due_ms(&self) -> Option<u64> {
-        self.paused_ms.filter(|_| self.running.is_empty() && !self.ready.is_empty())
+    /// Whether it knows of nobody.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.turns.is_empty() && self.running == 0
+    }
+
+    /// Whether one more of a queue may be begun.
+    fn has_room(&self, queue: &Queue, now_ms: u64, limit: usize) -> bool {
+        let own = queue.running.len();
+        own < fair_share(limit, self.running - own).min(queue.window)
+            && queue.paused_ms.is_none_or(|paused_ms| now_ms >= paused_ms)
+    }
+
+    /// When a queue goes on that holds somebody up. Where the lane is full, whatever
+    /// ends lets it go on.
+    fn due_ms(&self, limit: usize) -> Option<u64> {
+        if self.running >= limit {
+            return None;
+        }
+        let ready = self.turns.iter().filter_map(|(_, payer)| self.queues.get(payer));
+        ready.filter(|queue| queue.running.is_empty()).filter_map(|queue| queue.paused_ms).min()
+    }
+
+    /// Changes a queue, told the number of the last turn, and keeps its place among
+    /// the turns true.
+    fn with<T>(&mut self, payer: &str, change: impl FnOnce(&mut Queue, u64) -> T) -> Option<T> {
+        let queue = self.queues.get_mut(payer)?;
+        let before = queue.place();
+        let made = change(queue, self.turn);
+        let after = queue.place();
+        if before != after {
+            if let Some(turn) = before {
+                self.turns.remove(&(turn, payer.into()));
+            }
+            if let Some(turn) = after {
+                self.turns.insert((turn, payer.into()));
+            }
+        }
+        Some(made)
     }
 
     /// The policy, shared with the other entries that have it.
@@ -127,5 +241,25 @@ impl Lane {
         let shared = Rc::new(policy);
         self.policies.push(shared.clone());
         shared
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            live: 0,
+            ready: BTreeSet::new(),
+            running: BTreeSet::new(),
+            window: usize::MAX,
+            paused_ms: None,
+            turn: 0,
+        }
+    }
+}
+
+impl Queue {
+    /// Its place among the turns, where it has something ready.
+    fn place(&self) -> Option<u64> {
+        (!self.ready.is_empty()).then_some(self.turn)
     }
 }

@@ -150,7 +150,13 @@ impl Ledger {
             self.keys.insert(entry.key_hash(key), id);
         }
         entry.due_ms = 0;
+        self.admit(id, entry);
+    }
+
+    /// Counts an entry among what lives.
+    pub(super) fn admit(&mut self, id: Id, entry: Entry) {
         self.shares.add(&entry);
+        self.lanes.get(entry.lane).enters(&entry);
         self.live.insert(id, Box::new(entry));
     }
 }

@@ -5,4 +5,5 @@ mod history;
 mod keeping;
 mod rules;
 mod table;
+mod turns;
 mod world;

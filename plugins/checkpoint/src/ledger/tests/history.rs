@@ -14,6 +14,7 @@ use crate::{
 enum Input {
     Accept {
         event: u8,
+        asker: u8,
         repeat: bool,
         attempts: u32,
     },
@@ -57,8 +58,8 @@ enum Input {
 fn inputs() -> impl Strategy<Value = Input> {
     let who = any::<usize>();
     prop_oneof![
-        6 => (0..3_u8, any::<bool>(), 1..4_u32)
-            .prop_map(|(event, repeat, attempts)| Input::Accept { event, repeat, attempts }),
+        6 => (0..3_u8, 0..3_u8, any::<bool>(), 1..4_u32)
+            .prop_map(|(event, asker, repeat, attempts)| Input::Accept { event, asker, repeat, attempts }),
         2 => (0..3_u8, any::<bool>()).prop_map(|(key, payload)| Input::AcceptKeyed { key, payload }),
         8 => (who, 0..9_usize).prop_map(|(who, how)| Input::Answer { who, how }),
         1 => who.prop_map(|who| Input::Heartbeat { who }),
@@ -105,7 +106,8 @@ fn running(world: &World, who: usize) -> Option<Id> {
 
 fn act(world: &mut World, input: &Input, before: Option<Books>) {
     match *input {
-        Input::Accept { event, repeat, attempts } => {
+        Input::Accept { event, asker, repeat, attempts } => {
+            world.asker = ["user:a", "user:b", "user:c"][usize::from(asker)];
             let event = ["a:b", "a:c", "a:d"][usize::from(event)];
             world.accept(event, Policy { repeat, attempts, ..policy() });
         }
@@ -198,7 +200,7 @@ proptest! {
     #[test]
     fn all_that_is_accepted_ends_once_whatever_happens(
         history in proptest::collection::vec(inputs(), 1..80),
-        in_flight in 1..4_usize,
+        in_flight in 1..8_usize,
         kept in 2..20_usize,
         keys in 0..4_usize,
     ) {

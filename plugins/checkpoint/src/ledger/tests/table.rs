@@ -23,15 +23,15 @@ const STATES: [&str; 12] = [
 
 /// An entry in a state, and the lease that it has or had.
 fn world_in(state: &str) -> (World, Id, u32) {
-    let mut world = World::new(Limits { in_flight: 2, ..Limits::default() });
+    let mut world = World::new(Limits { in_flight: 4, ..Limits::default() });
     let mut fellow = None;
     if matches!(state, "accepted" | "suspect" | "expired") {
         fellow = Some(world.accept("a:b", Policy { timeout_ms: 100_000, ..policy() }));
         // Its older fellow holds the place that there is for the entry.
-        world.limits.in_flight = 1;
-        world.ledger.limits.in_flight = 1;
+        world.limits.in_flight = 2;
+        world.ledger.limits.in_flight = 2;
         if state == "suspect" {
-            (world.limits.in_flight, world.ledger.limits.in_flight) = (2, 2);
+            (world.limits.in_flight, world.ledger.limits.in_flight) = (4, 4);
         }
     }
     let id = world.accept("a:b", policy());
@@ -140,7 +140,7 @@ const INPUTS: [(&str, Input); 17] = [
     }),
     ("a second passes", |world, _, _| {
         // Whoever else runs is stopped, so that there is a place.
-        world.ledger.limits.in_flight = 2;
+        world.ledger.limits.in_flight = 4;
         world.pass(1_000);
     }),
     ("cancel", |world, id, _| world.cancel(id)),

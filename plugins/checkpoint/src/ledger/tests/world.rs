@@ -28,8 +28,9 @@ pub(super) fn policy() -> Policy {
     }
 }
 
-pub(super) fn limited(in_flight: usize) -> World {
-    World::new(Limits { in_flight, ..Limits::default() })
+/// A world in which so many run of one event, where only one asks.
+pub(super) fn limited(of_one: usize) -> World {
+    World::new(Limits { in_flight: 2 * of_one, ..Limits::default() })
 }
 
 #[derive(Clone)]
@@ -51,6 +52,8 @@ pub(super) struct World {
     pub(super) books: Books,
     pub(super) limits: Limits,
     pub(super) epoch: u64,
+    /// In whose name work is accepted.
+    pub(super) asker: &'static str,
     next: u64,
 }
 
@@ -64,7 +67,8 @@ impl World {
             born: 1,
             last_ended: None,
         };
-        Self { now: START, ledger: Ledger::new(limits.clone(), 1, 7), books, limits, epoch: 1, next: 0 }
+        let ledger = Ledger::new(limits.clone(), 1, 7);
+        Self { now: START, ledger, books, limits, epoch: 1, asker: "user:a", next: 0 }
     }
 
     pub(super) fn order(&mut self, event: &str, policy: Policy, key: Option<Key>) -> Order {
@@ -74,7 +78,7 @@ impl World {
             seq: self.next,
             event: EventName::parse(event).unwrap(),
             origin: "session:1".into(),
-            principal: Some("user:a".into()),
+            principal: Some(self.asker.into()),
             tenant: None,
             correlation_id: Some("c-1".into()),
             policy,
@@ -269,11 +273,13 @@ impl World {
         self.agree();
     }
 
-    /// The first attempts of one event come in the order of acceptance.
+    /// The first attempts of what one asks of an event come in the order of acceptance.
     fn begun_in_order(&mut self, id: Id, event: &EventName) {
         if self.books.begun.insert(id) {
-            let of_event = |id: &Id| self.entry(*id).is_some_and(|entry| entry.event == *event);
-            let waiting = self.ledger.live.keys().filter(|older| **older < id && of_event(older));
+            let asker = self.entry(id).and_then(|entry| entry.principal);
+            let same = |entry: Entry| entry.event == *event && entry.principal == asker;
+            let alike = |id: &Id| self.entry(*id).is_some_and(same);
+            let waiting = self.ledger.live.keys().filter(|older| **older < id && alike(older));
             for older in waiting {
                 assert!(self.books.begun.contains(older), "{id} was begun before {older}");
             }

@@ -93,7 +93,7 @@ impl Plugin for Desk {
         let config: Config = ctx.config()?;
         let default = Limits::default();
         let limits = Limits {
-            in_flight: config.in_flight.unwrap_or(default.in_flight),
+            in_flight: config.in_flight.map_or(default.in_flight, |of_one| 2 * of_one),
             kept: config.kept.unwrap_or(default.kept),
             ..default
         };
