@@ -116,7 +116,7 @@ impl Ledger {
     pub(crate) fn admit(
         &mut self,
         id: String,
-        who: Who,
+        (who, whole_lane): (Who, bool),
         order: &Order,
         target: &Target,
         now_ms: u64,
@@ -128,6 +128,7 @@ impl Ledger {
             conversation: order.conversation.as_deref().map(|name| scoped(tenant.as_deref(), name)),
             priority: order.priority,
             bytes: order.bytes(),
+            whole_lane,
         };
         let ticket = self.scheduler.push(job).map_err(|error| self.refusal(target.lane, error))?;
         let entry = Rc::new(Entry {

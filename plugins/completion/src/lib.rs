@@ -411,7 +411,8 @@ impl Completion {
             return Err(route::nobody(&ranked, &order, &self.providers));
         };
         let who = who(ctx, order.agent.as_deref(), None);
-        let entry = self.ledger.borrow_mut().admit(id, who, &order, &best.target, self.now_ms())?;
+        let asker = (who, ctx.sees_every_tenant());
+        let entry = self.ledger.borrow_mut().admit(id, asker, &order, &best.target, self.now_ms())?;
         Ok((order, entry))
     }
 

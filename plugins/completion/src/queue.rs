@@ -14,22 +14,26 @@
 //! lane goes a level of priority higher, for one turn; inside a conversation, a waiting
 //! request gains one for as many requests that arrive after it.
 //!
-//! Nobody fills a queue alone, nor the memory: a principal may have as many requests
-//! wait in a lane, and hold as many bytes, as it leaves room for.
+//! Nobody fills a queue alone, nor the memory, nor what runs: a principal may have as
+//! many requests wait and run in a lane, and hold as many bytes, as it leaves room for.
+//! So whoever comes later starts also while nothing ends. Who may see what is every
+//! tenant's may have all that a lane runs, and so may a user who is alone.
 //!
 //! It knows no futures, clocks or payloads: requests are tickets.
 //!
 //! # Invariants
 //!
 //! - At most `limit` tickets of a lane run, and at most one of a conversation.
+//! - A principal starts no ticket where as many of it run in the lane as half of what
+//!   those of others leave, but for [`Job::whole_lane`].
 //! - A principal's waiting tickets in a lane are at most half of what those of others
 //!   leave of it, but for what was transferred there; and so are its bytes, but for a
 //!   single request.
 //! - While no ticket of a conversation runs or is on its way to another lane,
 //!   exactly its first waiting one is in its lane's `ready` set; while one does,
 //!   no other is.
-//! - A lane with room and a ready ticket is only left so between `push` or
-//!   `release` and the `start` that follows.
+//! - A lane with room and a ready ticket of one who may start it is only left so
+//!   between `push` or `release` and the `start` that follows.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -65,6 +69,8 @@ pub struct Job {
     pub priority: i8,
     /// What it holds in memory.
     pub bytes: usize,
+    /// Whether it starts wherever the lane has room, whatever else of its principal runs.
+    pub whole_lane: bool,
 }
 
 /// Who takes turns with others.
@@ -127,6 +133,7 @@ struct Slot {
     asker: Asker,
     conversation: Option<String>,
     bytes: usize,
+    whole_lane: bool,
     running: bool,
     /// Whether it has its conversation to itself: it runs, or did in another lane.
     begun: bool,
@@ -136,6 +143,8 @@ struct Slot {
 struct Lane {
     limit: usize,
     running: usize,
+    /// How many of them are whose; of those that are not free to take all.
+    runs: HashMap<String, usize>,
     queued: usize,
     /// How many of them are whose.
     shares: HashMap<String, usize>,
@@ -163,6 +172,42 @@ impl Lane {
             *share -= 1;
             if *share == 0 {
                 self.shares.remove(&asker.principal);
+            }
+        }
+    }
+
+    /// A ticket runs.
+    fn begins(&mut self, slot: &Slot) {
+        self.running += 1;
+        if !slot.whole_lane {
+            *self.runs.entry(slot.asker.principal.clone()).or_default() += 1;
+        }
+        self.hold_back();
+    }
+
+    /// A ticket runs no more.
+    fn ends(&mut self, slot: &Slot) {
+        self.running -= 1;
+        let principal = &slot.asker.principal;
+        if !slot.whole_lane
+            && let Some(own) = self.runs.get_mut(principal)
+        {
+            *own -= 1;
+            if *own == 0 {
+                self.runs.remove(principal);
+                self.ready.go_on(principal);
+            }
+        }
+        self.hold_back();
+    }
+
+    /// Holds back who has its share of what runs, and nobody else.
+    fn hold_back(&mut self) {
+        for (principal, own) in &self.runs {
+            if *own >= fair_share(self.limit, self.running - own) {
+                self.ready.hold(principal);
+            } else {
+                self.ready.go_on(principal);
             }
         }
     }
@@ -202,6 +247,7 @@ impl Scheduler {
         let lane = |&limit: &usize| Lane {
             limit,
             running: 0,
+            runs: HashMap::new(),
             queued: 0,
             shares: HashMap::new(),
             ready: Ready::new(bounds.requests),
@@ -225,7 +271,7 @@ impl Scheduler {
     pub fn push(&mut self, job: Job) -> Result<Ticket, Error> {
         self.has_room(&job)?;
         self.lanes[job.lane].admits(&job.asker.principal, self.bounds.requests)?;
-        let Job { lane, asker, conversation, priority, bytes } = job;
+        let Job { lane, asker, conversation, priority, bytes, whole_lane } = job;
         self.arrived += 1;
         let ticket = self.arrived;
         let arrival = ticket.cast_signed() - i64::from(priority) * self.bounds.step();
@@ -234,7 +280,8 @@ impl Scheduler {
         *self.held.entry(asker.principal.clone()).or_default() += bytes;
         self.lanes[lane].enters(&asker);
         let name = conversation.clone();
-        let slot = Slot { key, lane, asker, conversation, bytes, running: false, begun: false };
+        let (running, begun) = (false, false);
+        let slot = Slot { key, lane, asker, conversation, bytes, whole_lane, running, begun };
         self.slots.insert(ticket, slot);
         let Some(name) = name else {
             self.make_ready(key);
@@ -270,11 +317,14 @@ impl Scheduler {
     /// The next ticket that may run, which counts as running from now on.
     /// Call it until it has none.
     pub fn start(&mut self) -> Option<Ticket> {
-        let lane = self.lanes.iter_mut().find(|lane| lane.running < lane.limit && !lane.ready.is_empty())?;
-        let ticket = lane.ready.take()?;
-        lane.running += 1;
+        let mut open = self.lanes.iter_mut().filter(|lane| lane.running < lane.limit);
+        let (lane, ticket) = open.find_map(|lane| {
+            let ticket = lane.ready.take()?;
+            Some((lane, ticket))
+        })?;
         let slot = self.slots.get_mut(&ticket).expect("a ready ticket has a slot until it is released");
         lane.leaves(&slot.asker);
+        lane.begins(slot);
         slot.running = true;
         slot.begun = true;
         if let Some(name) = &slot.conversation {
@@ -298,7 +348,7 @@ impl Scheduler {
         }
         let lane = &mut self.lanes[slot.lane];
         if slot.running {
-            lane.running -= 1;
+            lane.ends(&slot);
         } else {
             lane.leaves(&slot.asker);
             lane.ready.remove(&slot.asker, slot.key);
@@ -324,7 +374,7 @@ impl Scheduler {
         let Some(slot) = self.slots.get_mut(&ticket) else { return };
         let from = &mut self.lanes[std::mem::replace(&mut slot.lane, lane)];
         let is_ready = if std::mem::take(&mut slot.running) {
-            from.running -= 1;
+            from.ends(slot);
             true
         } else {
             from.leaves(&slot.asker);

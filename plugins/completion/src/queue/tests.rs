@@ -10,7 +10,7 @@ const BOUNDS: Bounds = Bounds { requests: 16, bytes: 1000 };
 
 fn job(lane: usize, conversation: Option<&str>, priority: i8) -> Job {
     let conversation = conversation.map(str::to_owned);
-    Job { lane, asker: Asker::default(), conversation, priority, bytes: 1 }
+    Job { lane, asker: Asker::default(), conversation, priority, bytes: 1, whole_lane: false }
 }
 
 /// A request of somebody, written `principal` or `principal/agent`.
@@ -209,6 +209,69 @@ fn nobody_fills_the_memory_alone_and_one_request_always_finds_what_is_left() {
 }
 
 #[test]
+fn whoever_comes_later_starts_while_nothing_ends() {
+    let mut scheduler = Scheduler::new(Bounds { requests: 1000, bytes: 1000 }, &[16]);
+    let mut starts = |name: &str| {
+        (0..10).for_each(|_| drop(scheduler.push(of(name, 0)).unwrap()));
+        started(&mut scheduler).len()
+    };
+    let all = ["a", "b", "c", "d", "e", "f"].map(&mut starts);
+    assert_eq!(all, [8, 4, 2, 1, 1, 0]);
+    assert_eq!((scheduler.running(0), scheduler.queued(0)), (16, 44));
+}
+
+#[test]
+fn who_sees_every_tenant_may_have_a_whole_lane() {
+    let mut scheduler = Scheduler::new(BOUNDS, &[4]);
+    let whole = |name: &str| Job { whole_lane: true, ..of(name, 0) };
+    let all: Vec<_> = (0..4).map(|_| scheduler.push(whole("owner")).unwrap()).collect();
+    assert_eq!(started(&mut scheduler), all);
+    let other = [scheduler.push(of("a", 0)).unwrap(), scheduler.push(of("a", 0)).unwrap()];
+    scheduler.release(all[0]);
+    assert_eq!(started(&mut scheduler), [other[0]]);
+    scheduler.release(all[1]);
+    assert_eq!(started(&mut scheduler), [], "one has half of what others leave");
+    scheduler.release(all[2]);
+    assert_eq!(started(&mut scheduler), [other[1]]);
+}
+
+#[test]
+fn who_was_held_back_makes_up_for_no_turns_and_nobody_gains_by_it() {
+    let mut scheduler = Scheduler::new(Bounds { requests: 1000, bytes: 100_000 }, &[4]);
+    let mut whose = HashMap::new();
+    let mut push = |scheduler: &mut Scheduler, name: &'static str, count| {
+        for _ in 0..count {
+            whose.insert(scheduler.push(of(name, 0)).unwrap(), name);
+        }
+    };
+    push(&mut scheduler, "a", 100);
+    let held = started(&mut scheduler);
+    assert_eq!(held.len(), 2, "half is for others");
+    push(&mut scheduler, "b", 100);
+    push(&mut scheduler, "c", 100);
+    let mut running = started(&mut scheduler);
+    // Those of `a` do not end for long, while others have many turns.
+    for _ in 0..40 {
+        scheduler.release(running.remove(0));
+        running.extend(started(&mut scheduler));
+        assert_eq!(running.len(), 2);
+    }
+    push(&mut scheduler, "d", 100);
+    running.extend(held);
+    let mut turns = Vec::new();
+    while turns.len() < 40 {
+        scheduler.release(running.remove(0));
+        let next = started(&mut scheduler);
+        turns.extend(next.iter().copied());
+        running.extend(next);
+    }
+    for name in ["a", "b", "c", "d"] {
+        let had = turns.iter().filter(|ticket| whose[ticket] == name).count();
+        assert!((9..=11).contains(&had), "{name} had {had} of {} turns", turns.len());
+    }
+}
+
+#[test]
 fn principals_take_turns_however_many_requests_one_of_them_has() {
     let mut crowd = Crowd::new();
     crowd.push("flood", 400, 0);
@@ -304,6 +367,7 @@ fn nothing_is_remembered_of_what_has_ended() {
     assert!(scheduler.slots.is_empty() && scheduler.conversations.is_empty() && scheduler.bytes == 0);
     assert!(scheduler.held.is_empty());
     assert!(scheduler.lanes[0].shares.is_empty() && scheduler.lanes[0].ready.is_empty());
+    assert!(scheduler.lanes[0].runs.is_empty());
     for round in 0..100 {
         let ticket = scheduler.push(of(&format!("p{round}"), 0)).unwrap();
         started(&mut scheduler);
@@ -349,8 +413,10 @@ struct Known {
 fn may_start(all: &[Known], one: &Known) -> bool {
     let busy = |other: &&Known| other.running && other.lane == one.lane;
     let kin = |other: &&Known| one.conversation.is_some() && other.conversation == one.conversation;
+    let running = all.iter().filter(busy).count();
+    let own = all.iter().filter(busy).filter(|other| other.asker / 2 == one.asker / 2).count();
     !one.running
-        && all.iter().filter(busy).count() < LIMITS[one.lane]
+        && own < fair_share(LIMITS[one.lane], running - own)
         && !all
             .iter()
             .filter(kin)

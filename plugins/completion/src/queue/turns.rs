@@ -12,6 +12,10 @@
 //! and nobody gets one more by leaving and coming back. A class has a clock of its own,
 //! so a rush in one gives nobody in another an advance over those who come later.
 //!
+//! **Held back**: who has its share of what runs waits for no turn until some of that
+//! has ended. Then it waits on, with its old tag, or the time of the clock, where that
+//! is later: so it neither holds up the clock nor makes up for turns.
+//!
 //! **Ageing**: a principal that has to wait for as many starts as may wait
 //! ([`Bounds::requests`]), since it came or had its last turn, is a class higher for
 //! its next turn; for twice as many, two. That turn is counted as any other, and the
@@ -20,7 +24,7 @@
 //!
 //! # Invariants
 //!
-//! - Whenever anything is ready, something is taken.
+//! - Whenever anything is ready of somebody who is not held back, something is taken.
 //! - Of one agent and priority, the first to arrive goes first.
 //! - A lower class goes before a higher one only for a principal that has waited for as
 //!   many starts as ageing asks for.
@@ -36,7 +40,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
 };
 
 use super::{Asker, Key, Ticket};
@@ -57,7 +61,7 @@ impl Portion for BTreeSet<Ticket> {
 
 impl<T: Portion> Portion for Turns<T> {
     fn is_empty(&self) -> bool {
-        self.by_tag.is_empty()
+        self.by_tag.is_empty() && self.held == 0
     }
 }
 
@@ -69,6 +73,8 @@ struct One<T> {
     place: u64,
     /// ... and how many had been started in the lane by then.
     since: u64,
+    /// Whether it waits for a turn.
+    waits: bool,
     has: T,
 }
 
@@ -81,8 +87,10 @@ struct Turns<T> {
     by_tag: BTreeSet<(i64, u64, String)>,
     /// The same by their places: who has waited for longest is the first.
     by_place: BTreeMap<u64, String>,
-    /// Those that do not wait, and whose tag is ahead of the clock.
+    /// Those that have nothing, and whose tag is ahead of the clock.
     gone: BTreeSet<(i64, String)>,
+    /// How many have something and do not wait, since they are held back.
+    held: usize,
 }
 
 impl<T: Portion> Turns<T> {
@@ -97,18 +105,41 @@ impl<T: Portion> Turns<T> {
         Some((self.all.get(name)?.since, name))
     }
 
-    /// What one has that waits from now on, or does already. It must be given
-    /// something, if it has nothing.
-    fn of(&mut self, name: &str, started: u64) -> &mut T {
+    /// What one has that waits from now on, or does already, if it is not held back.
+    /// It must be given something, if it has nothing.
+    fn of(&mut self, name: &str, started: u64, is_held: bool) -> &mut T {
         let one = self.all.entry(name.to_owned()).or_default();
         if one.has.is_empty() {
             self.gone.remove(&(one.tag, name.to_owned()));
-            one.tag = one.tag.max(self.clock);
             (self.places, one.place, one.since) = (self.places + 1, self.places, started);
-            self.by_tag.insert((one.tag, one.place, name.to_owned()));
-            self.by_place.insert(one.place, name.to_owned());
+            self.held += 1;
+            if !is_held {
+                self.go_on(name);
+            }
         }
-        &mut one.has
+        &mut self.all.get_mut(name).expect("it was there or was put in").has
+    }
+
+    /// Holds one back, if it waits.
+    fn hold(&mut self, name: &str) {
+        let Some(one) = self.all.get_mut(name).filter(|one| one.waits) else { return };
+        one.waits = false;
+        self.by_tag.remove(&(one.tag, one.place, name.to_owned()));
+        self.by_place.remove(&one.place);
+        self.held += 1;
+    }
+
+    /// Lets one wait that was held back, if it has something.
+    fn go_on(&mut self, name: &str) {
+        let Some(one) = self.all.get_mut(name) else { return };
+        if one.waits || self.gone.contains(&(one.tag, name.to_owned())) {
+            return;
+        }
+        one.waits = true;
+        one.tag = one.tag.max(self.clock);
+        self.by_tag.insert((one.tag, one.place, name.to_owned()));
+        self.by_place.insert(one.place, name.to_owned());
+        self.held -= 1;
     }
 
     /// Hears that what one has became less, by a turn or without; what it has waits on.
@@ -119,8 +150,12 @@ impl<T: Portion> Turns<T> {
         }
         let smallest = self.by_tag.first().map_or(self.clock, |(tag, ..)| *tag);
         let part = ROUND / i64::try_from(self.by_tag.len().max(1)).unwrap_or(ROUND);
-        self.by_tag.remove(&(one.tag, one.place, name.to_owned()));
-        self.by_place.remove(&one.place);
+        if std::mem::take(&mut one.waits) {
+            self.by_tag.remove(&(one.tag, one.place, name.to_owned()));
+            self.by_place.remove(&one.place);
+        } else {
+            self.held -= 1;
+        }
         if by_turn {
             one.tag += ROUND;
             self.clock = (self.clock + part).max(smallest);
@@ -129,14 +164,15 @@ impl<T: Portion> Turns<T> {
             self.gone.insert((one.tag, name.to_owned()));
         } else {
             (self.places, one.place, one.since) = (self.places + 1, self.places, started);
+            one.waits = true;
             self.by_tag.insert((one.tag, one.place, name.to_owned()));
             self.by_place.insert(one.place, name.to_owned());
         }
-        let Some((tag, ..)) = self.by_tag.first() else {
-            *self = Self::default();
-            return;
-        };
-        self.clock = self.clock.min(tag + ROUND - 1);
+        match self.by_tag.first() {
+            Some((tag, ..)) => self.clock = self.clock.min(tag + ROUND - 1),
+            None if self.held == 0 => return *self = Self::default(),
+            None => {}
+        }
         while self.gone.first().is_some_and(|(tag, _)| *tag <= self.clock)
             && let Some((_, name)) = self.gone.pop_first()
         {
@@ -153,6 +189,8 @@ type Class = Turns<Turns<BTreeSet<Ticket>>>;
 pub(super) struct Ready {
     /// By priority; each has something.
     classes: BTreeMap<i8, Class>,
+    /// Who is held back.
+    held: HashSet<String>,
     /// How many were taken, ever.
     started: u64,
     /// After how many one is a class higher.
@@ -161,11 +199,27 @@ pub(super) struct Ready {
 
 impl Ready {
     pub(super) fn new(requests: usize) -> Self {
-        Self { classes: BTreeMap::new(), started: 0, step: requests.max(1) as u64 }
+        Self { classes: BTreeMap::new(), held: HashSet::new(), started: 0, step: requests.max(1) as u64 }
     }
 
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.classes.is_empty()
+        self.classes.is_empty() && self.held.is_empty()
+    }
+
+    /// Holds a principal back until it may go on.
+    pub(super) fn hold(&mut self, principal: &str) {
+        if !self.held.contains(principal) {
+            self.held.insert(principal.to_owned());
+            self.classes.values_mut().for_each(|class| class.hold(principal));
+        }
+    }
+
+    /// Holds a principal back no more.
+    pub(super) fn go_on(&mut self, principal: &str) {
+        if self.held.remove(principal) {
+            self.classes.values_mut().for_each(|class| class.go_on(principal));
+        }
     }
 
     /// How many principals are remembered.
@@ -177,7 +231,9 @@ impl Ready {
     /// Puts in what is ready from now on, or is already.
     pub(super) fn insert(&mut self, asker: &Asker, key: Key) {
         let class = self.classes.entry(key.priority).or_default();
-        class.of(&asker.principal, self.started).of(&asker.agent, self.started).insert(key.ticket);
+        let is_held = self.held.contains(&asker.principal);
+        let agents = class.of(&asker.principal, self.started, is_held);
+        agents.of(&asker.agent, self.started, false).insert(key.ticket);
     }
 
     /// Takes out what is ready no more; returns whether it was.
@@ -231,12 +287,15 @@ impl Ready {
         Some(ticket)
     }
 
-    /// The order in which all of these go, if nothing else comes and nothing has to
-    /// wait for its conversation.
+    /// The order in which all of these go, if nothing else comes, and nothing has to
+    /// wait for its conversation, or for what else its principal has running.
     pub(super) fn order<'a>(&self, waiting: impl Iterator<Item = (&'a Asker, Key)>) -> Vec<Ticket> {
         let mut waiting: Vec<_> = waiting.collect();
         waiting.sort_by_key(|(_, key)| key.ticket);
         let mut all = self.clone();
+        for principal in &self.held {
+            all.go_on(principal);
+        }
         for (asker, key) in waiting {
             all.insert(asker, key);
         }
