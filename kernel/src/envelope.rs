@@ -85,20 +85,20 @@ pub struct Ask {
     pub caller: Option<Arc<Caller>>,
 }
 
-/// Takes a text away that is longer than `most` bytes: what is said of its sender
-/// must not carry it on.
-fn bound(field: &str, text: &mut Option<Arc<str>>, most: usize) -> Result<(), Refusal> {
-    match text.take_if(|text| text.len() > most) {
+/// Takes a text away that has fewer or more bytes than it may: what is said of its
+/// sender must not carry it on.
+fn bound(field: &str, text: &mut Option<Arc<str>>, least: usize, most: usize) -> Result<(), Refusal> {
+    match text.take_if(|text| !(least..=most).contains(&text.len())) {
         None => Ok(()),
-        Some(text) => Err(refusals::too_long(field, text.len(), most)),
+        Some(text) => Err(refusals::wrong_length(field, text.len(), least, most)),
     }
 }
 
 impl Ask {
-    /// Refuses texts that are longer than they may be, whoever sends them.
+    /// Refuses texts that are longer or shorter than they may be, whoever sends them.
     pub(crate) fn bound(&mut self) -> Result<(), Refusal> {
-        bound("correlation_id", &mut self.correlation_id, limits::CORRELATION_ID_BYTES_MAX)?;
-        bound("idempotency_key", &mut self.idempotency_key, limits::IDEMPOTENCY_KEY_BYTES_MAX)
+        bound("correlation_id", &mut self.correlation_id, 0, limits::CORRELATION_ID_BYTES_MAX)?;
+        bound("idempotency_key", &mut self.idempotency_key, 1, limits::IDEMPOTENCY_KEY_BYTES_MAX)
     }
 
     /// A request with nothing but what it needs.
@@ -145,7 +145,7 @@ pub struct Emission {
 impl Emission {
     /// Refuses a text that is longer than it may be, whoever sends it.
     pub(crate) fn bound(&mut self) -> Result<(), Refusal> {
-        bound("correlation_id", &mut self.correlation_id, limits::CORRELATION_ID_BYTES_MAX)
+        bound("correlation_id", &mut self.correlation_id, 0, limits::CORRELATION_ID_BYTES_MAX)
     }
 
     /// An emission without a cause.

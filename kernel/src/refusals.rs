@@ -169,9 +169,9 @@ pub(crate) fn too_deep(step: &str, chain: &str, limit: usize) -> Refusal {
         .hint("one thing leads to another without end; `daemon.chain_steps_max` bounds it")
 }
 
-pub(crate) fn too_long(field: &str, bytes: usize, most: usize) -> Refusal {
-    no(Blame::Sender, Code::InvalidFrame, format!("`{field}` has {bytes} bytes, and may have {most}"))
-        .hint("what is long belongs into the payload")
+pub(crate) fn wrong_length(field: &str, bytes: usize, least: usize, most: usize) -> Refusal {
+    let message = format!("`{field}` has {bytes} bytes, and may have {least} to {most}");
+    no(Blame::Sender, Code::InvalidFrame, message).hint("what is long belongs into the payload")
 }
 
 pub(crate) fn never_expires(event: &EventName) -> Refusal {

@@ -56,6 +56,8 @@ fn texts_that_are_longer_than_they_may_be_are_refused_whoever_sends_them() {
          < A refused 2 invalid_frame sender
          > A request 2 echo:say hi key={long}
          < A refused 2 invalid_frame sender
+         > A request 2 echo:say hi key=
+         < A refused 2 invalid_frame sender
          > B request 1 echo:say hi corr={long}
          < B refused 1 invalid_frame sender
          > A emit a:b hi corr={long}

@@ -12,9 +12,12 @@ use ksi_sdk::protocol::{
     work::{Policy, WorkInfo, WorkState},
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
-use super::id::Id;
+use super::{
+    digest::{self, Digest},
+    id::Id,
+};
 use crate::record::{Seq, keys};
 
 /// Where an entry stands. [`WorkState`] is what is said of it.
@@ -105,16 +108,16 @@ pub struct Key {
     /// The asker's text.
     #[serde(rename = "k")]
     pub text: String,
-    /// The beginning of the SHA-256 of the payload.
+    /// What the payload is known by.
     #[serde(rename = "h", with = "serde_bytes")]
-    pub payload: [u8; 16],
+    pub payload: Digest,
 }
 
 impl Key {
     /// The key for this payload.
     #[must_use]
     pub fn new(text: &str, payload: &[u8]) -> Self {
-        Self { text: text.to_owned(), payload: head(Sha256::digest(payload).as_slice()) }
+        Self { text: text.to_owned(), payload: digest::of_meaning(payload) }
     }
 
     /// What the key is found by: it belongs to the event and the tenant.
@@ -148,7 +151,7 @@ impl KeyHash {
     }
 }
 
-fn head(digest: &[u8]) -> [u8; 16] {
+pub(super) fn head(digest: &[u8]) -> Digest {
     digest[..16].try_into().expect("a SHA-256 has 32 bytes")
 }
 
@@ -161,9 +164,9 @@ pub struct Remembered {
     /// Its position in the journal.
     #[serde(rename = "n")]
     pub seq: Seq,
-    /// The beginning of the SHA-256 of the payload.
+    /// What the payload is known by.
     #[serde(rename = "h", with = "serde_bytes")]
-    pub payload: [u8; 16],
+    pub payload: Digest,
     /// From when on it is forgotten, milliseconds since 1970.
     #[serde(rename = "x")]
     pub until_ms: u64,

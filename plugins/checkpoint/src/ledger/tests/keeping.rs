@@ -5,7 +5,7 @@ use ksi_sdk::protocol::{Bytes, Code, work::Policy};
 
 use super::world::{START, World, limited, policy};
 use crate::{
-    ledger::{Admission, Ending, Id, KEY_MS, Key, Limits},
+    ledger::{Admission, Ending, Id, KEY_MS, Key, Limits, digest},
     record::keys,
 };
 
@@ -26,6 +26,28 @@ fn a_key_belongs_to_one_payload_for_a_day_after_the_end() {
     world.pass(1);
     let (next, new) = world.accept_keyed("k", b"two").unwrap();
     assert!(new && next != id);
+}
+
+#[test]
+fn under_a_key_the_fields_may_come_in_another_order() {
+    const ONE: &[u8] = b"\x82\xa1a\x01\xa1b\x02";
+    const SAME: &[u8] = b"\x82\xa1b\xcc\x02\xa1a\x01";
+    const OTHER: &[u8] = b"\x82\xa1a\x02\xa1b\x01";
+    let mut world = limited(9);
+    let (id, _) = world.accept_keyed("k", ONE).unwrap();
+    assert_eq!(world.accept_keyed("k", SAME).unwrap(), (id, false));
+    assert_eq!(world.accept_keyed("k", OTHER).unwrap_err().code, Code::Conflict);
+    world.done(id);
+    assert_eq!(world.accept_keyed("k", SAME).unwrap(), (id, false), "also after its end");
+    // What a release before this one has written down is known by its bytes.
+    let key = Key { text: "l".into(), payload: digest::of_bytes(ONE) };
+    let order = world.order("a:keyed", policy(), Some(key));
+    let admission = world.ledger.accept(world.now, order, Bytes::from_static(ONE), None).unwrap();
+    let Admission::New { id, step } = admission else { panic!("{admission:?}") };
+    world.books.ends.insert(id, (0, 1));
+    world.carry(step);
+    assert_eq!(world.accept_keyed("l", ONE).unwrap(), (id, false));
+    assert_eq!(world.accept_keyed("l", OTHER).unwrap_err().code, Code::Conflict);
 }
 
 #[test]
