@@ -325,7 +325,7 @@ impl StatePlugin {
             Err(refusal) => Unmade::from(refusal),
         };
         for step in changes() {
-            self.room.free(step.charge());
+            self.room.free(&step.place, step.charge());
             match unmade {
                 Unmade::Unknown(_) => self.ctx.spawn(self.clone().look_again(step.place.clone())),
                 _ => drop(self.index.borrow_mut().arrive(&step.place, None)),
@@ -334,17 +334,19 @@ impl StatePlugin {
         Err(unmade)
     }
 
-    /// Takes room for all that is set, counting what it replaces as gone.
+    /// Takes room for all that is set, counting what it replaces as gone. All of it
+    /// is one tenant's; only what takes no room may be several's.
     fn take_room<'a>(&self, changes: impl Iterator<Item = &'a Step>) -> Result<(), Refusal> {
         let index = self.index.borrow();
-        let (mut needed, mut replaced) = (Charge::default(), Charge::default());
+        let (mut needed, mut replaced, mut place) = (Charge::default(), Charge::default(), None);
         for step in changes {
+            place = place.or(Some(&step.place));
             needed += step.charge();
             if let Some(there) = index.entry(&step.place) {
                 replaced += charge(&step.place, there.size);
             }
         }
-        self.room.take(needed, replaced)
+        place.map_or(Ok(()), |place| self.room.take(place, needed, replaced))
     }
 
     /// A step is safe.
@@ -353,7 +355,7 @@ impl StatePlugin {
         let mut index = self.index.borrow_mut();
         if !index.arrive(place, Some(version)) {
             // A later change was heard of first: this one is replaced already.
-            self.room.free(step.charge());
+            self.room.free(place, step.charge());
             return;
         }
         let (entry, kind, stored) = match action {
@@ -365,7 +367,7 @@ impl StatePlugin {
             Action::Check => return,
         };
         if let Some(before) = index.put(place, entry) {
-            self.room.free(charge(place, before.size));
+            self.room.free(place, charge(place, before.size));
         }
         drop(index);
         let changed = Changed {
@@ -400,10 +402,10 @@ impl StatePlugin {
             return;
         }
         if let Some(entry) = entry {
-            self.room.charge(charge(&place, entry.size));
+            self.room.charge(&place, charge(&place, entry.size));
         }
         if let Some(before) = before {
-            self.room.free(charge(&place, before.size));
+            self.room.free(&place, charge(&place, before.size));
         }
         self.watches.begin_anew(&place);
         self.timing.notify();

@@ -6,9 +6,10 @@ use ksi_sdk::prelude::{Code, Deserialize, Refusal};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// Values and items of queues that may be kept, all together.
+    /// Values and items of queues that may be kept, all together; of one tenant at
+    /// most half of what the others leave.
     pub(crate) entries_max: u64,
-    /// Bytes that they may have, all together.
+    /// Bytes that they may have, by the same rule.
     pub(crate) bytes_max: u64,
     /// Watches that may be open at once. As many as requests that the plugin may
     /// hold, of which nobody has all.

@@ -140,7 +140,7 @@ impl StatePlugin {
     async fn load_values(&self) -> Result<(), Refusal> {
         let load = |key: &[u8], Brief { size, expires_at_ms }, version| {
             let place = place_of_brief(key).ok_or_else(|| foreign(key))?;
-            self.room.charge(change::charge(&place, size));
+            self.room.charge(&place, change::charge(&place, size));
             self.index.borrow_mut().put(&place, Some(Entry { version, size, expires_at_ms }));
             Ok(())
         };
@@ -151,7 +151,7 @@ impl StatePlugin {
         let now_ms = self.now_ms();
         let load = |key: &[u8], item: Item, _| {
             let (place, id) = place_of_item(key).ok_or_else(|| foreign(key))?;
-            self.room.charge(Charge::one(place.as_str().len() as u64 + item.size));
+            self.room.charge(&place, Charge::one(place.as_str().len() as u64 + item.size));
             self.queues.load(place, id, item, now_ms);
             Ok(())
         };

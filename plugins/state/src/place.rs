@@ -91,6 +91,12 @@ impl Place {
         Some(unescaped(tenant)).filter(|tenant| !tenant.is_empty())
     }
 
+    /// The tenant as it stands in the place: two places have the same where their
+    /// tenant is the same.
+    pub(crate) fn owner(&self) -> &str {
+        tenant_of(self.parts().0).map_or(LOCAL_TENANT, |(tenant, _)| tenant)
+    }
+
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> String {
@@ -205,6 +211,7 @@ mod tests {
                 Place::new(tenant.as_deref(), namespace, "key", name).unwrap()
             };
             assert_eq!(place(&a) == place(&b), a == b);
+            assert_eq!(place(&a).owner() == place(&b).owner(), a.0 == b.0);
             let back = Place::stored(place(&a).as_str()).unwrap();
             assert_eq!((back.tenant(), back.namespace(), back.name().to_owned()), a.clone());
             let prefix = Place::prefix(a.0.as_deref(), &a.1, "").unwrap();

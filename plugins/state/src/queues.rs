@@ -192,7 +192,7 @@ impl StatePlugin {
     /// Adds an item at the end. Answers with its number and the length of the
     /// queue.
     async fn add(self: Rc<Self>, open: Open, item: Item, data: Payload) -> Result<(u64, u64), Refusal> {
-        self.room.take(charge(&open.place, &item), Charge::default())?;
+        self.room.take(&open.place, charge(&open.place, &item), Charge::default())?;
         let id = self.queues.numbers.next();
         open.line.borrow_mut().announce(id);
         let mut batch = self.state.batch();
@@ -209,7 +209,7 @@ impl StatePlugin {
                 Ok((id, open.line.borrow().counts().length))
             }
             Err(refusal) => {
-                self.room.free(charge(&open.place, &item));
+                self.room.free(&open.place, charge(&open.place, &item));
                 Err(match Unmade::from(refusal) {
                     Unmade::Unknown(refusal) => {
                         self.ctx.spawn(self.clone().look_for(open.clone(), id));
@@ -282,7 +282,7 @@ impl StatePlugin {
         let gone = item.is_none();
         let before = open.line.borrow_mut().settle(id, item, self.now_ms());
         if let Some(before) = before.filter(|_| gone) {
-            self.room.free(charge(&open.place, &before));
+            self.room.free(&open.place, charge(&open.place, &before));
         }
     }
 
@@ -298,10 +298,10 @@ impl StatePlugin {
         let charged = item.as_ref().map(|item| charge(&open.place, item));
         let before = open.line.borrow_mut().land(id, item, self.now_ms());
         if let Some(charged) = charged {
-            self.room.charge(charged);
+            self.room.charge(&open.place, charged);
         }
         if let Some(before) = before {
-            self.room.free(charge(&open.place, &before));
+            self.room.free(&open.place, charge(&open.place, &before));
         }
         self.touched(&open);
     }

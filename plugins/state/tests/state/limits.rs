@@ -93,7 +93,8 @@ fn a_batch_that_is_too_large_or_changes_a_key_twice_is_refused() {
 
 #[test]
 fn a_full_state_takes_nothing_new_until_something_goes() {
-    let config = json!({"entries_max": 3, "bytes_max": 1000});
+    // Half of it is for other tenants.
+    let config = json!({"entries_max": 6, "bytes_max": 2000});
     let host = Host::start(config.clone()).unwrap();
     set(&host, "a", json!(1));
     set(&host, "b", json!(1));
@@ -134,6 +135,36 @@ fn a_configuration_that_does_not_fit_stops_the_start() {
         let Err(refusal) = Host::start(config) else { panic!("started") };
         assert!(refusal.message.contains(part), "{refusal}");
     }
+}
+
+#[test]
+fn a_tenant_that_fills_its_share_leaves_room_for_the_others() {
+    let config = json!({"entries_max": 16, "bytes_max": 4096});
+    let host = Host::start(config.clone()).unwrap();
+    let add = |host: &Host, tenant: &str, n: usize| {
+        let caller = Caller { principal: "user:x".into(), tenant: Some(tenant.into()), every_tenant: false };
+        let meta = Meta { caller: Some(caller), ..Meta::default() };
+        let (event, data) = match n % 2 {
+            0 => ("state:set", json!({"key": format!("k{n}"), "value": n})),
+            _ => ("state:push", json!({"queue": "q", "data": n})),
+        };
+        host.next(&host.open_as(event, data, &meta))
+    };
+    let fill = |host: &Host, tenant: &str| {
+        let refused = (0..).find_map(|n| match add(host, tenant, n) {
+            Answer::Refusal(refusal) => Some((n, refusal)),
+            _ => None,
+        });
+        let (count, refusal) = refused.unwrap();
+        assert_eq!(refusal.code, Code::Busy, "{refusal}");
+        count
+    };
+    assert_eq!(["a-b", "a_b", "local"].map(|tenant| fill(&host, tenant)), [8, 4, 2]);
+    // The same is known after a restart.
+    let host = host.restart(config).unwrap();
+    assert!(matches!(add(&host, "a-b", 0), Answer::Reply(_)), "what is replaced takes no more room");
+    assert!(matches!(add(&host, "a-b", 100), Answer::Refusal(_)));
+    assert!(matches!(add(&host, "c", 0), Answer::Reply(_)));
 }
 
 #[test]
