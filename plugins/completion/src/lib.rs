@@ -411,8 +411,10 @@ impl Completion {
             return Err(route::nobody(&ranked, &order, &self.providers));
         };
         let who = who(ctx, order.agent.as_deref(), None);
-        let asker = (who, ctx.sees_every_tenant());
-        let entry = self.ledger.borrow_mut().admit(id, asker, &order, &best.target, self.now_ms())?;
+        // What nobody else asks is the daemon's own.
+        let whole_lane = ctx.caller().is_none_or(|caller| caller.every_tenant);
+        let entry =
+            self.ledger.borrow_mut().admit(id, (who, whole_lane), &order, &best.target, self.now_ms())?;
         Ok((order, entry))
     }
 
