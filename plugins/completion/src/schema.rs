@@ -191,7 +191,7 @@ impl Check {
             return wrong(format!("it must be {}", shown(expected)));
         }
         if let Some(allowed @ Value::Array(list)) = rules.get("enum")
-            && !self.any(list, |one| self.equal(one, value))?
+            && !any(list, |one| self.equal(one, value))?
         {
             return wrong(format!("it must be one of {}", shown(allowed)));
         }
@@ -217,20 +217,6 @@ impl Check {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether one of a list is as wanted, of which none is looked at unpaid.
-    fn any<'v>(
-        &self,
-        list: &[Value],
-        wanted: impl Fn(&Value) -> Result<bool, Misfit<'v>>,
-    ) -> Result<bool, Misfit<'v>> {
-        for one in list {
-            if wanted(one)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Whether two values are the same.
@@ -304,7 +290,7 @@ impl Check {
         }
         let fits = |schema: &Value| decided(self.fits(schema, value, depth));
         if let Some(schemas) = list("anyOf")
-            && !self.any(schemas, fits)?
+            && !any(schemas, fits)?
         {
             return wrong("it fits none of `anyOf`");
         }
@@ -349,6 +335,16 @@ impl Check {
         }
         Ok(())
     }
+}
+
+/// Whether one of a list is as wanted.
+fn any<'v>(list: &[Value], wanted: impl Fn(&Value) -> Result<bool, Misfit<'v>>) -> Result<bool, Misfit<'v>> {
+    for one in list {
+        if wanted(one)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_a(value: &Value, kind: &str) -> bool {
