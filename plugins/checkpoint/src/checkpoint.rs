@@ -110,11 +110,11 @@ impl Shelf {
             };
             found.push(noted.unwrap_or_else(unnoted));
         }
-        found.sort_by_key(|made| std::cmp::Reverse((made.at_ms, made.seq)));
+        found.sort_by_key(|made| std::cmp::Reverse((made.seq, made.at_ms)));
         Ok(found)
     }
 
-    /// Writes down what a checkpoint is, durably, and lets go of the oldest.
+    /// Writes down what a checkpoint is, durably, and lets go of the oldest others.
     fn add(&self, checkpoint: &Checkpoint) -> std::io::Result<()> {
         let text = serde_json::to_vec_pretty(checkpoint).map_err(std::io::Error::other)?;
         let disk = Directory::new(&self.dir)?;
@@ -122,7 +122,8 @@ impl Shelf {
         note.write_at(&text, 0)?;
         note.sync()?;
         disk.sync()?;
-        for old in self.list()?.into_iter().skip(self.kept) {
+        let others = self.list()?.into_iter().filter(|other| other.id != checkpoint.id);
+        for old in others.skip(self.kept.saturating_sub(1)) {
             fs::remove_file(self.file(&old.id))?;
             // One that has no note has nothing to lose.
             let _ = fs::remove_file(self.note(&old.id));
@@ -135,7 +136,7 @@ fn note_name(id: &str) -> String {
     format!("{id}.json")
 }
 
-/// Name of a checkpoint: its time and position, so that names sort by age.
+/// Name of a checkpoint: its time and position.
 fn name(at_ms: u64, seq: u64) -> String {
     format!("{at_ms:013}-{seq}")
 }

@@ -42,6 +42,20 @@ fn the_newest_come_first_and_the_oldest_go() {
 }
 
 #[test]
+fn the_newest_is_kept_also_where_the_clock_was_set_back() {
+    let (_dir, shelf) = shelf(2);
+    let first = put(&shelf, 3_000, 1);
+    let second = put(&shelf, 1_000, 2);
+    assert_eq!(shelf.list().unwrap(), [second.clone(), first]);
+    let third = put(&shelf, 500, 3);
+    assert_eq!(shelf.list().unwrap(), [third.clone(), second]);
+    // Positions of another journal, to which no clock and no position of this one compares.
+    let other = put(&shelf, 100, 1);
+    assert_eq!(shelf.list().unwrap(), [third, other.clone()]);
+    assert!(Path::new(&other.path).exists() && shelf.note(&other.id).exists());
+}
+
+#[test]
 fn a_checkpoint_without_its_note_is_listed_with_what_its_name_says() {
     let (_dir, shelf) = shelf(2);
     let made = put(&shelf, 1_000, 9);
