@@ -151,6 +151,19 @@ fn a_restore_whose_asker_goes_away_is_done_to_its_end() {
 }
 
 #[test]
+fn what_is_no_file_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [&*pipe, dir.path(), Path::new("/dev/null")] {
+        let refusal = host.request("checkpoint:restore", json!({ "path": path })).unwrap_err();
+        assert_eq!(refusal.code, Code::InvalidPayload, "{refusal}");
+        work(&host, 1, 10);
+    }
+}
+
+#[test]
 fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::start_in(dir.path(), json!({})).unwrap();

@@ -15,9 +15,10 @@
 //! A store that fails is not asked again: commits are refused, and the next
 //! start opens it anew, or rebuilds it.
 
-use std::{cmp::Ordering, fs, io, path::Path, sync::Arc, time::Instant};
+use std::{cmp::Ordering, fs, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Instant};
 
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
+use nix::fcntl::OFlag;
 
 use super::{
     exports::{self, Exports, Import},
@@ -253,11 +254,7 @@ impl Keeper {
     /// Replaces the keyspace by an export.
     pub(super) fn restore(&mut self, path: &Path, epoch: u64) -> Result<RestoreReport, Refusal> {
         let begun = Instant::now();
-        let file = fs::File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Refusal::not_found("export", &path.display().to_string())
-                .hint("`ksi checkpoint list` shows what there is"),
-            _ => StoreError::io("read an export for")(error).refusal(),
-        })?;
+        let file = open_regular(path)?;
         let (summary, keys, seq) = self.restore_from(&path.display().to_string(), &file, epoch)?;
         Ok(RestoreReport {
             path: path.to_owned(),
@@ -369,10 +366,28 @@ fn flaw(damage: Damage) -> Flaw {
     Flaw { segment, seq, what }
 }
 
+/// Opens a file that is to be restored. What only has the name of one, a pipe or a device, could keep whoever opens
+/// it waiting, and with the keeper all that is kept.
+fn open_regular(path: &Path) -> Result<fs::File, Refusal> {
+    let at_once = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let opened = fs::OpenOptions::new().read(true).custom_flags(at_once).open(path);
+    let opened = opened.and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    let (is_regular, file) = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Refusal::not_found("export", &path.display().to_string())
+            .hint("`ksi checkpoint list` shows what there is"),
+        _ => StoreError::io("read an export for")(error).refusal(),
+    })?;
+    if is_regular {
+        return Ok(file);
+    }
+    Err(Refusal::invalid_payload(format!("{} is no file", path.display()))
+        .hint("nothing was changed; give a file that `ksi checkpoint export` wrote"))
+}
+
 /// What is refused where an export would take the place of something.
 fn taken(path: &Path) -> Refusal {
     Refusal::new(Code::Conflict, format!("{} is there already", path.display()))
-        .hint("an export never overwrites: give another path")
+        .hint("an export never overwrites: give another name")
 }
 
 /// What is refused from a restore on until the next opening.
