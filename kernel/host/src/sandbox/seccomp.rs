@@ -470,7 +470,9 @@ mod tests {
         for network in [Network::None, Network::Loopback, Network::Ports(vec![443, 53])] {
             for own in [false, true].map(with_network) {
                 let with = |flags| denied(granted(network.clone(), &[80], true), own, calls(flags));
-                let Some(at_once) = with(libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) else { return skipped(WITHOUT) };
+                let Some(at_once) = with(libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL) else {
+                    return skipped(WITHOUT);
+                };
                 assert_eq!(at_once, [true; 3], "{network:?}");
                 assert_eq!(with(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL), Some([false; 3]), "{network:?}");
             }

@@ -230,7 +230,7 @@ fn who_sees_every_tenant_may_have_a_whole_lane() {
     scheduler.release(all[0]);
     assert_eq!(started(&mut scheduler), [other[0]]);
     scheduler.release(all[1]);
-    assert_eq!(started(&mut scheduler), [], "one has half of what others leave");
+    assert_eq!(started(&mut scheduler), [0_u64; 0], "one has half of what others leave");
     scheduler.release(all[2]);
     assert_eq!(started(&mut scheduler), [other[1]]);
 }
