@@ -8,6 +8,7 @@ mod completion;
 mod config;
 mod discover;
 mod doctor;
+mod export;
 mod key;
 mod lifecycle;
 mod logs;

@@ -156,7 +156,7 @@ fn checkpoint() -> Vec<Step> {
         Step("audit:append", json!({"records": []}), Await, "denied"),
         Step("checkpoint:create", json!({"label": "x".repeat(65)}), Await, "invalid_payload"),
         Step("checkpoint:list", json!({}), Await, "reply"),
-        Step("checkpoint:export", json!({"path": "relative"}), Await, "invalid_payload"),
+        Step("checkpoint:export", json!({"name": "../elsewhere"}), Await, "invalid_payload"),
         Step("checkpoint:restore", json!({}), Await, "invalid_payload"),
         Step("checkpoint:ack", json!({"consumer": "", "seq": 0}), Await, "invalid_payload"),
         Step("checkpoint:verify", json!({}), Await, "reply"),

@@ -376,7 +376,7 @@ pub(crate) enum Checkpoint {
     Verify,
     /// Write all that is kept durably to a file that any release can read
     Export {
-        /// Where to; beside the checkpoints by default
+        /// Where to; a directory of the daemon by default
         path: Option<PathBuf>,
     },
 }
@@ -396,7 +396,7 @@ pub(crate) enum Audit {
     },
     /// Write the trail to a file that can be checked without the daemon
     Export {
-        /// Where to; beside the trail by default
+        /// Where to; a directory of the daemon by default
         path: Option<PathBuf>,
     },
     /// Print the public key that heads are signed with; keep it elsewhere

@@ -13,7 +13,7 @@ use ksi_protocol::audit::{Entry, Export, Exported, Page, Query, Record, Verified
 use ksi_trust::{Key, audit as proof};
 use serde_json::json;
 
-use super::work::now_ms;
+use super::{export::Wanted, work::now_ms};
 use crate::{
     args,
     error::{Failure, Result},
@@ -225,12 +225,12 @@ fn read_key(text: &str) -> Result<Key> {
 }
 
 async fn export(at: &Invocation, path: Option<&Path>) -> Result<()> {
-    let path =
-        path.map(std::path::absolute).transpose().map_err(|error| Failure::failed(error.to_string()))?;
-    let text = path.map(|path| path.to_str().map(str::to_owned).ok_or(path)).transpose();
-    let path = text.map_err(|path| Failure::usage(format!("{} is not UTF-8", path.display())))?;
+    let wanted = path.map(Wanted::at).transpose()?;
     let client = at.connect().await?;
-    let made: Exported = at.ask(&client, "audit:export", &Export { path }).await?;
+    let mut made: Exported = at.ask(&client, "audit:export", &Export::default()).await?;
+    if let Some(wanted) = wanted {
+        made.path = wanted.fetch(made.path.as_ref())?;
+    }
     let written = short(made.path.as_ref());
     let text =
         format!("{} records, {} in {written}\n  key  {}", made.records, bytes(made.bytes), made.public_key);

@@ -11,7 +11,10 @@ use ksi_protocol::checkpoint::{
 };
 use serde_json::json;
 
-use super::work::{age, now_ms};
+use super::{
+    export::Wanted,
+    work::{age, now_ms},
+};
 use crate::{
     args,
     error::{Failure, Result},
@@ -156,15 +159,12 @@ fn verified(found: &Verified) -> Result<Report> {
 }
 
 async fn export(at: &Invocation, path: Option<&Path>) -> Result<()> {
-    let path = match path {
-        // The daemon's own directory is another one.
-        Some(path) => {
-            Some(text(&std::path::absolute(path).map_err(|error| Failure::to_file("find", path, &error))?)?)
-        }
-        None => None,
-    };
+    let wanted = path.map(Wanted::at).transpose()?;
     let client = at.connect().await?;
-    let done: Exported = at.ask(&client, "checkpoint:export", &Export { path }).await?;
+    let mut done: Exported = at.ask(&client, "checkpoint:export", &Export::default()).await?;
+    if let Some(wanted) = wanted {
+        done.path = wanted.fetch(done.path.as_ref())?;
+    }
     let Exported { path, keys, sha256, .. } = &done;
     let text = format!("{keys} keys, {}, in {}\nsha256 {sha256}", bytes(done.bytes), short(path.as_ref()));
     at.out.print(&Report::text(&done, text)?.named(vec![path.clone()]))

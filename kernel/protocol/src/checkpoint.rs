@@ -142,16 +142,18 @@ pub struct Problem {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// Where to, absolute; beside the checkpoints where absent.
+    /// What to call the file, which lies in a directory of the plugin's own: 1 to
+    /// 128 letters, digits, `.`, `_` and `-`, no sign first; after the time where
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub name: Option<String>,
 }
 
 /// The answer to `checkpoint:export`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Exported {
-    /// The file.
+    /// The file, which its owner alone may read.
     pub path: String,
     /// Keys in it.
     pub keys: u64,

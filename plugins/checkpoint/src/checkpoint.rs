@@ -29,6 +29,7 @@ use ksi_sdk::{
 use crate::{
     disk::{Directory, Disk, remove_parts},
     engine::{Engine, Flaw},
+    outgoing::Outgoing,
 };
 
 /// Longest label, in characters: it is shown in a table.
@@ -78,12 +79,15 @@ impl Shelf {
             (Some(id), None) if parse(&id).is_some() => Ok(self.file(&id)),
             (Some(id), None) => Err(Refusal::not_found("checkpoint", &id.escape_debug().to_string())
                 .hint("`ksi checkpoint list` shows them")),
-            (None, Some(path)) => checked(path.into()),
+            (None, Some(path)) if Path::new(&path).is_absolute() => Ok(path.into()),
+            (None, Some(_)) => Err(Refusal::invalid_payload(
+                "`path` must be absolute: the daemon has another directory than you",
+            )),
             _ => Err(Refusal::invalid_payload("give exactly one of `id` and `path`")),
         }
     }
 
-    /// All of them, the newest first.
+    /// All of them, the newest first: the clock may have been set back between two, positions are not.
     fn list(&self) -> std::io::Result<Vec<Checkpoint>> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -229,13 +233,15 @@ pub async fn verify(engine: &Engine) -> Result<Verified, Refusal> {
 ///
 /// # Errors
 ///
-/// `invalid_payload` for a path that is not absolute, `conflict` where it is
-/// taken, `unavailable` where the file cannot be written.
-pub async fn export(engine: &Engine, shelf: &Shelf, ask: Export, now_ms: u64) -> Result<Exported, Refusal> {
-    let path = match ask.path {
-        Some(path) => checked(path.into())?,
-        None => shelf.dir.join(format!("export-{}.ksi", name(now_ms, engine.synced_seq()))),
-    };
+/// `invalid_payload` for a name that is not plain, `conflict` where it is taken,
+/// `unavailable` where the file cannot be written.
+pub async fn export(
+    engine: &Engine,
+    outgoing: &Outgoing,
+    ask: Export,
+    now_ms: u64,
+) -> Result<Exported, Refusal> {
+    let path = outgoing.file(ask.name, || format!("checkpoint-{}.ksi", name(now_ms, engine.synced_seq())))?;
     let report = engine.export(&path).await?;
     Ok(Exported {
         path: report.path.display().to_string(),
@@ -255,15 +261,6 @@ pub async fn restore(engine: &Engine, path: &Path) -> Result<Restored, Refusal> 
     let replaced = engine.health().store_keys;
     let report = engine.restore(path).await?;
     Ok(Restored { seq: report.seq, keys: report.keys, replaced })
-}
-
-fn checked(path: PathBuf) -> Result<PathBuf, Refusal> {
-    match path.is_absolute() {
-        true => Ok(path),
-        false => Err(Refusal::invalid_payload(
-            "`path` must be absolute: the daemon has another directory than you",
-        )),
-    }
 }
 
 fn disk(path: &Path, error: &std::io::Error) -> Refusal {

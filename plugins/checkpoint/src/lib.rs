@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod work;
 pub mod space;
 pub mod checkpoint;
+pub mod outgoing;
 pub mod trail;
 mod config;
 mod status;
@@ -60,6 +61,7 @@ use checkpoint::Shelf;
 use config::Config;
 use engine::{Engine, Recovery};
 use facts::{Acknowledged, Facts, Unfollowed};
+use outgoing::Outgoing;
 use record::Fact;
 use space::{Space, Spaces};
 use status::{ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest};
@@ -74,6 +76,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 pub struct Checkpoint {
     config: Config,
     shelf: Shelf,
+    outgoing: Outgoing,
     spaces: Spaces,
     facts: Rc<Facts>,
     trail: Trail,
@@ -124,9 +127,11 @@ impl Plugin for Checkpoint {
     fn start(ctx: &Ctx) -> Result<Self, Refusal> {
         let config: Config = ctx.config()?;
         config.check()?;
+        let outgoing = Outgoing::new(ctx.dir().join("outgoing"));
         // Nobody exports yet. What cannot be removed is only space.
-        let _ = disk::remove_parts(&ctx.dir().join("audit/exports"));
+        let _ = outgoing.tidy();
         Ok(Self {
+            outgoing,
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
             trail: Trail::new(ctx.dir().join("audit"), config.retention()),
             attempts: Rc::default(),
@@ -322,7 +327,7 @@ impl Checkpoint {
     }
 
     async fn export(self: Rc<Self>, _ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
-        checkpoint::export(&self.opened()?.engine, &self.shelf, ask, now_ms()).await
+        checkpoint::export(&self.opened()?.engine, &self.outgoing, ask, now_ms()).await
     }
 
     /// Whoever has read anything must read it again, so the daemon starts
@@ -416,7 +421,8 @@ impl Checkpoint {
     }
 
     async fn audit_export(self: Rc<Self>, ctx: Ctx, ask: ExportTrail) -> Result<ExportedTrail, Refusal> {
-        self.with_trail(&ctx, move |trail, now_ms| trail.export(ask, now_ms)).await
+        let path = self.outgoing.file(ask.name, || format!("audit-{}.jsonl", now_ms()))?;
+        self.with_trail(&ctx, move |trail, now_ms| trail.export(&path, now_ms)).await
     }
 
     async fn space_get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<Got, Refusal> {

@@ -164,6 +164,29 @@ fn what_is_no_file_is_not_waited_for() {
 }
 
 #[test]
+fn an_export_lies_where_the_plugin_says_and_is_restored_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    work(&host, 5, 10);
+    for event in ["checkpoint:export", "audit:export"] {
+        let named = host.request(event, json!({ "name": event.replace(':', "-") })).unwrap();
+        let path = PathBuf::from(named["path"].as_str().unwrap());
+        assert_eq!(path, dir.path().join("outgoing").join(event.replace(':', "-")));
+        assert!(path.is_file());
+        let taken = host.request(event, json!({ "name": event.replace(':', "-") }));
+        assert_eq!(taken.unwrap_err().code, Code::Conflict);
+        let elsewhere = dir.path().join("elsewhere");
+        for ask in [json!({ "name": elsewhere }), json!({ "path": elsewhere }), json!({ "name": "../x" })] {
+            assert_eq!(host.request(event, ask).unwrap_err().code, Code::InvalidPayload);
+        }
+        assert!(!elsewhere.exists());
+        assert!(ask(&host, event)["path"].as_str().unwrap().contains("/outgoing/"));
+    }
+    let path = dir.path().join("outgoing/checkpoint-export");
+    assert!(host.request("checkpoint:restore", json!({ "path": path })).is_ok());
+}
+
+#[test]
 fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::start_in(dir.path(), json!({})).unwrap();

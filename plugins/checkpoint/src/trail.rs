@@ -233,7 +233,6 @@ impl Trail {
                 archive: open.archive.clone(),
                 heads: open.heads.read().map_err(|error| failed(&shared.dir, &error))?,
                 key: open.signer.public_line(),
-                dir: shared.dir.clone(),
             })
         })
     }
@@ -250,7 +249,6 @@ struct View {
     archive: Archive,
     heads: Vec<Result<Head, String>>,
     key: String,
-    dir: PathBuf,
 }
 
 impl Open {

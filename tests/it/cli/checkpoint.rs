@@ -1,7 +1,7 @@
 //! `checkpoint …`: copies of all that is kept, made, listed, checked, put back
 //! and written out.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout};
 use serde_json::{Value, json};
@@ -67,7 +67,10 @@ fn an_export_is_put_back_by_its_path() {
     assert!(said.contains("sha256 ") && said.contains("all.ksi"), "{said}");
     failed(daemon.ksi(&["checkpoint", "export", path]), 6);
     let other = data(daemon.ksi(&["checkpoint", "export", "-o", "json"]));
-    assert!(fs::metadata(other["path"].as_str().expect("a path")).expect("it is there").len() > 0);
+    let other = Path::new(other["path"].as_str().expect("a path"));
+    assert!(fs::metadata(other).expect("it is there").len() > 0);
+    let left = fs::read_dir(other.parent().expect("a directory")).expect("it can be read");
+    assert_eq!(left.count(), 1, "what was wanted elsewhere was moved");
     set(&daemon, "red");
     let restored = data(daemon.ksi(&["checkpoint", "restore", path, "--yes", "-o", "json"]));
     assert!(restored["keys"].as_u64() > Some(0), "{restored}");

@@ -2,14 +2,13 @@
 //! form and reads it again.
 
 use std::{
-    fs,
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use ksi_sdk::{
     prelude::{Code, Refusal},
-    protocol::audit::{Export, Exported},
+    protocol::audit::Exported,
     trust::{
         Digest,
         audit::{Begin, End, Entry, Head, Line},
@@ -18,7 +17,10 @@ use ksi_sdk::{
 use serde_json::value::RawValue;
 
 use super::{Trail, View};
-use crate::{disk::Part, journal::JournalError};
+use crate::{
+    disk::{Directory, Part},
+    journal::JournalError,
+};
 
 /// Why an export is not written.
 #[derive(Debug, thiserror::Error)]
@@ -37,22 +39,13 @@ impl Trail {
     ///
     /// # Errors
     ///
-    /// `invalid_payload` for a path that is not absolute, `conflict` where it is
-    /// taken, `unavailable` where it cannot be written or the trail is damaged:
-    /// an export that could not be verified is none.
-    pub fn export(&self, ask: Export, now_ms: u64) -> Result<Exported, Refusal> {
+    /// `conflict` where something has that path, `unavailable` where it cannot be
+    /// written or the trail is damaged: an export that could not be verified is
+    /// none.
+    pub fn export(&self, path: &Path, now_ms: u64) -> Result<Exported, Refusal> {
         self.with(now_ms, |open, _| if open.unsigned > 0 { open.sign(now_ms) } else { Ok(()) })?;
         let view = self.view(now_ms)?;
-        let path = match ask.path.map(PathBuf::from) {
-            Some(path) if path.is_absolute() => path,
-            Some(_) => {
-                return Err(Refusal::invalid_payload(
-                    "`path` must be absolute: the daemon has another directory than you",
-                ));
-            }
-            None => view.dir.join("exports").join(format!("audit-{now_ms}.jsonl")),
-        };
-        write(&view, &path, now_ms).map_err(|error| {
+        write(&view, path, now_ms).map_err(|error| {
             let code = match &error {
                 Error::Disk(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Conflict,
                 _ => Code::Unavailable,
@@ -65,7 +58,7 @@ impl Trail {
 
 fn write(view: &View, path: &Path, now_ms: u64) -> Result<Exported, Error> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
+        Directory::new(parent)?;
     }
     if path.symlink_metadata().is_ok() {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());

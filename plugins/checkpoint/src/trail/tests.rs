@@ -10,7 +10,7 @@ use std::{
 
 use ksi_sdk::{
     prelude::Code,
-    protocol::audit::{Decision, Export, Lost, Query, Verified},
+    protocol::audit::{Decision, Lost, Query, Verified},
     trust::audit as proof,
 };
 
@@ -168,7 +168,7 @@ fn one_changed_byte_is_found_and_its_record_is_named() {
     assert!(!found.ok);
     assert_eq!(found.problems[0].seq, Some(42), "{found:?}");
     // An export of it would prove nothing, and is not made.
-    let refusal = place.trail.export(Export::default(), NOW).unwrap_err();
+    let refusal = place.trail.export(&place.dir.path().join("out.jsonl"), NOW).unwrap_err();
     assert!(refusal.message.contains("record"), "{refusal}");
     // The same after a start, with the file put aside.
     let place = place.again();
@@ -263,10 +263,9 @@ fn an_export_proves_itself_without_the_trail_and_ends_with_a_head() {
     let place = Place::new();
     place.append(0..1200);
     let path = place.dir.path().join("out.jsonl");
-    let ask = Export { path: Some(path.display().to_string()) };
     let beside = place.dir.path().join("out.jsonl.part");
     fs::write(&beside, "mine").unwrap();
-    let exported = place.trail.export(ask.clone(), NOW).unwrap();
+    let exported = place.trail.export(&path, NOW).unwrap();
     assert_eq!(fs::read(beside).unwrap(), b"mine");
     assert_eq!((exported.records, exported.first_seq, exported.last_seq), (1200, 1, 1200));
     let key = exported.public_key.parse().unwrap();
@@ -276,11 +275,9 @@ fn an_export_proves_itself_without_the_trail_and_ends_with_a_head() {
     let changed = text.replacen("\"session:7\"", "\"session:8\"", 1);
     let flaw = proof::verify(changed.as_bytes(), Some(&key)).unwrap_err();
     assert_eq!(flaw.seq, Some(8), "{flaw}");
-    assert_eq!(place.trail.export(ask, NOW).unwrap_err().code, Code::Conflict);
-    let relative = Export { path: Some("out".into()) };
-    assert_eq!(place.trail.export(relative, NOW).unwrap_err().code, Code::InvalidPayload);
+    assert_eq!(place.trail.export(&path, NOW).unwrap_err().code, Code::Conflict);
     let empty = Place::new();
-    let exported = empty.trail.export(Export::default(), NOW).unwrap();
+    let exported = empty.trail.export(&empty.dir.path().join("made/out.jsonl"), NOW).unwrap();
     let file = fs::File::open(&exported.path).unwrap();
     assert_eq!(proof::verify(BufReader::new(file), None).unwrap().records, 0);
 }
