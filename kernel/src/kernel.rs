@@ -10,7 +10,7 @@ use std::sync::{
 use arc_swap::ArcSwapOption;
 use ksi_identity::{Authority, Decision, Rights, Witness};
 use ksi_protocol::{
-    EventName, Pattern, Refusal,
+    Bytes, EventName, Pattern, Refusal,
     descriptor::InterceptSpec,
     frame::{Class, Id},
 };
@@ -223,6 +223,25 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         } else {
             Err(refusals::lacks(&port.authority.caller, "hear", &event, name))
         }
+    }
+
+    /// Refuses a client that may not ask for this event what is done for it by other means. Only that is shown:
+    /// what is done is a decision of its own.
+    ///
+    /// # Errors
+    ///
+    /// `denied`.
+    pub fn may_ask(
+        &self,
+        port: &Port<H>,
+        event: &EventName,
+        data: &Bytes,
+        now_ms: u64,
+    ) -> Result<(), Refusal> {
+        let events = self.registry.load();
+        let (bit, right) = events.permission(event);
+        let allowed = port.authority.holds(bit, now_ms);
+        self.decide(port.role, &Decision { right, allowed, ..port.authority.decision(event, data, now_ms) })
     }
 
     /// Ends a subscription. An event that is being routed may still come.

@@ -379,6 +379,17 @@ pub(crate) enum Checkpoint {
         /// Where to; a directory of the daemon by default
         path: Option<PathBuf>,
     },
+    /// List those whose position among durable events is kept
+    Consumers,
+    /// Forget such a consumer; if it comes again, it begins anew
+    Forget {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        consumer: String,
+        /// Whose it is; your own tenant's by default
+        #[arg(long)]
+        tenant: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -46,7 +46,7 @@ fn the_help_of_each_verb_shows_its_key_words() {
         ("wait", "ID"),
         ("work", "list get wait cancel retry dead drop"),
         ("work list", "--state --event --limit accepted leased waiting done failed expired dead unknown"),
-        ("checkpoint", "create list restore verify export"),
+        ("checkpoint", "create list restore verify export consumers forget"),
         ("checkpoint create", "--label"),
         ("checkpoint restore", "--yes ID|PATH"),
         ("discover", "--detail"),

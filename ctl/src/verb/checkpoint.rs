@@ -7,7 +7,8 @@ use std::{
 };
 
 use ksi_protocol::checkpoint::{
-    Checkpoint, Checkpoints, Create, Export, Exported, Restore, Restored, Verified,
+    Checkpoint, Checkpoints, Consumer, Consumers, Create, Export, Exported, Forget, Restore, Restored,
+    Verified,
 };
 use serde_json::json;
 
@@ -38,6 +39,8 @@ pub(super) async fn run(at: &Invocation, checkpoint: args::Checkpoint) -> Result
         args::Checkpoint::Restore { checkpoint, yes } => restore(at, &checkpoint, yes).await,
         args::Checkpoint::Verify => verify(at).await,
         args::Checkpoint::Export { path } => export(at, path.as_deref()).await,
+        args::Checkpoint::Consumers => consumers(at).await,
+        args::Checkpoint::Forget { consumer, tenant } => forget(at, consumer, tenant).await,
     }
 }
 
@@ -170,6 +173,37 @@ async fn export(at: &Invocation, path: Option<&Path>) -> Result<()> {
     at.out.print(&Report::text(&done, text)?.named(vec![path.clone()]))
 }
 
+async fn consumers(at: &Invocation) -> Result<()> {
+    let client = at.connect().await?;
+    let known: Consumers = at.ask(&client, "checkpoint:consumers", &json!({})).await?;
+    at.out.print(&consumed(&known, now_ms())?)
+}
+
+fn consumed(known: &Consumers, now_ms: u64) -> Result<Report> {
+    let mut table = Table::new(&["CONSUMER", "SEQ", "SEEN", "FOLLOWED", "PRINCIPAL", "+TENANT"]);
+    let dash = || "-".to_owned();
+    for consumer in &known.consumers {
+        table.row([
+            consumer.consumer.clone(),
+            consumer.seq.to_string(),
+            consumer.seen_ms.map_or_else(dash, |seen_ms| age(seen_ms, now_ms)),
+            if consumer.followed { "yes" } else { "no" }.into(),
+            consumer.principal.clone().unwrap_or_else(dash),
+            consumer.tenant.clone().unwrap_or_else(dash),
+        ]);
+    }
+    let names = known.consumers.iter().map(|consumer| consumer.consumer.clone()).collect();
+    Report::list(known, "consumers", names, table)
+}
+
+async fn forget(at: &Invocation, consumer: String, tenant: Option<String>) -> Result<()> {
+    let client = at.connect().await?;
+    let was: Consumer = at.ask(&client, "checkpoint:forget", &Forget { consumer, tenant }).await?;
+    let name = &was.consumer;
+    let text = format!("{name}: forgotten, it had dealt with all up to {}", was.seq);
+    at.out.print(&Report::text(&was, text)?.named(vec![name.clone()]))
+}
+
 fn text(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Failure::usage(format!("{} is not UTF-8", path.display())))?;
     Ok(text.to_owned())
@@ -208,6 +242,33 @@ mod tests {
         assert_eq!(printed(&report, Format::Name), "c-1\n");
         let json: serde_json::Value = serde_json::from_str(&printed(&report, Format::Json)).unwrap();
         assert_eq!((&json["journal"]["segments"], &json["store"]["keys"]), (&2.into(), &30.into()));
+    }
+
+    #[test]
+    fn consumers_are_listed_with_how_far_they_are_and_whose() {
+        let one = Consumer {
+            consumer: "billing".into(),
+            tenant: Some("local".into()),
+            seq: 42,
+            seen_ms: Some(1_000),
+            principal: Some("user:a".into()),
+            followed: true,
+        };
+        let old = Consumer {
+            consumer: "old".into(),
+            seen_ms: None,
+            principal: None,
+            followed: false,
+            ..one.clone()
+        };
+        let report = consumed(&Consumers { consumers: vec![one, old] }, 61_000).unwrap();
+        assert_eq!(
+            printed(&report, Format::Table),
+            "CONSUMER  SEQ  SEEN   FOLLOWED  PRINCIPAL\n\
+             billing   42   1m 0s  yes       user:a\n\
+             old       42   -      no        -\n"
+        );
+        assert_eq!(printed(&report, Format::Name), "billing\nold\n");
     }
 
     #[test]

@@ -136,6 +136,49 @@ pub struct Problem {
     pub what: String,
 }
 
+/// The answer to `checkpoint:consumers`, which is asked with `{}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Consumers {
+    /// All of them, at most 10,000, by their names.
+    pub consumers: Vec<Consumer>,
+}
+
+/// Somebody whose position among durable facts is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Consumer {
+    /// Its name.
+    pub consumer: String,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// The position up to which it has dealt with every fact.
+    pub seq: u64,
+    /// When it was last there, milliseconds since 1970, give or take an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_ms: Option<u64>,
+    /// Who made it, and is charged for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// Whether somebody follows under its name now.
+    pub followed: bool,
+}
+
+/// Forget a consumer, with the position that is kept for it. Who follows under its
+/// name is refused `not_found`. Answered with the [`Consumer`] as it was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Forget {
+    /// Its name.
+    pub consumer: String,
+    /// Whose it is; one's own tenant's where absent. Only who sees every tenant finds
+    /// those of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+}
+
 /// Write all that is kept to a file in the format that does not depend on the
 /// store. Answered with [`Exported`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

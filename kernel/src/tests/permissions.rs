@@ -513,6 +513,23 @@ fn what_is_not_to_be_remembered_is_shown_only_where_it_is_denied() {
 }
 
 #[test]
+fn what_is_done_by_other_means_takes_what_asking_for_it_takes() {
+    let world = World::new();
+    let notes = Arc::new(Notes::default());
+    world.kernel.show(notes.clone());
+    let refused = |capability, name| {
+        let client = world.client(capability);
+        world.kernel.may_ask(&client, &event(name), &Bytes::from_static(b"123"), 0).err().map(|no| no.code)
+    };
+    assert_eq!([refused("a.use", "a:do"), refused("b.use", "a:do")], [None, Some(Code::Denied)]);
+    assert_eq!(refused("a.use", "b:nobodys"), Some(Code::Denied));
+    assert_eq!(
+        *notes.0.lock().unwrap(),
+        ["user:a ask a:do a.use false - 3", "user:a ask b:nobodys system.admin false - 3"]
+    );
+}
+
+#[test]
 fn a_refusal_names_who_lacks_what_and_how_it_is_granted() {
     let mut world = World::new();
     let client = world.client("b.use");

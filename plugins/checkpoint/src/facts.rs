@@ -18,56 +18,60 @@
 //! - One follower at a time has a consumer's name: the newest.
 //! - A consumer of which nothing was heard for long is forgotten; one that follows
 //!   is not.
+//! - Consumers have a bound, and nobody has more of them than half of what others
+//!   leave.
 
 mod cursor;
+mod shares;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    convert::Infallible,
-    pin::pin,
-};
+use std::{cell::RefCell, collections::HashMap, pin::pin};
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx,
     prelude::{Code, JsonSchema, Refusal, Serialize},
-    protocol::work::{Ack, Follow, Followed, Kept, Missed},
+    protocol::{
+        Pattern,
+        checkpoint::{Consumer, Consumers, Forget},
+        work::{Ack, Follow, Followed, Kept, Missed},
+    },
 };
 
 use crate::{
     engine::Engine,
     journal::SegmentStat,
-    record::{FACTS, Fact, Seq, keys},
+    record::{Batch, FACTS, Fact, Seq},
 };
 use cursor::Cursor;
+use shares::Shares;
 pub use sweep::sweep;
 
 /// Facts that are read at a time: few, because each may be as long as a frame.
 const PAGE: usize = 32;
 
-/// Consumers that are known at a time; one more is refused `busy`.
-const CONSUMERS_MAX: usize = 10_000;
-
-/// Who follows under which name.
+/// Who follows under which name, in one opening of the journal.
 #[derive(Default)]
 pub struct Facts {
-    /// How many consumers there are, once they were counted.
-    known: Cell<Option<usize>>,
-    /// Dropping a sender ends its follower. Gone with the follower, or when a
-    /// newer one takes the name.
+    /// Whose the consumers are, once they were counted. From then on it changes with every cursor that is
+    /// made or goes.
+    known: RefCell<Option<Shares>>,
+    /// Gone with the follower, or when a newer one takes the name.
     consumers: RefCell<HashMap<Vec<u8>, Held>>,
 }
 
 struct Held {
     /// Told apart from a newer one's.
     id: u64,
-    _until: oneshot::Sender<Infallible>,
+    /// Dropped, it ends its follower for a newer one.
+    until: oneshot::Sender<Forgotten>,
 }
+
+/// A consumer is not known any more.
+struct Forgotten;
 
 /// How far a consumer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -100,9 +104,10 @@ impl Facts {
     ///
     /// # Errors
     ///
-    /// `invalid_payload` for a name that is none, `conflict` once a newer
-    /// follower has the name, `cancelled` when nobody listens any more,
-    /// `unavailable` where the journal cannot be read or has stopped.
+    /// `invalid_payload` for a name that is none, `busy` where there are too many,
+    /// `conflict` once a newer follower has the name, `not_found` once it is
+    /// forgotten, `cancelled` when nobody listens any more, `unavailable` where the
+    /// journal cannot be read or has stopped.
     pub async fn follow(
         &self,
         engine: &Engine,
@@ -110,23 +115,49 @@ impl Facts {
         ask: Follow,
         out: &Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        let name = ask.consumer.clone();
-        let cursor = name.as_deref().map(|name| cursor::key(ctx.tenant(), name)).transpose()?;
-        let taken_over = cursor.as_deref().map(|cursor| self.take(cursor));
-        if let Some(key) = cursor.as_deref().filter(|_| ask.since_seq.is_none())
-            && engine.latest(key).await?.is_none()
-        {
-            self.admit(engine).await?;
-        }
-        let following = pin!(run(engine, ctx.now_ms(), ask, cursor.clone(), out));
-        let Some((_holding, taken_over)) = taken_over else { return following.await };
-        match select(following, taken_over).await {
+        let cursor = ask.consumer.as_deref().map(|name| cursor::key(ctx.tenant(), name)).transpose()?;
+        let held = cursor.as_deref().map(|cursor| self.take(cursor));
+        let following = pin!(async {
+            let from = self.begin(engine, ctx, &ask, cursor.clone()).await?;
+            run(engine, from, &ask.pattern, out).await
+        });
+        let Some((_holding, ended)) = held else { return following.await };
+        let name = ask.consumer.as_deref().unwrap_or_default();
+        match select(following, ended).await {
             Either::Left((ended, _)) => ended,
-            Either::Right(_) => {
-                let message =
-                    format!("another follower has taken over as `{}`", name.as_deref().unwrap_or_default());
+            Either::Right((Ok(Forgotten), _)) => {
+                let message = format!("the consumer `{name}` was forgotten");
+                Err(Refusal::new(Code::NotFound, message).hint("who subscribes anew begins anew"))
+            }
+            Either::Right((Err(_), _)) => {
+                let message = format!("another follower has taken over as `{name}`");
                 let hint = "give each consumer that runs at the same time a name of its own";
                 Err(Refusal::new(Code::Conflict, message).hint(hint))
+            }
+        }
+    }
+
+    /// Where a follower begins.
+    async fn begin(
+        &self,
+        engine: &Engine,
+        ctx: &Ctx,
+        ask: &Follow,
+        cursor: Option<Vec<u8>>,
+    ) -> Result<Seq, Refusal> {
+        let coming = engine.next_seq();
+        let Some(key) = cursor else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
+        let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
+        if let Some(cursor) = cursor.clone() {
+            cursor.refresh(engine, key.clone(), ctx.now_ms());
+        }
+        match (ask.since_seq, cursor) {
+            (Some(since), _) => Ok(since.max(1)),
+            (None, Some(cursor)) => Ok(cursor.seq + 1),
+            (None, None) => {
+                // From now on it misses nothing, also if it goes before it has acknowledged anything.
+                let cursor = self.make(engine, key, Cursor::of(ctx, coming - 1)).await?;
+                Ok(cursor.seq + 1)
             }
         }
     }
@@ -144,45 +175,110 @@ impl Facts {
             let message = format!("`seq` is {}, but nothing after {newest} was given to anybody", ask.seq);
             return Err(Refusal::invalid_payload(message));
         }
-        let mut stored = engine.latest(&key).await?;
-        if stored.is_none() {
-            self.admit(engine).await?;
-            stored = engine.latest(&key).await?;
-        }
+        let cursor = match engine.latest(&key).await?.and_then(|value| Cursor::decode(&value)) {
+            Some(cursor) => cursor,
+            None => self.make(engine, key.clone(), Cursor::of(ctx, ask.seq)).await?,
+        };
         // Nothing is committed between the last look and the commit.
-        let cursor = stored.and_then(|value| Cursor::decode(&value));
-        if let Some(cursor) = cursor.filter(|cursor| cursor.seq >= ask.seq) {
+        if cursor.seq >= ask.seq {
+            let seq = cursor.seq;
             cursor.refresh(engine, key, ctx.now_ms());
-            return Ok(Acknowledged { seq: cursor.seq });
+            return Ok(Acknowledged { seq });
         }
-        Cursor::at(ask.seq, ctx.now_ms()).write(engine, key).await?;
+        let cursor = Cursor { seq: ask.seq, ..cursor }.seen(ctx.now_ms());
+        let written = engine.commit(cursor.put(key))?;
+        engine.durable(written).await?;
         Ok(Acknowledged { seq: ask.seq })
     }
 
-    /// Lets a consumer in that is new, unless there are too many. They are counted once, and by each walk.
-    async fn admit(&self, engine: &Engine) -> Result<(), Refusal> {
-        let known = match self.known.get() {
-            Some(known) => known,
-            None => engine.scan(&[keys::CURSOR], None, CONSUMERS_MAX).await?.len(),
+    /// `checkpoint:consumers`: those that whoever asks may see.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` where they cannot be read.
+    pub async fn list(&self, engine: &Engine, ctx: &Ctx) -> Result<Consumers, Refusal> {
+        let cursors = cursor::all(engine).await?;
+        let consumers = self.consumers.borrow();
+        let known = cursors.into_iter().filter_map(|(key, cursor)| {
+            let (tenant, name) = cursor::named(&key)?;
+            ctx.sees(tenant).then(|| shown(tenant, name, cursor, consumers.contains_key(&*key)))
+        });
+        Ok(Consumers { consumers: known.collect() })
+    }
+
+    /// `checkpoint:forget`: ends its follower, too. What it was.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_payload` for a name that is none, `not_found` where nobody is known
+    /// by it, `busy` or `unavailable` where that cannot be written.
+    pub async fn forget(&self, engine: &Engine, ctx: &Ctx, ask: Forget) -> Result<Consumer, Refusal> {
+        let Forget { consumer: name, tenant } = ask;
+        let tenant = tenant.as_deref().or(ctx.tenant());
+        let key = cursor::key(tenant, &name)?;
+        let stored = if ctx.sees(tenant) { engine.latest(&key).await? } else { None };
+        let Some(cursor) = stored.and_then(|value| Cursor::decode(&value)) else {
+            return Err(Refusal::not_found("consumer", &name).hint("`ksi checkpoint consumers` shows them"));
         };
-        if known >= CONSUMERS_MAX {
-            return Err(Refusal::new(
-                Code::Busy,
-                format!("{known} consumers are known, and that is the limit"),
-            )
-            .hint("use a name again, or wait until those that are not heard of are forgotten"));
+        // Nothing is committed between the last look and the commit.
+        let written = self.let_go(engine, key.clone(), &cursor)?;
+        let held = self.consumers.borrow_mut().remove(&key);
+        let shown = shown(tenant, &name, cursor, held.is_some());
+        if let Some(held) = held {
+            // It may end of itself.
+            let _ = held.until.send(Forgotten);
         }
-        self.known.set(Some(known + 1));
-        Ok(())
+        engine.durable(written).await?;
+        Ok(shown)
+    }
+
+    /// Makes the cursor of a new consumer, durably, unless there are too many. Where somebody was faster, the
+    /// cursor is the one that is there.
+    async fn make(&self, engine: &Engine, key: Vec<u8>, cursor: Cursor) -> Result<Cursor, Refusal> {
+        if self.known.borrow().is_none() {
+            let mut counted = Shares::default();
+            cursor::all(engine)
+                .await?
+                .iter()
+                .for_each(|(_, cursor)| counted.add(cursor.principal.as_deref()));
+            // Whoever was faster has counted what came since.
+            self.known.borrow_mut().get_or_insert(counted);
+        }
+        if let Some(there) = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value)) {
+            return Ok(there);
+        }
+        // Nothing is committed between the last look and the commit.
+        let written = {
+            let mut known = self.known.borrow_mut();
+            let shares = known.get_or_insert_default();
+            let principal = cursor.principal.as_deref();
+            shares.admit(principal.unwrap_or_default())?;
+            let written = engine.commit(cursor.put(key))?;
+            shares.add(principal);
+            written
+        };
+        engine.durable(written).await?;
+        Ok(cursor)
+    }
+
+    /// Deletes a cursor that is stored as it is here; where that is written.
+    fn let_go(&self, engine: &Engine, key: Vec<u8>, cursor: &Cursor) -> Result<Seq, Refusal> {
+        let mut batch = Batch::new();
+        batch.delete(key);
+        let written = engine.commit(batch)?;
+        if let Some(shares) = &mut *self.known.borrow_mut() {
+            shares.remove(cursor.principal.as_deref());
+        }
+        Ok(written)
     }
 
     /// Takes a consumer's name, of which this is the key, from whoever has it.
-    /// The receiver resolves when it is taken again.
-    fn take<'a>(&'a self, cursor: &'a [u8]) -> (Holding<'a>, oneshot::Receiver<Infallible>) {
+    /// The receiver resolves when it is taken again, or forgotten.
+    fn take<'a>(&'a self, cursor: &'a [u8]) -> (Holding<'a>, oneshot::Receiver<Forgotten>) {
         let (sender, receiver) = oneshot::channel();
         let mut consumers = self.consumers.borrow_mut();
         let id = consumers.get(cursor).map_or(0, |held| held.id + 1);
-        consumers.insert(cursor.to_owned(), Held { id, _until: sender });
+        consumers.insert(cursor.to_owned(), Held { id, until: sender });
         (Holding { facts: self, cursor, id }, receiver)
     }
 }
@@ -203,15 +299,13 @@ impl Drop for Holding<'_> {
     }
 }
 
-/// Gives out facts until something refuses.
+/// Gives out facts from a position on until something refuses.
 async fn run(
     engine: &Engine,
-    now_ms: u64,
-    ask: Follow,
-    cursor: Option<Vec<u8>>,
+    mut from: Seq,
+    pattern: &Pattern,
     out: &Chunks<Followed>,
 ) -> Result<Unfollowed, Refusal> {
-    let mut from = begin(engine, now_ms, &ask, cursor).await?;
     // An empty gap is nothing to miss: it says where the follower stands.
     give(out, &missed((from, from - 1))).await?;
     loop {
@@ -225,7 +319,7 @@ async fn run(
             while let Some(hole) = holes.next_if(|(hole, _)| *hole < seq) {
                 give(out, &missed(hole)).await?;
             }
-            if seq >= from && ask.pattern.matches(fact.event.as_str()) {
+            if seq >= from && pattern.matches(fact.event.as_str()) {
                 give(out, &Followed::Fact(kept(seq, fact))).await?;
             }
         }
@@ -240,22 +334,15 @@ async fn run(
     }
 }
 
-/// Where a follower begins.
-async fn begin(engine: &Engine, now_ms: u64, ask: &Follow, cursor: Option<Vec<u8>>) -> Result<Seq, Refusal> {
-    let coming = engine.next_seq();
-    let Some(key) = cursor else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
-    let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
-    if let Some(cursor) = cursor {
-        cursor.refresh(engine, key.clone(), now_ms);
-    }
-    match (ask.since_seq, cursor) {
-        (Some(since), _) => Ok(since.max(1)),
-        (None, Some(cursor)) => Ok(cursor.seq + 1),
-        (None, None) => {
-            // From now on it misses nothing, also if it goes before it has acknowledged anything.
-            Cursor::at(coming - 1, now_ms).write(engine, key).await?;
-            Ok(coming)
-        }
+/// A consumer as others see it.
+fn shown(tenant: Option<&str>, name: &str, cursor: Cursor, followed: bool) -> Consumer {
+    Consumer {
+        consumer: name.to_owned(),
+        tenant: tenant.map(str::to_owned),
+        seq: cursor.seq,
+        seen_ms: cursor.seen_ms,
+        principal: cursor.principal.map(Into::into),
+        followed,
     }
 }
 

@@ -50,7 +50,8 @@ use ksi_sdk::{
             Verified as VerifiedTrail,
         },
         checkpoint::{
-            Checkpoint as Made, Checkpoints, Create, Export, Exported, Restore, Restored, Verified,
+            Checkpoint as Made, Checkpoints, Consumer, Consumers, Create, Export, Exported, Forget, Restore,
+            Restored, Verified,
         },
         space::{Applied, Apply, Get, Got, Page, Scan},
         work::{Ack, Follow, Followed},
@@ -64,7 +65,9 @@ use facts::{Acknowledged, Facts, Unfollowed};
 use outgoing::Outgoing;
 use record::Fact;
 use space::{Space, Spaces};
-use status::{ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest};
+use status::{
+    ConsumersRequest, ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest,
+};
 use trail::Trail;
 use work::{Attempts, Work};
 
@@ -78,7 +81,6 @@ pub struct Checkpoint {
     shelf: Shelf,
     outgoing: Outgoing,
     spaces: Spaces,
-    facts: Rc<Facts>,
     trail: Trail,
     /// What is being carried out, whatever is open.
     attempts: Rc<Attempts>,
@@ -93,6 +95,7 @@ pub struct Checkpoint {
 struct Open {
     engine: Rc<Engine>,
     work: Rc<Work>,
+    facts: Rc<Facts>,
     /// What was found.
     found: Rc<Recovery>,
 }
@@ -138,7 +141,6 @@ impl Plugin for Checkpoint {
             signing: Cell::new(false),
             config,
             spaces: Spaces::default(),
-            facts: Rc::default(),
             open: RefCell::new(Err(Refusal::new(Code::Unavailable, "the journal is being opened"))),
         })
     }
@@ -157,6 +159,8 @@ impl Plugin for Checkpoint {
         on.keep_facts(Self::keep_fact);
         on.stream("checkpoint:follow", Self::follow);
         on.request("checkpoint:ack", Self::ack);
+        on.request("checkpoint:consumers", Self::consumers);
+        on.request("checkpoint:forget", Self::forget);
         on.request("checkpoint:status", Self::status);
         on.request("checkpoint:create", Self::create);
         on.request("checkpoint:list", Self::list);
@@ -231,9 +235,9 @@ impl Checkpoint {
         tell(ctx, &found);
         let turns = ctx.clone();
         ctx.spawn(engine.clone().sync_at_turns_end(async move || turns.sleep(Duration::ZERO).await));
-        let (facts, keep) = (self.facts.clone(), self.config.consumers_days());
-        ctx.spawn(facts::sweep(facts, Rc::downgrade(&engine), keep, ctx.clone()));
-        let open = Open { engine, work, found: Rc::new(found) };
+        let (facts, keep) = (Rc::<Facts>::default(), self.config.consumers_days());
+        ctx.spawn(facts::sweep(facts.clone(), Rc::downgrade(&engine), keep, ctx.clone()));
+        let open = Open { engine, work, facts, found: Rc::new(found) };
         open.tell_health(ctx);
         *self.open.borrow_mut() = Ok(open);
         Ok(())
@@ -276,7 +280,8 @@ impl Checkpoint {
             tenant: ctx.tenant().map(str::to_owned),
             data: event.data,
         };
-        self.facts.keep(&self.opened()?.engine, fact).await
+        let open = self.opened()?;
+        open.facts.keep(&open.engine, fact).await
     }
 
     async fn follow(
@@ -285,8 +290,8 @@ impl Checkpoint {
         ask: Follow,
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        let engine = self.opened()?.engine;
-        let following = pin!(self.facts.follow(&engine, &ctx, ask, &out));
+        let Open { engine, facts, .. } = self.opened()?;
+        let following = pin!(facts.follow(&engine, &ctx, ask, &out));
         match select(following, pin!(ctx.draining())).await {
             Either::Left((ended, _)) => ended,
             // It has no end by itself, and the end of the plugin waits for it.
@@ -298,7 +303,18 @@ impl Checkpoint {
     }
 
     async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {
-        self.facts.ack(&self.opened()?.engine, &ctx, ask).await
+        let open = self.opened()?;
+        open.facts.ack(&open.engine, &ctx, ask).await
+    }
+
+    async fn consumers(self: Rc<Self>, ctx: Ctx, _ask: ConsumersRequest) -> Result<Consumers, Refusal> {
+        let open = self.opened()?;
+        open.facts.list(&open.engine, &ctx).await
+    }
+
+    async fn forget(self: Rc<Self>, ctx: Ctx, ask: Forget) -> Result<Consumer, Refusal> {
+        let open = self.opened()?;
+        open.facts.forget(&open.engine, &ctx, ask).await
     }
 
     async fn status(self: Rc<Self>, ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {

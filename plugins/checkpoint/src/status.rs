@@ -25,6 +25,12 @@ pub(crate) struct StatusRequest {}
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListRequest {}
 
+/// List those whose position among durable facts is kept: how far each is, whose it
+/// is, and when it was last there.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsumersRequest {}
+
 /// Read the whole journal and the whole store from the disk, and say what is
 /// damaged.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]

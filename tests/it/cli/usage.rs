@@ -73,7 +73,7 @@ fn help_lists_every_verb_and_every_verb_has_help() {
         ),
         ("model", &["list", "show", "add", "load", "unload", "sign", "verify", "rm"]),
         ("work", &["list", "get", "wait", "cancel", "retry", "dead", "drop"]),
-        ("checkpoint", &["create", "list", "restore", "verify", "export"]),
+        ("checkpoint", &["create", "list", "restore", "verify", "export", "consumers", "forget"]),
         ("audit", &["query", "verify", "export", "key"]),
         ("key", &["create", "show"]),
         ("secret", &["set", "list", "rm"]),

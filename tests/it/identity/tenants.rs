@@ -10,12 +10,13 @@ use super::{NO_MODEL, code, create, frames_as, lines_as, ready};
 /// refused before anything is kept under them.
 const NAMES: [&str; 7] = ["a-b", "a_b", "a", "a.b", "租户", "local2", "x_a"];
 
-const CAN: [&str; 8] = [
+const CAN: [&str; 9] = [
     "state.*",
     "work.*",
     "echo.use",
     "completion.*",
     "checkpoint.read",
+    "checkpoint.use",
     "model.use",
     "token.use",
     "system.read",

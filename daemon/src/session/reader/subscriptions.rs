@@ -8,7 +8,7 @@ use std::{
 };
 
 use ksi_protocol::{
-    Code, EventName, Frame, Refusal,
+    Bytes, Code, EventName, Frame, Refusal,
     frame::{self, Class, Subscribe},
     json,
 };
@@ -24,6 +24,9 @@ use crate::{
 /// that a plugin that refuses it again is not asked without end.
 const RESUME_MIN: Duration = Duration::from_millis(100);
 const RESUME_MAX: Duration = Duration::from_secs(5);
+
+/// What moves a consumer on.
+const ACK: &str = "checkpoint:ack";
 
 /// The pause after so many tries: doubled by each, less up to a half by chance.
 fn resume_pause(tries: u32, chance: f64) -> Duration {
@@ -116,10 +119,26 @@ impl Session<'_> {
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
         self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
+        if let Some(name) = &subscribe.consumer {
+            self.may_consume(name, turn.now_ms())?;
+        }
         self.outbox.account().may_ask(turn.now_ms())?;
         let ask = self.outbox.follow(subscribe, self.seat.port().quota.subscriptions as usize)?;
         turn.request(self.seat.port(), ask);
         Ok(())
+    }
+
+    /// To follow under a name is to have a position kept, and to take the name from whoever has it: that takes what
+    /// it takes to move the name on.
+    fn may_consume(&self, name: &str, now_ms: u64) -> Result<(), Refusal> {
+        let event = EventName::parse(ACK).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+        let name = Bytes::copy_from_slice(name.as_bytes());
+        let may = self.hub.kernel.may_ask(self.seat.port(), &event, &name, now_ms);
+        may.map_err(|refusal| {
+            let hint =
+                format!("{}; without `consumer` it takes no more than to hear the events", refusal.hint);
+            refusal.hint(hint)
+        })
     }
 
     pub(super) fn unsubscribe(&self, id: frame::Id, turn: &mut Turn<'_>) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@ use std::{path::Path, rc::Rc, time::Duration};
 
 use ksi_sdk::{
     Plugin, Register,
-    protocol::{EventName, meta::Meta},
+    protocol::{EventName, frame::Caller, meta::Meta},
     testing::{Answer, Call, FakeHost, refused},
 };
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     engine::Options,
-    record::{Batch, Record, keys},
+    record::{Batch, Record},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -52,7 +52,8 @@ impl Plugin for Keeper {
         on.request("checkpoint:create", Self::checkpoint);
         on.request("checkpoint:sweep", Self::sweep);
         on.request("checkpoint:age", Self::age);
-        on.request("checkpoint:fill", Self::fill);
+        on.request("checkpoint:consumers", Self::consumers);
+        on.request("checkpoint:forget", Self::forget);
     }
 }
 
@@ -76,18 +77,23 @@ impl Keeper {
         self.facts.ack(&self.engine, &ctx, ask).await
     }
 
+    async fn consumers(self: Rc<Self>, ctx: Ctx, _: Value) -> Result<Consumers, Refusal> {
+        self.facts.list(&self.engine, &ctx).await
+    }
+
+    async fn forget(self: Rc<Self>, ctx: Ctx, ask: Forget) -> Result<Consumer, Refusal> {
+        self.facts.forget(&self.engine, &ctx, ask).await
+    }
+
     /// Walks once; answers how many consumers are left.
     async fn sweep(self: Rc<Self>, ctx: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
         self.facts.sweep_once(&self.engine, KEEP, &ctx).await?;
-        let left = self.engine.scan(&[keys::CURSOR], None, 100).await?;
-        assert_eq!(self.facts.known.get(), Some(left.len()));
+        let left = cursor::all(&self.engine).await?;
+        let mut shares = Shares::default();
+        left.iter().for_each(|(_, cursor)| shares.add(cursor.principal.as_deref()));
+        let known = self.facts.known.borrow();
+        assert!(known.as_ref().is_none_or(|known| *known == shares), "{known:?} and not {shares:?}");
         Ok(Acknowledged { seq: left.len() as u64 })
-    }
-
-    /// As if so many consumers were known as may be, but for one.
-    async fn fill(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
-        self.facts.known.set(Some(CONSUMERS_MAX - 1));
-        Ok(Acknowledged { seq: 0 })
     }
 
     /// Writes a cursor as earlier releases did.
@@ -252,20 +258,81 @@ fn the_newest_follower_has_a_consumers_name_and_the_one_before_is_told() {
     assert_eq!(host.try_next(&other), None);
 }
 
+/// As somebody of a tenant.
+fn of(principal: &str, tenant: &str, every_tenant: bool) -> Meta {
+    let caller = Caller { principal: principal.into(), tenant: Some(tenant.into()), every_tenant };
+    Meta { caller: Some(caller), ..Meta::default() }
+}
+
+/// Asks something as somebody.
+fn ask_as(host: &FakeHost<Keeper>, who: &Meta, event: &str, data: Value) -> Result<Value, Refusal> {
+    match host.next(&host.open_as(event, data, who)) {
+        Answer::Reply(value) => Ok(value),
+        Answer::Refusal(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
-fn there_are_so_many_consumers_and_no_more() {
+fn nobody_has_more_consumers_than_half_of_what_others_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["user:a", "user:b"].map(|name| of(name, "local", false));
+    let fill = |host: &FakeHost<Keeper>, name: usize| {
+        ask_as(host, &a, "checkpoint:ack", json!({ "consumer": name.to_string(), "seq": 0 }))
+    };
+    let most = shares::CONSUMERS_MAX / 2;
+    {
+        let host = host(dir.path());
+        (0..most).for_each(|name| drop(fill(&host, name).unwrap()));
+        let refusal = fill(&host, most).unwrap_err();
+        assert!(refusal.code == Code::Busy && refusal.message.contains("yours"), "{refusal}");
+        let call = host.open_as("checkpoint:follow", json!({ "pattern": "*", "consumer": "more" }), &a);
+        assert_eq!(refused(host.next(&call)).0, Code::Busy);
+        fill(&host, 0).unwrap();
+        ask_as(&host, &b, "checkpoint:ack", json!({ "consumer": "more", "seq": 0 })).unwrap();
+    }
+    // It is known after a restart, and a name that is given back is room.
+    let host = host(dir.path());
+    assert_eq!(fill(&host, most).unwrap_err().code, Code::Busy);
+    for name in ["0", "1"] {
+        ask_as(&host, &b, "checkpoint:forget", json!({ "consumer": name })).unwrap();
+    }
+    fill(&host, most).unwrap();
+    assert_eq!(swept(&host), most as u64);
+}
+
+#[test]
+fn consumers_are_shown_and_forgotten_by_whoever_sees_them() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path());
-    host.request("checkpoint:fill", json!({})).unwrap();
-    keep(&host, "a:x", 1);
-    let ack = |name: &str| host.request("checkpoint:ack", json!({ "consumer": name, "seq": 1 }));
-    ack("last").unwrap();
-    assert_eq!(ack("more").unwrap_err().code, Code::Busy);
-    let call = host.open("checkpoint:follow", json!({ "pattern": "*", "consumer": "more" }));
-    assert_eq!(refused(host.next(&call)).0, Code::Busy);
-    ack("last").unwrap();
-    assert_eq!(swept(&host), 1, "a walk counts them anew");
-    ack("more").unwrap();
+    let [a, b, owner] = [("user:a", "a", false), ("user:b", "b", false), ("user:o", "o", true)]
+        .map(|(p, t, all)| of(p, t, all));
+    let follow =
+        |who: &Meta| host.open_as("checkpoint:follow", json!({ "pattern": "*", "consumer": "c" }), who);
+    let (first, other) = (follow(&a), follow(&b));
+    assert_eq!([&first, &other].map(|call| position(&host, call) > 0), [true; 2]);
+    let shown = |who: &Meta| {
+        let known = ask_as(&host, who, "checkpoint:consumers", json!({})).unwrap();
+        let known: Consumers = serde_json::from_value(known).unwrap();
+        known.consumers.into_iter().map(|one| (one.tenant.unwrap(), one.principal.unwrap(), one.followed))
+    };
+    let [of_a, of_b] = ["a", "b"].map(|name| (name.to_owned(), format!("user:{name}"), true));
+    assert!(shown(&a).eq([of_a.clone()]) && shown(&b).eq([of_b.clone()]));
+    assert!(shown(&owner).eq([of_a, of_b.clone()]));
+
+    let forget = |who: &Meta, ask: Value| ask_as(&host, who, "checkpoint:forget", ask);
+    let theirs = || json!({ "consumer": "c", "tenant": "b" });
+    for (who, ask) in [(&a, theirs()), (&a, json!({ "consumer": "d" })), (&owner, json!({ "consumer": "c" }))]
+    {
+        assert_eq!(forget(who, ask).unwrap_err().code, Code::NotFound);
+    }
+    assert_eq!(forget(&a, json!({ "consumer": "c" })).unwrap()["followed"], true);
+    let (code, message) = refused(host.next(&first));
+    assert!(code == Code::NotFound && message.contains("`c` was forgotten"), "{message}");
+    assert!(shown(&a).eq([]) && shown(&owner).eq([of_b]));
+    host.cancel(&other);
+    assert_eq!(forget(&owner, theirs()).unwrap()["followed"], false);
+    assert_eq!((shown(&owner).count(), swept(&host)), (0, 0));
 }
 
 /// Consumers that are left after a walk.
