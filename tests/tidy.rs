@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, NodeDep, Package
 const FILE_LINES_MAX: usize = 500;
 /// Longest kernel: lines of code of all files together, without comments and
 /// tests.
-const KERNEL_LINES_MAX: usize = 2_350;
+const KERNEL_LINES_MAX: usize = 2_400;
 /// Where `unsafe` may stand: the ABI, its two sides, the one module that calls
 /// llama.cpp and a test that asks ggml for its own table, and the plugins that
 /// misbehave on purpose.

@@ -226,7 +226,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let theirs = if dispatched { ask.caller.take() } else { cause.caller };
         let caller = theirs.unwrap_or_else(|| Arc::clone(&port.authority.caller));
         ask.correlation_id = ask.correlation_id.take().or(cause.correlation_id);
-        let (entry, bit) = self.may_ask(port, &ask, entry, dispatched, &caller, now_ms)?;
+        let (entry, bit) = self.decide_request(port, &ask, entry, dispatched, &caller, now_ms)?;
         let to = events.receiver(entry, dispatched)?;
         if ask.expires_in.is_some() && to.work.is_none() {
             return Err(refusals::never_expires(&ask.event));
@@ -265,7 +265,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
 
     /// Decides whether this may be asked in that name. Returns what is known of the
     /// event, and the bit of what it takes.
-    fn may_ask<'a>(
+    fn decide_request<'a>(
         &self,
         port: &Port<H>,
         ask: &Ask,
