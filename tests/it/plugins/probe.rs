@@ -291,8 +291,8 @@ fn no_mode_is_changed_that_is_everybodys_and_no_file_runs_as_its_owner() {
     run(
         &daemon,
         &format!(
-            "{{ chmod 666 /dev/null && echo mode; touch /dev/null && echo times; echo x > /dev/null && echo device; \
-             echo x > {0} && echo file; chmod 4700 {0} && echo owner; chmod 2700 {0} && echo group; }} > {1} \
+            "{{ chmod 666 /dev/null && echo mode; touch /dev/null && echo times; \
+             echo x > /dev/null && echo device; echo x > {0} && echo file; chmod 4700 {0} && echo owner; chmod 2700 {0} && echo group; }} > {1} \
              2> /dev/null; echo done >> {1}",
             program.display(),
             said.display()

@@ -5,8 +5,9 @@
 //! made read-only unless it may be written, and put in its place in an empty
 //! root; what was there before is let go. So what is not granted, the control
 //! socket among it, has no path. What is mounted is what was found when the
-//! grants were looked at, even where somebody exchanges it meanwhile. This holds without Landlock as well, and
-//! inside the system calls that Landlock does not know.
+//! grants were looked at, even where somebody exchanges it meanwhile. This holds
+//! without Landlock as well, and inside the system calls that Landlock does not
+//! know.
 #![expect(unsafe_code, reason = "mount_setattr and the flags of an interface have no safe wrapper")]
 
 use std::{

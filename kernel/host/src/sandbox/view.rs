@@ -202,8 +202,8 @@ impl View {
 /// Why a grant is none, and what helps.
 fn planted(named: &Path, link: &Path) -> String {
     format!(
-        "{} is granted and leads through the link {}, which lies where a plugin may write, so a plugin may have \
-         put it there: remove the link, or grant the place itself",
+        "{} is granted and leads through the link {}, which lies where a plugin may write, so a plugin may \
+         have put it there: remove the link, or grant the place itself",
         named.display(),
         link.display()
     )
