@@ -146,13 +146,33 @@ impl Facts {
         cursor: Option<Vec<u8>>,
     ) -> Result<Seq, Refusal> {
         let coming = engine.next_seq();
-        let Some(key) = cursor else { return Ok(ask.since_seq.unwrap_or(coming).max(1)) };
+        if let Some(since) = ask.since_seq.filter(|since| *since > coming) {
+            let message = format!("`since_seq` is {since}, but the last position is {}", coming - 1);
+            return Err(Refusal::invalid_payload(message).hint(
+                "it is a position of another journal: leave it out, and what comes from now on is told",
+            ));
+        }
+        let Some(key) = cursor else {
+            if let Some(since) = ask.since_seq {
+                return Ok(since.max(1));
+            }
+            // Whoever is told where he stands must be able to go on there, whatever happens to the journal.
+            engine.durable(coming - 1).await?;
+            return Ok(coming);
+        };
         let cursor = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value));
-        if let Some(cursor) = cursor.clone() {
+        // One that is ahead of the journal is of another one: to it, all that is kept here is new.
+        let beyond = cursor.as_ref().is_some_and(|cursor| cursor.seq >= engine.next_seq());
+        if let Some(cursor) = cursor.clone().filter(|_| !beyond) {
             cursor.refresh(engine, key.clone(), ctx.now_ms());
         }
         match (ask.since_seq, cursor) {
             (Some(since), _) => Ok(since.max(1)),
+            (None, Some(cursor)) if beyond => {
+                let written = engine.commit(Cursor { seq: 0, ..cursor }.seen(ctx.now_ms()).put(key))?;
+                engine.durable(written).await?;
+                Ok(1)
+            }
             (None, Some(cursor)) => Ok(cursor.seq + 1),
             (None, None) => {
                 // From now on it misses nothing, also if it goes before it has acknowledged anything.

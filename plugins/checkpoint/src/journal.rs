@@ -11,7 +11,8 @@
 //!   an error.
 //! - Nothing is written or synced after an error. Only an open, which reads
 //!   from the disk and syncs anew, makes a journal that goes on.
-//! - Positions are never used twice, and have no hole but what was damaged.
+//! - Positions are never used twice, and have no hole but what was damaged, and
+//!   what was skipped on purpose, which the opening of a segment says.
 //! - The head of the chain depends on every byte of every record before.
 
 pub mod error;
@@ -177,6 +178,16 @@ impl Journal {
         Ok(self.next - 1)
     }
 
+    /// Goes on at a position, if it is not as far yet: those before it have been
+    /// given out by a journal that is not this one.
+    pub fn skip_to(&mut self, seq: Seq) {
+        if seq > self.next {
+            self.next = seq;
+            // Only the opening of a segment can say so.
+            self.active = None;
+        }
+    }
+
     /// Reads, verifies and retires.
     #[must_use]
     pub fn archive(&self) -> Archive {
@@ -206,13 +217,13 @@ impl Journal {
         let needed = payloads.first().map_or(0, Bytes::len);
         let mut begun = None;
         if self.is_full_for(needed) {
-            let spare = self.take_spare(FRAME + needed)?;
-            begun = Some(self.opening());
-            self.active = Some(spare);
+            let opening = self.opening();
+            self.active = Some(self.take_spare(opening.frame_len() + FRAME + needed)?);
+            begun = Some(opening);
         }
         let active = self.active.as_mut().expect("there is one now");
         self.buffer.clear();
-        let synced = self.next - 1;
+        let synced = self.archive.synced();
         let mut writer = Writer { out: &mut self.buffer, key: active.key, synced };
         if let Some(opening) = begun {
             writer.opening(self.next, &self.chain, opening);
@@ -281,13 +292,14 @@ impl Journal {
     fn opening(&self) -> Opening {
         let begun_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let kinds_before = self.archive.segments().back().map_or(0, |segment| segment.kinds);
-        Opening { begun_ms: u64::try_from(begun_ms).unwrap_or(u64::MAX), kinds_before }
+        let skipped = self.next - 1 - self.archive.synced();
+        Opening { begun_ms: u64::try_from(begun_ms).unwrap_or(u64::MAX), kinds_before, skipped }
     }
 
-    /// A segment for at least one record that needs so much. Made here only
+    /// A segment for an opening and one record that need so much. Made here only
     /// where none was prepared, or not one that long.
     fn take_spare(&mut self, needed: usize) -> Result<Active, JournalError> {
-        let needed = (FRAMES + Opening::FRAME + needed) as u64;
+        let needed = (FRAMES + needed) as u64;
         self.unprepared = false;
         let spare = match self.spare.take() {
             Some(spare) if spare.head.size >= needed => spare,

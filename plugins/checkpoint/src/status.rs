@@ -121,7 +121,7 @@ impl Status {
             rebuilt: found.rebuilt.as_ref().map(Rebuilt::from),
             notes: found.words(),
             unreadable,
-            troubles: troubles(dir, health, unreadable),
+            troubles: troubles(dir, found, health, unreadable),
             pending: figures.pending,
             pending_bytes: figures.pending_bytes as u64,
             running: figures.running,
@@ -138,7 +138,7 @@ impl Status {
 }
 
 /// What is degraded until somebody has seen to it.
-fn troubles(dir: &Path, health: &Health, unreadable: usize) -> Vec<String> {
+fn troubles(dir: &Path, found: &Recovery, health: &Health, unreadable: usize) -> Vec<String> {
     let mut troubles = Vec::new();
     if !health.quarantined.is_empty() {
         let (files, journal) = (health.quarantined.join(", "), dir.join("journal"));
@@ -147,6 +147,13 @@ fn troubles(dir: &Path, health: &Health, unreadable: usize) -> Vec<String> {
              `ksi checkpoint verify` and `ksi logs` say which; to go on without them: `ksi checkpoint create`, \
              then move *.damaged and *.kept out of {}, then `ksi plugin restart checkpoint`",
             journal.display()
+        ));
+    }
+    if let Some((from, to)) = found.lost {
+        troubles.push(format!(
+            "the journal has lost its end, records {from} to {to}: their facts are gone, what they changed up to the \
+             last write of the store is there, and whatever was accepted after that is lost; look at the disk, and \
+             see `ksi checkpoint list`; to go on as it is: `ksi plugin restart checkpoint`"
         ));
     }
     if unreadable > 0 {

@@ -48,6 +48,12 @@ pub(super) const EPOCH: &[u8] = &[keys::META, b'e'];
 /// Which restore the keyspace comes from: the record that changes it is the moment of the restore.
 pub(super) const LINEAGE: &[u8] = &[keys::META, b'l'];
 
+/// A position that was given out elsewhere, where the keyspace comes from there: the journal goes on after it.
+pub(super) const GIVEN: &[u8] = &[keys::META, b'p'];
+
+/// Highest position that an export may say it covers: no journal comes as far, and every number in JSON holds it.
+const POSITION_MAX: Seq = 1 << 53;
+
 /// See the module.
 pub(super) struct Keeper {
     pub(super) options: Options,
@@ -278,8 +284,15 @@ impl Keeper {
         self.store()?;
         let refuse = |error: StoreError| error.refusal();
         // All of it is read once before anything is made of it.
-        exports::read(name, file, &mut |_| Ok(())).map_err(refuse)?;
-        let lineage = Bytes::copy_from_slice(uuid::Uuid::now_v7().as_bytes());
+        let read = exports::read(name, file, &mut |_| Ok(())).map_err(refuse)?;
+        if read.seq > POSITION_MAX {
+            return Err(refuse(StoreError::NotAnExport(name.to_owned(), "no journal has so many records")));
+        }
+        let mut marks = Batch::new();
+        marks
+            .put(Bytes::from_static(LINEAGE), Bytes::copy_from_slice(uuid::Uuid::now_v7().as_bytes()))
+            .put(Bytes::from_static(EPOCH), number(epoch))
+            .put(Bytes::from_static(GIVEN), number(read.seq));
         let mut prepare = || -> Result<(Summary, u64), StoreError> {
             self.shelf.remove(RESTORED)?;
             let mut store = self.shelf.open(RESTORED)?.store;
@@ -290,17 +303,12 @@ impl Keeper {
             })?;
             import.flush()?;
             let keys = import.keys;
-            store.apply(&[
-                Change { key: Bytes::from_static(LINEAGE), value: Some(lineage.clone()) },
-                Change { key: Bytes::from_static(EPOCH), value: Some(number(epoch)) },
-            ])?;
+            store.apply(marks.changes())?;
             store.close()?;
             Ok((summary, keys))
         };
         let (summary, keys) = prepare().map_err(refuse)?;
-        let mut batch = Batch::new();
-        batch.put(Bytes::from_static(LINEAGE), lineage).put(Bytes::from_static(EPOCH), number(epoch));
-        let record = Record::Changes(batch);
+        let record = Record::Changes(marks);
         let payload = Bytes::from(record.encode());
         let seq = {
             let mut state = self.shared.state();

@@ -11,7 +11,7 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal};
 use super::{
     exports::{Exports, Import},
     keeper::{
-        COVERED, EPOCH, Keeper, LINEAGE, RESTORED, STORE, covered, finish_restore, number, read_number,
+        COVERED, EPOCH, GIVEN, Keeper, LINEAGE, RESTORED, STORE, covered, finish_restore, number, read_number,
     },
     options::Options,
     report::{Rebuilt, Recovery},
@@ -58,20 +58,22 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let check_from = found.as_ref().map_or(1, |found| found.seq + 1);
     let settings =
         journal::Options { segment_bytes: options.segment_bytes, check_from, ..Default::default() };
-    let (journal, opened) = Journal::open(places.journal, settings).map_err(|error| error.refusal())?;
+    let (mut journal, opened) = Journal::open(places.journal, settings).map_err(|error| error.refusal())?;
     (recovery.last_seq, recovery.torn_bytes) = (opened.last, opened.torn_bytes);
     recovery.notes.extend(opened.damage.iter().map(ToString::to_string));
     let archive = journal.archive();
     let mut base = Base { shelf: &mut *shelf, exports: &exports, archive: &archive, opened: &opened };
     let found = base.finish_restore(found, &mut recovery)?;
-    let (store, store_seq, export_now) = base.choose(found, &mut recovery)?;
+    let (store, store_seq) = base.choose(found, &mut recovery)?;
     recovery.store_seq = store_seq;
     let overlay = replay(&archive, store_seq, opened.last, &mut recovery)?;
-    let epoch = match overlay.find(EPOCH) {
-        Some((_, epoch)) => read_number(epoch.as_ref()),
-        None => read_number(store.get(EPOCH).map_err(refuse)?.as_ref()),
+    let kept = |key| match overlay.find(key) {
+        Some((_, value)) => Ok(read_number(value.as_ref())),
+        None => store.get(key).map(|value| read_number(value.as_ref())).map_err(refuse),
     };
-    recovery.epoch = epoch + 1;
+    recovery.epoch = kept(EPOCH)? + 1;
+    // Versions and cursors in the keyspace are positions: what is there already is never given out once more.
+    journal.skip_to(kept(GIVEN)?.max(store_seq) + 1);
     let export_seq = exports.list().ok().and_then(|list| list.first().copied()).unwrap_or(0).min(store_seq);
     let figures = Figures { store_seq, export_seq, ..Figures::default() };
     let wakes = Arc::new(Wakes::default());
@@ -86,10 +88,7 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let seq = shared.state().commit(&mut record, payload)?;
     shared.wait_synced(seq)?;
     let store = Some(store);
-    let mut keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };
-    if export_now {
-        keeper.export_own(&mut |_| {})?;
-    }
+    let keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };
     keeper.note_sizes();
     recovery.took_ms = super::millis(begun);
     Ok(Opening { keeper, shared, recovery })
@@ -186,45 +185,44 @@ impl Base<'_> {
         Ok(None)
     }
 
-    /// The store to go on with, the position that it covers, and whether an export must be made of it at once.
+    /// The store to go on with, and the position that it covers.
     fn choose(
         &mut self,
         found: Option<Found>,
         recovery: &mut Recovery,
-    ) -> Result<(Box<dyn Store>, Seq, bool), Refusal> {
-        let refuse = |error: StoreError| error.refusal();
+    ) -> Result<(Box<dyn Store>, Seq), Refusal> {
         let Opened { first, last, .. } = *self.opened;
         let reaches = |seq: Seq| first == 0 || seq + 1 >= first;
-        if let Some(mut found) = found {
-            if found.seq > last {
-                recovery.notes.push(format!(
-                    "the store covers position {}, the journal ends at {last}: records of the journal are lost, their \
-                     effects are in the store",
-                    found.seq
-                ));
-                found
-                    .store
-                    .apply(&[covered(last)])
-                    .and_then(|()| found.store.checkpoint())
-                    .map_err(refuse)?;
-                return Ok((found.store, last, true));
-            }
-            if reaches(found.seq) {
-                return Ok((found.store, found.seq, false));
-            }
-            let why = format!("the store covers position {}, the journal begins at {first}", found.seq);
+        if let Some(found) = found {
+            let why = match found.seq {
+                seq if seq > last => match self.outlive(&found) {
+                    Ok(()) => {
+                        recovery.lost = Some((last + 1, seq));
+                        return Ok((found.store, seq));
+                    }
+                    Err(StoreError::Damaged(why)) => why,
+                    Err(error) => return Err(error.refusal()),
+                },
+                seq if reaches(seq) => return Ok((found.store, seq)),
+                seq => format!("the store covers position {seq}, the journal begins at {first}"),
+            };
             drop(found);
-            let aside = self.shelf.put_aside(STORE).map_err(refuse)?;
+            let aside = self.shelf.put_aside(STORE).map_err(|error| error.refusal())?;
             recovery.rebuilt = Some(Rebuilt { why, aside, ..Rebuilt::default() });
         }
-        let (mut store, seq) = self.rebuild(recovery)?;
-        if !reaches(seq.min(last)) {
+        let (store, seq) = self.rebuild(recovery)?;
+        if seq > last {
+            recovery.lost = Some((last + 1, seq));
+        } else if !reaches(seq) {
             recovery.notes.push(format!("records {} to {} are lost", seq + 1, first - 1));
         }
-        if seq > last {
-            store.apply(&[covered(last)]).and_then(|()| store.checkpoint()).map_err(refuse)?;
-        }
-        Ok((store, seq.min(last), seq > last))
+        Ok((store, seq))
+    }
+
+    /// Exports a store that covers more than the journal has: no earlier export can be brought up to it any more.
+    fn outlive(&self, found: &Found) -> Result<(), StoreError> {
+        found.store.verify(&mut |_| {})?;
+        self.exports.write(&*found.store, found.seq, &mut |_| {}).map(drop)
     }
 
     /// A new store of the newest export that is whole, or an empty one.

@@ -20,6 +20,9 @@ pub struct Recovery {
     pub replayed: u64,
     /// Bytes of a torn tail that were cut from the journal.
     pub torn_bytes: u64,
+    /// First and last position that the store covers and the journal has no more, where it ended too early. Their
+    /// facts are gone; what they changed is there.
+    pub lost: Option<(Seq, Seq)>,
     /// Keys with which the store was rebuilt, where it had to be.
     pub rebuilt: Option<Rebuilt>,
     /// Damage and repairs, a sentence each, for a person. Empty is the rule.
@@ -31,7 +34,15 @@ pub struct Recovery {
 impl Recovery {
     /// All that a person should hear of, a sentence each.
     pub fn words(&self) -> Vec<String> {
-        self.rebuilt.iter().map(ToString::to_string).chain(self.notes.iter().cloned()).collect()
+        let lost = self.lost.map(|(from, to)| {
+            format!(
+                "the store covers position {to}, the journal ends at {}: records of the journal are lost, their \
+                 effects are in the store, and positions go on after it",
+                from - 1
+            )
+        });
+        let rebuilt = self.rebuilt.iter().map(ToString::to_string);
+        rebuilt.chain(lost).chain(self.notes.iter().cloned()).collect()
     }
 }
 

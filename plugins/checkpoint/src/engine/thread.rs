@@ -174,6 +174,11 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
             }
             Err(error) => return Err(error.refusal()),
         };
+        // No record has had the positions between: the journal went on later, since others were given out elsewhere.
+        let due = page.next.max(page.first_kept);
+        if seq > due {
+            page.holes.push((due, seq - 1));
+        }
         read += payload.len();
         if payload.first().is_some_and(|&first| is_fact(first))
             && let Ok(Record::Fact(fact)) = Record::decode(&payload)

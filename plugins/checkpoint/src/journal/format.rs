@@ -26,9 +26,9 @@
 //! | | 4 | end mark |
 //!
 //! The first frame of a segment is its opening, with `begun_ms` and the kinds
-//! of payloads in the segment before; it goes out in one write with the first
-//! records. No byte of a mark is zero, so that a write that a crash cut short
-//! can be told from damage.
+//! of payloads in the segment before and, where positions were skipped, how
+//! many; it goes out in one write with the first records. No byte of a mark is
+//! zero, so that a write that a crash cut short can be told from damage.
 
 use crc32fast::Hasher;
 use ksi_sdk::protocol::Bytes;
@@ -122,25 +122,40 @@ pub(crate) struct Opening {
     pub(crate) begun_ms: u64,
     /// First bytes of the payloads of the segment before, as bits modulo 64.
     pub(crate) kinds_before: u64,
+    /// Positions before its first one that no record ever had.
+    pub(crate) skipped: u64,
 }
 
 impl Opening {
-    /// Bytes of its frame.
+    /// Bytes of its frame, where nothing was skipped.
     pub(crate) const FRAME: usize = FRAME + 16;
 
-    fn encode(self) -> [u8; 16] {
-        let mut out = [0; 16];
-        out[..8].copy_from_slice(&self.begun_ms.to_le_bytes());
-        out[8..].copy_from_slice(&self.kinds_before.to_le_bytes());
+    fn encode(self) -> Vec<u8> {
+        let mut out = [self.begun_ms, self.kinds_before].map(u64::to_le_bytes).concat();
+        // Said only where it is so: most are as they always were.
+        if self.skipped > 0 {
+            out.extend(self.skipped.to_le_bytes());
+        }
         out
+    }
+
+    /// Bytes of its frame.
+    pub(crate) fn frame_len(self) -> usize {
+        FRAME + self.encode().len()
     }
 
     /// The opening in the payload of its frame.
     pub(crate) fn decode(payload: &[u8]) -> Option<Self> {
-        (payload.len() == 16).then(|| Self {
+        matches!(payload.len(), 16 | 24).then(|| Self {
             begun_ms: u64::from_le_bytes(array(payload, 0)),
             kinds_before: u64::from_le_bytes(array(payload, 8)),
+            skipped: if payload.len() == 24 { u64::from_le_bytes(array(payload, 16)) } else { 0 },
         })
+    }
+
+    /// The position after the last record before it, where this is that of its first one.
+    pub(crate) fn follows(self, first: Seq) -> Seq {
+        first.saturating_sub(self.skipped)
     }
 }
 

@@ -7,7 +7,7 @@ use ksi_sdk::protocol::Bytes;
 use super::{
     archive::Archive,
     error::JournalError,
-    format::{self, Chain, FRAME, FRAMES, Frame, Key},
+    format::{self, Chain, FRAME, FRAMES, Frame, Key, Opening},
     report::Damage,
 };
 use crate::{disk::File, record::Seq};
@@ -150,6 +150,13 @@ impl Iterator for Records {
             });
             match step {
                 Ok(Step::Frame(frame)) if frame.opening || frame.seq < self.next => {
+                    let opening = || Opening::decode(&cursor.seen()[frame.payload.clone()]);
+                    if frame.opening
+                        && opening().is_some_and(|opening| opening.follows(frame.seq) <= self.next)
+                    {
+                        // What was skipped is no hole.
+                        self.next = self.next.max(frame.seq);
+                    }
                     cursor.at += frame.len() as u64;
                     self.pass(&frame);
                 }

@@ -156,6 +156,11 @@ impl Found {
         Ok(())
     }
 
+    /// The position after the last record before it, as its opening says.
+    fn follows(&self) -> Option<Seq> {
+        self.opening.as_ref().map(|(frame, opening)| opening.follows(frame.seq))
+    }
+
     fn head(&self, identity: &[u8; 16]) -> Head {
         self.head.unwrap_or(Head { index: self.index, size: self.len, identity: *identity })
     }
@@ -187,9 +192,9 @@ impl Recovery<'_> {
     fn segment(&mut self, found: &mut Found, later: &[Found], options: &Options) -> Result<(), JournalError> {
         self.check_index(found);
         let follower = later.iter().find(|later| !later.empty);
-        let first = follower.and_then(|later| later.opening.as_ref()).map(|(frame, _)| frame.seq);
+        let end = follower.and_then(Found::follows);
         // What is missing may be in a file between.
-        let until = first.filter(|_| follower.is_some_and(|later| later.index == found.index + 1));
+        let until = end.filter(|_| follower.is_some_and(|later| later.index == found.index + 1));
         let head = found.head(&self.identity);
         if found.index == 1 {
             self.next = Some((1, head.origin()));
@@ -216,7 +221,7 @@ impl Recovery<'_> {
         let sealed = follower.is_some() || cut;
         let expected = Expected { key: head.key(), next: self.next, sealed, until };
         let Some(mut scan) = scan(&bytes, expected) else {
-            return self.nothing_in(found, first, options);
+            return self.nothing_in(found, end, options);
         };
         add_holes(found, cut, until, &mut scan);
         let told = |hole: &Hole| {
@@ -269,7 +274,7 @@ impl Recovery<'_> {
             return;
         }
         let from = self.next.take().map_or(self.last + 1, |(next, _)| next);
-        let to = found.opening.as_ref().map_or(from, |(frame, _)| frame.seq).saturating_sub(1);
+        let to = found.follows().unwrap_or(from).saturating_sub(1);
         if to >= from {
             let segment = super::segment::sound(before + 1);
             self.opened.damage.push(Damage { segment, from, to, offset: 0, what: "the file is missing" });

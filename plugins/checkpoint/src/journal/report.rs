@@ -9,7 +9,7 @@ use crate::record::Seq;
 pub struct Opened {
     /// Position of the oldest record that is kept; 0 where there is none.
     pub first: Seq,
-    /// Position of the newest record. The next one gets `last + 1`.
+    /// Position of the newest record. The next one gets `last + 1`, at least.
     pub last: Seq,
     /// Bytes of a write that a crash had cut short. They were never
     /// acknowledged, and are gone.

@@ -37,7 +37,7 @@ pub(crate) struct Expected {
     pub(crate) next: Option<(Seq, Chain)>,
     /// Whether a later segment has records: all of this one was synced then.
     pub(crate) sealed: bool,
-    /// First seq of that segment, if it can be read.
+    /// Seq after the last record here, if that segment's opening can be read: it says so.
     pub(crate) until: Option<Seq>,
 }
 
@@ -139,9 +139,10 @@ impl Walk<'_> {
     fn next_frame(&self, at: usize) -> Option<Frame> {
         let frame = frame(&self.bytes[at..], self.expected.key)?;
         if frame.opening {
-            let first = at == FRAMES && Opening::decode(&self.bytes[at..][frame.payload.clone()]).is_some();
-            let fits = !self.known || (frame.seq, frame.chain) == (self.found.next, self.found.chain);
-            return (first && fits).then_some(frame);
+            let opening = Opening::decode(&self.bytes[at..][frame.payload.clone()])?;
+            let follows = (opening.follows(frame.seq), frame.chain);
+            let fits = !self.known || follows == (self.found.next, self.found.chain);
+            return (at == FRAMES && fits).then_some(frame);
         }
         let payload = &self.bytes[at..][frame.payload.clone()];
         // The opening is not left out: a record in its place is bad.
