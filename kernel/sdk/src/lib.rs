@@ -66,6 +66,7 @@ pub mod chunks;
 pub mod call;
 pub mod state;
 mod cancel;
+mod clock;
 mod core;
 mod flow;
 mod instance;

@@ -1,12 +1,11 @@
 //! The way out of a plugin: what an instance says to its host.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use ksi_abi::{FULL, INVALID, Kind, OK};
 use ksi_protocol::{Bytes, Code, Refusal};
+
+use crate::clock;
 
 /// One message to the host, before it takes a form that can cross the ABI.
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +30,9 @@ pub(crate) trait Link: Send + Sync {
     fn send(&self, message: &Outgoing<'_>) -> u32;
     /// Asks for a poll.
     fn wake(&self);
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, on a clock that never goes backwards.
     fn now_ms(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+        clock::now_ms()
     }
 }
 

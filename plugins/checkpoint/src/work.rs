@@ -61,18 +61,12 @@ const PAGE: usize = 1_000;
 /// Pause before a step that found memory full is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 
-/// Longest sleep: a clock that was set, or a machine that slept, is noticed
-/// after so long.
-const SLEEP_MAX: Duration = Duration::from_secs(15 * 60);
-
 /// Durable work, for as long as one journal is open.
 pub struct Work {
     /// The plugin's own, not one of a request: attempts outlive requests.
     ctx: Ctx,
     engine: Rc<Engine>,
     ledger: RefCell<Ledger>,
-    /// The time that was last told to the ledger; it never goes back.
-    clock: Cell<u64>,
     attempts: Rc<Attempts>,
     /// Attempts that are to begin, in order; as many as may run at most.
     starts: RefCell<VecDeque<Start>>,
@@ -131,7 +125,6 @@ impl Work {
             ctx: ctx.clone(),
             engine,
             ledger: RefCell::new(ledger),
-            clock: Cell::new(0),
             attempts: attempts.clone(),
             starts: RefCell::default(),
             bell: Alarm::default(),
@@ -392,10 +385,9 @@ impl Work {
         stored.map(|bytes| Remembered::decode(&bytes).map_err(|refusal| unreadable(&refusal))).transpose()
     }
 
-    /// The time for the ledger: the machine's, without its steps back.
+    /// The time for the ledger.
     fn now(&self) -> u64 {
-        self.clock.set(self.clock.get().max(self.ctx.now_ms()));
-        self.clock.get()
+        self.ctx.now_ms()
     }
 
     /// Wakes who keeps the time, if he sleeps too long.
@@ -416,9 +408,13 @@ impl Work {
             let due_ms = self.due_ms();
             self.alarm.set(due_ms);
             let now = self.now();
-            let pause = due_ms.map_or(SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now)));
+            let Some(due_ms) = due_ms else {
+                self.alarm.rung().await;
+                continue;
+            };
+            let pause = Duration::from_millis(due_ms.saturating_sub(now));
             if !pause.is_zero() {
-                select(pin!(self.ctx.sleep(pause.min(SLEEP_MAX))), pin!(self.alarm.rung())).await;
+                select(pin!(self.ctx.sleep(pause)), pin!(self.alarm.rung())).await;
                 continue;
             }
             if self.flush() {

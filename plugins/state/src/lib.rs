@@ -149,13 +149,20 @@ impl StatePlugin {
 
     async fn load_items(&self) -> Result<(), Refusal> {
         let now_ms = self.now_ms();
+        let mut nearer = Vec::new();
         let load = |key: &[u8], item: Item, _| {
             let (place, id) = place_of_item(key).ok_or_else(|| foreign(key))?;
             self.room.charge(&place, Charge::one(place.as_str().len() as u64 + item.size));
-            self.queues.load(place, id, item, now_ms);
+            nearer.extend(self.queues.load(place, id, item, now_ms).map(|item| (key.to_owned(), item)));
             Ok(())
         };
-        self.load(ITEM, load).await
+        self.load(ITEM, load).await?;
+        // Written, so that they do not wait as long again after the next start.
+        for some in nearer.chunks(PAGE) {
+            let batch = some.iter().fold(self.state.batch(), |batch, (key, item)| batch.put(key, item));
+            batch.commit().await?;
+        }
+        Ok(())
     }
 
     /// Reads all entries of one kind, page by page.

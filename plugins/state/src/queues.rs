@@ -134,13 +134,19 @@ impl Queues {
         self.schedule.borrow().next()
     }
 
-    /// Takes in what a start has read: an item of a queue.
-    pub(crate) fn load(&self, place: Place, id: u64, item: Item, now_ms: u64) {
+    /// Takes in what a start has read: an item of a queue. The item, where it was
+    /// hidden for longer than any may be, by a clock that was ahead, and now is not.
+    pub(crate) fn load(&self, place: Place, id: u64, mut item: Item, now_ms: u64) -> Option<Item> {
+        let longest_ms = now_ms + asks::HIDDEN_MS_MAX;
+        let ahead = item.hidden_until_ms > longest_ms;
+        item.hidden_until_ms = item.hidden_until_ms.min(longest_ms);
+        let nearer = ahead.then(|| item.clone());
         let mut queues = self.queues.borrow_mut();
         let queue = queues.entry(place).or_insert_with_key(|place| Rc::new(Queue::new(place)));
         queue.line.borrow_mut().settle(id, Some(item), now_ms);
         self.schedule.borrow_mut().set(&queue.place, queue.line.borrow().next_due());
         self.numbers.last.set(self.numbers.last.get().max(id));
+        nearer
     }
 
     /// Takes in up to where numbers have been given.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use ksi_sdk::protocol::{Code, Refusal};
+use ksi_sdk::protocol::{Code, Refusal, work::Policy};
 
 use super::{Effect, Entry, Id, Ledger, State, Step};
 
@@ -28,6 +28,28 @@ pub struct Begun {
     pub leases: HashMap<Id, u32>,
 }
 
+impl Entry {
+    /// No pause and no life is longer from now on than it may be at all, and no crash is still to come: the clock of
+    /// an earlier start may have been ahead. Whether anything was.
+    fn draw_near(&mut self, now_ms: u64) -> bool {
+        let before = (self.state, self.expires_ms);
+        let Policy { backoff_max_ms, expires_ms, .. } = *self.policy;
+        self.expires_ms = self.expires_ms.min(now_ms.saturating_add(expires_ms));
+        let asked_ms = self.trouble.as_ref().and_then(|trouble| trouble.refusal.as_ref()?.retry_after_ms);
+        if let State::Waiting { until_ms } = &mut self.state {
+            let longest_ms = backoff_max_ms.max(asked_ms.unwrap_or(0));
+            *until_ms = (*until_ms).min(now_ms.saturating_add(longest_ms));
+        }
+        let mut moved = before != (self.state, self.expires_ms);
+        for at_ms in
+            self.trouble.iter_mut().flat_map(|trouble| &mut trouble.crashes).filter(|at_ms| **at_ms > now_ms)
+        {
+            (*at_ms, moved) = (now_ms, true);
+        }
+        moved
+    }
+}
+
 impl Ledger {
     /// Puts an entry in as it was stored. Nothing begins before
     /// [`Ledger::recover`].
@@ -47,7 +69,11 @@ impl Ledger {
         let mut ids: Vec<Id> = self.live.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
-            let entry = self.live.get(&id).expect("it was there before, and each is dealt with once");
+            let entry = self.live.get_mut(&id).expect("it was there before, and each is dealt with once");
+            if entry.draw_near(now_ms) {
+                self.write(id, &mut step);
+            }
+            let entry = self.live.get(&id).expect("it was there a moment ago");
             match entry.state {
                 State::Accepted => self.enqueue(id),
                 State::Suspect => self.suspect(id),

@@ -30,6 +30,8 @@ const ANSWER_BYTES_MAX: u64 = 3 * 1024 * 1024;
 /// Longest lease in seconds, longest wait and delay in milliseconds: a day.
 const LEASE_SECONDS_MAX: i64 = 86_400;
 const WAIT_MS_MAX: i64 = 86_400_000;
+/// Longest time for which nobody else may have an item, by a lease or a delay.
+pub(super) const HIDDEN_MS_MAX: u64 = 86_400_000;
 /// Items that a purge removes with one write.
 const PURGE_ITEMS: usize = 256;
 

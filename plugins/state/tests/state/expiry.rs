@@ -137,3 +137,23 @@ fn an_item_under_a_lease_is_not_dropped_before_it_comes_back() {
     assert_eq!(pop(&host, json!({})), NOTHING);
     assert_eq!(host.space().keys(), ["c"]);
 }
+
+#[test]
+fn an_item_that_a_clock_ahead_has_hidden_comes_back_in_a_day() {
+    let ahead = host();
+    ahead.advance(SECOND * 86_400 * 365);
+    push(&ahead, json!("leased"));
+    assert_eq!(pop(&ahead, json!({"lease_seconds": 2})), [json!("leased")]);
+    let space = ahead.space();
+    drop(ahead);
+    // A host of its own begins with the clock of before; so does the one after it.
+    for _ in 0..2 {
+        let host = Host::start_on(&space, json!({})).unwrap();
+        assert_eq!(pop(&host, json!({})), NOTHING);
+        host.advance(SECOND * 86_399);
+        assert_eq!(pop(&host, json!({})), NOTHING);
+    }
+    let host = Host::start_on(&space, json!({})).unwrap();
+    host.advance(SECOND * 86_400);
+    assert_eq!(pop(&host, json!({})), [json!("leased")]);
+}

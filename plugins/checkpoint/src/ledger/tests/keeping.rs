@@ -1,11 +1,11 @@
 //! What becomes of entries after their end: retries, keys, results, and how
 //! long each is kept.
 
-use ksi_sdk::protocol::{Bytes, Code, work::Policy};
+use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 
 use super::world::{START, World, limited, policy};
 use crate::{
-    ledger::{Admission, Ending, Id, KEY_MS, Key, Limits, digest},
+    ledger::{Admission, Ending, Id, KEY_MS, Key, Limits, State, digest},
     record::keys,
 };
 
@@ -195,6 +195,48 @@ fn what_is_forgotten_on_demand_takes_its_key_along_whole_or_small() {
         world.forget(id).unwrap();
         assert!(world.books.table.is_empty());
         assert_eq!(world.ledger.due_ms(), None);
+    }
+}
+
+#[test]
+fn what_a_clock_that_was_ahead_has_put_off_comes_in_its_time() {
+    const YEAR: u64 = 365 * 24 * 3600 * 1000;
+    let mut world = limited(9);
+    world.now += YEAR;
+    // Each with a handler of its own, which holds up no other.
+    let crashed = world.accept("c:b", policy());
+    let crashes =
+        |world: &World| world.entry(crashed).unwrap().trouble.map_or(vec![], |trouble| trouble.crashes);
+    loop {
+        world.refuse(crashed, Code::PluginRestarted);
+        if !crashes(&world).is_empty() {
+            break;
+        }
+        world.pass(1_000);
+    }
+    let (paused, asked) = (world.accept("a:b", policy()), world.accept("b:b", policy()));
+    world.refuse(paused, Code::Busy);
+    world.answer(asked, Err(Refusal::new(Code::Busy, "later").retry_after_ms(20_000)));
+    let ids = [paused, crashed, asked];
+    // With a right clock nothing of it changes.
+    let before = ids.map(|id| world.entry(id));
+    world.crash();
+    assert_eq!(ids.map(|id| world.entry(id)), before);
+    world.now = START;
+    world.crash();
+    for (id, longest_ms) in ids.into_iter().zip([1_000, 1_000, 20_000]) {
+        let entry = world.entry(id).unwrap();
+        assert!(
+            matches!(entry.state, State::Waiting { until_ms } if until_ms <= START + longest_ms),
+            "{entry:?}"
+        );
+        assert_eq!(entry.expires_ms, START + policy().expires_ms);
+    }
+    assert_eq!(crashes(&world), [START]);
+    for (id, pause_ms) in ids.into_iter().zip([1_000, 0, 19_000]) {
+        world.pass(pause_ms);
+        world.done(id);
+        assert_eq!(world.how(id), Some(Ending::Done));
     }
 }
 
