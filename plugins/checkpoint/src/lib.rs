@@ -43,8 +43,9 @@ use futures_channel::oneshot;
 use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
-    prelude::{Code, Refusal},
+    prelude::{Code, Deserialize, Refusal},
     protocol::{
+        self,
         audit::{
             Append, Appended, Export as ExportTrail, Exported as ExportedTrail, Page as TrailPage, Query,
             Verified as VerifiedTrail,
@@ -71,6 +72,9 @@ use status::{
 use trail::Trail;
 use work::{Attempts, Work};
 
+/// Longest time in which no work that was found is begun, where nobody says that the daemon knows of this plugin.
+const KNOWN: Duration = Duration::from_secs(1);
+
 /// First and longest pause before everything is opened again.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -88,6 +92,12 @@ pub struct Checkpoint {
     signing: Cell<bool>,
     /// What is open, or why nothing is.
     open: RefCell<Result<Open, Refusal>>,
+}
+
+/// What is heard of a plugin that is ready.
+#[derive(Deserialize)]
+struct Ready {
+    name: String,
 }
 
 /// What stands on one opening of the directory.
@@ -137,7 +147,7 @@ impl Plugin for Checkpoint {
             outgoing,
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
             trail: Trail::new(ctx.dir().join("audit"), config.retention()),
-            attempts: Rc::default(),
+            attempts: Rc::new(Attempts::held()),
             signing: Cell::new(false),
             config,
             spaces: Spaces::default(),
@@ -147,9 +157,12 @@ impl Plugin for Checkpoint {
 
     async fn open(self: Rc<Self>, ctx: Ctx) -> Result<(), Refusal> {
         self.open_all(&ctx).await?;
-        // Nothing is waited for any more: the work that was found is asked for as
-        // soon as this waits, and only a plugin that is ready may ask for it.
         ctx.spawn(self.clone().open_trail(ctx.clone()));
+        let (attempts, known) = (self.attempts.clone(), ctx.clone());
+        ctx.spawn(async move {
+            known.sleep(KNOWN).await;
+            attempts.release();
+        });
         ctx.spawn(self.clone().stay_open(ctx.clone()));
         Ok(())
     }
@@ -175,9 +188,8 @@ impl Plugin for Checkpoint {
         on.request("space:apply", Self::space_apply);
         on.request("space:scan", Self::space_scan);
         on.calls("system:restart");
-        // What was found at the start is asked for before the daemon knows that it was kept here, and then
-        // has to be told that nobody is there yet, not that it may not be asked.
         on.calls("*");
+        on.event("plugin:ready", Self::known);
         on.emits::<Opened>("checkpoint:opened");
         on.emits::<Stopped>("checkpoint:stopped");
     }
@@ -268,6 +280,14 @@ impl Checkpoint {
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
             }
+        }
+    }
+
+    /// The work that was found at the start begins once the daemon knows that it is kept here.
+    async fn known(self: Rc<Self>, _ctx: Ctx, event: Event) {
+        let ready = protocol::decode::<Ready>(&event.data);
+        if ready.is_ok_and(|ready| ready.name == Self::NAME) {
+            self.attempts.release();
         }
     }
 

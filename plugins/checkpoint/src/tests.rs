@@ -28,6 +28,13 @@ fn policy() -> Policy {
     }
 }
 
+/// Starts the plugin, and says that the daemon knows of it.
+fn start(dir: &Path, config: Value) -> Host {
+    let host = Host::start_in(dir, config).unwrap();
+    host.emit("plugin:ready", json!({ "name": "checkpoint", "generation": 1 }));
+    host
+}
+
 /// Takes work of so many bytes in and does it, so that there are records.
 fn work(host: &Host, count: usize, bytes: usize) {
     for number in 0..count {
@@ -71,13 +78,13 @@ fn flip(dir: &Path) {
 #[test]
 fn damage_degrades_the_plugin_until_somebody_has_seen_to_it() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     work(&host, 5, 10);
     assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
     end(host);
     flip(dir.path());
 
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     let status = ask(&host, "checkpoint:status");
     let name = status["quarantined"][0].as_str().unwrap().to_owned();
     assert!(name.ends_with(".damaged"), "{status}");
@@ -95,7 +102,7 @@ fn damage_degrades_the_plugin_until_somebody_has_seen_to_it() {
     let aside: Vec<_> = files(dir.path(), "damaged").into_iter().chain(files(dir.path(), "kept")).collect();
     assert_eq!(aside.len(), 1);
     aside.iter().for_each(|file| fs::remove_file(file).unwrap());
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
     work(&host, 1, 10);
 }
@@ -104,29 +111,29 @@ fn damage_degrades_the_plugin_until_somebody_has_seen_to_it() {
 fn what_is_damaged_is_told_also_when_it_is_no_part_of_the_journal_any_more() {
     let dir = tempfile::tempdir().unwrap();
     let config = || json!({ "segment_bytes": 65536, "facts_bytes": 0 });
-    let host = Host::start_in(dir.path(), config()).unwrap();
+    let host = start(dir.path(), config());
     work(&host, 3, 10);
     end(host);
     flip(dir.path());
-    let host = Host::start_in(dir.path(), config()).unwrap();
+    let host = start(dir.path(), config());
     work(&host, 40, 20_000);
     ask(&host, "checkpoint:create");
     let name = ask(&host, "checkpoint:status")["quarantined"][0].as_str().unwrap().to_owned();
     assert!(name.ends_with(".kept"), "{name}");
     assert!(host.degraded().unwrap().contains(&name));
     end(host);
-    let host = Host::start_in(dir.path(), config()).unwrap();
+    let host = start(dir.path(), config());
     assert!(host.degraded().unwrap().contains(&name));
 }
 
 #[test]
 fn a_store_that_was_made_anew_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     work(&host, 5, 10);
     end(host);
     fs::write(dir.path().join("store/tree/db"), "no database").unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     let opened = host.expect_emitted("checkpoint:opened");
     let status = ask(&host, "checkpoint:status");
     assert!(status["rebuilt"]["why"].is_string() && status["rebuilt"]["aside"].is_string(), "{status}");
@@ -138,7 +145,7 @@ fn a_store_that_was_made_anew_is_told() {
 #[test]
 fn a_restore_whose_asker_goes_away_is_done_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     work(&host, 5, 10);
     let made = ask(&host, "checkpoint:create");
     let asked = host.open("checkpoint:restore", json!({ "id": made["id"] }));
@@ -189,7 +196,7 @@ fn an_export_lies_where_the_plugin_says_and_is_restored_from_there() {
 #[test]
 fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     work(&host, 5, 10);
     let file = dir.path().join("none.ksi");
     fs::write(&file, "no export").unwrap();
@@ -203,4 +210,54 @@ fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
     assert_eq!(host.degraded(), None);
     work(&host, 1, 10);
     assert!(!host.has_asked());
+}
+
+#[test]
+fn work_that_is_found_begins_once_the_daemon_knows_who_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for told in [true, false] {
+        let host = start(dir.path(), json!({}));
+        let call = host.keep("echo:say", json!("it"), policy());
+        assert!(matches!(host.next(&call), Answer::Accepted(_)));
+        host.expect("echo:say");
+        end(host);
+        let host = Host::start_in(dir.path(), json!({})).unwrap();
+        // By its end every lease is durable, so that what may begin has begun.
+        ask(&host, "checkpoint:create");
+        assert_eq!(ask(&host, "checkpoint:status")["running"], json!(1));
+        host.emit("plugin:ready", json!({ "name": "echo" }));
+        assert!(!host.has_asked(), "nobody is there to keep it");
+        match told {
+            true => host.emit("plugin:ready", json!({ "name": "checkpoint" })),
+            false => host.advance(KNOWN),
+        }
+        let asked = host.expect("echo:say");
+        host.reply(&asked, json!(1));
+        host.expect_emitted("work:done");
+        end(host);
+    }
+}
+
+#[test]
+fn a_journal_that_has_lost_its_end_is_told_until_somebody_has_seen_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = start(dir.path(), json!({}));
+    work(&host, 5, 10);
+    let last = ask(&host, "checkpoint:status")["last_seq"].as_u64().unwrap();
+    end(host);
+    fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    let host = start(dir.path(), json!({}));
+    let status = ask(&host, "checkpoint:status");
+    let why = host.degraded().unwrap();
+    assert!(why.contains("the journal has lost its end"), "{why}");
+    assert_eq!(status["troubles"], json!([why]));
+    assert!(
+        status["notes"][0].as_str().unwrap().contains("are lost") && status["ended"] == json!(5),
+        "{status}"
+    );
+    assert!(status["last_seq"].as_u64().unwrap() > last, "{status}");
+    work(&host, 1, 10);
+    end(host);
+    let host = start(dir.path(), json!({}));
+    assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
 }

@@ -48,6 +48,8 @@ pub struct Attempts {
     work: RefCell<Weak<Work>>,
     /// Number of the first start of this process.
     since: Cell<Option<u64>>,
+    /// None begins yet.
+    held: Cell<bool>,
 }
 
 /// One of them.
@@ -62,6 +64,22 @@ struct Attempt {
 }
 
 impl Attempts {
+    /// None yet, and none begins before [`Attempts::release`]: until the daemon knows who keeps work, whoever asks
+    /// for an event that is kept is refused, and so would they be.
+    #[must_use]
+    pub fn held() -> Self {
+        Self { held: Cell::new(true), ..Self::default() }
+    }
+
+    /// They may begin from now on.
+    pub fn release(&self) {
+        if self.held.replace(false)
+            && let Some(work) = self.listener()
+        {
+            work.bell.ring();
+        }
+    }
+
     /// Has this opening hear of all of them from now on. What it is to go on with.
     pub(super) fn go_on(&self, work: &Rc<Work>) -> Begun {
         *self.work.borrow_mut() = Rc::downgrade(work);
@@ -187,7 +205,10 @@ impl Work {
     /// in which they were leased.
     pub(super) async fn begin_attempts(self: Rc<Self>) {
         while !self.stopped.get() {
-            let next = self.starts.borrow_mut().pop_front();
+            let next = match self.attempts.held.get() {
+                true => None,
+                false => self.starts.borrow_mut().pop_front(),
+            };
             match next {
                 Some(start) => self.begin(start).await,
                 None => {
