@@ -1,6 +1,11 @@
 //! The keeper's thread: one job after another, and checkpoints when it is time.
 //!
 //! Sleeps for ever while nothing has changed since the last checkpoint.
+//!
+//! # Failure
+//!
+//! Damage that a reader comes upon is told to him and ends the use of the store, as any other does: what
+//! is there is opened anew, or rebuilt.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +27,7 @@ use super::{
 use crate::{
     journal::{Archive, JournalError},
     record::{Record, Seq, is_fact},
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Where an answer goes; nobody may be there any more.
@@ -87,16 +92,18 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
                 Err(RecvTimeoutError::Disconnected) => return,
             },
         };
-        let job = match serve(&keeper, job) {
+        let job = match serve(&mut keeper, job) {
             Ok(()) => continue,
             Err(job) => job,
         };
         // While something is done that takes long, who only reads need not wait for its end.
         let archive = keeper.shared.archive.clone();
+        let mut damage = None;
         let mut between = |store: &dyn Store| {
             while let Ok(job) = jobs.try_recv() {
-                if let Err(job) = serve_from(store, &archive, job) {
-                    later.push_back(job);
+                match serve_from(store, &archive, job) {
+                    Ok(found) => damage = damage.take().or(found),
+                    Err(job) => later.push_back(job),
                 }
             }
         };
@@ -118,6 +125,14 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
             Job::Close(answer) => return close(keeper, answer),
             Job::Get(..) | Job::Range { .. } | Job::Facts { .. } | Job::Look => {}
         }
+        give_up(&mut keeper, damage);
+    }
+}
+
+/// Gives up a store in which somebody has found damage, unless that is done already.
+fn give_up(keeper: &mut Keeper, damage: Option<StoreError>) {
+    if let Some(damage) = damage.filter(|_| keeper.store.is_some()) {
+        let _ = keeper.fail(&damage);
     }
 }
 
@@ -129,10 +144,14 @@ fn next(jobs: &Receiver<Job>, due: Option<Instant>) -> Result<Job, RecvTimeoutEr
 }
 
 /// Answers who only reads; gives any other job back.
-fn serve(keeper: &Keeper, job: Job) -> Result<(), Job> {
+fn serve(keeper: &mut Keeper, job: Job) -> Result<(), Job> {
     let archive = &keeper.shared.archive;
     let refusal = match keeper.store() {
-        Ok(store) => return serve_from(store, archive, job),
+        Ok(store) => {
+            let damage = serve_from(store, archive, job)?;
+            give_up(keeper, damage);
+            return Ok(());
+        }
         Err(refusal) => refusal,
     };
     match job {
@@ -144,17 +163,31 @@ fn serve(keeper: &Keeper, job: Job) -> Result<(), Job> {
     Ok(())
 }
 
-fn serve_from(store: &dyn Store, archive: &Archive, job: Job) -> Result<(), Job> {
+/// The same without the keeper: damage that was found on the way.
+fn serve_from(store: &dyn Store, archive: &Archive, job: Job) -> Result<Option<StoreError>, Job> {
     match job {
-        Job::Get(key, answer) => drop(answer.send(store.get(&key).map_err(|error| error.refusal()))),
+        Job::Get(key, answer) => Ok(tell(answer, store.get(&key))),
         Job::Range { from, until, limit, answer } => {
-            let page = store.range(&from, until.as_deref(), limit, PAGE_BYTES);
-            drop(answer.send(page.map_err(|error| error.refusal())));
+            Ok(tell(answer, store.range(&from, until.as_deref(), limit, PAGE_BYTES)))
         }
-        Job::Facts { from, limit, answer } => drop(answer.send(facts(archive, from, limit))),
-        job => return Err(job),
+        Job::Facts { from, limit, answer } => {
+            drop(answer.send(facts(archive, from, limit)));
+            Ok(None)
+        }
+        job => Err(job),
     }
-    Ok(())
+}
+
+/// Answers with what the store said; the damage, where it said so.
+fn tell<T>(answer: Answer<T>, said: Result<T, StoreError>) -> Option<StoreError> {
+    let (told, damage) = match said {
+        Ok(value) => (Ok(value), None),
+        Err(error @ StoreError::Damaged(_)) => (Err(error.refusal()), Some(error)),
+        Err(error) => (Err(error.refusal()), None),
+    };
+    // Nobody may be there any more.
+    let _ = answer.send(told);
+    damage
 }
 
 /// A page of facts.
