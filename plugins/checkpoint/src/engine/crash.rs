@@ -103,7 +103,7 @@ impl File for Image {
     }
 }
 
-fn image(content: &Content) -> Image {
+fn image(content: &Content, seq: Seq) -> Image {
     let mut store = MemoryShelf::default().open("it").unwrap().store;
     let mut batch = Batch::new();
     for (key, value) in content {
@@ -111,7 +111,7 @@ fn image(content: &Content) -> Image {
     }
     store.apply(batch.changes()).unwrap();
     let mut file = Vec::new();
-    export::write(&*store, 1, &mut file, &mut |_| {}).unwrap();
+    export::write(&*store, seq, &mut file, &mut |_| {}).unwrap();
     Image(file)
 }
 
@@ -127,6 +127,8 @@ struct Model {
     /// Everything up to here was told to be durable.
     durable: Seq,
     epoch: u64,
+    /// The highest position that an export had which was restored.
+    given: Seq,
 }
 
 struct Life {
@@ -225,7 +227,10 @@ fn work(life: &mut Life, model: &mut Model, chance: &mut Chance, steps: u64) -> 
                 let past = chance.below(model.after.len() as u64) as usize;
                 let past = model.after.values().nth(past).unwrap().clone();
                 model.after.insert(seq + 1, past.clone());
-                let (_, keys, position) = life.keeper.restore_from("it", &image(&past), model.epoch)?;
+                let given = chance.below(2 * seq + 9);
+                let (_, keys, position) =
+                    life.keeper.restore_from("it", &image(&past, given), model.epoch)?;
+                model.given = model.given.max(given);
                 assert_eq!((keys, position), (past.len() as u64, seq + 1));
                 (content, seq) = (past, position);
                 model.durable = seq;
@@ -246,6 +251,10 @@ fn check(life: &Life, recovery: &Recovery, model: &mut Model, exact: bool, lost:
         recovery.notes
     );
     assert!(recovery.rebuilt.is_none() || lost, "{:?}", recovery.rebuilt);
+    assert_eq!(recovery.lost, None);
+    let synced = life.shared.archive.synced();
+    assert!(synced > model.given, "{} was given out elsewhere, and now {synced}", model.given);
+    assert_eq!(life.shared.archive.verify(&mut || {}).unwrap().damage, []);
     let content = life.content();
     let at = |seq: Seq| model.after.range(..=seq).next_back().map(|(seq, content)| (*seq, content));
     let (certain, _) = at(model.durable).unwrap();
@@ -268,6 +277,7 @@ fn check(life: &Life, recovery: &Recovery, model: &mut Model, exact: bool, lost:
         after: BTreeMap::from([(life.shared.archive.synced(), content)]),
         facts: kept,
         epoch: recovery.epoch,
+        given: model.given,
     };
 }
 
@@ -285,8 +295,13 @@ fn point(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
     let mut chance = Chance::new(seed);
     // What comes after the fault differs from point to point.
     let mut after = Chance::new(seed ^ fault.map_or(0, |(step, _)| step << 32));
-    let mut model =
-        Model { after: BTreeMap::from([(0, Content::new())]), facts: BTreeMap::new(), durable: 0, epoch: 0 };
+    let mut model = Model {
+        after: BTreeMap::from([(0, Content::new())]),
+        facts: BTreeMap::new(),
+        durable: 0,
+        epoch: 0,
+        given: 0,
+    };
     if let Some((step, fault)) = fault {
         disk.fail_at(step, fault);
     }
@@ -368,6 +383,72 @@ fn the_power_may_go_at_any_step() {
             done += 1;
         }
         seed += 1;
+    }
+}
+
+/// A life that ends with a checkpoint, the loss of all files of the journal, and an opening with the power cut at a
+/// step. Steps that the opening took.
+fn without_journal(seed: u64, cut: Option<u64>) -> u64 {
+    let disk = SimDisk::default();
+    let step = |disk: &SimDisk| -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {
+        let disk = disk.clone();
+        Arc::new(move || disk.tick())
+    };
+    let mut shelf = SimulatedShelf::new(step(&disk));
+    let mut chance = Chance::new(seed);
+    let mut model = Model {
+        // The record of the start is the first.
+        after: BTreeMap::from([(1, Content::new())]),
+        facts: BTreeMap::new(),
+        durable: 1,
+        epoch: 1,
+        given: 0,
+    };
+    let (mut life, _) = open(&disk, &shelf).unwrap();
+    work(&mut life, &mut model, &mut chance, WORK).unwrap();
+    let covered = life.keeper.checkpoint(&mut |_| {}).unwrap().seq;
+    let content = life.content();
+    drop(life);
+    disk.kill();
+    for name in crate::disk::Disk::list(&disk).unwrap().iter().filter(|name| name.ends_with(".journal")) {
+        crate::disk::Disk::remove(&disk, name).unwrap();
+    }
+    crate::disk::Disk::sync(&disk).unwrap();
+    disk.kill();
+    if let Some(cut) = cut {
+        disk.fail_at(cut, Fault::Power);
+    }
+    let first = open(&disk, &shelf);
+    let steps = disk.steps();
+    if let Ok((life, recovery)) = &first {
+        assert_eq!(recovery.lost, Some((1, covered)));
+        assert_eq!(life.content(), content);
+    }
+    drop(first);
+    disk.power_cycle(chance.below(u64::MAX));
+    let mut random = Chance::new(chance.below(u64::MAX));
+    shelf = shelf.crash(|| random.below(u64::MAX), step(&disk));
+    for lost in [false, true] {
+        if lost {
+            // Export and journal have it all, also of the journal that is no more.
+            shelf.put_aside(super::keeper::STORE).unwrap();
+        }
+        let (life, recovery) = open(&disk, &shelf).unwrap();
+        assert_eq!(life.content(), content, "{recovery:?}");
+        assert!(life.shared.archive.synced() > covered, "{recovery:?}");
+        assert_eq!(life.shared.archive.verify(&mut || {}).unwrap().damage, []);
+        drop(life);
+        disk.kill();
+    }
+    steps
+}
+
+#[test]
+fn a_journal_that_is_lost_takes_no_position_with_it_wherever_the_power_goes() {
+    for seed in 1..=40 {
+        for cut in 1..=without_journal(seed, None) {
+            without_journal(seed, Some(cut));
+        }
     }
 }
 

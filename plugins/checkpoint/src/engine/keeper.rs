@@ -281,8 +281,8 @@ impl Keeper {
         file: &dyn crate::disk::File,
         epoch: u64,
     ) -> Result<(Summary, u64, Seq), Refusal> {
-        self.store()?;
         let refuse = |error: StoreError| error.refusal();
+        let given = read_number(self.store()?.get(GIVEN).map_err(refuse)?.as_ref());
         // All of it is read once before anything is made of it.
         let read = exports::read(name, file, &mut |_| Ok(())).map_err(refuse)?;
         if read.seq > POSITION_MAX {
@@ -292,7 +292,7 @@ impl Keeper {
         marks
             .put(Bytes::from_static(LINEAGE), Bytes::copy_from_slice(uuid::Uuid::now_v7().as_bytes()))
             .put(Bytes::from_static(EPOCH), number(epoch))
-            .put(Bytes::from_static(GIVEN), number(read.seq));
+            .put(Bytes::from_static(GIVEN), number(given.max(read.seq)));
         let mut prepare = || -> Result<(Summary, u64), StoreError> {
             self.shelf.remove(RESTORED)?;
             let mut store = self.shelf.open(RESTORED)?.store;

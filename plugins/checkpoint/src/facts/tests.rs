@@ -96,10 +96,11 @@ impl Keeper {
         Ok(Acknowledged { seq: left.len() as u64 })
     }
 
-    /// Writes a cursor as earlier releases did.
-    async fn age(self: Rc<Self>, _: Ctx, _: Value) -> Result<Acknowledged, Refusal> {
+    /// Writes a cursor as earlier releases did; that of the beginning, where no other is named.
+    async fn age(self: Rc<Self>, _: Ctx, at: Value) -> Result<Acknowledged, Refusal> {
         let mut batch = Batch::new();
-        batch.put(cursor::key(None, "old")?, 0_u64.to_le_bytes().to_vec());
+        let at = at["seq"].as_u64().unwrap_or_default();
+        batch.put(cursor::key(None, "old")?, at.to_le_bytes().to_vec());
         let seq = self.engine.commit(batch)?;
         self.engine.durable(seq).await?;
         Ok(Acknowledged { seq })
@@ -490,4 +491,31 @@ fn positions_that_are_damaged_are_told_exactly_in_their_place() {
     (16..=20).for_each(|expected| assert_eq!(number(&host, &call), expected));
     keep(&host, "a:x", 21);
     assert_eq!(number(&host, &call), 21);
+}
+
+#[test]
+fn nobody_waits_at_a_position_that_is_not_of_this_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let first = keep(&host, "agent:spawned", 1);
+    let call = host.open("checkpoint:follow", json!({ "pattern": "*", "since_seq": first + 2 }));
+    let (code, message) = refused(host.next(&call));
+    assert_eq!(code, Code::InvalidPayload);
+    assert!(message.contains(&format!("the last position is {first}")), "{message}");
+    // What comes next is the last that may be asked for.
+    let (next, position) = follow_from(&host, json!({ "pattern": "*", "since_seq": first + 1 }));
+    assert_eq!(position, first + 1);
+
+    // A cursor may have come with a keyspace: its consumer has seen nothing of what is here.
+    host.request("checkpoint:age", json!({ "seq": 1_000_000 })).unwrap();
+    let (call, position) = follow_from(&host, json!({ "pattern": "*", "consumer": "old" }));
+    assert_eq!(position, 1);
+    assert_eq!(number(&host, &call), 1);
+    keep(&host, "agent:spawned", 2);
+    assert_eq!((number(&host, &call), number(&host, &next)), (2, 2));
+    host.cancel(&call);
+    let told = host.request("checkpoint:ack", json!({ "consumer": "old", "seq": first })).unwrap();
+    assert_eq!(told["seq"], first);
+    let (_, position) = follow_from(&host, json!({ "pattern": "*", "consumer": "old" }));
+    assert_eq!(position, first + 1);
 }

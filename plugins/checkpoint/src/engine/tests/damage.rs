@@ -98,21 +98,81 @@ fn a_store_from_an_older_copy_is_not_taken_for_the_present() {
 fn a_journal_that_is_lost_is_told_and_costs_nothing_that_was_checkpointed() {
     let dir = tempfile::tempdir().unwrap();
     let model = grown(&dir);
+    let (engine, recovery) = open(&dir, &small());
+    let last = recovery.last_seq;
+    close(engine);
     fs::remove_dir_all(dir.path().join("journal")).unwrap();
     let (engine, recovery) = open(&dir, &small());
-    assert!(
-        recovery.notes.iter().any(|note| note.contains("records of the journal are lost")),
-        "{:?}",
-        recovery.notes
-    );
+    assert!(recovery.lost.is_some_and(|(from, to)| from == 1 && to > last), "{recovery:?}");
+    assert!(recovery.words()[0].contains("records of the journal are lost"), "{:?}", recovery.words());
     same(&engine, &model);
-    put(&engine, "k000", "new");
+    assert!(put(&engine, "k000", "new") > last, "a position is given out once more");
+    let page = block_on(engine.facts(2, 10)).unwrap();
+    assert!(page.end && page.first_kept > last, "{page:?}");
+    assert_eq!(block_on(engine.verify()).unwrap().damage, []);
     close(engine);
     fs::remove_dir_all(dir.path().join("store")).unwrap();
     let (engine, recovery) = open(&dir, &small());
     assert!(recovery.rebuilt.is_some());
     assert_eq!(get(&engine, "k000").unwrap(), "new");
     assert_eq!(get(&engine, "k001"), model.get(&b"k001"[..]).cloned());
+    close(engine);
+}
+
+#[test]
+fn where_an_export_comes_from_elsewhere_positions_go_on_after_its_own() {
+    let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = there.path().join("export.ksi");
+    let (engine, _) = open(&there, &small());
+    let version = (0..40).fold(0, |_, number| put(&engine, "k", number.to_string()));
+    let exported = block_on(engine.export(&path)).unwrap().seq;
+    assert!(exported >= version);
+    close(engine);
+    let (engine, _) = open(&here, &small());
+    let own = put(&engine, "other", "gone");
+    let restored = block_on(engine.restore(&path)).unwrap();
+    assert!(restored.seq > own && restored.seq < exported);
+    close(engine);
+    for start in 0..3 {
+        let (engine, recovery) = open(&here, &small());
+        assert_eq!((recovery.words(), &recovery.rebuilt), (vec![], &None));
+        assert_eq!(get(&engine, "k").unwrap(), if start == 0 { "39" } else { "new" });
+        assert!(put(&engine, "k", "new") > exported);
+        // A consumer that had come so far there is told what is not kept here.
+        let page = block_on(engine.facts(version - 3, 10)).unwrap();
+        assert_eq!((page.end, page.holes), (true, vec![(version - 3, exported)]));
+        assert_eq!(block_on(engine.verify()).unwrap().damage, []);
+        close(engine);
+    }
+    fs::remove_dir_all(here.path().join("store")).unwrap();
+    let (engine, recovery) = open(&here, &small());
+    assert!(recovery.rebuilt.is_some() && recovery.notes.is_empty(), "{recovery:?}");
+    assert_eq!(get(&engine, "k").unwrap(), "new");
+    close(engine);
+}
+
+#[test]
+fn damage_that_is_found_while_it_is_read_ends_the_use_of_the_store_and_the_next_opening_has_it_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = open(&dir, &small());
+    let value = Bytes::from(vec![7; 1 << 20]);
+    put(&engine, "large", value.clone());
+    put(&engine, "other", "1");
+    block_on(engine.checkpoint()).unwrap();
+    let file = fs::read_dir(dir.path().join("store/values")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(file, bytes).unwrap();
+    let refusal = block_on(engine.get(b"large")).unwrap_err();
+    assert!(refusal.message.contains("checksum"), "{refusal:?}");
+    assert_eq!(block_on(engine.stopped()), refusal, "whoever opens it anew is told");
+    assert!(!engine.health().accepting);
+    assert_eq!(engine.commit(Batch::new()).unwrap_err(), refusal);
+    let _ = block_on(engine.close());
+    drop(engine);
+    let (engine, recovery) = open(&dir, &small());
+    assert!(recovery.rebuilt.is_some(), "{recovery:?}");
+    assert_eq!((get(&engine, "large"), get(&engine, "other")), (Some(value), Some("1".into())));
     close(engine);
 }
 
