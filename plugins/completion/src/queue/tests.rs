@@ -212,9 +212,7 @@ fn nobody_fills_the_memory_alone_and_one_request_always_finds_what_is_left() {
 fn whoever_comes_later_starts_while_nothing_ends() {
     let mut scheduler = Scheduler::new(Bounds { requests: 1000, bytes: 1000 }, &[16]);
     let mut starts = |name: &str| {
-        for _ in 0..10 {
-            scheduler.push(of(name, 0)).unwrap();
-        }
+        (0..10).for_each(|_| drop(scheduler.push(of(name, 0)).unwrap()));
         started(&mut scheduler).len()
     };
     let all = ["a", "b", "c", "d", "e", "f"].map(&mut starts);
@@ -232,7 +230,7 @@ fn who_sees_every_tenant_may_have_a_whole_lane() {
     scheduler.release(all[0]);
     assert_eq!(started(&mut scheduler), [other[0]]);
     scheduler.release(all[1]);
-    assert_eq!(started(&mut scheduler), [0_u64; 0], "one has half of what others leave");
+    assert!(started(&mut scheduler).is_empty(), "one has half of what others leave");
     scheduler.release(all[2]);
     assert_eq!(started(&mut scheduler), [other[1]]);
 }
