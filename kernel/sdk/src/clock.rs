@@ -1,7 +1,7 @@
 //! The clock: milliseconds since 1970 that never go backwards and never leap.
 //!
-//! The wall clock of the first look plus the time since, as the daemon has it. So whoever sets the wall clock neither holds up
-//! nor ends what waits for a time.
+//! The wall clock of the first look plus the time since, as the daemon has it. So whoever sets the wall
+//! clock neither holds up nor ends what waits for a time.
 
 use std::{
     sync::LazyLock,

@@ -72,7 +72,8 @@ use status::{
 use trail::Trail;
 use work::{Attempts, Work};
 
-/// Longest time in which no work that was found is begun, where nobody says that the daemon knows of this plugin.
+/// Longest time in which no work that was found is begun, where nobody says that the daemon knows of this
+/// plugin.
 const KNOWN: Duration = Duration::from_secs(1);
 
 /// First and longest pause before everything is opened again.

@@ -386,8 +386,8 @@ fn the_power_may_go_at_any_step() {
     }
 }
 
-/// A life that ends with a checkpoint, the loss of all files of the journal, and an opening with the power cut at a
-/// step. Steps that the opening took.
+/// A life that ends with a checkpoint, the loss of all files of the journal, and an opening with the power
+/// cut at a step. Steps that the opening took.
 fn without_journal(seed: u64, cut: Option<u64>) -> u64 {
     let disk = SimDisk::default();
     let step = |disk: &SimDisk| -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {

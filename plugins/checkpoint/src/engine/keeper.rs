@@ -48,10 +48,12 @@ pub(super) const EPOCH: &[u8] = &[keys::META, b'e'];
 /// Which restore the keyspace comes from: the record that changes it is the moment of the restore.
 pub(super) const LINEAGE: &[u8] = &[keys::META, b'l'];
 
-/// A position that was given out elsewhere, where the keyspace comes from there: the journal goes on after it.
+/// A position that was given out elsewhere, where the keyspace comes from there: the journal goes on after
+/// it.
 pub(super) const GIVEN: &[u8] = &[keys::META, b'p'];
 
-/// Highest position that an export may say it covers: no journal comes as far, and every number in JSON holds it.
+/// Highest position that an export may say it covers: no journal comes as far, and every number in JSON
+/// holds it.
 const POSITION_MAX: Seq = 1 << 53;
 
 /// See the module.

@@ -219,7 +219,8 @@ impl Base<'_> {
         Ok((store, seq))
     }
 
-    /// Exports a store that covers more than the journal has: no earlier export can be brought up to it any more.
+    /// Exports a store that covers more than the journal has: no earlier export can be brought up to it any
+    /// more.
     fn outlive(&self, found: &Found) -> Result<(), StoreError> {
         found.store.verify(&mut |_| {})?;
         self.exports.write(&*found.store, found.seq, &mut |_| {}).map(drop)

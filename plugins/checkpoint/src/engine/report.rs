@@ -20,8 +20,8 @@ pub struct Recovery {
     pub replayed: u64,
     /// Bytes of a torn tail that were cut from the journal.
     pub torn_bytes: u64,
-    /// First and last position that the store covers and the journal has no more, where it ended too early. Their
-    /// facts are gone; what they changed is there.
+    /// First and last position that the store covers and the journal has no more, where it ended too early.
+    /// Their facts are gone; what they changed is there.
     pub lost: Option<(Seq, Seq)>,
     /// Keys with which the store was rebuilt, where it had to be.
     pub rebuilt: Option<Rebuilt>,

@@ -207,7 +207,8 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
             }
             Err(error) => return Err(error.refusal()),
         };
-        // No record has had the positions between: the journal went on later, since others were given out elsewhere.
+        // No record has had the positions between: the journal went on later, since others were given out
+        // elsewhere.
         let due = page.next.max(page.first_kept);
         if seq > due {
             page.holes.push((due, seq - 1));

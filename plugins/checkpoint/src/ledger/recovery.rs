@@ -29,8 +29,8 @@ pub struct Begun {
 }
 
 impl Entry {
-    /// No pause and no life is longer from now on than it may be at all, and no crash is still to come: the clock of
-    /// an earlier start may have been ahead. Whether anything was.
+    /// No pause and no life is longer from now on than it may be at all, and no crash is still to come: the
+    /// clock of an earlier start may have been ahead. Whether anything was.
     fn draw_near(&mut self, now_ms: u64) -> bool {
         let before = (self.state, self.expires_ms);
         let Policy { backoff_max_ms, expires_ms, .. } = *self.policy;

@@ -64,8 +64,8 @@ struct Attempt {
 }
 
 impl Attempts {
-    /// None yet, and none begins before [`Attempts::release`]: until the daemon knows who keeps work, whoever asks
-    /// for an event that is kept is refused, and so would they be.
+    /// None yet, and none begins before [`Attempts::release`]: until the daemon knows who keeps work,
+    /// whoever asks for an event that is kept is refused, and so would they be.
     #[must_use]
     pub fn held() -> Self {
         Self { held: Cell::new(true), ..Self::default() }

@@ -145,3 +145,53 @@ fn a_real_directory_keeps_records_over_restarts_and_files_are_for_their_owner_on
         assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 }
+
+#[test]
+fn positions_that_are_skipped_are_no_hole_in_the_chain() {
+    for before in [0, 1, 40] {
+        let disk = SimDisk::default();
+        let (mut journal, _) = open_with(&disk, 2000).unwrap();
+        let mut chance = Chance::new(before);
+        let mut model = Vec::new();
+        let mut write = |journal: &mut Journal, count| {
+            for payload in payloads(&mut chance, count, 90) {
+                model.push((journal.next_seq(), payload.clone()));
+                assert_eq!(journal.append(&[payload]).unwrap(), model.last().unwrap().0);
+            }
+        };
+        write(&mut journal, before);
+        journal.skip_to(before);
+        assert_eq!(journal.next_seq(), before + 1, "it is as far already");
+        journal.skip_to(100);
+        journal.skip_to(200);
+        assert_eq!(journal.archive().synced(), before);
+        write(&mut journal, 30);
+        assert_eq!(journal.next_seq(), 230);
+        drop(journal);
+        // Read whole, and believed to be checkpointed.
+        for check_from in [0, Seq::MAX] {
+            disk.kill();
+            let options = Options { segment_bytes: 2000, check_from, ..Options::default() };
+            let (journal, opened) = Journal::open(Arc::new(disk.clone()), options).unwrap();
+            assert_eq!((opened.last, opened.damage), (229, vec![]));
+            let archive = journal.archive();
+            assert_eq!(all(&archive), (model.clone(), vec![]));
+            let report = archive.verify(&mut || {}).unwrap();
+            assert_eq!((report.damage, report.records, report.last), (vec![], before + 30, 229));
+            // Who stands where nothing is goes on where something is.
+            for from in [before + 1, 150, 200] {
+                assert_eq!(archive.read(from).next().unwrap().unwrap(), model[before as usize]);
+            }
+        }
+        disk.kill();
+        let (journal, _) = open_with(&disk, 2000).unwrap();
+        let archive = journal.archive();
+        // The newest file before is kept, as ever.
+        archive.retire(200).unwrap();
+        assert!(archive.stat().first <= 200);
+        archive.retire(229).unwrap();
+        assert!(archive.stat().first >= 200);
+        assert_eq!(archive.read(1).next().unwrap().unwrap().0, archive.stat().first);
+        assert_eq!(archive.verify(&mut || {}).unwrap().damage, vec![]);
+    }
+}
