@@ -130,7 +130,8 @@ requests! {
         "Load a plugin library, or a plugin of the manifest that was unloaded.";
     PluginUnload = "plugin:unload": PluginName => PluginStatus, "Stop a plugin until it is loaded again.";
     PluginReload = "plugin:reload": PluginName => PluginStatus,
-        "Start a plugin anew, with its library and configuration read again.";
+        "Start a plugin anew, with its library read again and the configuration in force, which `config:reload` \
+         reads.";
     PluginRestart = "plugin:restart": PluginName => PluginStatus,
         "Start a plugin anew, also one that is held.";
     PluginQuarantine = "plugin:quarantine": Quarantine => PluginStatus,

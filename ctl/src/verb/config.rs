@@ -148,7 +148,11 @@ async fn set(at: &Invocation, key: &str, value: &str) -> Result<()> {
     let data = json!({"key": key, "value": change.now, "was": change.was, "file": file});
     at.out.print(&Report::text(&data, text)?)?;
     if at.connect().await.is_ok() {
-        at.out.note("the running daemon reads it with: ksi reload");
+        let plugin = match &*edit::parts(key)? {
+            [first, name, ..] if first.get() == "plugins" => format!(" && ksi plugin reload {}", name.get()),
+            _ => String::new(),
+        };
+        at.out.note(&format!("the running daemon takes it over with: ksi reload{plugin}"));
     }
     Ok(())
 }
@@ -188,11 +192,16 @@ fn checked(ksid: &Path) -> Result<()> {
 pub(super) async fn reload(at: &Invocation) -> Result<()> {
     let client = at.connect().await?;
     let changes: ConfigChanges = at.ask(&client, "config:reload", &Nothing {}).await?;
-    let ConfigChanges { changed, needs_restart: restart, .. } = &changes;
+    let ConfigChanges { changed, needs_restart: restart, plugins } = &changes;
     let mut lines = vec![match changed.is_empty() {
         true => "nothing has changed".to_owned(),
         false => format!("changed: {}", changed.join(", ")),
     }];
+    for plugin in plugins {
+        lines.push(format!(
+            "what {plugin} is granted is in force, the rest of it after: ksi plugin reload {plugin}"
+        ));
+    }
     if !restart.is_empty() {
         lines.push(format!("in force after a restart (ksi restart): {}", restart.join(", ")));
     }

@@ -49,7 +49,8 @@ pub(super) fn run(at: &Invocation, secret: &Secret) -> Result<()> {
             let data = json!({"name": name, "replaced": replaced, "keyring": keyring.path});
             at.out.print(&Report::text(&data, format!("{name} {how} in {}", short(&keyring.path)))?)?;
             at.out.note(&format!(
-                "Next: write \"{HANDLE}{name}\" where the plugin's configuration needs it, then: ksi plugin reload PLUGIN"
+                "Next: write \"{HANDLE}{name}\" where the plugin's configuration needs it, then: ksi reload && \
+                 ksi plugin reload PLUGIN"
             ));
             Ok(())
         }

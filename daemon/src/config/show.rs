@@ -56,9 +56,9 @@ impl Config {
 
     /// What would change if `new` took the place of this.
     ///
-    /// The log's level, who may do what, and events' policies take effect at once;
-    /// plugins by a restart of the plugin; the rest of `[daemon]` by a restart
-    /// of the daemon.
+    /// The log's level, who may do what, events' policies and what plugins are
+    /// granted take effect at once; the rest of a plugin's by a reload of it; the
+    /// rest of `[daemon]` by a restart of the daemon.
     #[must_use]
     pub fn changes(&self, new: &Self) -> ConfigChanges {
         let value =

@@ -67,7 +67,8 @@ use outgoing::Outgoing;
 use record::Fact;
 use space::{Space, Spaces};
 use status::{
-    ConsumersRequest, ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest, VerifyRequest,
+    ConsumersRequest, Damage, ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest,
+    VerifyRequest,
 };
 use trail::Trail;
 use work::{Attempts, Work};
@@ -87,6 +88,8 @@ pub struct Checkpoint {
     outgoing: Outgoing,
     spaces: Spaces,
     trail: Trail,
+    /// Files of it that are damaged and lie aside, as it was found.
+    trail_aside: RefCell<Vec<String>>,
     /// What is being carried out, whatever is open.
     attempts: Rc<Attempts>,
     /// Whether a task waits to sign what has no head.
@@ -112,13 +115,14 @@ struct Open {
 }
 
 impl Open {
-    fn status(&self, dir: &Path) -> Status {
-        Status::of(dir, &self.found, &self.engine.health(), self.work.figures(), self.work.unreadable())
+    fn status(&self, dir: &Path, trail_aside: &[String]) -> Status {
+        let damage = Damage { found: &self.found, trail_aside, unreadable: self.work.unreadable() };
+        Status::of(dir, damage, &self.engine.health(), self.work.figures())
     }
 
     /// Says what somebody should see to, or that there is nothing; of one that takes nothing more others tell.
-    fn tell_health(&self, ctx: &Ctx) {
-        let status = self.status(ctx.dir());
+    fn tell_health(&self, ctx: &Ctx, trail_aside: &[String]) {
+        let status = self.status(ctx.dir(), trail_aside);
         match &*status.troubles {
             _ if !status.accepting => {}
             [] => ctx.healthy(),
@@ -148,6 +152,7 @@ impl Plugin for Checkpoint {
             outgoing,
             shelf: Shelf::new(ctx.dir().join("checkpoints"), config.checkpoints_kept()),
             trail: Trail::new(ctx.dir().join("audit"), config.retention()),
+            trail_aside: RefCell::default(),
             attempts: Rc::new(Attempts::held()),
             signing: Cell::new(false),
             config,
@@ -251,7 +256,7 @@ impl Checkpoint {
         let (facts, keep) = (Rc::<Facts>::default(), self.config.consumers_days());
         ctx.spawn(facts::sweep(facts.clone(), Rc::downgrade(&engine), keep, ctx.clone()));
         let open = Open { engine, work, facts, found: Rc::new(found) };
-        open.tell_health(ctx);
+        open.tell_health(ctx, &self.trail_aside.borrow());
         *self.open.borrow_mut() = Ok(open);
         Ok(())
     }
@@ -340,7 +345,7 @@ impl Checkpoint {
 
     async fn status(self: Rc<Self>, ctx: Ctx, _ask: StatusRequest) -> Result<Status, Refusal> {
         Ok(match self.opened() {
-            Ok(open) => open.status(ctx.dir()),
+            Ok(open) => open.status(ctx.dir(), &self.trail_aside.borrow()),
             Err(refusal) => Status::closed(&refusal),
         })
     }
@@ -350,7 +355,7 @@ impl Checkpoint {
         let made = checkpoint::create(&ctx, &open.engine, &self.shelf, ask, now_ms()).await;
         // What is aside may have another name now; but the journal may be another one, too, or none.
         if let Ok(open) = self.opened() {
-            open.tell_health(&ctx);
+            open.tell_health(&ctx, &self.trail_aside.borrow());
         }
         made
     }
@@ -391,7 +396,7 @@ impl Checkpoint {
     ) {
         let restored = checkpoint::restore(&open.engine, &path).await;
         if restored.is_err() && open.engine.health().accepting {
-            open.tell_health(&ctx);
+            open.tell_health(&ctx, &self.trail_aside.borrow());
             *self.open.borrow_mut() = Ok(open);
             // The asker may be gone; so below.
             let _ = done.send(restored);
@@ -406,9 +411,15 @@ impl Checkpoint {
     /// The plugin does without it where this fails: the next call opens the trail
     /// again, and the daemon tells how it fares.
     async fn open_trail(self: Rc<Self>, ctx: Ctx) {
-        match self.with_trail(&ctx, Trail::open).await {
-            Ok(notes) => notes.iter().for_each(|note| ctx.error(note)),
-            Err(refusal) => ctx.error(&refusal.message),
+        let opened = self.with_trail(&ctx, |trail, now_ms| Ok((trail.open(now_ms)?, trail.aside()?))).await;
+        let (notes, aside) = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => return ctx.error(&refusal.message),
+        };
+        notes.iter().for_each(|note| ctx.error(note));
+        self.trail_aside.replace(aside);
+        if let Ok(open) = self.opened() {
+            open.tell_health(&ctx, &self.trail_aside.borrow());
         }
     }
 

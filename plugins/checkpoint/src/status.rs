@@ -98,13 +98,8 @@ pub(crate) struct Status {
 
 impl Status {
     /// While it is open, in this directory.
-    pub(crate) fn of(
-        dir: &Path,
-        found: &Recovery,
-        health: &Health,
-        figures: Figures,
-        unreadable: usize,
-    ) -> Self {
+    pub(crate) fn of(dir: &Path, damage: Damage<'_>, health: &Health, figures: Figures) -> Self {
+        let Damage { found, unreadable, .. } = damage;
         Self {
             accepting: health.accepting,
             reason: health.reason.clone(),
@@ -121,7 +116,7 @@ impl Status {
             rebuilt: found.rebuilt.as_ref().map(Rebuilt::from),
             notes: found.words(),
             unreadable,
-            troubles: troubles(dir, found, health, unreadable),
+            troubles: troubles(dir, damage, health),
             pending: figures.pending,
             pending_bytes: figures.pending_bytes as u64,
             running: figures.running,
@@ -137,9 +132,30 @@ impl Status {
     }
 }
 
+/// What is not as it was left.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Damage<'a> {
+    /// What the opening found.
+    pub found: &'a Recovery,
+    /// Files of the audit trail that lie aside.
+    pub trail_aside: &'a [String],
+    /// Durable work that cannot be read.
+    pub unreadable: usize,
+}
+
 /// What is degraded until somebody has seen to it.
-fn troubles(dir: &Path, found: &Recovery, health: &Health, unreadable: usize) -> Vec<String> {
+fn troubles(dir: &Path, damage: Damage<'_>, health: &Health) -> Vec<String> {
+    let Damage { found, trail_aside, unreadable } = damage;
     let mut troubles = Vec::new();
+    if !trail_aside.is_empty() {
+        let (files, records) = (trail_aside.join(", "), dir.join("audit/records"));
+        troubles.push(format!(
+            "files of the audit trail are damaged and set aside: {files}; `ksi audit verify` names the first record that \
+             is not as it was written; keep them as evidence: move *.damaged and *.kept out of {}, then `ksi plugin \
+             restart checkpoint`",
+            records.display()
+        ));
+    }
     if !health.quarantined.is_empty() {
         let (files, journal) = (health.quarantined.join(", "), dir.join("journal"));
         troubles.push(format!(

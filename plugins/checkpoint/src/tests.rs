@@ -7,7 +7,11 @@ use std::{
 };
 
 use ksi_sdk::{
-    protocol::work::Policy,
+    protocol::{
+        audit::{Record, Retired},
+        meta::Meta,
+        work::Policy,
+    },
     testing::{Answer, FakeHost},
 };
 use serde_json::{Value, json};
@@ -62,17 +66,67 @@ fn ask(host: &Host, event: &str) -> Value {
 
 /// Files of the journal with this ending.
 fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let files = fs::read_dir(dir.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    files_in(&dir.join("journal"), ending)
+}
+
+fn files_in(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|file| file.extension().is_some_and(|found| found == ending)).collect()
 }
 
 /// Changes one byte among the first records.
 fn flip(dir: &Path) {
-    let file = files(dir, "journal").into_iter().min().unwrap();
+    flip_in(&dir.join("journal"), b"echo:say");
+}
+
+/// Changes the first byte that begins these, in the oldest file.
+fn flip_in(dir: &Path, what: &[u8]) {
+    let file = files_in(dir, "journal").into_iter().min().unwrap();
     let mut bytes = fs::read(&file).unwrap();
-    let place = bytes.windows(8).position(|seen| seen == b"echo:say").unwrap();
+    let place = bytes.windows(what.len()).position(|seen| seen == what).unwrap();
     bytes[place] ^= 1;
     fs::write(file, bytes).unwrap();
+}
+
+/// Writes a record of the audit trail down, as the daemon does.
+fn audit(host: &Host, at_ms: u64) {
+    let meta = Meta { origin: Some("daemon".into()), ..Meta::default() };
+    let line = Record::Retired(Retired { at_ms, before_seq: 0 }).line();
+    let call = host.open_as("audit:append", json!({ "records": [line] }), &meta);
+    assert!(matches!(host.next(&call), Answer::Reply(_)));
+}
+
+#[test]
+fn a_damaged_audit_trail_degrades_the_plugin_until_somebody_has_seen_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("audit/records");
+    let host = start(dir.path(), json!({}));
+    (1..4).for_each(|at_ms| audit(&host, at_ms));
+    end(host);
+    flip_in(&records, b"before_seq");
+
+    let host = start(dir.path(), json!({}));
+    assert_eq!(ask(&host, "audit:verify")["ok"], false);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let why = loop {
+        assert!(Instant::now() < deadline, "it says nothing of it");
+        if let Some(why) = host.degraded() {
+            break why;
+        }
+        ask(&host, "checkpoint:status");
+    };
+    let aside: Vec<_> = files_in(&records, "damaged").into_iter().chain(files_in(&records, "kept")).collect();
+    let name = aside[0].file_name().unwrap().to_str().unwrap();
+    assert!(why.contains(name) && why.contains("ksi audit verify"), "{why}");
+    assert_eq!(ask(&host, "checkpoint:status")["troubles"], json!([why]));
+    audit(&host, 9);
+
+    // As the reason says.
+    end(host);
+    aside.iter().for_each(|file| fs::remove_file(file).unwrap());
+    let host = start(dir.path(), json!({}));
+    audit(&host, 10);
+    assert_eq!((host.degraded(), &ask(&host, "checkpoint:status")["troubles"]), (None, &json!([])));
 }
 
 #[test]

@@ -141,6 +141,15 @@ impl Trail {
         Ok(notes)
     }
 
+    /// Files of it that are damaged and lie aside; none where it is not open.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` while it is being opened anew.
+    pub fn aside(&self) -> Result<Vec<String>, Refusal> {
+        Ok(self.lock()?.as_ref().map_or_else(Vec::new, |open| open.archive.stat().aside))
+    }
+
     /// Writes records down, each a [`Record::line`]; they are on the disk when this
     /// returns.
     ///

@@ -40,6 +40,13 @@ fn a_value_is_shown_with_its_place_set_and_reloaded() {
     let shown = stdout(&fine(daemon.ksi(&["config", "show", "--origin"])));
     let line = shown.lines().find(|line| line.starts_with("daemon.log_level")).expect("the key");
     assert!(line.contains("debug") && line.contains("ksi.toml:"), "{line}");
+    // A plugin goes on as it was started; what is said of that works.
+    let set = fine(daemon.ksi(&["config", "set", "plugins.completion.config.default_model", "mock/echo"]));
+    assert!(stderr(&set).contains("ksi reload && ksi plugin reload completion"), "{}", stderr(&set));
+    let said = stdout(&fine(daemon.ksi(&["reload"])));
+    assert!(said.contains("after: ksi plugin reload completion"), "{said}");
+    fine(daemon.ksi(&["plugin", "reload", "completion"]));
+    assert_eq!(stdout(&fine(daemon.ksi(&["ask", "said by the mock"]))), "said by the mock\n");
     fine(daemon.ksi(&["config", "set", "daemon.connections_max", "12"]));
     let said = stdout(&fine(daemon.ksi(&["reload"])));
     assert!(said.contains("ksi restart") && said.contains("connections_max"), "{said}");

@@ -24,6 +24,6 @@ pub struct ConfigChanges {
     pub changed: Vec<String>,
     /// Those among them that take effect only when the daemon is restarted.
     pub needs_restart: Vec<String>,
-    /// Plugins that must be restarted, started or stopped for the rest.
+    /// Plugins that must be reloaded, loaded or unloaded for the rest.
     pub plugins: BTreeSet<String>,
 }

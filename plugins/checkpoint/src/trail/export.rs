@@ -46,12 +46,19 @@ impl Trail {
         self.with(now_ms, |open, _| if open.unsigned > 0 { open.sign(now_ms) } else { Ok(()) })?;
         let view = self.view(now_ms)?;
         write(&view, path, now_ms).map_err(|error| {
-            let code = match &error {
-                Error::Disk(error) if error.kind() == io::ErrorKind::AlreadyExists => Code::Conflict,
-                _ => Code::Unavailable,
+            let (code, hint) = match &error {
+                Error::Disk(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    (Code::Conflict, "an export never overwrites: another name")
+                }
+                Error::Disk(_) => {
+                    (Code::Unavailable, "look at the disk: its space, and the rights of the directory")
+                }
+                Error::Journal(_) | Error::Record(_) => (
+                    Code::Unavailable,
+                    "`ksi audit verify` names what is damaged; what could not be verified is no export",
+                ),
             };
-            Refusal::new(code, format!("{}: {error}", path.display()))
-                .hint("an export never overwrites; where records are damaged, `ksi audit verify` names them")
+            Refusal::new(code, format!("{}: {error}", path.display())).hint(hint)
         })
     }
 }

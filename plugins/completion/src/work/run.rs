@@ -225,11 +225,11 @@ impl<'a> Run<'a> {
         let asked = asked.map_err(|refusal| plugin.providers.of(target).blame(refusal));
         let now_ms = plugin.now_ms();
         trail.end(asked.as_ref().err(), now_ms);
+        let first_ms = first_ms.get().unwrap_or(now_ms) - began_ms;
         match &asked {
             Ok(answer) => {
                 plugin.catalogue.found(target.lane);
                 spending.answered(&answer.usage, size::of_words(answer), true);
-                let first_ms = first_ms.get().unwrap_or(now_ms) - began_ms;
                 counted.answered(first_ms, answer.usage.total_tokens, now_ms);
             }
             Err(refusal) => {
@@ -245,7 +245,12 @@ impl<'a> Run<'a> {
                 }
                 let id = &self.work.place.entry.id;
                 self.work.ctx.debug(&format!("{id}: attempt {number} refused: {}", refusal.code));
-                counted.refused(refusal, now_ms);
+                match told {
+                    // Whoever answers is well: what was asked for is the asker's to choose, and nobody
+                    // takes a provider from others with a schema that nothing fits.
+                    Some((usage, _)) => counted.answered(first_ms, usage.total_tokens, now_ms),
+                    None => counted.refused(refusal, now_ms),
+                }
             }
         }
         drop(spending);

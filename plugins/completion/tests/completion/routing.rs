@@ -158,6 +158,21 @@ fn a_breaker_opens_lets_one_probe_through_and_closes() {
 }
 
 #[test]
+fn who_answers_what_does_not_fit_is_not_left_alone_for_it() {
+    let host = host(json!({"breaker": {"failures": 1, "open_ms": 1000}, "retry": {"attempts": 0}}));
+    let nothing_fits = json!({"json_schema": {"schema": {"not": {}}}});
+    let impossible = json!({"prompt": "hi", "model": "openai/gpt", "response_format": nothing_fits});
+    for _ in 0..3 {
+        let call = ask(&host, impossible.clone());
+        host.end(&host.expect("openai:generate"), generated("{}"));
+        assert_eq!(refusal(&host, &call).code, Code::Unavailable);
+    }
+    let call = ask(&host, json!({"prompt": "hi", "model": "openai/gpt"}));
+    host.end(&host.expect("openai:generate"), generated("x"));
+    end(&host, &call);
+}
+
+#[test]
 fn a_probe_that_its_asker_gives_up_leaves_room_for_another() {
     let host = host(json!({"breaker": {"failures": 1, "open_ms": 1000}, "retry": {"attempts": 0}}));
     let to = || json!({"prompt": "hi", "model": "openai/gpt"});
