@@ -225,8 +225,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
     }
 
-    /// Refuses a client that may not ask for this event what is done for it by other means. Only that is shown:
-    /// what is done is a decision of its own.
+    /// Refuses a client that may not ask for this event what is done for it by other means. Only that is
+    /// shown: what is done is a decision of its own.
     ///
     /// # Errors
     ///

@@ -128,8 +128,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// To follow under a name is to have a position kept, and to take the name from whoever has it: that takes what
-    /// it takes to move the name on.
+    /// To follow under a name is to have a position kept, and to take the name from whoever has it: that
+    /// takes what it takes to move the name on.
     fn may_consume(&self, name: &str, now_ms: u64) -> Result<(), Refusal> {
         let event = EventName::parse(ACK).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
         let name = Bytes::copy_from_slice(name.as_bytes());

@@ -376,8 +376,8 @@ fn flaw(damage: Damage) -> Flaw {
     Flaw { segment, seq, what }
 }
 
-/// Opens a file that is to be restored. What only has the name of one, a pipe or a device, could keep whoever opens
-/// it waiting, and with the keeper all that is kept.
+/// Opens a file that is to be restored. What only has the name of one, a pipe or a device, could keep
+/// whoever opens it waiting, and with the keeper all that is kept.
 fn open_regular(path: &Path) -> Result<fs::File, Refusal> {
     let at_once = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let opened = fs::OpenOptions::new().read(true).custom_flags(at_once).open(path);
