@@ -218,11 +218,8 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let Some(event) = pattern.exact() else { return Ok(()) };
         let events = self.registry.load();
         let (bit, name) = events.permission(&event);
-        if port.authority.holds(bit, now_ms) {
-            Ok(())
-        } else {
-            Err(refusals::lacks(&port.authority.caller, "hear", &event, name))
-        }
+        let held = port.authority.holds(bit, now_ms).then_some(());
+        held.ok_or_else(|| refusals::lacks(&port.authority.caller, "hear", &event, name))
     }
 
     /// Refuses a client that may not ask for this event what is done for it by other means. Only that is
@@ -231,17 +228,12 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     /// # Errors
     ///
     /// `denied`.
-    pub fn may_ask(
-        &self,
-        port: &Port<H>,
-        event: &EventName,
-        data: &Bytes,
-        now_ms: u64,
-    ) -> Result<(), Refusal> {
-        let events = self.registry.load();
+    pub fn may_ask(&self, port: &Port<H>, event: &EventName, now_ms: u64) -> Result<(), Refusal> {
+        let (events, nothing) = (self.registry.load(), Bytes::new());
         let (bit, right) = events.permission(event);
-        let allowed = port.authority.holds(bit, now_ms);
-        self.decide(port.role, &Decision { right, allowed, ..port.authority.decision(event, data, now_ms) })
+        let (allowed, own) =
+            (port.authority.holds(bit, now_ms), port.authority.decision(event, &nothing, now_ms));
+        self.decide(port.role, &Decision { right, allowed, ..own })
     }
 
     /// Ends a subscription. An event that is being routed may still come.

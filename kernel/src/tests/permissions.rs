@@ -519,13 +519,13 @@ fn what_is_done_by_other_means_takes_what_asking_for_it_takes() {
     world.kernel.show(notes.clone());
     let refused = |capability, name| {
         let client = world.client(capability);
-        world.kernel.may_ask(&client, &event(name), &Bytes::from_static(b"123"), 0).err().map(|no| no.code)
+        world.kernel.may_ask(&client, &event(name), 0).err().map(|no| no.code)
     };
     assert_eq!([refused("a.use", "a:do"), refused("b.use", "a:do")], [None, Some(Code::Denied)]);
     assert_eq!(refused("a.use", "b:nobodys"), Some(Code::Denied));
     assert_eq!(
         *notes.0.lock().unwrap(),
-        ["user:a ask a:do a.use false - 3", "user:a ask b:nobodys system.admin false - 3"]
+        ["user:a ask a:do a.use false - 0", "user:a ask b:nobodys system.admin false - 0"]
     );
 }
 

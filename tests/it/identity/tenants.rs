@@ -218,6 +218,29 @@ fn work_of_one_tenant_that_never_ends_holds_up_no_other() {
 }
 
 #[test]
+fn a_consumers_name_takes_more_than_to_listen() {
+    let daemon = ready();
+    let reader = create(&daemon, &["completion.read", "checkpoint.read"], None).token;
+    let mut lines = lines_as(&daemon, &reader);
+    let wish = json!({"subscribe": "completion:result", "class": "durable", "id": "s"});
+    let mut named = wish.clone();
+    named["consumer"] = "audit".into();
+    lines.send(&named);
+    let line = lines.receive();
+    assert_eq!((&line["refusal"]["code"], &line["id"]), (&json!("denied"), &json!("s")), "{line}");
+    for (event, ask) in [
+        ("checkpoint:ack", json!({"consumer": "audit", "seq": 0})),
+        ("checkpoint:forget", json!({"consumer": "audit"})),
+    ] {
+        assert_eq!(code(&lines.ask(event, ask)), "denied", "{event}");
+    }
+    assert_eq!(lines.ask("checkpoint:consumers", json!({})).unwrap()["consumers"], json!([]));
+    lines.send(&wish);
+    let line = lines.receive();
+    assert!(line.get("refusal").is_none(), "without a name it may: {line}");
+}
+
+#[test]
 fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
     let daemon = ready();
     let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ksi_protocol::{
-    Bytes, Code, EventName, Frame, Refusal,
+    Code, EventName, Frame, Refusal,
     frame::{self, Class, Subscribe},
     json,
 };
@@ -119,8 +119,8 @@ impl Session<'_> {
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
         self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
-        if let Some(name) = &subscribe.consumer {
-            self.may_consume(name, turn.now_ms())?;
+        if subscribe.consumer.is_some() {
+            self.may_consume(turn.now_ms())?;
         }
         self.outbox.account().may_ask(turn.now_ms())?;
         let ask = self.outbox.follow(subscribe, self.seat.port().quota.subscriptions as usize)?;
@@ -130,10 +130,9 @@ impl Session<'_> {
 
     /// To follow under a name is to have a position kept, and to take the name from whoever has it: that
     /// takes what it takes to move the name on.
-    fn may_consume(&self, name: &str, now_ms: u64) -> Result<(), Refusal> {
+    fn may_consume(&self, now_ms: u64) -> Result<(), Refusal> {
         let event = EventName::parse(ACK).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
-        let name = Bytes::copy_from_slice(name.as_bytes());
-        let may = self.hub.kernel.may_ask(self.seat.port(), &event, &name, now_ms);
+        let may = self.hub.kernel.may_ask(self.seat.port(), &event, now_ms);
         may.map_err(|refusal| {
             let hint =
                 format!("{}; without `consumer` it takes no more than to hear the events", refusal.hint);
