@@ -302,20 +302,21 @@ pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Sto
     // for longer than anyone configures it.
     let patience = at.timeout.unwrap_or_else(|| grace.unwrap_or(GRACE_UNKNOWN) + STOP_MARGIN);
     let deadline = Instant::now() + patience;
-    let process = match Client::connect(at.client_options()).await {
-        Ok(client) => {
-            let process = Process::of(pid(at, &client).await?);
-            let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-            let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
-            let asked = client.request_raw("system:shutdown", payload, at.call_within(patience));
-            match asked.await {
-                Ok(_) | Err(Error::Lost(_)) => {}
-                Err(error) if stops_already(&error) => {}
-                Err(error) => return Err(error.into()),
-            }
-            process
-        }
-        Err(error) => match (holder(at), error) {
+    let mut pauses = Pauses::new();
+    let process = loop {
+        let error = match Client::connect(at.client_options()).await {
+            Ok(client) => match pid(at, &client).await {
+                Ok(pid) => break asked(at, &client, Process::of(pid), grace, patience).await?,
+                // It has gone in this moment. What is there then is looked at anew.
+                Err(_) if !client.is_connected() && Instant::now() < deadline => {
+                    pauses.next().await;
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            },
+            Err(error) => error,
+        };
+        break match (holder(at), error) {
             (Some(Held::Here(process)), error) if stops_already(&error) => process,
             (Some(Held::Here(process)), error) if unanswered(&error) => {
                 at.out.note("the daemon does not answer; ending it by SIGTERM");
@@ -330,10 +331,27 @@ pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Sto
                 return Ok(Stopped::WasNotRunning);
             }
             (_, error) => return Err(error.into()),
-        },
+        };
     };
     process.gone(deadline).await?;
     Ok(Stopped::Gone { pid: process.pid })
+}
+
+/// Asks the daemon that runs in this process to finish.
+async fn asked(
+    at: &Invocation,
+    client: &Client,
+    process: Process,
+    grace: Option<Duration>,
+    patience: Duration,
+) -> Result<Process> {
+    let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
+    match client.request_raw("system:shutdown", payload, at.call_within(patience)).await {
+        Ok(_) | Err(Error::Lost(_)) => Ok(process),
+        Err(error) if stops_already(&error) => Ok(process),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The process of the daemon that `client` is connected to: as its lock names it,

@@ -25,7 +25,10 @@ use ksi_protocol::{
     },
 };
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -40,6 +43,10 @@ use crate::{
     takeover::Program,
     trail::Trail,
 };
+
+/// Time that the others still have to start where the plugin that keeps work does not: those that
+/// need it will not either.
+const KEPT_BACK: Duration = Duration::from_secs(5);
 
 /// Why the daemon shall stop, and how long requests may take to finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,14 +217,28 @@ impl System {
     /// Answers once no plugin is starting any more.
     async fn ready(self: Arc<Self>, Ready { timeout_ms }: Ready) -> Result<Health, Refusal> {
         let timeout = timeout_ms.map_or(Duration::from_secs(60), Duration::from_millis);
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + timeout;
+        let mut kept_back = None;
         loop {
             let changed = self.fleet.changed();
-            let health = self.health();
-            if !self.fleet.list().iter().any(is_starting) {
+            let (health, plugins) = (self.health(), self.fleet.list());
+            if !plugins.iter().any(is_starting) {
                 return Ok(health);
             }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            let config = self.config();
+            let keeps_work =
+                |plugin: &&PluginStatus| config.plugins.get(&plugin.name).is_some_and(|one| one.keeps_work);
+            kept_back = match plugins.iter().find(keeps_work) {
+                Some(keeper) if keeper.last_error.is_some() && keeper.state != PluginState::Ready => {
+                    kept_back.or_else(|| Some(Instant::now() + KEPT_BACK))
+                }
+                _ => None,
+            };
+            let until = kept_back.map_or(deadline, |until| until.min(deadline));
+            if timeout_at(until, changed).await.is_err() {
+                if until < deadline {
+                    return Ok(self.health());
+                }
                 let Health { plugins_ready, plugins_total, reasons, .. } = health;
                 let ready = format!("{plugins_ready} of {plugins_total} plugins are ready");
                 let message = [&[ready], &reasons[..]].concat().join("; ");

@@ -27,6 +27,7 @@ pub mod work;
 pub mod space;
 pub mod checkpoint;
 pub mod outgoing;
+mod audit;
 pub mod trail;
 mod config;
 mod status;
@@ -46,10 +47,6 @@ use ksi_sdk::{
     prelude::{Code, Deserialize, Refusal},
     protocol::{
         self,
-        audit::{
-            Append, Appended, Export as ExportTrail, Exported as ExportedTrail, Page as TrailPage, Query,
-            Verified as VerifiedTrail,
-        },
         checkpoint::{
             Checkpoint as Made, Checkpoints, Consumer, Consumers, Create, Export, Exported, Forget, Restore,
             Restored, Verified,
@@ -66,10 +63,7 @@ use facts::{Acknowledged, Facts, Unfollowed};
 use outgoing::Outgoing;
 use record::Fact;
 use space::{Space, Spaces};
-use status::{
-    ConsumersRequest, Damage, ListRequest, Opened, Status, StatusRequest, Stopped, TrailRequest,
-    VerifyRequest,
-};
+use status::{ConsumersRequest, Damage, ListRequest, Opened, Status, StatusRequest, Stopped, VerifyRequest};
 use trail::Trail;
 use work::{Attempts, Work};
 
@@ -406,71 +400,6 @@ impl Checkpoint {
         open.end().await;
         let _ = done.send(restored);
         ctx.spawn(start_anew(ctx.clone()));
-    }
-
-    /// The plugin does without it where this fails: the next call opens the trail
-    /// again, and the daemon tells how it fares.
-    async fn open_trail(self: Rc<Self>, ctx: Ctx) {
-        let opened = self.with_trail(&ctx, |trail, now_ms| Ok((trail.open(now_ms)?, trail.aside()?))).await;
-        let (notes, aside) = match opened {
-            Ok(opened) => opened,
-            Err(refusal) => return ctx.error(&refusal.message),
-        };
-        notes.iter().for_each(|note| ctx.error(note));
-        self.trail_aside.replace(aside);
-        if let Ok(open) = self.opened() {
-            open.tell_health(&ctx, &self.trail_aside.borrow());
-        }
-    }
-
-    /// Does something with the trail, on a thread that may block.
-    async fn with_trail<T: Send + 'static>(
-        &self,
-        ctx: &Ctx,
-        act: impl FnOnce(&Trail, u64) -> Result<T, Refusal> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let trail = self.trail.clone();
-        ctx.spawn_blocking(move || act(&trail, now_ms())).await?
-    }
-
-    async fn audit_append(self: Rc<Self>, ctx: Ctx, ask: Append) -> Result<Appended, Refusal> {
-        if ctx.origin() != "daemon" {
-            return Err(Refusal::new(Code::Denied, "only the daemon itself writes the audit trail")
-                .hint("`audit:query` reads it"));
-        }
-        let appended = self.with_trail(&ctx, move |trail, now_ms| trail.append(ask.records, now_ms)).await?;
-        if !self.signing.replace(true) {
-            ctx.spawn(self.clone().sign_in_time(ctx.clone()));
-        }
-        Ok(appended)
-    }
-
-    /// Signs what has no head when it is time, and ends when nothing waits.
-    async fn sign_in_time(self: Rc<Self>, ctx: Ctx) {
-        loop {
-            match self.with_trail(&ctx, Trail::tick).await {
-                Ok(Some(wait_ms)) => ctx.sleep(Duration::from_millis(wait_ms)).await,
-                Ok(None) => break,
-                Err(refusal) => {
-                    ctx.error(&refusal.message);
-                    break;
-                }
-            }
-        }
-        self.signing.set(false);
-    }
-
-    async fn audit_query(self: Rc<Self>, ctx: Ctx, ask: Query) -> Result<TrailPage, Refusal> {
-        self.with_trail(&ctx, move |trail, now_ms| trail.query(&ask, now_ms)).await
-    }
-
-    async fn audit_verify(self: Rc<Self>, ctx: Ctx, _ask: TrailRequest) -> Result<VerifiedTrail, Refusal> {
-        self.with_trail(&ctx, Trail::verify).await
-    }
-
-    async fn audit_export(self: Rc<Self>, ctx: Ctx, ask: ExportTrail) -> Result<ExportedTrail, Refusal> {
-        let path = self.outgoing.file(ask.name, || format!("audit-{}.jsonl", now_ms()))?;
-        self.with_trail(&ctx, move |trail, now_ms| trail.export(&path, now_ms)).await
     }
 
     async fn space_get(self: Rc<Self>, ctx: Ctx, ask: Get) -> Result<Got, Refusal> {

@@ -214,7 +214,7 @@ fn a_restore_whose_asker_goes_away_is_done_to_its_end() {
 #[test]
 fn what_is_no_file_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     let pipe = dir.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for path in [&*pipe, dir.path(), Path::new("/dev/null")] {
@@ -227,7 +227,7 @@ fn what_is_no_file_is_not_waited_for() {
 #[test]
 fn an_export_lies_where_the_plugin_says_and_is_restored_from_there() {
     let dir = tempfile::tempdir().unwrap();
-    let host = Host::start_in(dir.path(), json!({})).unwrap();
+    let host = start(dir.path(), json!({}));
     work(&host, 5, 10);
     for event in ["checkpoint:export", "audit:export"] {
         let named = host.request(event, json!({ "name": event.replace(':', "-") })).unwrap();

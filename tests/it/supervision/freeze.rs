@@ -81,7 +81,7 @@ fn what_was_given_is_taken_back_and_what_runs_is_cancelled_while_it_is_frozen() 
         let work = daemon.ask("work:get", json!({"request_id": of["request_id"]})).unwrap();
         work["state"].as_str().unwrap().to_owned()
     };
-    wait_until("it runs", || state(&runs) == "running");
+    wait_until("it runs", || state(&runs) == "leased");
     daemon.ask("system:freeze", json!({"on": true, "reason": "it runs wild"})).unwrap();
     is_frozen(daemon.ask("token:create", lent));
     let id = &made["info"]["id"];

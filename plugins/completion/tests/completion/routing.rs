@@ -160,16 +160,14 @@ fn a_breaker_opens_lets_one_probe_through_and_closes() {
 #[test]
 fn who_answers_what_does_not_fit_is_not_left_alone_for_it() {
     let host = host(json!({"breaker": {"failures": 1, "open_ms": 1000}, "retry": {"attempts": 0}}));
-    let nothing_fits = json!({"json_schema": {"schema": {"not": {}}}});
-    let impossible = json!({"prompt": "hi", "model": "openai/gpt", "response_format": nothing_fits});
+    let plain = || json!({"prompt": "hi", "model": "mock/fixed:{}"});
+    let mut impossible = plain();
+    impossible["response_format"] = json!({"json_schema": {"schema": {"not": {}}}});
     for _ in 0..3 {
-        let call = ask(&host, impossible.clone());
-        host.end(&host.expect("openai:generate"), generated("{}"));
-        assert_eq!(refusal(&host, &call).code, Code::Unavailable);
+        let refused = host.request("completion:request", impossible.clone()).unwrap_err();
+        assert!(refused.message.contains("does not fit"), "{refused}");
     }
-    let call = ask(&host, json!({"prompt": "hi", "model": "openai/gpt"}));
-    host.end(&host.expect("openai:generate"), generated("x"));
-    end(&host, &call);
+    assert_eq!(end(&host, &ask(&host, plain()))["text"], "{}");
 }
 
 #[test]
