@@ -330,6 +330,11 @@ pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Sto
                 }
                 return Ok(Stopped::WasNotRunning);
             }
+            // So here, before it has said anything.
+            (None, error) if unanswered(&error) && Instant::now() < deadline => {
+                pauses.next().await;
+                continue;
+            }
             (_, error) => return Err(error.into()),
         };
     };
