@@ -116,8 +116,8 @@ pub fn rights(plugin: &Plugin) -> Rights {
     }
 }
 
-/// The links in the directory of models. They are the operator's, or the host
-/// does not follow them.
+/// The links in the directory of models. They are the operator's, or the plugin
+/// does not start.
 fn links_in(models: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(models).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())).map(|entry| entry.path())

@@ -27,7 +27,11 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::RefCell, collections::HashMap, pin::pin};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    pin::pin,
+};
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
@@ -59,6 +63,8 @@ pub struct Facts {
     /// Whose the consumers are, once they were counted. From then on it changes with every cursor that is
     /// made or goes.
     known: RefCell<Option<Shares>>,
+    /// How many went so far.
+    gone: Cell<u64>,
     /// Gone with the follower, or when a newer one takes the name.
     consumers: RefCell<HashMap<Vec<u8>, Held>>,
 }
@@ -167,12 +173,12 @@ impl Facts {
             cursor.refresh(engine, key.clone(), ctx.now_ms());
         }
         match (ask.since_seq, cursor) {
-            (Some(since), _) => Ok(since.max(1)),
-            (None, Some(cursor)) if beyond => {
+            (since, Some(cursor)) if beyond => {
                 let written = engine.commit(Cursor { seq: 0, ..cursor }.seen(ctx.now_ms()).put(key))?;
                 engine.durable(written).await?;
-                Ok(1)
+                Ok(since.unwrap_or_default().max(1))
             }
+            (Some(since), _) => Ok(since.max(1)),
             (None, Some(cursor)) => Ok(cursor.seq + 1),
             (None, None) => {
                 // From now on it misses nothing, also if it goes before it has acknowledged anything.
@@ -255,14 +261,18 @@ impl Facts {
     /// Makes the cursor of a new consumer, durably, unless there are too many. Where somebody was faster, the
     /// cursor is the one that is there.
     async fn make(&self, engine: &Engine, key: Vec<u8>, cursor: Cursor) -> Result<Cursor, Refusal> {
-        if self.known.borrow().is_none() {
+        while self.known.borrow().is_none() {
+            let gone = self.gone.get();
             let mut counted = Shares::default();
             cursor::all(engine)
                 .await?
                 .iter()
                 .for_each(|(_, cursor)| counted.add(cursor.principal.as_deref()));
-            // Whoever was faster has counted what came since.
-            self.known.borrow_mut().get_or_insert(counted);
+            // One that went meanwhile may be among those that were read.
+            if self.gone.get() == gone {
+                // Whoever was faster has counted what came since.
+                self.known.borrow_mut().get_or_insert(counted);
+            }
         }
         if let Some(there) = engine.latest(&key).await?.and_then(|value| Cursor::decode(&value)) {
             return Ok(there);
@@ -286,6 +296,7 @@ impl Facts {
         let mut batch = Batch::new();
         batch.delete(key);
         let written = engine.commit(batch)?;
+        self.gone.set(self.gone.get() + 1);
         if let Some(shares) = &mut *self.known.borrow_mut() {
             shares.remove(cursor.principal.as_deref());
         }

@@ -263,9 +263,12 @@ impl Fleet {
         let (command, settled) = Command::new(Some(Input::Stop));
         let status = settled_after(&commands, command, settled).await;
         drop(commands);
+        // It has stopped, so this is short; nobody takes the name before all of it is free.
+        let changing = self.changing.lock().await;
         self.drop_unlisted(name).await;
         // One that is not empty stays.
         let _ = std::fs::remove_dir(self.places.state.join(name));
+        drop(changing);
         // Others may have waited for the name, or for the room.
         self.means.changed.notify_waiters();
         status.ok()

@@ -6,6 +6,7 @@
 //! descriptor: what is mounted and ruled on later is what was looked at.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     ffi::{OsStr, OsString},
     os::{fd::OwnedFd, unix::ffi::OsStringExt},
@@ -34,6 +35,8 @@ pub(super) struct Place {
     pub(super) kind: FileType,
     /// The links through which it was found.
     links: Vec<Link>,
+    /// Whether something else was there when it was looked for again.
+    exchanged: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -98,7 +101,7 @@ impl Place {
         }
         let real = path_of(&steps);
         let Step { it, identity, kind, .. } = steps.pop().ok_or(Errno::NOENT)?;
-        Ok(Self { it, real, identity, kind, links })
+        Ok(Self { it, real, identity, kind, links, exchanged: Cell::new(false) })
     }
 
     /// Finds it again, in another mount namespace or another root: by a path that
@@ -106,7 +109,13 @@ impl Place {
     pub(super) fn again(&self, path: &Path) -> Result<OwnedFd> {
         let found = Self::find(path)?;
         let same = found.links.is_empty() && found.identity == self.identity;
+        self.exchanged.set(self.exchanged.get() || !same);
         if same { Ok(found.it) } else { Err(Errno::STALE) }
+    }
+
+    /// Whether something else was there when it was looked for again.
+    pub(super) fn is_exchanged(&self) -> bool {
+        self.exchanged.get()
     }
 
     /// The first link on the way that lies in one of these directories, however
@@ -121,12 +130,15 @@ impl Place {
 /// in another of them is a plugin's word and no place: what that plugin may write
 /// is known without it.
 pub(super) fn roots(paths: &[String]) -> BTreeSet<Identity> {
-    let places: Vec<_> = paths.iter().filter_map(|path| Place::find(Path::new(path)).ok()).collect();
-    let (straight, led): (Vec<_>, Vec<_>) = places.into_iter().partition(|place| place.links.is_empty());
-    let mut roots: BTreeSet<Identity> = straight.iter().map(|place| place.identity).collect();
-    let sound: Vec<_> =
-        led.iter().filter(|place| place.link_in(&roots).is_none()).map(|place| place.identity).collect();
-    roots.extend(sound);
+    let mut places: Vec<_> = paths.iter().filter_map(|path| Place::find(Path::new(path)).ok()).collect();
+    // What is planted has one link more than what it lies in, also where that is behind an operator's link.
+    places.sort_by_key(|place| place.links.len());
+    let mut roots = BTreeSet::new();
+    for place in places {
+        if place.link_in(&roots).is_none() {
+            roots.insert(place.identity);
+        }
+    }
     roots
 }
 
@@ -220,7 +232,9 @@ mod tests {
         assert!(place.again(&place.real).is_ok());
         fs::rename(at("here"), at("there")).unwrap();
         symlink("there", at("here")).unwrap();
+        assert!(!place.is_exchanged());
         assert_eq!(place.again(&place.real).unwrap_err(), Errno::STALE, "it is there, behind a link");
+        assert!(place.is_exchanged());
         fs::remove_file(at("here")).unwrap();
         fs::create_dir(at("here")).unwrap();
         assert_eq!(place.again(&place.real).unwrap_err(), Errno::STALE, "it is another one");

@@ -182,7 +182,17 @@ impl View {
     /// there must not end in something that goes with the process.
     pub(super) fn check(&self) -> Result<(), String> {
         let found = [identity(&self.own)?, identity(Path::new("."))?];
-        if found == [self.identity; 2] { Ok(()) } else { Err("the own directory is another one".into()) }
+        if found != [self.identity; 2] {
+            return Err("the own directory is another one".into());
+        }
+        // Whoever may exchange what another one is granted must not take its sandbox away with that.
+        match self.granted.iter().find(|granted| granted.place.is_exchanged()) {
+            Some(granted) => Err(format!(
+                "{} was exchanged while it was granted; the next start looks again",
+                granted.real().display()
+            )),
+            None => Ok(()),
+        }
     }
 
     /// What is granted, each place once, parents before what lies in them.

@@ -38,7 +38,8 @@ impl Cursor {
 
     /// The same of one who is there now.
     pub(super) fn seen(self, now_ms: u64) -> Self {
-        Self { seen_ms: Some(now_ms), ..self }
+        // A clock that is behind makes nobody older.
+        Self { seen_ms: self.seen_ms.max(Some(now_ms)), ..self }
     }
 
     /// Reads what is stored. Only this file writes there.

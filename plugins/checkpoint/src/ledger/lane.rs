@@ -114,7 +114,11 @@ impl Lane {
         let payer = entry.payer();
         match self.queues.get_mut(payer) {
             Some(queue) => queue.live += 1,
-            None => drop(self.queues.insert(payer.into(), Queue { live: 1, ..Queue::default() })),
+            // Behind those who wait: nobody gets a turn more by leaving and coming back.
+            None => {
+                let queue = Queue { live: 1, turn: self.turn, ..Queue::default() };
+                self.queues.insert(payer.into(), queue);
+            }
         }
     }
 
@@ -140,7 +144,8 @@ impl Lane {
     pub(super) fn runs(&mut self, entry: &Entry, id: Id) {
         self.turn += 1;
         let began = self.with(entry.payer(), |queue, turn| {
-            queue.turn = turn;
+            // Behind whoever comes before the next turn.
+            queue.turn = turn + 1;
             queue.running.insert(id)
         });
         self.running += usize::from(began == Some(true));

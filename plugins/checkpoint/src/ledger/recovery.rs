@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use ksi_sdk::protocol::{Code, Refusal, work::Policy};
+use ksi_sdk::protocol::{Code, Refusal};
 
 use super::{Effect, Entry, Id, Ledger, State, Step};
 
@@ -29,18 +29,17 @@ pub struct Begun {
 }
 
 impl Entry {
-    /// No pause and no life is longer from now on than it may be at all, and no crash is still to come: the
-    /// clock of an earlier start may have been ahead. Whether anything was.
+    /// No pause is longer from now on than it may be at all, and no crash is still to come: the clock of an
+    /// earlier start may have been ahead. Whether anything was. A life is left as it is, since it may as well be
+    /// this clock that is behind: what lives too long loses nothing.
     fn draw_near(&mut self, now_ms: u64) -> bool {
-        let before = (self.state, self.expires_ms);
-        let Policy { backoff_max_ms, expires_ms, .. } = *self.policy;
-        self.expires_ms = self.expires_ms.min(now_ms.saturating_add(expires_ms));
+        let (before, backoff_max_ms) = (self.state, self.policy.backoff_max_ms);
         let asked_ms = self.trouble.as_ref().and_then(|trouble| trouble.refusal.as_ref()?.retry_after_ms);
         if let State::Waiting { until_ms } = &mut self.state {
             let longest_ms = backoff_max_ms.max(asked_ms.unwrap_or(0));
             *until_ms = (*until_ms).min(now_ms.saturating_add(longest_ms));
         }
-        let mut moved = before != (self.state, self.expires_ms);
+        let mut moved = before != self.state;
         for at_ms in
             self.trouble.iter_mut().flat_map(|trouble| &mut trouble.crashes).filter(|at_ms| **at_ms > now_ms)
         {

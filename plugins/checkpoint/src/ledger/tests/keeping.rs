@@ -230,7 +230,8 @@ fn what_a_clock_that_was_ahead_has_put_off_comes_in_its_time() {
             matches!(entry.state, State::Waiting { until_ms } if until_ms <= START + longest_ms),
             "{entry:?}"
         );
-        assert_eq!(entry.expires_ms, START + policy().expires_ms);
+        // It may as well be this clock that is behind: nobody's life is cut short.
+        assert_eq!(entry.expires_ms, START + YEAR + policy().expires_ms);
     }
     assert_eq!(crashes(&world), [START]);
     for (id, pause_ms) in ids.into_iter().zip([1_000, 0, 19_000]) {

@@ -52,6 +52,24 @@ fn a_limit_of_one_is_shared_in_turns() {
 }
 
 #[test]
+fn nobody_gets_a_turn_more_by_leaving_and_coming_back() {
+    let mut world = shared(1);
+    let mut next = accept(&mut world, "user:a", 1)[0];
+    let patient = accept(&mut world, "user:z", 1)[0];
+    accept(&mut world, "user:b", 1);
+    for asker in ["user:a", "user:b", "user:a"] {
+        world.done(next);
+        // Each asks for one thing, and for the next once that is done.
+        accept(&mut world, asker, 1);
+        next = *world.books.running.keys().next().unwrap();
+        if next == patient {
+            return;
+        }
+    }
+    panic!("who waited first did not come in three turns");
+}
+
+#[test]
 fn turns_and_room_are_the_same_after_a_restart() {
     let mut world = shared(4);
     let flood = accept(&mut world, "user:a", 50);
