@@ -1,7 +1,7 @@
 //! What each level of the sandbox denies, tried from inside; what is required
 //! and cannot be had; and who may use the control socket.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use ksi_protocol::sandbox::{Act, Layer, Probe};
 use ksi_tests::{Daemon, Home, built, library, wait_until};
@@ -241,8 +241,8 @@ fn a_stranger_below_the_daemon_is_let_in() {
     daemon.wait().expect("it ends");
 }
 
-#[test]
-fn a_grant_opens_what_it_names_and_nothing_else() {
+/// A daemon whose plugin may start programs, and write in one directory.
+fn granting() -> (Daemon, PathBuf) {
     let home = Home::new();
     let granted = home.path().join("granted");
     fs::create_dir(&granted).expect("a directory");
@@ -255,6 +255,12 @@ fn a_grant_opens_what_it_names_and_nothing_else() {
     fs::write(home.paths().config_file, config).expect("a file");
     let daemon = home.start();
     daemon.ready();
+    (daemon, granted)
+}
+
+#[test]
+fn a_grant_opens_what_it_names_and_nothing_else() {
+    let (daemon, granted) = granting();
     let (inside, outside) = (granted.join("said"), daemon.home.path().join("outside"));
     run(
         &daemon,
@@ -275,18 +281,7 @@ fn a_grant_opens_what_it_names_and_nothing_else() {
 
 #[test]
 fn no_mode_is_changed_that_is_everybodys_and_no_file_runs_as_its_owner() {
-    let home = Home::new();
-    let granted = home.path().join("granted");
-    fs::create_dir(&granted).expect("a directory");
-    let config = format!(
-        "[plugins.llama]\nenabled = false\n[plugins.faulty]\nlibrary = \"{}\"\nmay_call = []\n\
-         emits = [\"faulty:*\"]\nsandbox = {{ exec = true, write = [\"{}\"] }}\n",
-        library("fixture_faulty").display(),
-        granted.display()
-    );
-    fs::write(home.paths().config_file, config).expect("a file");
-    let daemon = home.start();
-    daemon.ready();
+    let (daemon, granted) = granting();
     let (said, program) = (granted.join("said"), granted.join("program"));
     run(
         &daemon,

@@ -284,13 +284,15 @@ fn check(life: &Life, recovery: &Recovery, model: &mut Model, exact: bool, lost:
 /// Steps of the first workload of a seed.
 const WORK: u64 = 40;
 
+/// What a shelf asks at each step: whether the disk goes along.
+fn step(disk: &SimDisk) -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {
+    let disk = disk.clone();
+    Arc::new(move || disk.tick())
+}
+
 /// One workload with a fault at a step, and what comes after. Steps that the workload took.
 fn point(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
     let disk = SimDisk::default();
-    let step = |disk: &SimDisk| -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {
-        let disk = disk.clone();
-        Arc::new(move || disk.tick())
-    };
     let mut shelf = SimulatedShelf::new(step(&disk));
     let mut chance = Chance::new(seed);
     // What comes after the fault differs from point to point.
@@ -390,10 +392,6 @@ fn the_power_may_go_at_any_step() {
 /// cut at a step. Steps that the opening took.
 fn without_journal(seed: u64, cut: Option<u64>) -> u64 {
     let disk = SimDisk::default();
-    let step = |disk: &SimDisk| -> Arc<dyn Fn() -> io::Result<()> + Send + Sync> {
-        let disk = disk.clone();
-        Arc::new(move || disk.tick())
-    };
     let mut shelf = SimulatedShelf::new(step(&disk));
     let mut chance = Chance::new(seed);
     let mut model = Model {
