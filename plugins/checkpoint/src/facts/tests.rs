@@ -124,10 +124,15 @@ fn fact(event: &str, number: u64) -> Fact {
         at_ms: 1_700_000_000_000 + number,
         event: EventName::parse(event).unwrap(),
         origin: "session:1".into(),
-        correlation_id: Some(format!("c{number}")),
+        correlation_id: Some(correlation_id(number)),
         tenant: None,
         data: ksi_sdk::protocol::encode(&json!({ "number": number, "filler": "x".repeat(500) })).unwrap(),
     }
+}
+
+/// Long enough to be found in a file among digests.
+fn correlation_id(number: u64) -> String {
+    format!("correlation {number}.")
 }
 
 fn host(dir: &Path) -> FakeHost<Keeper> {
@@ -169,8 +174,9 @@ fn number(host: &FakeHost<Keeper>, call: &Call) -> u64 {
     let part = part(host, call);
     let Followed::Fact(fact) = serde_json::from_value(part.clone()).unwrap() else { panic!("{part}") };
     let data: Value = ksi_sdk::protocol::decode(&fact.data).unwrap();
-    assert_eq!(fact.correlation_id, Some(format!("c{}", data["number"])));
-    data["number"].as_u64().unwrap()
+    let number = data["number"].as_u64().unwrap();
+    assert_eq!(fact.correlation_id, Some(correlation_id(number)));
+    number
 }
 
 #[test]
@@ -472,8 +478,9 @@ fn positions_that_are_damaged_are_told_exactly_in_their_place() {
     let file = std::fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
     let file = file.filter(|file| file.extension().is_some_and(|ending| ending == "journal")).min().unwrap();
     let mut bytes = std::fs::read(&file).unwrap();
-    for lost in ["c7", "c8", "c15"] {
-        let place = bytes.windows(lost.len()).position(|seen| seen == lost.as_bytes()).unwrap();
+    for lost in [7, 8, 15] {
+        let id = correlation_id(lost);
+        let place = bytes.windows(id.len()).position(|seen| seen == id.as_bytes()).unwrap();
         bytes[place] ^= 1;
     }
     std::fs::write(&file, bytes).unwrap();
