@@ -12,6 +12,7 @@ use ksi_protocol::{
 use crate::{
     envelope::{Answer, Envelope, Token},
     port::Port,
+    subscriptions::Listener,
 };
 
 /// Something to put into a port's outbox.
@@ -88,26 +89,7 @@ pub struct Fact<H> {
     /// What happened.
     pub envelope: Arc<Envelope>,
     /// Who is told.
-    pub to: Vec<Listener<H>>,
-}
-
-/// A subscription that is told something.
-pub struct Listener<H> {
-    /// Whose it is.
-    pub port: Arc<Port<H>>,
-    /// Which one.
-    pub sub: Id,
-    /// What happens when its reader is slow.
-    pub class: Class,
-}
-
-impl<H> Listener<H> {
-    /// What is put into the port's outbox, where that takes no more than one
-    /// thing at a time.
-    #[must_use]
-    pub fn delivery(&self, envelope: &Arc<Envelope>) -> Delivery {
-        Delivery::Event { sub: self.sub, class: self.class, envelope: Arc::clone(envelope) }
-    }
+    pub to: Vec<Arc<Listener<H>>>,
 }
 
 /// What a call has decided, in the order in which it is to be carried out:

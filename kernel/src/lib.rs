@@ -58,7 +58,7 @@ mod routing;
 mod subscriptions;
 
 pub use chain::Chains;
-pub use effects::{Delivery, Effects, Fact, Listener};
+pub use effects::{Delivery, Effects, Fact};
 pub use envelope::{Answer, Ask, Emission, Envelope, Token, Verdict};
 pub use figures::Figures;
 pub use interception::EMISSION_LIMIT;
@@ -67,6 +67,7 @@ pub use port::{EndpointId, Port, Quota, Role};
 pub use rate::Rate;
 pub use refusals::{Blame, Fault};
 pub use registry::Declared;
+pub use subscriptions::Listener;
 
 #[cfg(test)]
 mod tests;

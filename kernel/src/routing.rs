@@ -18,7 +18,7 @@ use ksi_protocol::{
 };
 
 use crate::{
-    effects::{Delivery, Effects, Fact, Listener},
+    effects::{Delivery, Effects, Fact},
     envelope::{Answer, Ask, Emission, Envelope, Token},
     interception::EMISSION_LIMIT,
     kernel::Kernel,
@@ -26,7 +26,7 @@ use crate::{
     port::{EndpointId, Port, Role},
     refusals::{self, EVERY_TENANT, Fault},
     registry::{Entry, Receiver},
-    subscriptions::Subscription,
+    subscriptions::Listener,
 };
 
 impl<H: Clone + Send + Sync + 'static> Kernel<H> {
@@ -157,7 +157,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         }
         let mut to = Vec::new();
         self.listening(from, &envelope, bit, |one| {
-            to.push(Listener { port: Arc::clone(&one.port), sub: one.id, class: one.class });
+            to.push(Arc::clone(one));
         });
         let told = to.len();
         self.counters.deliveries.add(told);
@@ -174,7 +174,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         from: EndpointId,
         envelope: &Envelope,
         bit: u16,
-        mut each: impl FnMut(&Subscription<H>),
+        mut each: impl FnMut(&Arc<Listener<H>>),
     ) {
         let (event, tenant) = (&envelope.event, envelope.caller.principal.tenant.as_deref());
         self.subscriptions.each(event, |one| {

@@ -24,14 +24,26 @@ use ksi_protocol::{
     frame::{Class, Id},
 };
 
-use crate::{port::Port, refusals};
+use crate::{effects::Delivery, envelope::Envelope, port::Port, refusals};
 
-/// One who listens.
-pub(crate) struct Subscription<H> {
-    pub(crate) port: Arc<Port<H>>,
-    pub(crate) id: Id,
-    pub(crate) class: Class,
+/// A subscription: one who listens.
+pub struct Listener<H> {
+    /// Whose it is.
+    pub port: Arc<Port<H>>,
+    /// Which one.
+    pub sub: Id,
+    /// What happens when its reader is slow.
+    pub class: Class,
     pattern: Pattern,
+}
+
+impl<H> Listener<H> {
+    /// What is put into the port's outbox, where that takes no more than one
+    /// thing at a time.
+    #[must_use]
+    pub fn delivery(&self, envelope: &Arc<Envelope>) -> Delivery {
+        Delivery::Event { sub: self.sub, class: self.class, envelope: Arc::clone(envelope) }
+    }
 }
 
 /// Where a pattern lies.
@@ -56,7 +68,7 @@ impl Place {
     }
 }
 
-type Listeners<H> = Vec<Arc<Subscription<H>>>;
+type Listeners<H> = Vec<Arc<Listener<H>>>;
 type Index<H> = DashMap<Box<str>, Arc<Listeners<H>>, RandomState>;
 
 /// All who listen.
@@ -83,7 +95,7 @@ impl<H> Subscriptions<H> {
 
     /// Calls `tell` with each that listens to the event: those who named it,
     /// then those whose pattern begins alike, then the rest.
-    pub(crate) fn each(&self, event: &EventName, mut tell: impl FnMut(&Subscription<H>)) {
+    pub(crate) fn each(&self, event: &EventName, mut tell: impl FnMut(&Arc<Listener<H>>)) {
         let name = event.as_str();
         // The list is cloned, one count, so that no shard stays locked.
         let snapshot = |index: &Index<H>, key: &str| index.get(key).map(|list| Arc::clone(&list));
@@ -116,7 +128,7 @@ impl<H> Subscriptions<H> {
             hash_map::Entry::Vacant(entry) => entry.insert(pattern.clone()),
         };
         let place = Place::of(&pattern);
-        let one = Arc::new(Subscription { port: Arc::clone(port), id, class, pattern });
+        let one = Arc::new(Listener { port: Arc::clone(port), sub: id, class, pattern });
         match place {
             Place::Exact(name) => Arc::make_mut(&mut self.exact.entry(name).or_default()).push(one),
             Place::Prefix(prefix) => Arc::make_mut(&mut self.prefixed.entry(prefix).or_default()).push(one),
@@ -131,7 +143,7 @@ impl<H> Subscriptions<H> {
     pub(crate) fn remove(&self, port: &Port<H>, id: Id) -> Result<(), Refusal> {
         let mut own = port.subscriptions();
         let pattern = own.remove(&id).ok_or_else(|| refusals::no_subscription(id))?;
-        self.clear(&Place::of(&pattern), |one| one.id == id && one.port.id == port.id);
+        self.clear(&Place::of(&pattern), |one| one.sub == id && one.port.id == port.id);
         self.count.fetch_sub(1, Ordering::Relaxed);
         Ok(())
     }
@@ -146,7 +158,7 @@ impl<H> Subscriptions<H> {
         own.clear();
     }
 
-    fn clear(&self, place: &Place, gone: impl Fn(&Subscription<H>) -> bool) {
+    fn clear(&self, place: &Place, gone: impl Fn(&Listener<H>) -> bool) {
         let (index, key) = match place {
             Place::Exact(name) => (&self.exact, name),
             Place::Prefix(prefix) => (&self.prefixed, prefix),

@@ -41,7 +41,7 @@ struct Telling {
     envelope: Arc<Envelope>,
     /// The part that all clients of the binary face share; encoded for the first.
     tail: Option<Body>,
-    to: Vec<Listener<Handle>>,
+    to: Vec<Arc<Listener<Handle>>>,
 }
 
 impl Telling {
@@ -62,19 +62,25 @@ impl Turn<'_> {
     /// Tells all who listen, but puts off those whose socket is full. The kernel
     /// is not asked here, so nothing new is decided meanwhile.
     pub(super) fn tell(&mut self, fact: Fact<Handle>) {
-        let mut telling = Telling { envelope: fact.envelope, tail: None, to: Vec::new() };
-        for one in fact.to {
-            let Handle::Session(outbox) = &one.port.handle else {
-                self.deliver(&one.port, one.delivery(&telling.envelope));
-                continue;
-            };
-            if outbox.hears_late() && !self.is_caller(outbox) {
+        let Fact { envelope, mut to } = fact;
+        let mut telling = Telling { envelope, tail: None, to: Vec::new() };
+        to.retain(|one| match &one.port.handle {
+            Handle::Session(outbox) if outbox.hears_late() && !self.is_caller(outbox) => {
                 outbox.put_off();
-                telling.to.push(one);
-            } else if telling.tell(outbox, &one) {
-                self.touch(outbox);
+                true
             }
-        }
+            Handle::Session(outbox) => {
+                if telling.tell(outbox, one) {
+                    self.touch(outbox);
+                }
+                false
+            }
+            Handle::Daemon | Handle::Actor(_) | Handle::Link(_) => {
+                self.deliver(&one.port, one.delivery(&telling.envelope));
+                false
+            }
+        });
+        telling.to = to;
         if telling.to.is_empty() {
             return;
         }
