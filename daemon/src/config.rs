@@ -22,6 +22,7 @@ mod identity;
 mod layer;
 mod manifest;
 mod problem;
+mod restart;
 mod section;
 mod share;
 mod show;
@@ -49,6 +50,7 @@ use ksi_trust::Key;
 pub use frozen::Frozen;
 pub use identity::{Identity, User};
 pub use problem::{Invalid, Origin, Problem};
+pub use restart::{Restart, RestartPolicy};
 pub use share::Share;
 pub(crate) use show::is_secret;
 
@@ -367,45 +369,6 @@ impl Default for Limits {
             file_mb: None,
             processes: 1024,
             cpu_percent: None,
-        }
-    }
-}
-
-/// `[plugins.NAME.restart]`: when and how often a plugin is started again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Restart {
-    /// Pause before the first restart; doubles with each further one.
-    pub backoff_min: Duration,
-    /// Longest pause.
-    pub backoff_max: Duration,
-    /// Healthy time after which the pause is short again.
-    pub reset_after: Duration,
-    /// Failures within `window` after which the plugin is held.
-    pub failures_max: u32,
-    /// See `failures_max`.
-    pub window: Duration,
-    /// Silence of a plugin that has work, after which it counts as hung.
-    pub hang: Duration,
-    /// Time from start until it must have said that it is ready.
-    pub start_timeout: Duration,
-    /// Time it has to drain before it is ended by force.
-    pub stop_timeout: Duration,
-}
-
-impl Restart {
-    /// The defaults of a placement: inside the daemon a handler that does not
-    /// yield for a second holds up others, a child only itself.
-    #[must_use]
-    pub fn of(placement: Placement) -> Self {
-        Self {
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(30),
-            reset_after: Duration::from_secs(60),
-            failures_max: 5,
-            window: Duration::from_secs(60),
-            hang: Duration::from_secs(if placement == Placement::InProcess { 1 } else { 5 }),
-            start_timeout: Duration::from_secs(10),
-            stop_timeout: Duration::from_secs(5),
         }
     }
 }

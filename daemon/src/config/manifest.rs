@@ -11,8 +11,8 @@ use ksi_kernel::Chains;
 use ksi_protocol::{EventName, limits as wire, nearest, sandbox::Layer, system::Placement, work::Policy};
 
 use super::{
-    Audit, Config, Daemon, Delivery, EventPolicy, Frozen, Grants, Limits, Plugin, Restart, Security, Share,
-    identity,
+    Audit, Config, Daemon, Delivery, EventPolicy, Frozen, Grants, Limits, Plugin, Restart, RestartPolicy,
+    Security, Share, identity,
     section::{Report, Section},
     tree::Table,
     value::{
@@ -239,18 +239,22 @@ fn grants(mut section: Section<'_>) -> Grants {
 
 fn restart(mut section: Section<'_>, placement: Placement) -> Restart {
     let unset = Restart::of(placement);
+    let RestartPolicy { backoff_min, backoff_max, reset_after, failures_max, window } = unset.policy;
+    let policy = RestartPolicy {
+        backoff_min: section.get("backoff_min", backoff_min, duration(between(1, HOUR))),
+        backoff_max: section.get("backoff_max", backoff_max, duration(between(1, HOUR))),
+        reset_after: section.get("reset_after", reset_after, duration(between(1, 24 * HOUR))),
+        failures_max: section.get("failures_max", failures_max, whole(1..=1000)),
+        window: section.get("window", window, duration(between(1, 24 * HOUR))),
+    };
     let restart = Restart {
-        backoff_min: section.get("backoff_min", unset.backoff_min, duration(between(1, HOUR))),
-        backoff_max: section.get("backoff_max", unset.backoff_max, duration(between(1, HOUR))),
-        reset_after: section.get("reset_after", unset.reset_after, duration(between(1, 24 * HOUR))),
-        failures_max: section.get("failures_max", unset.failures_max, whole(1..=1000)),
-        window: section.get("window", unset.window, duration(between(1, 24 * HOUR))),
+        policy,
         hang: section.get("hang", unset.hang, duration(between(10, HOUR))),
         start_timeout: section.get("start_timeout", unset.start_timeout, duration(between(10, HOUR))),
         stop_timeout: section.get("stop_timeout", unset.stop_timeout, duration(between(0, HOUR))),
     };
-    if restart.backoff_min > restart.backoff_max && section.report.is_whole() {
-        let [low, high] = [restart.backoff_min, restart.backoff_max].map(humantime::format_duration);
+    if policy.backoff_min > policy.backoff_max && section.report.is_whole() {
+        let [low, high] = [policy.backoff_min, policy.backoff_max].map(humantime::format_duration);
         let message = format!("`{}` is {low}, more than backoff_max, {high}", section.name("backoff_min"));
         section.report.problem(&section.place("backoff_min"), message, "set both");
     }

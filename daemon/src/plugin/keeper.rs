@@ -37,7 +37,7 @@ use super::{
     grants::{Granted, Writable},
     guest::Life,
     spawner::Spawner,
-    supervisor::{Action, Input, Policy, Supervisor},
+    supervisor::{Action, Input, Supervisor},
 };
 use crate::{
     config,
@@ -203,17 +203,9 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(means: Means, spec: Spec, board: Shared) -> Self {
-        let restart = &spec.plugin.restart;
-        let policy = Policy {
-            backoff_min: restart.backoff_min,
-            backoff_max: restart.backoff_max,
-            reset_after: restart.reset_after,
-            failures_max: restart.failures_max as usize,
-            window: restart.window,
-        };
         Self {
             placement: spec.plugin.placement,
-            supervisor: Supervisor::new(policy),
+            supervisor: Supervisor::new(spec.plugin.restart.policy),
             means,
             spec,
             board,

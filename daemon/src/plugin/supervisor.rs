@@ -17,32 +17,7 @@ use std::{collections::VecDeque, time::Duration};
 
 pub use ksi_protocol::system::PluginState as State;
 
-/// How a plugin is restarted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// First delay; doubles with each failure.
-    pub backoff_min: Duration,
-    /// Longest delay.
-    pub backoff_max: Duration,
-    /// Time of health after which the delay starts over.
-    pub reset_after: Duration,
-    /// Failures within `window` that hold the plugin.
-    pub failures_max: usize,
-    /// See `failures_max`.
-    pub window: Duration,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(30),
-            reset_after: Duration::from_secs(60),
-            failures_max: 5,
-            window: Duration::from_secs(60),
-        }
-    }
-}
+use crate::config::RestartPolicy;
 
 /// What happens to a plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +71,7 @@ enum Next {
 #[derive(Debug)]
 pub struct Supervisor {
     state: State,
-    policy: Policy,
+    policy: RestartPolicy,
     /// Of a plugin that is draining.
     next: Next,
     failures: VecDeque<u64>,
@@ -107,7 +82,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// A plugin that does not run.
     #[must_use]
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(policy: RestartPolicy) -> Self {
         Self {
             state: State::Stopped,
             policy,
@@ -231,7 +206,7 @@ mod tests {
 
     /// Leads a fresh supervisor into a state.
     fn in_state(state: State) -> Supervisor {
-        let mut supervisor = Supervisor::new(Policy::default());
+        let mut supervisor = Supervisor::new(RestartPolicy::default());
         let path: &[Input] = match state {
             State::Stopped => &[],
             State::Starting => &[Input::Start],
@@ -306,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_backoff_doubles_up_to_its_limit_and_starts_over_after_health() {
-        let mut supervisor = Supervisor::new(Policy { failures_max: 100, ..Policy::default() });
+        let mut supervisor = Supervisor::new(RestartPolicy { failures_max: 100, ..RestartPolicy::default() });
         supervisor.step(Input::Start, 0, 1.0);
         let mut delays = Vec::new();
         for _ in 0..11 {
@@ -323,7 +298,7 @@ mod tests {
 
     #[test]
     fn five_failures_in_the_window_hold_and_an_operator_frees() {
-        let mut supervisor = Supervisor::new(Policy::default());
+        let mut supervisor = Supervisor::new(RestartPolicy::default());
         supervisor.step(Input::Start, 0, 1.0);
         for at in 1..=4 {
             assert!(matches!(supervisor.step(Input::Died, at, 1.0), Action::Wait(_)));
@@ -337,7 +312,7 @@ mod tests {
 
     #[test]
     fn failures_far_apart_do_not_hold() {
-        let mut supervisor = Supervisor::new(Policy::default());
+        let mut supervisor = Supervisor::new(RestartPolicy::default());
         supervisor.step(Input::Start, 0, 1.0);
         for n in 1..=20 {
             assert!(matches!(supervisor.step(Input::Died, n * 20_000, 1.0), Action::Wait(_)));
