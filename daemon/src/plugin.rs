@@ -1,9 +1,9 @@
-//! Plugins: where they run, who keeps them, what they say.
+//! Plugins: where they run, who runs them, what they say.
 //!
-//! Each plugin has a [`keeper`], a task that launches it, carries out what its
+//! Each plugin has a [`runner`], a task that launches it, carries out what its
 //! [`supervisor`] decides, and tells the world. What runs is a [`guest`]: an
 //! [`actor`] in this process or a child behind a [`link`]. The [`fleet`] is all
-//! keepers together. What a child is granted is made of its configuration by
+//! runners together. What a child is granted is made of its configuration by
 //! [`grants`], tried by [`probe`], and held to by its [`cgroup`]; what comes of
 //! children is known by [`offspring`].
 
@@ -16,5 +16,5 @@ pub mod cgroup;
 pub mod grants;
 pub mod probe;
 pub mod spawner;
-pub mod keeper;
+pub mod runner;
 pub mod fleet;

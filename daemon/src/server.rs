@@ -39,8 +39,8 @@ use crate::{
         cgroup::Cgroups,
         fleet::{Fleet, Places},
         grants::Writable,
-        keeper::{Means, Policies},
         offspring::Offspring,
+        runner::{Means, Policies},
         spawner::Spawner,
     },
     secrets::Secrets,
@@ -159,7 +159,7 @@ pub async fn run(options: Options, instance: Instance) -> anyhow::Result<Option<
     if again { Ok(Some(instance.hand_over(socket)?)) } else { Ok(None) }
 }
 
-/// What all keepers of plugins share.
+/// What all runners of plugins share.
 fn means(hub: &Arc<Hub>, spawner: Spawner, paths: &Paths, current: &Current) -> anyhow::Result<Means> {
     let config = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(Means {

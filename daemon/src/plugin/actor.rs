@@ -10,7 +10,7 @@
 //! A panic poisons the instance. A call that does not come back within the
 //! hang limit is given up by the [`Watchdog`]: the thread that is in it is
 //! lost, and with it the task that made the call, everything else goes on, and
-//! the keeper starts the plugin again in a child process. So that nothing else
+//! the runner starts the plugin again in a child process. So that nothing else
 //! is lost, what the daemon itself lives by is wrapped in [`apart`], and a
 //! plugin loses one thread at most: see [`Actor::is_stuck`].
 
@@ -337,7 +337,7 @@ impl Actor {
         }
     }
 
-    /// Has its keeper told that it is over; `false` where it was before.
+    /// Has its runner told that it is over; `false` where it was before.
     fn give_up(&self, reason: &str) -> bool {
         // What waits in the mailbox is passed over by whoever runs it: taken
         // out here, it would be counted for ever.

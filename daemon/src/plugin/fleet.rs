@@ -27,8 +27,8 @@ use self::instances::Ward;
 use super::{
     actor::apart,
     grants::{self, Granted},
-    keeper::{Board, Command, Keeper, Means, Shared, Spec, quarantined, with},
     probe,
+    runner::{Board, Command, Means, Runner, Shared, Spec, quarantined, with},
     supervisor::Input,
 };
 use crate::{
@@ -38,10 +38,10 @@ use crate::{
     orders::Orders,
 };
 
-/// Time that a keeper may take to end what still runs. A child that it has not
+/// Time that a runner may take to end what still runs. A child that it has not
 /// reaped by then was killed all the same, and dies with the daemon at the
 /// latest.
-const KEEPER_GRACE: Duration = Duration::from_secs(2);
+const RUNNER_GRACE: Duration = Duration::from_secs(2);
 
 /// Time that plugins of this process leave to the others to get a process.
 const HEAD_START: Duration = Duration::from_millis(50);
@@ -93,7 +93,7 @@ struct Kept {
 /// Has plugins started. Those with a process of their own come first: it comes up
 /// while the others are loaded here.
 async fn begin(children: Vec<mpsc::Sender<Command>>, here: Vec<mpsc::Sender<Command>>) {
-    // A keeper that is gone, or quarantined, does nothing.
+    // A runner that is gone, or quarantined, does nothing.
     let mut launched = Vec::new();
     for commands in &children {
         let _ = commands.send(Command::new(Some(Input::Start)).0).await;
@@ -113,7 +113,7 @@ async fn begin(children: Vec<mpsc::Sender<Command>>, here: Vec<mpsc::Sender<Comm
     }
 }
 
-/// All keepers.
+/// All runners.
 pub struct Fleet {
     means: Means,
     places: Places,
@@ -159,7 +159,7 @@ impl Fleet {
             for (name, ward, in_manifest, commands) in all {
                 let (command, declared) = Command::new(None);
                 let granted = self.granted(&name, ward.as_ref(), in_manifest);
-                // A keeper that is gone has nothing to declare.
+                // A runner that is gone has nothing to declare.
                 if commands.send(Command { granted, ..command }).await.is_ok() {
                     heard.push(declared);
                 }
@@ -223,13 +223,13 @@ impl Fleet {
         let stopping = kept.into_iter().map(|(_, kept)| async move {
             let (stop, stopped) = Command::new(Some(Input::Stop));
             let _ = timeout(grace, kept.commands.send(stop)).await;
-            // Too late or not, the keeper ends with its channel, and what
-            // still runs ends with the keeper.
+            // Too late or not, the runner ends with its channel, and what
+            // still runs ends with the runner.
             let _ = timeout(grace, stopped).await;
             drop(kept.commands);
-            let keeper = kept.task.abort_handle();
-            if timeout(grace.min(KEEPER_GRACE), kept.task).await.is_err() {
-                keeper.abort();
+            let runner = kept.task.abort_handle();
+            if timeout(grace.min(RUNNER_GRACE), kept.task).await.is_err() {
+                runner.abort();
             }
         });
         let tasks: Vec<_> = stopping.map(tokio::spawn).collect();
@@ -272,19 +272,19 @@ impl Fleet {
             ready_at_ms: None,
         }));
         let (commands, receiver) = mpsc::channel(16);
-        let mut keeper = Keeper::new(self.means.clone(), spec, board.clone());
+        let mut runner = Runner::new(self.means.clone(), spec, board.clone());
         let quarantined = self.means.orders.quarantined(&name);
         let will_start = will_start && quarantined.is_none();
         if let Some(order) = quarantined {
-            keeper.confine(order.reason);
+            runner.confine(order.reason);
         }
         // Before anybody is accepted who may ask: its events are known, and
         // whoever asks too early is told to come back.
-        keeper.declare(if will_start { keeper.starting() } else { keeper.absent() });
+        runner.declare(if will_start { runner.starting() } else { runner.absent() });
         if is_wanted {
-            keeper.guard();
+            runner.guard();
         }
-        let task = tokio::spawn(apart(keeper.run(receiver)));
+        let task = tokio::spawn(apart(runner.run(receiver)));
         let kept = Kept { commands: commands.clone(), board, task, in_manifest, ward, ending: false };
         self.lock().insert(name, kept);
         commands

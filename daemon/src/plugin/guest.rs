@@ -246,7 +246,7 @@ impl Guest {
         let _ = self.port.set(Arc::downgrade(port));
     }
 
-    /// Tells the keeper. The channel has room for all that one generation can
+    /// Tells the runner. The channel has room for all that one generation can
     /// say of importance.
     pub fn tell(&self, life: Life) {
         let _ = self.life.try_send(life);

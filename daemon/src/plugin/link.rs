@@ -46,7 +46,7 @@ pub struct Link {
     /// Who it is.
     pub guest: Guest,
     /// Told when the child was at rest and is given something, so that its
-    /// keeper sees to its heartbeat.
+    /// runner sees to its heartbeat.
     pub busy: Notify,
     rests: AtomicBool,
     /// What a ping that waits for its answer has; 0 while none does.
@@ -180,7 +180,7 @@ impl Link {
         self.rests.store(true, Ordering::Release);
     }
 
-    /// Ends that rest: its keeper asks whether it still answers. Costs no write
+    /// Ends that rest: its runner asks whether it still answers. Costs no write
     /// to what others share while it is over already.
     pub fn stir(&self) {
         if self.rests.load(Ordering::Relaxed) && self.rests.swap(false, Ordering::AcqRel) {

@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     fleet::Places,
     grants,
-    keeper::{Means, Spec},
+    runner::{Means, Spec},
     spawner::Spawned,
 };
 

@@ -1,8 +1,8 @@
 //! The supervisor of one plugin: a pure table from state and input to state
 //! and action.
 //!
-//! Knows no process and no clock: time comes in, actions go out, and whoever
-//! keeps the plugin carries them out. Up is not ready: a plugin that runs is
+//! Knows no process and no clock: time comes in, actions go out, and its runner
+//! carries them out. Up is not ready: a plugin that runs is
 //! `Starting` until it says so itself.
 //!
 //! # Invariants

@@ -10,7 +10,7 @@ use super::{Fleet, settled_after};
 use crate::{
     orders::{self, Order},
     plugin::{
-        keeper::{Command, with},
+        runner::{Command, with},
         supervisor::Input,
     },
 };

@@ -23,7 +23,7 @@ use super::{Fleet, Kept, figures, settled_after};
 use crate::{
     config,
     plugin::{
-        keeper::{Command, Keyed, Spec, quarantined, with},
+        runner::{Command, Keyed, Spec, quarantined, with},
         supervisor::Input,
     },
 };
@@ -135,7 +135,7 @@ impl Fleet {
             let why = status.last_error.as_deref().unwrap_or("it has stopped");
             match status.state {
                 PluginState::Ready => return Ok(status),
-                // Its keeper has yet to hear that it is to run.
+                // Its runner has yet to hear that it is to run.
                 PluginState::Stopped if status.generation == 0 => changed.await,
                 PluginState::Quarantined => {
                     return Err(quarantined(name, status.quarantined.as_deref().unwrap_or_default()));

@@ -125,7 +125,7 @@ impl Workers {
                 self.set_health(plugin, Health::Up);
                 ctx.info(&format!("{plugin} has its model again"));
             }
-            // What becomes of it, its keeper tells.
+            // What becomes of it, its runner tells.
             Err(refusal) if refusal.code == Code::PluginRestarted || is_unseen(&refusal) => {}
             Err(refusal) => ctx.warn(&format!("{plugin} did not load its model again: {refusal}")),
         }

@@ -1,4 +1,4 @@
-//! The keeper of one plugin: carries out what its supervisor decides.
+//! The runner of one plugin: carries out what its supervisor decides.
 //!
 //! One task for each plugin. It launches generations, gives them their events
 //! once they are ready, refuses what they held when they die, and answers the
@@ -56,7 +56,7 @@ const DEATHS_MAX: usize = 32;
 /// the plugin declares.
 pub type Policies = dyn Fn(EventName, &str) -> Declared + Send + Sync;
 
-/// What all keepers share.
+/// What all runners share.
 #[derive(Clone)]
 pub struct Means {
     /// The hub.
@@ -150,7 +150,7 @@ impl Command {
     }
 }
 
-/// What others may know of a plugin without asking its keeper.
+/// What others may know of a plugin without asking its runner.
 pub struct Board {
     /// State and figures, but for those that the kernel counts.
     pub status: PluginStatus,
@@ -172,7 +172,7 @@ pub fn with<T>(board: &Shared, look: impl FnOnce(&mut Board) -> T) -> T {
     look(&mut board.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-pub(super) struct Keeper {
+pub(super) struct Runner {
     means: Means,
     spec: Spec,
     board: Shared,
@@ -201,7 +201,7 @@ pub(super) struct Keeper {
     stuck: Option<Arc<Actor>>,
 }
 
-impl Keeper {
+impl Runner {
     pub(super) fn new(means: Means, spec: Spec, board: Shared) -> Self {
         Self {
             placement: spec.plugin.placement,
@@ -231,7 +231,7 @@ impl Keeper {
         self.publish();
     }
 
-    /// Keeps the plugin until the commands end.
+    /// Runs the plugin until the commands end.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
             let step = tokio::select! {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Keeper,
+    Runner,
     exit::{Exit, Watch},
     reason_of, with,
 };
@@ -83,7 +83,7 @@ pub(super) struct Heartbeat {
     again: bool,
 }
 
-impl Keeper {
+impl Runner {
     /// Detaches what runs, and refuses what it held.
     pub(super) async fn lose(&mut self, why: &str) {
         let Some(running) = self.running.take() else { return };

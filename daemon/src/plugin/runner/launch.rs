@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    Keeper, Keyed,
+    Keyed, Runner,
     body::{Body, Heartbeat, Running, listen},
     claims,
     exit::Watch,
@@ -38,7 +38,7 @@ use crate::{
     redaction,
 };
 
-impl Keeper {
+impl Runner {
     pub(super) async fn launch(&mut self) -> Result<(), Refusal> {
         self.killed = false;
         self.death = Death::default();
