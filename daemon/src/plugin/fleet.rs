@@ -1,11 +1,12 @@
-//! All plugins together: starts and stops them, and answers what there is.
-// tidy: long because every command to a plugin goes through here.
+//! All plugins together: starts and stops them, and carries out what is wanted of each.
 
 mod confinement;
+mod inspection;
 mod instances;
+mod unlisted;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,9 +14,9 @@ use std::{
 
 use ksi_host::Image;
 use ksi_protocol::{
-    Code, Descriptor, EventName, Pattern, Refusal,
+    Code, EventName, Refusal,
     sandbox::Probe,
-    system::{Placement, PluginInspection, PluginLoad, PluginState, PluginStatus},
+    system::{Placement, PluginState, PluginStatus},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,17 +25,19 @@ use tokio::{
 };
 
 use self::instances::Ward;
+pub(super) use self::unlisted::unlisted;
 use super::{
     actor::apart,
+    board::{Board, Shared, with},
     grants::{self, Granted},
     probe,
-    runner::{Board, Command, Means, Runner, Shared, Spec, quarantined, with},
+    runner::{Command, Means, Runner, quarantined},
+    spec::Spec,
     supervisor::Input,
 };
 use crate::{
     config::{self, Config, Current},
     hub::Handle,
-    memory::resident_bytes,
     orders::Orders,
 };
 
@@ -242,35 +245,7 @@ impl Fleet {
         let name = spec.plugin.name.clone();
         let will_start = spec.plugin.enabled || !in_manifest;
         let is_wanted = in_manifest && spec.plugin.enabled;
-        let status = PluginStatus {
-            name: name.clone(),
-            version: String::new(),
-            about: String::new(),
-            state: PluginState::Stopped,
-            wanted: is_wanted,
-            placement: spec.plugin.placement,
-            sandbox: String::new(),
-            sandbox_lacks: Vec::new(),
-            pid: None,
-            generation: 0,
-            restarts: 0,
-            ready_ms: None,
-            rss_bytes: None,
-            in_flight: 0,
-            handled: 0,
-            library: spec.library.display().to_string(),
-            last_error: None,
-            degraded: None,
-            quarantined: None,
-            not_granted: Vec::new(),
-        };
-        let board: Shared = Arc::new(Mutex::new(Board {
-            status,
-            descriptor: None,
-            deaths: VecDeque::new(),
-            port: None,
-            ready_at_ms: None,
-        }));
+        let board: Shared = Arc::new(Mutex::new(Board::new(&spec, is_wanted)));
         let (commands, receiver) = mpsc::channel(16);
         let mut runner = Runner::new(self.means.clone(), spec, board.clone());
         let quarantined = self.means.orders.quarantined(&name);
@@ -336,63 +311,9 @@ impl Fleet {
         self.means.changed.clone().notified_owned()
     }
 
-    /// All plugins, by name.
-    #[must_use]
-    pub fn list(&self) -> Vec<PluginStatus> {
-        let now_ms = self.means.hub.now_ms();
-        self.lock().values().map(|kept| with(&kept.board, |board| figures(board, now_ms))).collect()
-    }
-
-    /// What plugins say of themselves, but for instances, which say what their
-    /// managers do.
-    #[must_use]
-    pub fn descriptors(&self) -> Vec<(PluginStatus, Option<Arc<Descriptor>>, Option<String>)> {
-        let config = self.config();
-        let now_ms = self.means.hub.now_ms();
-        let alias = |name: &str| config.plugins.get(name).and_then(|plugin| plugin.namespace.clone());
-        self.lock()
-            .values()
-            .filter(|kept| kept.ward.is_none())
-            .map(|kept| {
-                with(&kept.board, |board| {
-                    (figures(board, now_ms), board.descriptor.clone(), alias(&board.status.name))
-                })
-            })
-            .collect()
-    }
-
     fn unknown(&self, name: &str) -> Refusal {
         let names: Vec<String> = self.lock().keys().cloned().collect();
         Refusal::not_found("plugin", name).hint(format!("there are: {}", names.join(", ")))
-    }
-
-    /// Everything about one plugin.
-    ///
-    /// # Errors
-    ///
-    /// `not_found`.
-    pub fn inspect(&self, name: &str) -> Result<PluginInspection, Refusal> {
-        let now_ms = self.means.hub.now_ms();
-        let config = self.config();
-        let ward = self.lock().get(name).and_then(|kept| kept.ward.clone());
-        let entry = config.plugins.get(ward.as_ref().map_or(name, Ward::manager));
-        let may_call = entry.map(|plugin| plugin.may_call.clone()).unwrap_or_default();
-        let inspection = self.lock().get(name).map(|kept| {
-            with(&kept.board, |board| {
-                let descriptor = board.descriptor.clone();
-                PluginInspection {
-                    status: figures(board, now_ms),
-                    requests: descriptor.as_ref().map(|d| d.requests.clone()).unwrap_or_default(),
-                    emits: descriptor.as_ref().map(|d| d.emits.clone()).unwrap_or_default(),
-                    listens: descriptor
-                        .map(|d| d.listens.iter().map(ToString::to_string).collect())
-                        .unwrap_or_default(),
-                    may_call: may_call.iter().map(ToString::to_string).collect(),
-                    deaths: board.deaths.iter().cloned().collect(),
-                }
-            })
-        });
-        inspection.ok_or_else(|| self.unknown(name))
     }
 
     /// Tries from inside of a plugin's sandbox, in a child of its own, what is
@@ -461,117 +382,6 @@ impl Fleet {
             }
         }
     }
-
-    /// Loads a library that is not in the manifest, or a plugin of the
-    /// manifest that was unloaded.
-    ///
-    /// # Errors
-    ///
-    /// Says what the file is instead of a plugin, or why it does not start.
-    pub async fn load(&self, load: PluginLoad) -> Result<PluginStatus, Refusal> {
-        if self.lock().contains_key(&load.library) {
-            self.agrees(&load)?;
-            return self.command(&load.library, Input::Start, true).await;
-        }
-        let path = PathBuf::from(&load.library);
-        if !path.is_absolute() {
-            let unknown = self.unknown(&load.library);
-            let hint = format!("{}; or give the absolute path of a library", unknown.hint);
-            return Err(unknown.hint(hint));
-        }
-        let (image, _) = self.means.trust.vouch(Image::open(&path)?).await?;
-        if self.lock().contains_key(&image.name) {
-            return Err(Refusal::new(Code::Conflict, format!("plugin {} is there already", image.name))
-                .hint(format!("`ksi plugin unload {}` first, or give it another name", image.name)));
-        }
-        if let Some(owner) = self.config().plugins.values().find(|plugin| plugin.owns(&image.name)) {
-            let message = format!("the namespace `{}` is plugin {}'s", image.name, owner.name);
-            return Err(Refusal::new(Code::Conflict, message).hint("give the library another name"));
-        }
-        if let Some(order) = self.means.orders.quarantined(&image.name) {
-            return Err(quarantined(&image.name, &order.reason));
-        }
-        let placement = load.placement.unwrap_or(Placement::Child);
-        let plugin = unlisted(&image.name, load.library, placement)?;
-        self.keep(self.spec(plugin), false, None);
-        let loaded = self.command(&image.name, Input::Start, false).await;
-        if loaded.is_err() {
-            self.drop_unlisted(&image.name).await;
-        }
-        loaded
-    }
-
-    /// Where a plugin of the manifest runs is for the manifest to say; a wish
-    /// for another place is refused and not passed over.
-    fn agrees(&self, load: &PluginLoad) -> Result<(), Refusal> {
-        let name = &load.library;
-        let config = self.config();
-        let placement = config.plugins.get(name).map(|plugin| plugin.placement);
-        match (load.placement, placement) {
-            (Some(wish), Some(placement)) if wish != placement => Err(Refusal::new(
-                Code::Conflict,
-                format!("plugin {name} runs {}, as the configuration says", placement.as_str()),
-            )
-            .hint(format!("set plugins.{name}.placement, then `ksi reload` and `ksi plugin reload {name}`"))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Stops a plugin. One that is not in the manifest is forgotten.
-    ///
-    /// # Errors
-    ///
-    /// `not_found`.
-    pub async fn unload(&self, name: &str) -> Result<PluginStatus, Refusal> {
-        let status = self.command(name, Input::Stop, false).await?;
-        self.drop_unlisted(name).await;
-        Ok(status)
-    }
-
-    async fn drop_unlisted(&self, name: &str) {
-        let unlisted = {
-            let mut kept = self.lock();
-            match kept.get(name) {
-                Some(plugin) if !plugin.in_manifest => kept.remove(name),
-                _ => None,
-            }
-        };
-        if let Some(Kept { commands, task, .. }) = unlisted {
-            drop(commands);
-            let _ = task.await;
-            self.means.hub.kernel.forget(&format!("plugin:{name}"));
-        }
-    }
-}
-
-/// What a plugin gets that no configuration knows: nothing but its own events.
-pub(super) fn unlisted(name: &str, library: String, placement: Placement) -> Result<config::Plugin, Refusal> {
-    if name.contains('@') {
-        let message = format!("`{name}` is the name of an instance, which only its plugin starts");
-        return Err(Refusal::invalid_payload(message));
-    }
-    let own = Pattern::parse(&format!("{name}:**"))
-        .map_err(|error| Refusal::invalid_payload(format!("name of the plugin: {error}")))?;
-    Ok(config::Plugin {
-        name: name.into(),
-        library,
-        enabled: true,
-        placement,
-        namespace: None,
-        may_call: Vec::new(),
-        emits: vec![own],
-        listens: Vec::new(),
-        intercepts: Vec::new(),
-        fail_open: false,
-        every_tenant: false,
-        limits: config::Limits::default(),
-        restart: config::Restart::of(placement),
-        sandbox: config::Grants::default(),
-        require: None,
-        keeps_work: false,
-        instances: false,
-        config: serde_json::json!({}),
-    })
 }
 
 /// Gives a command, and waits until the plugin has settled.
@@ -583,21 +393,4 @@ async fn settled_after(
     let gone = || Refusal::new(Code::ShuttingDown, "the daemon is stopping");
     commands.send(command).await.map_err(|_| gone())?;
     settled.await.map_err(|_| gone())
-}
-
-/// The status on a board with the figures that are counted elsewhere.
-fn figures(board: &mut Board, now_ms: u64) -> PluginStatus {
-    let mut status = board.status.clone();
-    if let Some(port) = &board.port {
-        status.in_flight = port.holding() as usize;
-        status.handled = port.handled();
-        status.degraded = match &port.handle {
-            Handle::Actor(actor) => actor.guest.complaint(),
-            Handle::Link(link) => link.guest.complaint(),
-            Handle::Daemon | Handle::Session(_) => None,
-        };
-    }
-    status.ready_ms = board.ready_at_ms.map(|since| now_ms.saturating_sub(since));
-    status.rss_bytes = status.pid.and_then(resident_bytes);
-    status
 }

@@ -15,7 +15,7 @@ use ksi_protocol::{
 
 use super::{
     cgroup::{Cgroups, Group},
-    runner::Spec,
+    spec::Spec,
 };
 use crate::config::{Current, Plugin};
 

@@ -24,12 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    fleet::Places,
-    grants,
-    runner::{Means, Spec},
-    spawner::Spawned,
-};
+use super::{fleet::Places, grants, runner::Means, spawner::Spawned, spec::Spec};
 
 /// Longest time that all acts together may take.
 const PATIENCE: Duration = Duration::from_secs(30);

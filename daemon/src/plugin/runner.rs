@@ -3,54 +3,39 @@
 //! One task for each plugin. It launches generations, gives them their events
 //! once they are ready, refuses what they held when they die, and answers the
 //! operator's commands when the plugin has settled.
-// tidy: long because one task carries out the whole life of a plugin.
 
 mod body;
 mod claims;
 mod exit;
 mod launch;
+mod telling;
 
-use std::{
-    collections::VecDeque,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
-use ksi_identity::Rights;
 use ksi_kernel::Declared;
 use ksi_protocol::{
-    Code, Descriptor, EventName, Frame, Refusal,
+    Descriptor, EventName, Frame, Refusal,
     sandbox::Report,
-    system::{Death, Placement, PluginNamed, PluginState, PluginStatus, PluginTrouble},
+    system::{Death, Placement, PluginState, PluginStatus, PluginTrouble},
 };
-use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 
 use self::body::{Body, Heartbeat, Running, Sign, sign_of_child};
-pub(super) use self::launch::quarantined;
+pub(super) use self::telling::quarantined;
 use super::{
     actor::{Actor, Watchdog},
+    board::{Shared, with},
     cgroup::Cgroups,
     grants::{Granted, Writable},
     guest::Life,
     spawner::Spawner,
+    spec::Spec,
     supervisor::{Action, Input, Supervisor},
 };
-use crate::{
-    config,
-    hub::{Hub, Port},
-    jitter,
-    orders::Orders,
-    own, redaction,
-    secrets::Secrets,
-    trust::Trust,
-};
-
-/// Deaths that are kept for `plugin:inspect`.
-const DEATHS_MAX: usize = 32;
+use crate::{hub::Hub, jitter, orders::Orders, own, secrets::Secrets, trust::Trust};
 
 /// Tells how an event is declared, by the name that others use and the one that
 /// the plugin declares.
@@ -83,46 +68,6 @@ pub struct Means {
     pub secrets: Secrets,
 }
 
-/// One plugin, as it is to be run.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// From the manifest, or made up for a library that is not in it.
-    pub plugin: config::Plugin,
-    /// What it may ask, tell, hear and have a word on.
-    pub rights: Rights,
-    /// Where the library was found.
-    pub library: PathBuf,
-    /// A directory of its own.
-    pub dir: PathBuf,
-    /// The user's models, where it keeps models.
-    pub models: Option<PathBuf>,
-    /// Where the control socket lies.
-    pub runtime_dir: PathBuf,
-    /// Events that the manifest names; they exist before the plugin runs.
-    pub known: Vec<EventName>,
-    /// Where it is an instance of a plugin, and not the plugin itself.
-    pub instance: Option<Keyed>,
-}
-
-impl Spec {
-    /// Whether it may speak of every tenant. Whoever keeps work speaks of all whose
-    /// work it keeps.
-    fn speaks_of_all(&self) -> bool {
-        self.plugin.every_tenant || self.plugin.keeps_work
-    }
-}
-
-/// What makes an instance of a plugin.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Keyed {
-    /// What tells it from the others.
-    pub key: String,
-    /// The directory of the plugin itself, which it may read.
-    pub home: PathBuf,
-    /// What its manager has put in the place of keys of the configuration.
-    pub on_top: serde_json::Map<String, serde_json::Value>,
-}
-
 /// An operator's word. Answered when the plugin has settled.
 #[derive(Debug)]
 pub struct Command {
@@ -148,28 +93,6 @@ impl Command {
         let (done, settled) = oneshot::channel();
         (Self { input, granted: None, quarantine: None, spec: None, anew: false, done }, settled)
     }
-}
-
-/// What others may know of a plugin without asking its runner.
-pub struct Board {
-    /// State and figures, but for those that the kernel counts.
-    pub status: PluginStatus,
-    /// What it says of itself, once known.
-    pub descriptor: Option<Arc<Descriptor>>,
-    /// How it died, oldest first.
-    pub deaths: VecDeque<Death>,
-    /// The port of the present generation.
-    pub port: Option<Arc<Port>>,
-    /// Since when it is ready.
-    pub ready_at_ms: Option<u64>,
-}
-
-/// A board that many may look at.
-pub type Shared = Arc<Mutex<Board>>;
-
-/// Looks at a board, or changes it.
-pub fn with<T>(board: &Shared, look: impl FnOnce(&mut Board) -> T) -> T {
-    look(&mut board.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 pub(super) struct Runner {
@@ -488,116 +411,6 @@ impl Runner {
     /// Why an instance ends that nothing is wrong with.
     fn wish(&self) -> &'static str {
         if self.quarantine.is_some() { "it is quarantined" } else { "it was stopped" }
-    }
-
-    fn announce(&mut self, before: PluginState, after: PluginState) {
-        if before != after {
-            let name = self.spec.plugin.name.clone();
-            tracing::info!(plugin = name, state = after.as_str(), "plugin is {}", after.as_str());
-            if after == PluginState::Stopped {
-                self.means.hub.tell(own::PLUGIN_STOPPED, &PluginNamed { name: name.clone() });
-            }
-            if after == PluginState::Quarantined {
-                let (name, reason) = (name.clone(), self.quarantine.clone().unwrap_or_default());
-                self.means.hub.tell(own::PLUGIN_QUARANTINED, &PluginTrouble { name, reason });
-            }
-            if before == PluginState::Quarantined {
-                self.means.hub.tell(own::PLUGIN_RELEASED, &PluginNamed { name });
-            }
-            if after == PluginState::Ready {
-                self.means.hub.tell(own::PLUGIN_READY, &self.birth());
-            }
-            // Whoever waited for it finds it told.
-            self.means.changed.notify_waiters();
-        }
-        let is_at_rest = matches!(after, PluginState::Stopped | PluginState::Quarantined);
-        if is_at_rest && !with(&self.board, |board| board.status.wanted) {
-            // Of one that is wanted and shall only not run now, what refuses in its place stays.
-            self.means.hub.kernel.forget_interceptors(&self.origin());
-            self.is_heard = false;
-        }
-        // With another state what is refused was declared where that was published; there may be another reason.
-        if after == PluginState::Stopped || (before == after && after != PluginState::Ready) {
-            self.declare(self.absent());
-        }
-        if !matches!(after, PluginState::Starting | PluginState::Draining) {
-            let status = self.publish();
-            for waiting in self.waiting.drain(..) {
-                // Whoever asked may be gone.
-                let _ = waiting.send(status.clone());
-            }
-        }
-    }
-
-    /// What is told to those who wait for a generation that is gone. A planned
-    /// end is told from a crash, so that nobody blames what it was working on.
-    fn detach(&self, port: &Arc<Port>, why: &str) {
-        let name = &self.spec.plugin.name;
-        let planned = self.reason.is_none() && self.supervisor.state() == PluginState::Draining;
-        let reason = self.reason.as_deref().unwrap_or(why);
-        let refusal = if planned && self.means.hub.is_closing() {
-            Refusal::new(Code::ShuttingDown, format!("plugin {name} ends with the daemon"))
-                .details(json!({ "planned": true }))
-        } else {
-            let gone = Refusal::new(Code::PluginRestarted, format!("plugin {name} is gone: {reason}"))
-                .retry_after_ms(200);
-            if planned { gone.details(json!({ "planned": true })) } else { gone }
-        };
-        let refusal =
-            refusal.hint("whether it did what was asked is not known; ask again if that does no harm");
-        let mut turn = self.means.hub.turn();
-        turn.detach(port, &refusal);
-        turn.end();
-    }
-
-    fn record_death(&mut self, at_ms: u64) {
-        self.reason = self.reason.take().map(redaction::text);
-        let reason = self.reason.clone().unwrap_or_else(|| "unknown".into());
-        let name = self.spec.plugin.name.clone();
-        tracing::warn!(plugin = name, "plugin died: {reason}");
-        let known = std::mem::take(&mut self.death);
-        with(&self.board, |board| {
-            if board.deaths.len() == DEATHS_MAX {
-                board.deaths.pop_front();
-            }
-            let generation = board.status.generation;
-            board.deaths.push_back(Death { at_ms, reason: reason.clone(), generation, ..known });
-            board.status.restarts += 1;
-            board.status.last_error = Some(reason.clone());
-        });
-        // Whoever sees the new state, or hears of the death, finds why.
-        self.publish();
-        self.means.hub.tell(own::PLUGIN_DIED, &PluginTrouble { name, reason });
-    }
-
-    /// Writes the board; what it now says.
-    fn publish(&self) -> PluginStatus {
-        let state = self.supervisor.state();
-        // Whoever sees that it is away is refused for the reason that he sees.
-        if state != PluginState::Ready && with(&self.board, |board| board.status.state) != state {
-            self.declare(self.absent());
-        }
-        let (placement, pid) = match &self.running {
-            Some(Running { body: Body::Child { child, .. }, .. }) => (Placement::Child, child.id()),
-            Some(Running { body: Body::Actor(_), .. }) => (Placement::InProcess, None),
-            None => (self.placement, None),
-        };
-        with(&self.board, |board| {
-            let status = &mut board.status;
-            status.state = state;
-            status.placement = placement;
-            (status.sandbox, status.sandbox_lacks) = match (placement, &self.sandbox) {
-                (Placement::InProcess, _) => ("none".into(), Vec::new()),
-                (Placement::Child, None) => (String::new(), Vec::new()),
-                (Placement::Child, Some(report)) => (report.level().into(), report.reasons()),
-            };
-            status.pid = pid;
-            status.library = self.spec.library.display().to_string();
-            status.quarantined.clone_from(&self.quarantine);
-            board.ready_at_ms = self.supervisor.ready_at_ms();
-            board.port = self.running.as_ref().map(|running| running.port.clone());
-            board.status.clone()
-        })
     }
 }
 

@@ -9,10 +9,7 @@ use ksi_protocol::{
 use super::{Fleet, settled_after};
 use crate::{
     orders::{self, Order},
-    plugin::{
-        runner::{Command, with},
-        supervisor::Input,
-    },
+    plugin::{board::with, runner::Command, supervisor::Input},
 };
 
 impl Fleet {

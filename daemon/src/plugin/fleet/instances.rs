@@ -19,11 +19,13 @@ use ksi_protocol::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Fleet, Kept, figures, settled_after};
+use super::{Fleet, Kept, settled_after};
 use crate::{
     config,
     plugin::{
-        runner::{Command, Keyed, Spec, quarantined, with},
+        board::{figures, with},
+        runner::{Command, quarantined},
+        spec::{Keyed, Spec},
         supervisor::Input,
     },
 };

@@ -18,12 +18,13 @@ use tokio::{
 use super::{
     Runner,
     exit::{Exit, Watch},
-    reason_of, with,
+    reason_of,
 };
 use crate::{
     hub::{Hub, Port},
     plugin::{
         actor::Actor,
+        board::with,
         cgroup::Group,
         guest::{Guest, Life, Word},
         link::Link,

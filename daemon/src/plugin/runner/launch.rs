@@ -1,6 +1,5 @@
 //! How a generation begins: the library is checked, loaded here or in a child,
-//! and is given its events once it is ready. Also what is said while nobody
-//! answers them.
+//! and is given its events once it is ready.
 
 use std::sync::Arc;
 
@@ -11,29 +10,28 @@ use ksi_protocol::{
     Bytes, Code, Descriptor, EventName, Frame, PROTOCOL_VERSION, Refusal,
     frame::{Class, Setup},
     json,
-    system::{Death, Placement, PluginBorn, PluginState, PluginStatus},
+    system::{Death, Placement},
 };
 use ksi_trust::Digest;
 use nix::unistd::Pid;
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    Keyed, Runner,
+    Runner,
     body::{Body, Heartbeat, Running, listen},
     claims,
     exit::Watch,
-    with,
 };
 use crate::{
     config,
     hub::{Handle, Port},
-    own,
     plugin::{
         actor::{Actor, ActorHost},
+        board::with,
         grants,
         guest::{Alias, Guest, SUBS_FROM},
         link::Link,
+        spec::Keyed,
     },
     redaction,
 };
@@ -77,16 +75,6 @@ impl Runner {
             Placement::Child => self.launch_child(guest, generation, digest).await?,
         }
         Ok(())
-    }
-
-    /// What is told of a generation that runs, or that is ready.
-    pub(super) fn birth(&self) -> PluginBorn {
-        let PluginStatus { name, generation, placement, sandbox, sandbox_lacks, pid, .. } = self.publish();
-        PluginBorn { name, generation, placement, sandbox, sandbox_lacks, pid }
-    }
-
-    pub(super) fn tell_started(&self) {
-        self.means.hub.tell(own::PLUGIN_STARTED, &self.birth());
     }
 
     /// How the kernel and everybody else knows the plugin.
@@ -269,63 +257,4 @@ impl Runner {
         let declared: Vec<Declared> = names.into_iter().map(declare).collect();
         self.means.hub.kernel.declare(&self.origin(), &declared, absent);
     }
-
-    /// What is said to whoever asks before the plugin is ready.
-    pub(in crate::plugin) fn starting(&self) -> Refusal {
-        let name = &self.spec.plugin.name;
-        let refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is starting"));
-        self.told(refusal.retry_after_ms(200))
-    }
-
-    /// What is said to whoever asks while the plugin does not answer.
-    pub(in crate::plugin) fn absent(&self) -> Refusal {
-        self.told(self.absence())
-    }
-
-    /// A manager is told by the details that its instance has not seen what it
-    /// asked.
-    fn told(&self, refusal: Refusal) -> Refusal {
-        match &self.spec.instance {
-            Some(Keyed { key, .. }) => refusal.details(json!({ "absent": key })),
-            None => refusal,
-        }
-    }
-
-    fn absence(&self) -> Refusal {
-        let name = &self.spec.plugin.name;
-        let why = self.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        match self.supervisor.state() {
-            PluginState::Starting | PluginState::Ready => self.starting(),
-            // Whoever asks between two generations shall come again.
-            PluginState::Draining if self.supervisor.is_restarting() => self.starting(),
-            PluginState::Backoff => {
-                Refusal::new(Code::Unavailable, format!("plugin {name} is being restarted{why}"))
-                    .retry_after_ms(500)
-            }
-            PluginState::Held => {
-                let mut refusal = Refusal::new(
-                    Code::Unavailable,
-                    format!("plugin {name} is held after repeated failures{why}"),
-                )
-                .hint(format!(
-                    "`ksi plugin inspect {name}` shows how it died, `ksi plugin restart {name}` tries again"
-                ));
-                refusal.retryable = false;
-                refusal
-            }
-            PluginState::Quarantined => quarantined(name, self.quarantine.as_deref().unwrap_or_default()),
-            PluginState::Draining | PluginState::Stopped => {
-                Refusal::new(Code::NoOwner, format!("plugin {name} is not loaded"))
-                    .hint(format!("`ksi plugin load {name}` loads it"))
-            }
-        }
-    }
-}
-
-/// What is said to whoever wants a plugin to run that is quarantined.
-pub(in crate::plugin) fn quarantined(name: &str, why: &str) -> Refusal {
-    let mut refusal = Refusal::new(Code::Unavailable, format!("plugin {name} is quarantined: {why}"))
-        .hint(format!("`ksi plugin release {name}` lets it run again"));
-    refusal.retryable = false;
-    refusal
 }
