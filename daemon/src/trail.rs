@@ -24,40 +24,30 @@
 //! health says so; events go on. What waits when the process dies is lost: a
 //! tenth of a second's worth while all is well.
 
+mod line;
 mod note;
+mod queue;
 mod repeats;
 
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use foldhash::fast::RandomState;
 use ksi_identity::Witness;
-use ksi_protocol::{
-    Bytes, Code, EventName, Refusal,
-    audit::{Append, Lost, Record, Repeated},
-    limits,
-};
+use ksi_protocol::{Bytes, Code, EventName, Refusal};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
 
 use self::{
+    line::{Line, append},
     note::{Note, Payload},
-    repeats::Repeats,
+    queue::{Pushed, Queue, Waiting},
 };
 use crate::{hub::Hub, woken};
 
-/// Decisions that may wait.
-const NOTES_MAX: usize = 16_384;
-/// Bytes of their texts that may wait with them.
-const BYTES_MAX: usize = 32 << 20;
-/// Bytes of payloads that may wait beside those, where it is more than one payload:
-/// others are digested at once, by whoever sends them.
-const WHOLE_BYTES_MAX: usize = 8 << 20;
 /// Decisions that are written at once, and bytes that are read for that.
 const BATCH_MAX: usize = 1_024;
 const BATCH_BYTES: usize = 4 << 20;
@@ -82,118 +72,6 @@ pub struct Trail {
     hurry: Notify,
     /// Told when everything is written.
     empty: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// Bytes of all that waits, but for payloads.
-    bytes: usize,
-    /// Bytes of payloads.
-    whole_bytes: usize,
-    /// Decisions that wait, by those whose share they take; nobody with none.
-    by: HashMap<Arc<str>, usize, RandomState>,
-    denials: Repeats,
-    /// What plugins tell, each in its own name.
-    facts: Repeats,
-    /// A batch is being written.
-    writing: bool,
-    /// Why that does not work, where it has not for long.
-    trouble: Option<String>,
-}
-
-#[derive(Debug)]
-enum Waiting {
-    /// A decision, and what it weighs without its payload.
-    Note(Note, usize),
-    Repeated(Repeated),
-    /// Those that found no room, between what was before and after.
-    Lost(Lost),
-}
-
-/// What became of a decision that was to be put into the queue. One that is not
-/// there comes back, so that nothing is freed under the lock.
-enum Pushed {
-    Waits,
-    /// It found no room, and is counted.
-    Lost(Note),
-    /// There is room, but not for its payload.
-    Heavy(Note),
-}
-
-impl Queue {
-    /// Has those told that were counted; all of them with `None`.
-    fn end_repeats(&mut self, now_ms: Option<u64>) {
-        let counted = [&mut self.denials, &mut self.facts].map(|repeats| repeats.end(now_ms));
-        self.waiting.extend(counted.into_iter().flatten().map(Waiting::Repeated));
-    }
-
-    /// Whether a decision that may repeat is to be written down whole; it is counted
-    /// otherwise.
-    fn admit(&mut self, decision: &ksi_identity::Decision<'_>) -> bool {
-        let repeats = if decision.allowed { &mut self.facts } else { &mut self.denials };
-        repeats.admit(decision)
-    }
-
-    fn counts(&self) -> bool {
-        !self.denials.is_empty() || !self.facts.is_empty()
-    }
-
-    /// The first that waits, which nobody is charged for any more; and what it
-    /// weighs, its payload with it.
-    fn pop(&mut self) -> Option<(Waiting, usize)> {
-        let first = self.waiting.pop_front()?;
-        let Waiting::Note(note, weight) = &first else { return Some((first, 0)) };
-        let (weight, whole) = (*weight, note.payload.weight());
-        self.bytes -= weight;
-        self.whole_bytes -= whole;
-        if let Some(own) = self.by.get_mut(&note.payer) {
-            *own -= 1;
-            if *own == 0 {
-                self.by.remove(&note.payer);
-            }
-        }
-        Some((first, weight + whole))
-    }
-
-    /// Puts a decision of that weight at the end, or counts it there.
-    fn push(&mut self, note: Note, weight: usize) -> Pushed {
-        let (notes_max, bytes_max) = match note.allowed {
-            true => (NOTES_MAX / 4 * 3, BYTES_MAX / 4 * 3),
-            false => (NOTES_MAX, BYTES_MAX),
-        };
-        let payer = self.by.get_mut(&note.payer);
-        let own = payer.as_deref().copied().unwrap_or(0);
-        let share = limits::fair_share(notes_max, self.waiting.len().saturating_sub(own));
-        if own >= share || self.bytes + weight > bytes_max {
-            self.lose(&note);
-            return Pushed::Lost(note);
-        }
-        let whole = note.payload.weight();
-        if whole > 0 && self.whole_bytes > 0 && self.whole_bytes + whole > WHOLE_BYTES_MAX {
-            return Pushed::Heavy(note);
-        }
-        match payer {
-            Some(own) => *own += 1,
-            None => drop(self.by.insert(note.payer.clone(), 1)),
-        }
-        self.bytes += weight;
-        self.whole_bytes += whole;
-        self.waiting.push_back(Waiting::Note(note, weight));
-        Pushed::Waits
-    }
-
-    fn lose(&mut self, note: &Note) {
-        if !matches!(self.waiting.back(), Some(Waiting::Lost(_))) {
-            self.waiting.push_back(Waiting::Lost(Lost { at_ms: note.at_ms, allowed: 0, denied: 0 }));
-        }
-        if let Some(Waiting::Lost(lost)) = self.waiting.back_mut() {
-            match note.allowed {
-                true => lost.allowed += 1,
-                false => lost.denied += 1,
-            }
-        }
-    }
 }
 
 /// Whether there may be any number of such decisions: denials, and what a plugin
@@ -401,42 +279,15 @@ fn is_final(code: Code) -> bool {
     matches!(code, Code::TooLarge | Code::InvalidPayload | Code::InvalidFrame)
 }
 
-/// A record as it is written.
-struct Line {
-    text: String,
-    /// What is written in its place where it cannot be; nothing in the place of that.
-    else_lost: Option<Lost>,
-}
-
-impl From<Waiting> for Line {
-    fn from(waiting: Waiting) -> Self {
-        let (record, else_lost) = match waiting {
-            Waiting::Note(note, _) => {
-                let (allowed, denied) = (note.allowed.into(), (!note.allowed).into());
-                let lost = Lost { at_ms: note.at_ms, allowed, denied };
-                (Record::Decision(note.into()), Some(lost))
-            }
-            Waiting::Repeated(repeated) => {
-                let Repeated { at_ms, allowed, denied, .. } = repeated;
-                (Record::Repeated(repeated), Some(Lost { at_ms, allowed, denied }))
-            }
-            Waiting::Lost(lost) => (Record::Lost(lost), None),
-        };
-        Self { text: record.line(), else_lost }
-    }
-}
-
-fn append(lines: &[Line]) -> Bytes {
-    let append = Append { records: lines.iter().map(|line| line.text.clone()).collect() };
-    ksi_protocol::encode(&append).expect("texts have a form in MessagePack")
-}
-
 #[cfg(test)]
 mod tests {
-    use ksi_protocol::audit::Decision;
+    use ksi_protocol::audit::{Append, Decision, Record};
     use ksi_trust::Digest;
 
-    use super::*;
+    use super::{
+        queue::{BYTES_MAX, NOTES_MAX, WHOLE_BYTES_MAX},
+        *,
+    };
 
     fn note(allowed: bool, data: usize) -> Note {
         Note {
