@@ -13,6 +13,7 @@ pub mod face;
 pub mod body;
 pub mod outbox;
 mod pace;
+pub mod place;
 mod reader;
 mod socket;
 mod unfinished;

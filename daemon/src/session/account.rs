@@ -18,19 +18,18 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use ksi_kernel::Rate;
 use ksi_protocol::{Code, Refusal, limits};
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::runtime::Handle;
 
-use super::pace::{Lately, Pace};
+use super::{
+    pace::Lately,
+    place::{Place, Places, Tenure},
+};
 use crate::{
     config::Share,
     lanes::{Assignment, Lanes},
@@ -102,14 +101,15 @@ impl Accounts {
         open.retain(|_, account| account.strong_count() > 0);
         let account = Arc::new(Account {
             user: user.to_owned(),
-            number: self.count.fetch_add(1, Ordering::Relaxed) + 1,
             share: self.share,
             subscriptions_max: self.share.subscriptions.unwrap_or(subscriptions),
             users: self.users.clone(),
-            lately: self.lately.clone(),
-            pace: Pace::new(self.places),
             lane: OnceLock::new(),
-            places: Semaphore::new(self.places),
+            places: Places::new(
+                self.places,
+                self.count.fetch_add(1, Ordering::Relaxed) + 1,
+                self.lately.clone(),
+            ),
             connections: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             subscriptions: AtomicUsize::new(0),
@@ -126,14 +126,11 @@ impl Accounts {
 #[derive(Debug)]
 pub struct Account {
     user: String,
-    number: u64,
     share: Share,
     subscriptions_max: usize,
     users: Arc<AtomicIsize>,
-    lately: Arc<Lately>,
-    pace: Pace,
     lane: OnceLock<Assignment>,
-    places: Semaphore,
+    places: Places,
     connections: AtomicUsize,
     in_flight: AtomicUsize,
     subscriptions: AtomicUsize,
@@ -296,62 +293,13 @@ impl Account {
         if !self.has_company() {
             return None;
         }
-        // Never closed; were it, nobody would have to wait.
-        let permit = self.places.acquire().await.ok()?;
-        tenure.0.store(HELD, Ordering::Release);
-        Some(Place { account: self, tenure, began: Instant::now(), permit: Some(permit) })
+        self.places.take(tenure).await
     }
 
     /// A connection is lost with its task, and with its place where it has one:
     /// others get another.
     pub(super) fn lose_place(&self, tenure: &Tenure) {
-        if tenure.0.compare_exchange(HELD, LOST, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            self.places.add_permits(1);
-        }
-    }
-}
-
-/// Whether a connection has a place now.
-#[derive(Debug, Default)]
-pub struct Tenure(AtomicU8);
-
-const NONE: u8 = 0;
-const HELD: u8 = 1;
-/// Others have got another for it.
-const LOST: u8 = 2;
-
-/// A place at which one connection is served, and since when it is.
-#[derive(Debug)]
-pub struct Place<'a> {
-    account: &'a Account,
-    tenure: &'a Tenure,
-    began: Instant,
-    /// Taken only at the end.
-    permit: Option<SemaphorePermit<'a>>,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        // One that was given up for lost and comes back is no place more.
-        if self.tenure.0.swap(NONE, Ordering::AcqRel) == LOST
-            && let Some(permit) = self.permit.take()
-        {
-            permit.forget();
-        }
-    }
-}
-
-impl Place<'_> {
-    /// The turn is over. Others get the place, after a pause where this user is
-    /// served all the time and somebody else is served, too.
-    pub async fn leave(self, now_ms: u64) {
-        let Account { lately, pace, number, .. } = self.account;
-        if lately.serve(*number, now_ms) {
-            let pause = pace.charge(self.began, Instant::now());
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-        }
+        self.places.lose(tenure);
     }
 }
 
@@ -369,6 +317,8 @@ impl Drop for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     const NOW: u64 = 100_000;

@@ -43,10 +43,11 @@ use self::{
     ring::{Live, Sub},
 };
 use super::{
-    account::{Account, Tenure},
+    account::Account,
     body::Body,
     credit::Credits,
     face::{Face, put_line},
+    place::Tenure,
 };
 use crate::{
     wire::{Flushed, Wire},
