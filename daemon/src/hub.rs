@@ -23,6 +23,8 @@ mod asks;
 mod desk;
 mod instead;
 mod telling;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{
     sync::{

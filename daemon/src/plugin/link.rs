@@ -281,25 +281,13 @@ mod tests {
     use std::{io::Read, time::Duration};
 
     use ksi_identity::Authority;
-    use ksi_kernel::{Answer, Ask, Chains, Declared, Quota, Role};
+    use ksi_kernel::{Answer, Ask, Declared, Quota, Role};
     use ksi_protocol::{Bytes, EventName, Pattern, descriptor::InterceptSpec, frame::Stage};
     use serde_json::json;
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{
-        config::{Config, Sources},
-        hub::{Handle, Port},
-        identity::Identity,
-    };
-
-    fn hub() -> Arc<Hub> {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config::load(&Sources::file(&dir.path().join("ksi.toml")))
-            .unwrap_or_else(|errors| panic!("{errors}"));
-        let identity = Identity::new(&config, 1000, dir.path().join("tokens.json"));
-        Hub::new(tokio::runtime::Handle::current(), identity, Chains::default())
-    }
+    use crate::hub::{Handle, Port, testing::hub};
 
     fn link() -> (Arc<Link>, StdStream, mpsc::Receiver<Life>) {
         let (ours, theirs) = StdStream::pair().unwrap();

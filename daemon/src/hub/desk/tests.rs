@@ -1,20 +1,12 @@
 //! Tests of who finds room at the desk, and who is served when.
 
-use ksi_kernel::Chains;
-
 use super::*;
-use crate::config::{Config, Sources};
-
-const OWNER_UID: u32 = 1000;
+use crate::hub::testing::{self, OWNER_UID};
 
 const READER: &str = "[identity.users.bob]\nuid = 1001\ncapabilities = [\"*.read\", \"token.use\"]\n";
 
 fn identity() -> Identity {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ksi.toml");
-    std::fs::write(&path, READER).unwrap();
-    let config = Config::load(&Sources::file(&path)).unwrap_or_else(|errors| panic!("{errors}"));
-    Identity::new(&config, OWNER_UID, dir.path().join("tokens.json"))
+    testing::identity(READER)
 }
 
 /// Asks for as much as there is room for; how much that was.
@@ -57,7 +49,7 @@ async fn nobody_takes_all_the_room_and_who_administers_has_some_when_all_of_it_i
 
 #[tokio::test]
 async fn who_administers_holds_the_right_to_and_not_only_that_to_read() {
-    let hub = Hub::new(tokio::runtime::Handle::current(), identity(), Chains::default());
+    let hub = testing::hub_of(identity());
     for event in ["system:health", "plugin:list", "config:show", "token:list"] {
         let event = EventName::parse(event).unwrap();
         let administers = |uid| hub.administers(&hub.identity.of_user(uid).unwrap(), &event, hub.now_ms());

@@ -4,7 +4,7 @@ use std::{io::Read, os::unix::net::UnixStream as Peer};
 
 use bytes::BytesMut;
 use ksi_identity::Authority;
-use ksi_kernel::{Answer, Chains, Emission, Quota, Role};
+use ksi_kernel::{Answer, Emission, Quota, Role};
 use ksi_protocol::{
     EventName, Frame, Pattern, empty,
     frame::{Class, Id},
@@ -15,22 +15,13 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::{
-    config::{Config, Share, Sources},
-    hub::{Delivery, Hub, Port},
-    identity::Identity,
+    config::Share,
+    hub::{Delivery, Hub, Port, testing::hub},
     session::{account::Accounts, face::Face},
     wire::Flushed,
 };
 
 const SUB: Id = 7;
-
-fn hub() -> Arc<Hub> {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config::load(&Sources::file(&dir.path().join("ksi.toml")))
-        .unwrap_or_else(|errors| panic!("{errors}"));
-    let identity = Identity::new(&config, 1000, dir.path().join("tokens.json"));
-    Hub::new(tokio::runtime::Handle::current(), identity, Chains::default())
-}
 
 /// One who listens to `a:b`, and its end of the socket.
 struct Reader {
