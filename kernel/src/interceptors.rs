@@ -57,7 +57,7 @@ impl<H> Interceptor<H> {
 }
 
 /// Those who are still to be heard, in order.
-pub(crate) type Chain<H> = std::vec::IntoIter<Arc<Interceptor<H>>>;
+pub(crate) type Remaining<H> = std::vec::IntoIter<Arc<Interceptor<H>>>;
 
 /// All who have a word, in order.
 pub(crate) struct Interceptors<H> {
@@ -80,13 +80,13 @@ impl<H> Interceptors<H> {
     /// Who has a word on an event that `sender` sent or asked for; itself it
     /// has none, nor has what it was before a restart. On what a plugin asks of
     /// its own instances nobody has. `receiver`: who is handed it, of a request.
-    pub(crate) fn chain(
+    pub(crate) fn of(
         &self,
         stage: Stage,
         event: &EventName,
         sender: &Port<H>,
         receiver: Option<&Port<H>>,
-    ) -> Option<Chain<H>> {
+    ) -> Option<Remaining<H>> {
         if !self.any() || event.manager().is_some() {
             return None;
         }
@@ -105,8 +105,8 @@ impl<H> Interceptors<H> {
             }
         };
         let heard = |one: &&Arc<Interceptor<H>>| *one.origin() != sender.origin && has_a_word(one);
-        let chain: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
-        (!chain.is_empty()).then(|| chain.into_iter())
+        let found: Vec<_> = self.all.load().iter().filter(heard).cloned().collect();
+        (!found.is_empty()).then(|| found.into_iter())
     }
 
     /// Adds those of a port, each after those of the same order, in place of what

@@ -34,7 +34,7 @@ use ksi_protocol::{
 use crate::{
     effects::Effects,
     envelope::{Answer, Envelope, Token},
-    interceptors::Chain,
+    interceptors::Remaining,
     port::{EndpointId, Hold, Port, Role},
     refusals::{self, Fault},
 };
@@ -94,7 +94,7 @@ pub(crate) struct Word<H> {
     /// What goes on or ends with the verdict.
     pub(crate) held: Held,
     /// Who is to be heard next.
-    pub(crate) rest: Chain<H>,
+    pub(crate) rest: Remaining<H>,
     /// Whether it goes on without a verdict too.
     pub(crate) fail_open: bool,
     /// When the question was put.
@@ -107,7 +107,7 @@ pub(crate) struct Word<H> {
 
 impl<H> Word<H> {
     /// The turn of nobody yet.
-    pub(crate) fn over(held: Held, payer: Arc<str>, rest: Chain<H>, deadline_ms: u64) -> Box<Self> {
+    pub(crate) fn over(held: Held, payer: Arc<str>, rest: Remaining<H>, deadline_ms: u64) -> Box<Self> {
         Box::new(Self { held, rest, fail_open: false, asked_ms: 0, deadline_ms, payer })
     }
 }
@@ -330,14 +330,14 @@ impl<H> Table<H> {
         &self,
         token: Token,
         owner: &Port<H>,
-        wanted: impl FnOnce(&Request<H>) -> Option<Chain<H>>,
-    ) -> Option<(Chain<H>, EventName, u64, Hold<H>)> {
+        wanted: impl FnOnce(&Request<H>) -> Option<Remaining<H>>,
+    ) -> Option<(Remaining<H>, EventName, u64, Hold<H>)> {
         let mut entry = self.entries.get_mut(&token).filter(|entry| entry.is_held_by(owner))?;
         let Matter::Request(request) = &entry.matter else { return None };
-        let chain = wanted(request)?;
+        let rest = wanted(request)?;
         let event = request.event.clone();
         let hold = entry.holder.take()?;
-        Some((chain, event, entry.deadline_ms, hold))
+        Some((rest, event, entry.deadline_ms, hold))
     }
 
     /// Where to send a chunk of a request that `owner` holds.

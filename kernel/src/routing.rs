@@ -52,7 +52,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         self.counters.emits.add(1);
         let may = self.may_emit(port, emission, now_ms);
         let (envelope, bit, kept) = may.inspect_err(|_| self.counters.refusals.add(1))?;
-        let Some(rest) = self.interceptors.chain(Stage::Before, &envelope.event, port, None) else {
+        let Some(rest) = self.interceptors.of(Stage::Before, &envelope.event, port, None) else {
             return Ok(self.tell(port.id, envelope, bit, kept, effects));
         };
         let mut listening = 0;
@@ -320,7 +320,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             self.fail(token, refusals::parent_ended(parent), effects);
             return Ok(());
         }
-        let heard = || self.interceptors.chain(Stage::Before, &envelope.event, port, Some(to.port));
+        let heard = || self.interceptors.of(Stage::Before, &envelope.event, port, Some(to.port));
         // What was kept has passed its interceptors, when it was asked.
         match if to.dispatched { None } else { heard() } {
             None => self.hand_over(token, envelope, to, effects),
@@ -386,10 +386,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             }
             other => return self.conclude(port, token, other, now_ms, effects),
         };
-        let chain = |request: &Request<H>| {
-            self.interceptors.chain(Stage::After, &request.event, &request.asker, None)
-        };
-        let Some((rest, event, deadline_ms, hold)) = self.pending.review(token, port, chain) else {
+        let wanted =
+            |request: &Request<H>| self.interceptors.of(Stage::After, &request.event, &request.asker, None);
+        let Some((rest, event, deadline_ms, hold)) = self.pending.review(token, port, wanted) else {
             return self.conclude(port, token, last(data), now_ms, effects);
         };
         port.count_handled();

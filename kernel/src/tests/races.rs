@@ -235,7 +235,7 @@ fn there_is_no_moment_at_which_the_gate_of_a_guard_that_comes_and_goes_is_open()
     let open = thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let say = event("echo:say");
-            let is_open = |_| kernel.interceptors.chain(Stage::Before, &say, &asker, None).is_none();
+            let is_open = |_| kernel.interceptors.of(Stage::Before, &say, &asker, None).is_none();
             (0..LOOKS).any(is_open)
         });
         while !asking.is_finished() {
