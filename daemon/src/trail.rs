@@ -9,8 +9,9 @@
 //!
 //! # Invariants
 //!
-//! * What finds no room, or cannot be written whoever asks how often, is counted, denials and permissions apart, and the
-//!   counts are written down as a record of their own, in their place.
+//! * What finds no room, or cannot be written whoever asks how often, is counted,
+//!   denials and permissions apart, and the counts are written down as a record of
+//!   their own, in their place.
 //! * A quarter of the room is for denials alone.
 //! * One payer has at most half of what the others leave, and payloads take no
 //!   room from decisions: so what somebody does is not hidden by what another, or

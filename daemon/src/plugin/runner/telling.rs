@@ -50,7 +50,8 @@ impl Runner {
             self.means.hub.kernel.forget_interceptors(&self.origin());
             self.is_heard = false;
         }
-        // With another state what is refused was declared where that was published; there may be another reason.
+        // With another state what is refused was declared where that was published; there may be another
+        // reason.
         if after == PluginState::Stopped || (before == after && after != PluginState::Ready) {
             self.declare(self.absent());
         }
