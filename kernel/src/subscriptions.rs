@@ -100,13 +100,13 @@ impl<H> Subscriptions<H> {
         // The list is cloned, one count, so that no shard stays locked.
         let snapshot = |index: &Index<H>, key: &str| index.get(key).map(|list| Arc::clone(&list));
         if let Some(list) = snapshot(&self.exact, name) {
-            list.iter().for_each(|one| tell(one));
+            list.iter().for_each(&mut tell);
         }
         let ends = name.match_indices(':').map(|(end, _)| end).chain([name.len()]);
         for list in ends.filter_map(|end| snapshot(&self.prefixed, &name[..end])) {
-            list.iter().filter(|one| one.pattern.matches(name)).for_each(|one| tell(one));
+            list.iter().filter(|one| one.pattern.matches(name)).for_each(&mut tell);
         }
-        self.everywhere.load().iter().filter(|one| one.pattern.matches(name)).for_each(|one| tell(one));
+        self.everywhere.load().iter().filter(|one| one.pattern.matches(name)).for_each(&mut tell);
     }
 
     pub(crate) fn add(
