@@ -26,9 +26,9 @@
 pub mod leash;
 pub mod options;
 pub mod report;
+mod checkpointer;
 mod exports;
 mod facts;
-mod keeper;
 mod place;
 mod recovery;
 mod shared;
@@ -79,7 +79,7 @@ use crate::{
 /// Changes in memory that a scan looks at, at least, before it asks the store for more.
 const CHANGES_MIN: usize = 1_000;
 
-/// Jobs that may wait for the keeper; more are refused `busy`.
+/// Jobs that may wait for the checkpointer; more are refused `busy`.
 const JOBS_MAX: usize = 4096;
 
 /// The handle of the plugin's thread.
@@ -94,12 +94,13 @@ pub struct Engine {
     last_fact: Cell<Seq>,
     /// Who waits for a fact to be told.
     fact_wakers: RefCell<Vec<Waker>>,
-    /// The keeper knows that something has changed since the last checkpoint: the number of checkpoints then.
+    /// The checkpointer knows that something has changed since the last checkpoint: the number of checkpoints
+    /// then.
     told: Cell<Option<u64>>,
 }
 
 impl Engine {
-    /// Opens the directory, or recovers what is in it, on the keeper's thread.
+    /// Opens the directory, or recovers what is in it, on the checkpointer's thread.
     ///
     /// # Errors
     ///
@@ -109,7 +110,7 @@ impl Engine {
         Self::start(options, move || place::open_on_disk(&dir, settings)).await
     }
 
-    /// Opens on the keeper's thread, which holds what `open` returns first until its end.
+    /// Opens on the checkpointer's thread, which holds what `open` returns first until its end.
     async fn start<L>(
         options: Options,
         open: impl FnOnce() -> Result<(L, Opening), Refusal> + Send + 'static,
@@ -117,16 +118,16 @@ impl Engine {
         let (sender, receiver) = oneshot::channel();
         let (jobs, inbox) = sync_channel(JOBS_MAX);
         let keep = move || match open() {
-            Ok((held, Opening { keeper, shared, recovery })) => {
+            Ok((held, Opening { checkpointer, shared, recovery })) => {
                 // Nobody is there any more where the start was given up; then there are no jobs either.
                 let _ = sender.send(Ok((shared, recovery)));
-                thread::run(keeper, &inbox);
+                thread::run(checkpointer, &inbox);
                 drop(held);
             }
             Err(refusal) => drop(sender.send(Err(refusal))),
         };
-        std::thread::Builder::new().name("keeper".into()).spawn(keep).map_err(|error| {
-            Refusal::new(Code::Unavailable, format!("cannot start the keeper's thread: {error}"))
+        std::thread::Builder::new().name("checkpointer".into()).spawn(keep).map_err(|error| {
+            Refusal::new(Code::Unavailable, format!("cannot start the checkpointer's thread: {error}"))
         })?;
         let (shared, recovery) = receiver.await.map_err(|_| gone())??;
         Ok((Rc::new(Self::new(shared, jobs, options, &recovery)), recovery))
@@ -465,7 +466,7 @@ impl Engine {
     }
 }
 
-/// The keeper's thread is gone without an answer: it panicked.
+/// The checkpointer's thread is gone without an answer: it panicked.
 fn gone() -> Refusal {
     Refusal::new(Code::Unavailable, "the store's thread is gone")
         .hint("`ksi plugin restart checkpoint` opens it again")

@@ -17,7 +17,7 @@ use std::{
 use ksi_sdk::protocol::{Bytes, EventName, Refusal};
 
 use super::{
-    keeper::Keeper,
+    checkpointer::Checkpointer,
     options::Options,
     recovery::{Opening, Places, recover},
     report::Recovery,
@@ -132,13 +132,13 @@ struct Model {
 }
 
 struct Life {
-    keeper: Keeper,
+    checkpointer: Checkpointer,
     shared: Arc<Shared>,
 }
 
 impl Life {
     fn content(&self) -> Content {
-        let store = self.keeper.store().unwrap();
+        let store = self.checkpointer.store().unwrap();
         let page = store.range(b"", None, usize::MAX, usize::MAX).unwrap();
         let all = merge(page, self.shared.state().overlay.range(b"", None, usize::MAX));
         all.into_iter().filter(|(key, _)| key.first() != Some(&crate::record::keys::META)).collect()
@@ -159,8 +159,8 @@ fn open(disk: &SimDisk, shelf: &SimulatedShelf) -> Result<(Life, Recovery), Refu
     let start = |journal, _| -> io::Result<Box<dyn Log>> {
         Ok(Box::new(Direct { journal, line: Vec::new(), stopped: None }))
     };
-    let Opening { keeper, shared, recovery } = recover(places, options(), Box::new(start))?;
-    Ok((Life { keeper, shared }, recovery))
+    let Opening { checkpointer, shared, recovery } = recover(places, options(), Box::new(start))?;
+    Ok((Life { checkpointer, shared }, recovery))
 }
 
 fn batch(chance: &mut Chance, seq: Seq, content: &mut Content) -> Batch {
@@ -214,14 +214,14 @@ fn work(life: &mut Life, model: &mut Model, chance: &mut Chance, steps: u64) -> 
                 model.durable = seq;
             }
             18..=20 => {
-                let report = life.keeper.checkpoint(&mut |_| {})?;
+                let report = life.checkpointer.checkpoint(&mut |_| {})?;
                 assert_eq!(report.seq, seq);
                 model.durable = seq;
             }
             21 => {
-                life.keeper.checkpoint(&mut |_| {})?;
+                life.checkpointer.checkpoint(&mut |_| {})?;
                 model.durable = seq;
-                life.keeper.export_own(&mut |_| {})?;
+                life.checkpointer.export_own(&mut |_| {})?;
             }
             22 if chance.below(3) == 0 => {
                 let past = chance.below(model.after.len() as u64) as usize;
@@ -229,7 +229,7 @@ fn work(life: &mut Life, model: &mut Model, chance: &mut Chance, steps: u64) -> 
                 model.after.insert(seq + 1, past.clone());
                 let given = chance.below(2 * seq + 9);
                 let (_, keys, position) =
-                    life.keeper.restore_from("it", &image(&past, given), model.epoch)?;
+                    life.checkpointer.restore_from("it", &image(&past, given), model.epoch)?;
                 model.given = model.given.max(given);
                 assert_eq!((keys, position), (past.len() as u64, seq + 1));
                 (content, seq) = (past, position);
@@ -337,7 +337,7 @@ fn point(seed: u64, fault: Option<(u64, Fault)>) -> u64 {
     // Now and then the store is lost too; export and journal have it all.
     let lost = after.below(8) == 0;
     if lost {
-        shelf.put_aside(super::keeper::STORE).expect("it can be moved");
+        shelf.put_aside(super::checkpointer::STORE).expect("it can be moved");
     }
     let (mut life, recovery) = open(&disk, &shelf).expect("it opens without faults");
     check(&life, &recovery, &mut model, exact, lost);
@@ -404,7 +404,7 @@ fn without_journal(seed: u64, cut: Option<u64>) -> u64 {
     };
     let (mut life, _) = open(&disk, &shelf).unwrap();
     work(&mut life, &mut model, &mut chance, WORK).unwrap();
-    let covered = life.keeper.checkpoint(&mut |_| {}).unwrap().seq;
+    let covered = life.checkpointer.checkpoint(&mut |_| {}).unwrap().seq;
     let content = life.content();
     drop(life);
     disk.kill();
@@ -429,7 +429,7 @@ fn without_journal(seed: u64, cut: Option<u64>) -> u64 {
     for lost in [false, true] {
         if lost {
             // Export and journal have it all, also of the journal that is no more.
-            shelf.put_aside(super::keeper::STORE).unwrap();
+            shelf.put_aside(super::checkpointer::STORE).unwrap();
         }
         let (life, recovery) = open(&disk, &shelf).unwrap();
         assert_eq!(life.content(), content, "{recovery:?}");
@@ -463,20 +463,20 @@ fn all_that_takes_long_serves_who_reads_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("export.ksi");
     // So that what the others call is not what this does.
-    life.keeper.checkpoint(&mut |_| {}).unwrap();
+    life.checkpointer.checkpoint(&mut |_| {}).unwrap();
     let served = Cell::new(0);
     let mut between = |store: &dyn Store| {
         assert_eq!(store.get(&7_u64.to_be_bytes()).unwrap().unwrap(), "x");
         served.set(served.get() + 1);
     };
-    let keeper = &mut life.keeper;
-    let segments = keeper.shared.archive.stat().segments.len();
+    let checkpointer = &mut life.checkpointer;
+    let segments = checkpointer.shared.archive.stat().segments.len();
     assert!(segments > 0);
     // The simulated store is verified in one step; its export has 4 pages.
-    keeper.export(&file, &mut between).unwrap();
+    checkpointer.export(&file, &mut between).unwrap();
     assert_eq!(served.take(), 4);
-    keeper.export_own(&mut between).unwrap();
+    checkpointer.export_own(&mut between).unwrap();
     assert_eq!(served.take(), 1 + 4);
-    keeper.verify(&mut between).unwrap();
+    checkpointer.verify(&mut between).unwrap();
     assert_eq!(served.take(), segments + 1);
 }

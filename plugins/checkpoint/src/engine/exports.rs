@@ -146,7 +146,8 @@ impl<'a> Import<'a> {
         self.bytes += change.key.len() + change.value.as_ref().map_or(0, Bytes::len);
         self.changes.push(change);
         self.keys += 1;
-        if self.changes.len() >= super::keeper::BATCH || self.bytes >= super::keeper::BATCH_BYTES {
+        if self.changes.len() >= super::checkpointer::BATCH || self.bytes >= super::checkpointer::BATCH_BYTES
+        {
             self.flush()?;
         }
         Ok(())

@@ -16,12 +16,12 @@ impl Leash {
         Self { shared: Arc::downgrade(shared), jobs: Arc::downgrade(jobs) }
     }
 
-    /// Nothing is committed any more from now on. The keeper's thread syncs what was, makes no checkpoint of it, and
-    /// lets go of the directory. Does not wait for that.
+    /// Nothing is committed any more from now on. The checkpointer's thread syncs what was, makes no checkpoint
+    /// of it, and lets go of the directory. Does not wait for that.
     pub fn end(self) {
         let (Some(shared), Some(jobs)) = (self.shared.upgrade(), self.jobs.upgrade()) else { return };
         shared.abandon();
-        // Where the line is full the keeper is awake, and sees it after the job that it has.
+        // Where the line is full the checkpointer is awake, and sees it after the job that it has.
         let _ = jobs.try_send(Job::Look);
     }
 }

@@ -9,10 +9,11 @@ use std::{sync::Arc, time::Instant};
 use ksi_sdk::protocol::{Bytes, Code, Refusal};
 
 use super::{
-    exports::{Exports, Import},
-    keeper::{
-        COVERED, EPOCH, GIVEN, Keeper, LINEAGE, RESTORED, STORE, covered, finish_restore, number, read_number,
+    checkpointer::{
+        COVERED, Checkpointer, EPOCH, GIVEN, LINEAGE, RESTORED, STORE, covered, finish_restore, number,
+        read_number,
     },
+    exports::{Exports, Import},
     options::Options,
     report::{Rebuilt, Recovery},
     shared::{Figures, Log, Shared, Wakes},
@@ -40,7 +41,7 @@ pub(super) type Start = dyn FnOnce(Journal, Arc<Wakes>) -> std::io::Result<Box<d
 
 /// An engine that was opened.
 pub(super) struct Opening {
-    pub(super) keeper: Keeper,
+    pub(super) checkpointer: Checkpointer,
     pub(super) shared: Arc<Shared>,
     pub(super) recovery: Recovery,
 }
@@ -88,10 +89,11 @@ pub(super) fn recover(places: Places, options: Options, start: Box<Start>) -> Re
     let seq = shared.state().commit(&mut record, payload)?;
     shared.wait_synced(seq)?;
     let store = Some(store);
-    let keeper = Keeper { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };
-    keeper.note_sizes();
+    let checkpointer =
+        Checkpointer { options, shelf, store, exports, shared: shared.clone(), store_seq, export_seq };
+    checkpointer.note_sizes();
     recovery.took_ms = super::millis(begun);
-    Ok(Opening { keeper, shared, recovery })
+    Ok(Opening { checkpointer, shared, recovery })
 }
 
 /// A store that was opened, and the position that it says it covers.

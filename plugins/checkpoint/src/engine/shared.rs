@@ -1,4 +1,4 @@
-//! What the plugin's thread and the keeper's share: memory, the way into the journal, figures.
+//! What the plugin's thread and the checkpointer's share: memory, the way into the journal, figures.
 //!
 //! # Invariants
 //!
@@ -106,11 +106,11 @@ pub(super) struct Shared {
     fallen: AtomicWaker,
 }
 
-/// Who is told of a sync: one task of the plugin's thread, and the keeper.
+/// Who is told of a sync: one task of the plugin's thread, and the checkpointer.
 #[derive(Default)]
 pub(super) struct Wakes {
     pub(super) waker: AtomicWaker,
-    /// Whether the keeper waits.
+    /// Whether the checkpointer waits.
     gate: Mutex<bool>,
     synced: Condvar,
 }
@@ -118,7 +118,7 @@ pub(super) struct Wakes {
 impl Wakes {
     /// Called after each sync by whoever wrote, and when the journal stops.
     pub(super) fn wake(&self) {
-        // Taken, so that the keeper does not miss it between a look and a wait.
+        // Taken, so that the checkpointer does not miss it between a look and a wait.
         let waits = *self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         if waits {
             self.synced.notify_all();
@@ -154,7 +154,7 @@ impl Shared {
         &self.wakes.waker
     }
 
-    /// Blocks until a position is synced. For the keeper's thread.
+    /// Blocks until a position is synced. For the checkpointer's thread.
     pub(super) fn wait_synced(&self, seq: Seq) -> Result<(), Refusal> {
         self.hurry(seq, 1);
         let mut gate = self.wakes.gate.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,7 +219,7 @@ impl Shared {
 }
 
 impl State {
-    /// The size that the keeper is to be told of: only what it does not know.
+    /// The size that the checkpointer is to be told of: only what it does not know.
     pub(super) fn asks(&mut self, size: Size) -> Size {
         if size <= self.asked {
             return Size::Little;

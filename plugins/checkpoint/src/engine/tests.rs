@@ -457,7 +457,7 @@ fn a_checkpoint_waits_for_a_pause_until_too_much_is_in_memory() {
     let options = Options { checkpoint_pause: never, overlay_max_bytes: 512 << 10, ..small() };
     let (engine, _) = open(&dir, &options);
     put(&engine, "a", vec![1; 200_000]);
-    // The keeper has heard of it when it answers this.
+    // The checkpointer has heard of it when it answers this.
     assert_eq!(get(&engine, "none"), None);
     assert_eq!(engine.health().checkpoints, 0);
     put(&engine, "b", vec![1; 70_000]);

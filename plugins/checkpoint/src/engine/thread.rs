@@ -1,4 +1,4 @@
-//! The keeper's thread: one job after another, and checkpoints when it is time.
+//! The checkpointer's thread: one job after another, and checkpoints when it is time.
 //!
 //! Sleeps for ever while nothing has changed since the last checkpoint.
 //!
@@ -21,7 +21,7 @@ use futures_channel::oneshot::Sender;
 use ksi_sdk::protocol::{Bytes, Refusal};
 
 use super::{
-    keeper::Keeper,
+    checkpointer::Checkpointer,
     report::{CheckpointReport, ExportReport, FactPage, RestoreReport, VerifyReport},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 /// Where an answer goes; nobody may be there any more.
 type Answer<T> = Sender<Result<T, Refusal>>;
 
-/// What the keeper is asked.
+/// What the checkpointer is asked.
 pub(super) enum Job {
     Get(Bytes, Answer<Option<Bytes>>),
     Range {
@@ -69,14 +69,14 @@ const FACTS_READ: usize = 16 << 20;
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs until `Close`, until nobody can ask any more, or until the engine is abandoned.
-pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
+pub(super) fn run(mut checkpointer: Checkpointer, jobs: &Receiver<Job>) {
     let mut due: Option<Instant> = None;
     // The end of a moment in which nothing may change for a checkpoint to begin, and the position at its begin.
     let mut pause: Option<(Instant, Seq)> = None;
     let mut later = VecDeque::new();
     loop {
-        if keeper.shared.is_abandoned() {
-            return abandon(keeper);
+        if checkpointer.shared.is_abandoned() {
+            return abandon(checkpointer);
         }
         let job = match later.pop_front() {
             Some(job) => job,
@@ -84,7 +84,9 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => match pause {
                     // Something has changed meanwhile, and it is not yet the time.
-                    Some((_, seq)) if keeper.is_after(seq) && due.is_none_or(|due| Instant::now() < due) => {
+                    Some((_, seq))
+                        if checkpointer.is_after(seq) && due.is_none_or(|due| Instant::now() < due) =>
+                    {
                         Job::Enough
                     }
                     _ => Job::Checkpoint(None),
@@ -92,12 +94,12 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
                 Err(RecvTimeoutError::Disconnected) => return,
             },
         };
-        let job = match serve(&mut keeper, job) {
+        let job = match serve(&mut checkpointer, job) {
             Ok(()) => continue,
             Err(job) => job,
         };
         // While something is done that takes long, who only reads need not wait for its end.
-        let archive = keeper.shared.archive.clone();
+        let archive = checkpointer.shared.archive.clone();
         let mut damage = None;
         let mut between = |store: &dyn Store| {
             while let Ok(job) = jobs.try_recv() {
@@ -108,31 +110,31 @@ pub(super) fn run(mut keeper: Keeper, jobs: &Receiver<Job>) {
             }
         };
         match job {
-            Job::Changed => due = due.or(Some(Instant::now() + keeper.options.checkpoint_age)),
+            Job::Changed => due = due.or(Some(Instant::now() + checkpointer.options.checkpoint_age)),
             Job::Enough => {
-                let end = Instant::now() + keeper.options.checkpoint_pause;
-                pause = Some((end, keeper.shared.state().overlay.seq()));
+                let end = Instant::now() + checkpointer.options.checkpoint_pause;
+                pause = Some((end, checkpointer.shared.state().overlay.seq()));
             }
             Job::Checkpoint(answer) => {
                 pause = None;
-                let result = keeper.checkpoint(&mut between);
+                let result = checkpointer.checkpoint(&mut between);
                 due = if result.is_ok() { None } else { Some(Instant::now() + RETRY) };
                 answer.map(|answer| answer.send(result));
             }
-            Job::Export(path, answer) => drop(answer.send(keeper.export(&path, &mut between))),
-            Job::Restore(path, epoch, answer) => drop(answer.send(keeper.restore(&path, epoch))),
-            Job::Verify(answer) => drop(answer.send(keeper.verify(&mut between))),
-            Job::Close(answer) => return close(keeper, answer),
+            Job::Export(path, answer) => drop(answer.send(checkpointer.export(&path, &mut between))),
+            Job::Restore(path, epoch, answer) => drop(answer.send(checkpointer.restore(&path, epoch))),
+            Job::Verify(answer) => drop(answer.send(checkpointer.verify(&mut between))),
+            Job::Close(answer) => return close(checkpointer, answer),
             Job::Get(..) | Job::Range { .. } | Job::Facts { .. } | Job::Look => {}
         }
-        give_up(&mut keeper, damage);
+        give_up(&mut checkpointer, damage);
     }
 }
 
 /// Gives up a store in which somebody has found damage, unless that is done already.
-fn give_up(keeper: &mut Keeper, damage: Option<StoreError>) {
-    if let Some(damage) = damage.filter(|_| keeper.store.is_some()) {
-        let _ = keeper.fail(&damage);
+fn give_up(checkpointer: &mut Checkpointer, damage: Option<StoreError>) {
+    if let Some(damage) = damage.filter(|_| checkpointer.store.is_some()) {
+        let _ = checkpointer.fail(&damage);
     }
 }
 
@@ -144,12 +146,12 @@ fn next(jobs: &Receiver<Job>, due: Option<Instant>) -> Result<Job, RecvTimeoutEr
 }
 
 /// Answers who only reads; gives any other job back.
-fn serve(keeper: &mut Keeper, job: Job) -> Result<(), Job> {
-    let archive = &keeper.shared.archive;
-    let refusal = match keeper.store() {
+fn serve(checkpointer: &mut Checkpointer, job: Job) -> Result<(), Job> {
+    let archive = &checkpointer.shared.archive;
+    let refusal = match checkpointer.store() {
         Ok(store) => {
             let damage = serve_from(store, archive, job)?;
-            give_up(keeper, damage);
+            give_up(checkpointer, damage);
             return Ok(());
         }
         Err(refusal) => refusal,
@@ -163,7 +165,7 @@ fn serve(keeper: &mut Keeper, job: Job) -> Result<(), Job> {
     Ok(())
 }
 
-/// The same without the keeper: damage that was found on the way.
+/// The same without the checkpointer: damage that was found on the way.
 fn serve_from(store: &dyn Store, archive: &Archive, job: Job) -> Result<Option<StoreError>, Job> {
     match job {
         Job::Get(key, answer) => Ok(tell(answer, store.get(&key))),
@@ -231,27 +233,27 @@ pub(super) fn facts(archive: &Archive, from: Seq, limit: usize) -> Result<FactPa
 
 /// The end of the journal, and of everything that keeps the directory. The handle is never dropped, so what it has a
 /// part in is let go of by hand.
-fn abandon(keeper: Keeper) {
-    let log = keeper.shared.state().log.take();
+fn abandon(checkpointer: Checkpointer) {
+    let log = checkpointer.shared.state().log.take();
     // Nobody is there to be told; the next opening sees what there is.
     let _ = log.map(|log| log.close());
-    let archive = keeper.shared.archive.clone();
-    drop(keeper);
+    let archive = checkpointer.shared.archive.clone();
+    drop(checkpointer);
     archive.let_go();
 }
 
 /// The last checkpoint, and the end of the journal.
-fn close(mut keeper: Keeper, answer: Answer<()>) {
-    let mut result = keeper.checkpoint(&mut |_| {}).map(drop);
-    if let Some(store) = keeper.store.take() {
+fn close(mut checkpointer: Checkpointer, answer: Answer<()>) {
+    let mut result = checkpointer.checkpoint(&mut |_| {}).map(drop);
+    if let Some(store) = checkpointer.store.take() {
         result = result.and(store.close().map_err(|error| error.refusal()));
     }
-    let log = keeper.shared.state().log.take();
+    let log = checkpointer.shared.state().log.take();
     if let Some(log) = log {
         result = result.and(log.close().map_err(|error| error.refusal()));
     }
-    let shared = Arc::clone(&keeper.shared);
-    drop(keeper);
+    let shared = Arc::clone(&checkpointer.shared);
+    drop(checkpointer);
     // Tasks that sleep may still have the handle.
     shared.archive.let_go();
     shared.waker().wake();

@@ -1,6 +1,6 @@
-//! The keeper: checkpoints, exports, restores, and what the journal may let go.
+//! The checkpointer: makes checkpoints, exports and restores, and says what the journal may let go.
 //!
-//! Owns the store. Everything here blocks and runs on the keeper's thread; it is called
+//! Owns the store. Everything here blocks and runs on a thread of its own (`engine/thread.rs`); it is called
 //! step by step in the crash tests.
 //!
 //! # Invariants
@@ -57,7 +57,7 @@ pub(super) const GIVEN: &[u8] = &[keys::META, b'p'];
 const POSITION_MAX: Seq = 1 << 53;
 
 /// See the module.
-pub(super) struct Keeper {
+pub(super) struct Checkpointer {
     pub(super) options: Options,
     pub(super) shelf: Box<dyn Shelf>,
     /// None after a failure.
@@ -83,7 +83,7 @@ pub(super) fn covered(seq: Seq) -> Change {
     Change { key: Bytes::from_static(COVERED), value: Some(number(seq)) }
 }
 
-impl Keeper {
+impl Checkpointer {
     /// The store, unless it failed.
     pub(super) fn store(&self) -> Result<&dyn Store, Refusal> {
         self.store.as_deref().ok_or_else(|| self.gone())
@@ -377,7 +377,7 @@ fn flaw(damage: Damage) -> Flaw {
 }
 
 /// Opens a file that is to be restored. What only has the name of one, a pipe or a device, could keep
-/// whoever opens it waiting, and with the keeper all that is kept.
+/// whoever opens it waiting, and with the checkpointer everybody who asks for what is kept.
 fn open_regular(path: &Path) -> Result<fs::File, Refusal> {
     let at_once = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let opened = fs::OpenOptions::new().read(true).custom_flags(at_once).open(path);
