@@ -47,8 +47,7 @@ use ksi_sdk::{
 
 use crate::{
     engine::Engine,
-    journal::SegmentStat,
-    record::{Batch, FACTS, Fact, Seq},
+    record::{Batch, Fact, Seq},
 };
 use cursor::Cursor;
 use shares::Shares;
@@ -389,23 +388,4 @@ fn missed((from_seq, to_seq): (Seq, Seq)) -> Followed {
 fn kept(seq: Seq, fact: Fact) -> Kept {
     let Fact { at_ms, event, origin, correlation_id, tenant, data } = fact;
     Kept { seq, event, data, origin, at_ms, correlation_id, tenant }
-}
-
-/// The position before which the journal can be let go, so that the segments
-/// with facts that are kept beyond what recovery needs have no more than so
-/// many bytes. `covered` is what the store holds: recovery begins after it.
-#[must_use]
-pub fn retire_before(segments: &[SegmentStat], covered: Seq, keep_bytes: u64) -> Seq {
-    let mut before = covered + 1;
-    let mut bytes = 0;
-    for segment in segments.iter().rev().filter(|segment| segment.last <= covered) {
-        bytes += segment.bytes;
-        if bytes > keep_bytes {
-            break;
-        }
-        if segment.kinds & FACTS != 0 {
-            before = segment.first;
-        }
-    }
-    before
 }

@@ -22,6 +22,7 @@ use nix::fcntl::OFlag;
 
 use super::{
     exports::{self, Exports, Import},
+    facts,
     options::{Options, Size},
     report::{CheckpointReport, ExportReport, Flaw, RestoreReport, VerifyReport},
     shared::Shared,
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     journal::Damage,
     overlay::Layer,
-    record::{Batch, Change, FACTS, Record, Seq, keys},
+    record::{Batch, Change, Record, Seq, keys},
     store::{Shelf, Store, StoreError, export::Summary},
 };
 
@@ -182,8 +183,9 @@ impl Checkpointer {
             self.export_own(between)?;
         }
         let needed = self.export_seq.min(self.store_seq) + 1;
-        let before = needed.min(self.facts_floor());
-        let retired = self.shared.archive.retire(before).map_err(|error| error.refusal())?;
+        let archive = &self.shared.archive;
+        let before = needed.min(facts::floor(&archive.stat().segments, self.options.keep_facts_bytes));
+        let retired = archive.retire(before).map_err(|error| error.refusal())?;
         Ok(retired.segments as u64)
     }
 
@@ -211,22 +213,6 @@ impl Checkpointer {
             Err(error @ StoreError::Damaged(_)) => Err(self.fail(&error)),
             Err(error) => Err(error.refusal()),
         }
-    }
-
-    /// First position of the oldest file that is kept for its facts.
-    fn facts_floor(&self) -> Seq {
-        let mut bytes = 0;
-        let mut floor = Seq::MAX;
-        for segment in self.shared.archive.stat().segments.iter().rev() {
-            bytes += segment.bytes;
-            if bytes > self.options.keep_facts_bytes {
-                break;
-            }
-            if segment.kinds & FACTS != 0 {
-                floor = segment.first;
-            }
-        }
-        floor
     }
 
     /// Writes everything into a file of the caller's, which is not there yet.

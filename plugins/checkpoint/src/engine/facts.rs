@@ -5,7 +5,10 @@ use std::task::{Poll, Waker};
 use ksi_sdk::protocol::Refusal;
 
 use super::{Engine, FactPage, thread::Job};
-use crate::record::{Fact, Record, Seq};
+use crate::{
+    journal::SegmentStat,
+    record::{FACTS, Fact, Record, Seq},
+};
 
 impl Engine {
     /// Journals a fact.
@@ -52,5 +55,78 @@ impl Engine {
         let told = told.await?;
         self.durable(told).await?;
         Ok(told)
+    }
+}
+
+/// First position of the oldest segment that is kept for its facts: the newest segments, together of no more
+/// than so many bytes, are. [`Seq::MAX`] where none of them has a fact.
+pub(super) fn floor(segments: &[SegmentStat], keep_bytes: u64) -> Seq {
+    let mut bytes = 0;
+    let mut floor = Seq::MAX;
+    for segment in segments.iter().rev() {
+        bytes += segment.bytes;
+        if bytes > keep_bytes {
+            break;
+        }
+        if segment.kinds & FACTS != 0 {
+            floor = segment.first;
+        }
+    }
+    floor
+}
+
+#[cfg(test)]
+mod tests {
+    use ksi_sdk::protocol::EventName;
+
+    use super::*;
+
+    #[test]
+    fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
+        let fact = Fact {
+            at_ms: 1,
+            event: EventName::parse("a:b").unwrap(),
+            origin: "test".into(),
+            correlation_id: None,
+            tenant: None,
+            data: "x".into(),
+        };
+        let ours = Fact { tenant: Some("a".into()), ..fact.clone() };
+        let first = |fact| Record::Fact(fact).encode()[0];
+        assert_eq!(
+            FACTS,
+            1 << first(fact) | 1 << first(ours),
+            "the bits are those of the records' first bytes"
+        );
+        let segment = |number: u64, kinds| SegmentStat {
+            name: format!("{number}"),
+            first: number * 10 + 1,
+            last: number * 10 + 10,
+            bytes: 100,
+            begun_ms: 0,
+            kinds,
+            damaged: false,
+        };
+        let changes = 1 << 1;
+        let segments: Vec<_> = [FACTS, FACTS | changes, changes, FACTS, changes]
+            .into_iter()
+            .zip(0..)
+            .map(|(kinds, number)| segment(number, kinds))
+            .collect();
+        // The newest count whether they have facts or not, and none goes from between others.
+        for (keep_bytes, first) in [
+            (0, Seq::MAX),
+            (100, Seq::MAX),
+            (199, Seq::MAX),
+            (200, 31),
+            (399, 31),
+            (400, 11),
+            (499, 11),
+            (500, 1),
+            (1000, 1),
+        ] {
+            assert_eq!(floor(&segments, keep_bytes), first, "{keep_bytes} bytes");
+        }
+        assert_eq!(floor(&[], 100), Seq::MAX);
     }
 }

@@ -21,7 +21,7 @@ pub struct Options {
     /// Bytes in memory, or twice as many in the journal, at which commits are refused `busy`: the disk cannot
     /// keep up, and memory, the journal and the time of a recovery are bounded.
     pub overlay_max_bytes: usize,
-    /// Bytes of journal kept for durable subscriptions beyond what recovery needs.
+    /// Bytes of the newest journal that are kept for the facts in them, also where recovery needs none of it.
     pub keep_facts_bytes: u64,
     /// Keys that a checkpoint writes to the store at once.
     pub batch_keys: usize,

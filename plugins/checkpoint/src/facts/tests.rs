@@ -11,10 +11,7 @@ use ksi_sdk::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{
-    engine::Options,
-    record::{Batch, Record},
-};
+use crate::{engine::Options, record::Batch};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -437,34 +434,6 @@ fn positions_that_are_not_kept_any_more_are_told_exactly() {
     for each in first + 1..=300 {
         assert_eq!(number(&host, &call), each);
     }
-}
-
-#[test]
-fn segments_with_facts_are_kept_up_to_a_limit_and_others_are_not() {
-    let encoded = Record::Fact(fact("a:b", 1)).encode();
-    let ours = Record::Fact(Fact { tenant: Some("a".into()), ..fact("a:b", 1) }).encode();
-    assert_eq!(FACTS, 1 << encoded[0] | 1 << ours[0], "the bits are those of the records' first bytes");
-    let segment = |number: u64, kinds| SegmentStat {
-        name: format!("{number}"),
-        first: number * 10 + 1,
-        last: number * 10 + 10,
-        bytes: 100,
-        begun_ms: 0,
-        kinds,
-        damaged: false,
-    };
-    let changes = 1 << 1;
-    let segments: Vec<_> = [FACTS, FACTS | changes, changes, FACTS, changes]
-        .into_iter()
-        .zip(0..)
-        .map(|(kinds, n)| segment(n, kinds))
-        .collect();
-    // The store covers all but the last two.
-    for (keep_bytes, before) in [(0, 31), (99, 31), (100, 31), (200, 11), (300, 1), (1000, 1)] {
-        assert_eq!(retire_before(&segments, 30, keep_bytes), before, "{keep_bytes} bytes");
-    }
-    assert_eq!(retire_before(&segments, 50, 200), 31);
-    assert_eq!(retire_before(&[], 7, 100), 8);
 }
 
 #[test]
