@@ -11,18 +11,14 @@
 use std::{
     cell::RefCell,
     fs,
-    future::Future,
     io::{BufRead, BufReader, Read, Write},
     path::Path,
-    pin::pin,
     process::{Command, Stdio},
     rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Wake},
-    thread::Thread,
     time::{Duration, Instant},
 };
 
+use futures_executor::block_on;
 use futures_util::future::join_all;
 use ksi_sdk::protocol::{Bytes, Code, EventName, Refusal, work::Policy};
 use plugin_checkpoint::{
@@ -36,25 +32,6 @@ const PENDING: u64 = 100_000;
 const OPEN_MAX: Duration = Duration::from_secs(2);
 /// What the disk may hold in the end, against what lives.
 const DISK_MAX: f64 = 5.0;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return value;
-        }
-        std::thread::park();
-    }
-}
 
 fn status(field: &str) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

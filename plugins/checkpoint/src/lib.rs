@@ -31,6 +31,8 @@ mod audit;
 pub mod trail;
 mod config;
 mod status;
+#[cfg(test)]
+mod testing;
 
 use std::{
     cell::{Cell, RefCell},

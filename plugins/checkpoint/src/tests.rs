@@ -3,34 +3,21 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use ksi_sdk::{
     protocol::{
         audit::{Record, Retired},
         meta::Meta,
-        work::Policy,
     },
     testing::{Answer, FakeHost},
 };
 use serde_json::{Value, json};
 
 use super::*;
+use crate::testing::{drain, policy, wait_until};
 
 type Host = FakeHost<Checkpoint>;
-
-fn policy() -> Policy {
-    Policy {
-        attempts: 3,
-        backoff_min_ms: 100,
-        backoff_max_ms: 1_000,
-        timeout_ms: 5_000,
-        expires_ms: 60_000,
-        keep_ms: 600_000,
-        repeat: true,
-    }
-}
 
 /// Starts the plugin, and says that the daemon knows of it.
 fn start(dir: &Path, config: Value) -> Host {
@@ -50,14 +37,9 @@ fn work(host: &Host, count: usize, bytes: usize) {
     }
 }
 
+/// Ends the plugin, and lets go of its directory.
 fn end(host: Host) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut drained = host.drain();
-    while !drained {
-        assert!(Instant::now() < deadline, "the plugin does not drain");
-        std::thread::yield_now();
-        drained = host.drained();
-    }
+    drain(&host);
 }
 
 fn ask(host: &Host, event: &str) -> Value {
@@ -107,14 +89,8 @@ fn a_damaged_audit_trail_degrades_the_plugin_until_somebody_has_seen_to_it() {
 
     let host = start(dir.path(), json!({}));
     assert_eq!(ask(&host, "audit:verify")["ok"], false);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let why = loop {
-        assert!(Instant::now() < deadline, "it says nothing of it");
-        if let Some(why) = host.degraded() {
-            break why;
-        }
-        ask(&host, "checkpoint:status");
-    };
+    wait_until("a word of it", || host.degraded().is_some());
+    let why = host.degraded().unwrap();
     let aside: Vec<_> = files_in(&records, "damaged").into_iter().chain(files_in(&records, "kept")).collect();
     let name = aside[0].file_name().unwrap().to_str().unwrap();
     assert!(why.contains(name) && why.contains("ksi audit verify"), "{why}");
@@ -256,11 +232,7 @@ fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
     fs::write(&file, "no export").unwrap();
     let asked = host.open("checkpoint:restore", json!({ "path": file }));
     host.cancel(&asked);
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while ask(&host, "checkpoint:status")["accepting"] != json!(true) {
-        assert!(Instant::now() < deadline, "nothing is accepted any more");
-        std::thread::yield_now();
-    }
+    wait_until("the end of the restore", || ask(&host, "checkpoint:status")["accepting"] == json!(true));
     assert_eq!(host.degraded(), None);
     work(&host, 1, 10);
     assert!(!host.has_asked());

@@ -6,14 +6,12 @@ mod ends;
 use std::{
     collections::BTreeMap,
     fs,
-    future::Future,
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake},
-    thread::Thread,
     time::{Duration, Instant},
 };
 
@@ -26,31 +24,8 @@ use crate::{
     disk::sim::{Fault, SimDisk},
     record::Fact,
     store::simulated::SimulatedShelf,
+    testing::{block_on, open_engine, wait_until},
 };
-
-/// Wakes the thread of the test, and counts how often.
-struct Unpark(Thread, AtomicUsize);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.unpark();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let unpark = Arc::new(Unpark(std::thread::current(), AtomicUsize::new(0)));
-    let waker = unpark.into();
-    let mut future = pin!(future);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "nobody woke it");
-        std::thread::park_timeout(Duration::from_secs(1));
-    }
-}
 
 fn small() -> Options {
     Options {
@@ -65,16 +40,7 @@ fn small() -> Options {
 
 /// Opens; waits for an engine that was dropped to let go.
 fn open(dir: &TempDir, options: &Options) -> (Rc<Engine>, Recovery) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match block_on(Engine::open(dir.path().to_owned(), options.clone())) {
-            Ok(opened) => return opened,
-            Err(refusal) => {
-                assert!(refusal.message.contains("in use") && Instant::now() < deadline, "{refusal:?}")
-            }
-        }
-        std::thread::yield_now();
-    }
+    block_on(open_engine(dir.path(), options)).unwrap()
 }
 
 /// Closes in order, and lets go of the directory.
@@ -91,14 +57,6 @@ fn put(engine: &Engine, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Seq {
 
 fn get(engine: &Engine, key: &str) -> Option<Bytes> {
     block_on(engine.get(key.as_bytes())).unwrap()
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        std::thread::yield_now();
-    }
 }
 
 fn fact(data: &'static str) -> Fact {

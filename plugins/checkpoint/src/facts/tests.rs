@@ -11,7 +11,7 @@ use ksi_sdk::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{engine::Options, record::Batch};
+use crate::{engine::Options, record::Batch, testing::block_on};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -38,7 +38,7 @@ impl Plugin for Keeper {
 
     fn start(ctx: &Ctx) -> Result<Self, Refusal> {
         let options = Options { segment_bytes: 16 << 10, keep_facts_bytes: 40 << 10, ..Options::default() };
-        let opened = futures_executor::block_on(Engine::open(ctx.dir().join("kept"), options));
+        let opened = block_on(Engine::open(ctx.dir().join("kept"), options));
         Ok(Self { engine: opened?.0, facts: Facts::default() })
     }
 
@@ -112,7 +112,7 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         // The next one in the directory needs its lock.
-        let _ = futures_executor::block_on(self.engine.close());
+        let _ = block_on(self.engine.close());
     }
 }
 

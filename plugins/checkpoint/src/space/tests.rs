@@ -7,11 +7,11 @@ use ksi_sdk::protocol::{
 };
 
 use super::*;
-use crate::engine::Options;
+use crate::{engine::Options, testing::block_on};
 
 fn on<T>(work: impl AsyncFnOnce(std::rc::Rc<Engine>) -> T) -> T {
     let dir = tempfile::tempdir().unwrap();
-    futures_executor::block_on(async {
+    block_on(async {
         let (engine, _) = Engine::open(dir.path().to_owned(), Options::default()).await.unwrap();
         let result = work(engine.clone()).await;
         engine.close().await.unwrap();

@@ -4,10 +4,11 @@ use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::world::{Books, World, policy};
+use super::world::{Books, World};
 use crate::{
     ledger::{Id, KEY_MS, Limits, State},
     record::keys,
+    testing::policy,
 };
 
 #[derive(Debug, Clone)]

@@ -3,10 +3,11 @@
 
 use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 
-use super::world::{START, World, limited, policy};
+use super::world::{START, World, limited};
 use crate::{
     ledger::{Admission, Ending, Id, KEY_MS, Key, Limits, State, digest},
     record::keys,
+    testing::policy,
 };
 
 #[test]

@@ -3,8 +3,11 @@
 use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 use serde_json::json;
 
-use super::world::{START, World, limited, policy};
-use crate::ledger::{Admission, Effect, Ending, Figures, Id, Limits, Order, State};
+use super::world::{START, World, limited};
+use crate::{
+    ledger::{Admission, Effect, Ending, Figures, Id, Limits, Order, State},
+    testing::policy,
+};
 
 #[test]
 fn an_acceptance_with_room_holds_its_first_lease_in_one_write() {

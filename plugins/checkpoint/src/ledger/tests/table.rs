@@ -3,8 +3,11 @@
 use ksi_sdk::protocol::{Bytes, Code, Refusal, work::Policy};
 use serde_json::json;
 
-use super::world::{START, World, policy};
-use crate::ledger::{Ending, Id, Limits, State};
+use super::world::{START, World};
+use crate::{
+    ledger::{Ending, Id, Limits, State},
+    testing::policy,
+};
 
 const STATES: [&str; 12] = [
     "accepted",

@@ -2,8 +2,11 @@
 
 use ksi_sdk::protocol::{Code, Refusal, work::Policy};
 
-use super::world::{World, policy};
-use crate::ledger::{Ending, Id, Limits, State};
+use super::world::World;
+use crate::{
+    ledger::{Ending, Id, Limits, State},
+    testing::policy,
+};
 
 /// A world in which so many run of one event, whoever asks.
 fn shared(in_flight: usize) -> World {

@@ -11,22 +11,11 @@ use crate::{
         Step,
     },
     record::{Change, keys},
+    testing::policy,
 };
 
 /// When every test begins.
 pub(super) const START: u64 = 1_000_000_000;
-
-pub(super) fn policy() -> Policy {
-    Policy {
-        attempts: 3,
-        backoff_min_ms: 100,
-        backoff_max_ms: 1_000,
-        timeout_ms: 5_000,
-        expires_ms: 60_000,
-        keep_ms: 600_000,
-        repeat: true,
-    }
-}
 
 /// A world in which so many run of one event, where only one asks.
 pub(super) fn limited(of_one: usize) -> World {

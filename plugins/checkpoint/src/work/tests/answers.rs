@@ -13,10 +13,9 @@ use ksi_sdk::{
 use serde_json::json;
 
 use super::desk::{
-    Desk, Host, TABLES, accepted, ask, count, get, keep, keep_keyed, list, policy, start,
-    until_nothing_is_left, wait,
+    Desk, Host, TABLES, accepted, ask, count, get, keep, keep_keyed, list, start, until_nothing_is_left, wait,
 };
-use crate::record::keys;
+use crate::{record::keys, testing::policy};
 
 #[test]
 fn every_event_has_a_help_of_its_own() {

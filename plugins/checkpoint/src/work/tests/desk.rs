@@ -1,17 +1,13 @@
 //! A plugin that does nothing but keep work.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use ksi_sdk::{
     Ctx, Plugin, Register,
     prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize},
     protocol::{
         meta::Meta,
-        work::{Policy, WorkInfo, WorkPage, WorkState},
+        work::{WorkInfo, WorkPage, WorkState},
     },
     testing::{Answer, Call, FakeHost},
 };
@@ -21,6 +17,7 @@ use crate::{
     engine::{Engine, Options},
     ledger::{Id, Limits},
     record::{Batch, keys},
+    testing::{open_engine, policy, wait_until},
     work::{self, Attempts, Work},
 };
 
@@ -97,7 +94,11 @@ impl Plugin for Desk {
             kept: config.kept.unwrap_or(default.kept),
             ..default
         };
-        let engine = open_engine(&ctx, config.memory).await?;
+        let mut options = Options::default();
+        if let Some(memory) = config.memory {
+            (options.overlay_max_bytes, options.checkpoint_bytes) = (memory, memory / 2);
+        }
+        let (engine, _) = open_engine(&ctx.dir().join("kept"), &options).await?;
         let work = Work::open(&ctx, engine.clone(), limits, &self.attempts).await?;
         *self.open.borrow_mut() = Some((engine, work));
         Ok(())
@@ -139,51 +140,9 @@ impl Desk {
     }
 }
 
-/// Opens the engine. The threads of one that was dropped without a word may
-/// still hold the directory for a moment.
-async fn open_engine(ctx: &Ctx, memory: Option<usize>) -> Result<Rc<Engine>, Refusal> {
-    let mut options = Options::default();
-    if let Some(memory) = memory {
-        (options.overlay_max_bytes, options.checkpoint_bytes) = (memory, memory / 2);
-    }
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        match Engine::open(ctx.dir().join("kept"), options.clone()).await {
-            Ok((engine, _)) => return Ok(engine),
-            Err(refusal) if refusal.message.contains("in use") && Instant::now() < deadline => {
-                std::thread::yield_now();
-            }
-            Err(refusal) => return Err(refusal),
-        }
-    }
-}
-
-/// Ends the plugin as somebody wished.
-pub(super) fn drain(host: &Host) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut drained = host.drain();
-    while !drained {
-        assert!(Instant::now() < deadline, "the plugin does not drain");
-        std::thread::yield_now();
-        drained = host.drained();
-    }
-}
-
 pub(super) type Host = FakeHost<Desk>;
 
 pub(super) const TABLES: [u8; 4] = [keys::WORK, keys::PAYLOAD, keys::RESULT, keys::KEY];
-
-pub(super) fn policy() -> Policy {
-    Policy {
-        attempts: 3,
-        backoff_min_ms: 100,
-        backoff_max_ms: 1_000,
-        timeout_ms: 5_000,
-        expires_ms: 60_000,
-        keep_ms: 600_000,
-        repeat: true,
-    }
-}
 
 pub(super) fn start() -> Host {
     Host::start(json!({})).unwrap()
@@ -260,9 +219,8 @@ pub(super) fn count(host: &Host, table: u8) -> usize {
 
 /// Lets time pass until nothing is stored of any work.
 pub(super) fn until_nothing_is_left(host: &Host) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while TABLES.map(|table| count(host, table)) != [0; 4] {
-        assert!(Instant::now() < deadline, "something is left behind");
+    wait_until("the end of everything", || {
         host.advance(Duration::from_secs(3600));
-    }
+        TABLES.map(|table| count(host, table)) == [0; 4]
+    });
 }

@@ -12,11 +12,13 @@ use ksi_sdk::{
 };
 use serde_json::json;
 
-use crate::record::keys;
-
 use super::desk::{
-    Host, TABLES, accepted, ask, count, drain, get, keep, keep_keyed, list, policy, start, until,
-    until_nothing_is_left, wait,
+    Host, TABLES, accepted, ask, count, get, keep, keep_keyed, list, start, until, until_nothing_is_left,
+    wait,
+};
+use crate::{
+    record::keys,
+    testing::{drain, policy},
 };
 
 #[test]

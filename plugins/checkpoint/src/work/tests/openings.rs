@@ -8,7 +8,8 @@ use ksi_sdk::{
 };
 use serde_json::json;
 
-use super::desk::{accepted, get, keep, keep_keyed, policy, reopen, start, stop_journal, wait};
+use super::desk::{accepted, get, keep, keep_keyed, reopen, start, stop_journal, wait};
+use crate::testing::policy;
 
 #[test]
 fn what_runs_while_the_journal_is_opened_again_is_not_asked_twice() {
