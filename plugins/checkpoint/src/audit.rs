@@ -8,7 +8,7 @@ use ksi_sdk::{
     protocol::audit::{Append, Appended, Export, Exported, Page, Query, Verified},
 };
 
-use crate::{Checkpoint, now_ms, status::TrailRequest, trail::Trail};
+use crate::{Checkpoint, status::TrailRequest, trail::Trail};
 
 impl Checkpoint {
     /// The plugin does without it where this fails: the next call opens the trail
@@ -32,8 +32,8 @@ impl Checkpoint {
         ctx: &Ctx,
         act: impl FnOnce(&Trail, u64) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let trail = self.trail.clone();
-        ctx.spawn_blocking(move || act(&trail, now_ms())).await?
+        let (trail, now_ms) = (self.trail.clone(), ctx.now_ms());
+        ctx.spawn_blocking(move || act(&trail, now_ms)).await?
     }
 
     pub(super) async fn audit_append(self: Rc<Self>, ctx: Ctx, ask: Append) -> Result<Appended, Refusal> {
@@ -76,7 +76,7 @@ impl Checkpoint {
     }
 
     pub(super) async fn audit_export(self: Rc<Self>, ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
-        let path = self.outgoing.file(ask.name, || format!("audit-{}.jsonl", now_ms()))?;
+        let path = self.outgoing.file(ask.name, || format!("audit-{}.jsonl", ctx.now_ms()))?;
         self.with_trail(&ctx, move |trail, now_ms| trail.export(&path, now_ms)).await
     }
 }

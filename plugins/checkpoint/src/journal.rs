@@ -28,11 +28,7 @@ mod recovery;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{io, sync::Arc, time::Duration};
 
 use ksi_sdk::protocol::Bytes;
 
@@ -160,19 +156,20 @@ impl Journal {
         Ok((journal, found.opened))
     }
 
-    /// Writes records and syncs them; the position of the last one. An error
-    /// is final: after it every call fails.
+    /// Writes records and syncs them; the position of the last one. A segment that
+    /// begins with one of them says that it is this late. An error is final: after
+    /// it every call fails.
     ///
     /// # Errors
     ///
     /// `TooLarge` before anything is written, else what the disk said.
-    pub fn append(&mut self, payloads: &[Bytes]) -> Result<Seq, JournalError> {
+    pub fn append(&mut self, payloads: &[Bytes], now_ms: u64) -> Result<Seq, JournalError> {
         if let Some(bytes) = payloads.iter().map(Bytes::len).find(|bytes| *bytes > PAYLOAD_MAX) {
             return Err(JournalError::TooLarge { bytes, limit: PAYLOAD_MAX });
         }
         let mut left = payloads;
         while !left.is_empty() {
-            let written = self.write(left).map_err(JournalError::Stopped)?;
+            let written = self.write(left, now_ms).map_err(JournalError::Stopped)?;
             left = &left[written..];
         }
         Ok(self.next - 1)
@@ -202,22 +199,22 @@ impl Journal {
 
     /// One write and one sync: of as many as fit, at least one. None of them
     /// is longer than a record may be.
-    fn write(&mut self, payloads: &[Bytes]) -> Result<usize, Arc<JournalError>> {
+    fn write(&mut self, payloads: &[Bytes], now_ms: u64) -> Result<usize, Arc<JournalError>> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        self.try_write(payloads).map_err(|error| {
+        self.try_write(payloads, now_ms).map_err(|error| {
             let error = Arc::new(error);
             self.failed = Some(error.clone());
             error
         })
     }
 
-    fn try_write(&mut self, payloads: &[Bytes]) -> Result<usize, JournalError> {
+    fn try_write(&mut self, payloads: &[Bytes], now_ms: u64) -> Result<usize, JournalError> {
         let needed = payloads.first().map_or(0, Bytes::len);
         let mut begun = None;
         if self.is_full_for(needed) {
-            let opening = self.opening();
+            let opening = self.opening(now_ms);
             self.active = Some(self.take_spare(opening.frame_len() + FRAME + needed)?);
             begun = Some(opening);
         }
@@ -289,11 +286,10 @@ impl Journal {
     }
 
     /// What the next segment begins with.
-    fn opening(&self) -> Opening {
-        let begun_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    fn opening(&self, begun_ms: u64) -> Opening {
         let kinds_before = self.archive.segments().back().map_or(0, |segment| segment.kinds);
         let skipped = self.next - 1 - self.archive.synced();
-        Opening { begun_ms: u64::try_from(begun_ms).unwrap_or(u64::MAX), kinds_before, skipped }
+        Opening { begun_ms, kinds_before, skipped }
     }
 
     /// A segment for an opening and one record that need so much. Made here only

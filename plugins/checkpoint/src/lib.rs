@@ -39,7 +39,7 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_channel::oneshot;
@@ -348,7 +348,7 @@ impl Checkpoint {
 
     async fn create(self: Rc<Self>, ctx: Ctx, ask: Create) -> Result<Made, Refusal> {
         let open = self.opened()?;
-        let made = checkpoint::create(&ctx, &open.engine, &self.shelf, ask, now_ms()).await;
+        let made = checkpoint::create(&ctx, &open.engine, &self.shelf, ask, ctx.now_ms()).await;
         // What is aside may have another name now; but the journal may be another one, too, or none.
         if let Ok(open) = self.opened() {
             open.tell_health(&ctx, &self.trail_aside.borrow());
@@ -364,8 +364,8 @@ impl Checkpoint {
         checkpoint::verify(&self.opened()?.engine).await
     }
 
-    async fn export(self: Rc<Self>, _ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
-        checkpoint::export(&self.opened()?.engine, &self.outgoing, ask, now_ms()).await
+    async fn export(self: Rc<Self>, ctx: Ctx, ask: Export) -> Result<Exported, Refusal> {
+        checkpoint::export(&self.opened()?.engine, &self.outgoing, ask, ctx.now_ms()).await
     }
 
     /// Whoever has read anything must read it again, so the daemon starts
@@ -439,11 +439,6 @@ fn tell(ctx: &Ctx, recovery: &Recovery) {
     }
     // Nobody may listen yet, and the log has it.
     let _ = ctx.emit("checkpoint:opened", &Opened::from(recovery));
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 ksi_sdk::export!(Checkpoint);

@@ -239,6 +239,29 @@ fn what_cannot_be_restored_stops_nothing_also_where_its_asker_goes_away() {
 }
 
 #[test]
+fn what_is_made_is_as_old_as_the_plugins_clock_says_whatever_the_wall_clock_is_set_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = start(dir.path(), json!({}));
+    let made_ms = |host: &Host| ask(host, "checkpoint:create")["at_ms"].as_u64().unwrap();
+    let first = made_ms(&host);
+    host.advance(Duration::from_secs(7));
+    let second = made_ms(&host);
+    assert_eq!(second - first, 7_000);
+    for (event, name) in [
+        ("checkpoint:export", format!("checkpoint-{second:013}-")),
+        ("audit:export", format!("audit-{second}.jsonl")),
+    ] {
+        let path = PathBuf::from(ask(&host, event)["path"].as_str().unwrap());
+        assert!(path.file_name().unwrap().to_str().unwrap().starts_with(&name), "{path:?}");
+    }
+    audit(&host, second);
+    wait_until("a head in its time", || {
+        host.advance(Duration::from_millis(trail::HEAD_MS));
+        ask(&host, "audit:verify")["heads"] == json!(1)
+    });
+}
+
+#[test]
 fn work_that_is_found_begins_once_the_daemon_knows_who_keeps_it() {
     let dir = tempfile::tempdir().unwrap();
     for told in [true, false] {

@@ -285,7 +285,7 @@ impl Open {
         }
         let payloads: Vec<Bytes> = records.into_iter().map(Bytes::from).collect();
         let first = self.journal.next_seq();
-        self.journal.append(&payloads).map_err(|error| {
+        self.journal.append(&payloads, now_ms).map_err(|error| {
             // Whoever asks must know that asking again is in vain.
             let never = matches!(error, JournalError::TooLarge { .. });
             let code = if never { Code::TooLarge } else { Code::Unavailable };

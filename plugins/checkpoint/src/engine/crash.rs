@@ -69,7 +69,7 @@ impl Log for Direct {
 
     fn hurry(&mut self, _: Seq, _: usize) {
         let line = std::mem::take(&mut self.line);
-        if let Err(error) = self.journal.append(&line) {
+        if let Err(error) = self.journal.append(&line, 0) {
             self.stopped = Some(Arc::new(error));
         }
     }

@@ -31,7 +31,7 @@ use std::{
         mpsc::{Receiver, TryRecvError, sync_channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ksi_sdk::protocol::Bytes;
@@ -251,7 +251,7 @@ impl Writer {
         let mut left = &batch[..];
         while !left.is_empty() {
             self.prepare(left[0].len());
-            let written = self.journal.write(left)?;
+            let written = self.journal.write(left, wall_ms())?;
             let (done, rest) = left.split_at(written);
             left = rest;
             place.queue.written(super::format::frames_len(done));
@@ -292,6 +292,13 @@ impl Writer {
             }
         }
     }
+}
+
+/// When a segment begins, as the wall clock says, whatever it is set to: no thread here has the plugin's, and
+/// nothing is decided by how old these segments are.
+fn wall_ms() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Stops the queue where a write ends by a panic, so that nobody waits for

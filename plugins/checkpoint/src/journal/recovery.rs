@@ -358,8 +358,7 @@ fn repair(found: &Found, bytes: &[u8], scan: &Scan) -> Result<(), JournalError> 
 fn random() -> [u8; 16] {
     let mut identity = [0; 16];
     for (at, half) in identity.chunks_exact_mut(8).enumerate() {
-        let time = std::time::SystemTime::now();
-        half.copy_from_slice(&RandomState::new().hash_one((at, time)).to_le_bytes());
+        half.copy_from_slice(&RandomState::new().hash_one(at).to_le_bytes());
     }
     identity
 }

@@ -12,6 +12,9 @@ use ksi_sdk::protocol::Bytes;
 use super::*;
 use crate::disk::sim::{Chance, SimDisk};
 
+/// When everything is written.
+const NOW: u64 = 1_800_000_000_000;
+
 /// A journal whose segments have so many bytes.
 fn open_with(disk: &SimDisk, segment_bytes: u64) -> Result<(Journal, Opened), JournalError> {
     Journal::open(Arc::new(disk.clone()), Options { segment_bytes, ..Options::default() })

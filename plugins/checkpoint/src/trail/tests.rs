@@ -1,12 +1,6 @@
 //! A trail that is written, signed, read, exported, let go and tampered with.
 
-use std::{
-    fs,
-    io::BufReader,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fs, io::BufReader, ops::Range, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use ksi_sdk::{
     prelude::Code,
@@ -48,9 +42,13 @@ impl Place {
         self.dir.path().join("audit").join(name)
     }
 
-    fn append(&self, numbers: std::ops::Range<u64>) {
+    fn append(&self, numbers: Range<u64>) {
+        self.append_at(numbers, NOW);
+    }
+
+    fn append_at(&self, numbers: Range<u64>, now_ms: u64) {
         let records = numbers.map(|number| decision(number).line()).collect();
-        self.trail.append(records, NOW).unwrap();
+        self.trail.append(records, now_ms).unwrap();
     }
 
     fn verify(&self) -> Verified {
@@ -211,8 +209,8 @@ fn a_cut_off_end_is_found_where_a_head_has_seen_it_and_a_forged_head_is_told_fro
 #[test]
 fn old_files_go_with_a_word_and_the_rest_stays_proved() {
     let place = Place::keeping(Retention { days: 365, bytes: 6 * SEGMENT, days_min: 0 });
-    for block in 0..6 {
-        place.append(block * 500..block * 500 + 500);
+    for block in 0..30 {
+        place.append_at(block * 100..block * 100 + 100, NOW + block);
     }
     place.trail.close(NOW).unwrap();
     let found = place.verify();
@@ -245,17 +243,14 @@ fn what_is_young_does_not_go_because_much_is_written() {
         |segments: u64| Place::keeping(Retention { days: 365, bytes: segments * SEGMENT, days_min: 7 });
     let first = |place: &Place, now_ms| {
         for block in 0..6 {
-            let records = (block * 500..block * 500 + 500).map(|n| decision(n).line()).collect();
-            place.trail.append(records, now_ms).unwrap();
+            place.append_at(block * 500..block * 500 + 500, now_ms);
         }
         place.trail.verify(now_ms).unwrap().first_seq
     };
-    // Files are as old as the clock says, not the records.
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap();
     let place = keeping(60);
-    assert_eq!(first(&place, now_ms), 1);
-    assert!(first(&place, now_ms + 8 * DAY_MS) > 1, "a week later its size counts");
-    assert!(first(&keeping(3), now_ms) > 1, "it does not grow beyond four times its size");
+    assert_eq!(first(&place, NOW), 1);
+    assert!(first(&place, NOW + 8 * DAY_MS) > 1, "a week later its size counts");
+    assert!(first(&keeping(3), NOW) > 1, "it does not grow beyond four times its size");
 }
 
 #[test]

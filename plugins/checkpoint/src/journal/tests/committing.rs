@@ -295,7 +295,7 @@ fn after_an_error_nothing_is_acknowledged_and_the_next_open_goes_on() {
             assert_eq!(disk.steps(), steps, "a disk that failed is asked for nothing more");
             let (mut journal, opened) = open_with(&disk, 1 << 20).unwrap();
             assert_eq!(opened.damage, []);
-            let seq = journal.append(&[Bytes::from_static(b"again")]).unwrap();
+            let seq = journal.append(&[Bytes::from_static(b"again")], NOW).unwrap();
             let (records, _) = all(&journal.archive());
             assert_eq!(records[0], (1, Bytes::from_static(b"safe")));
             assert_eq!(records.last().unwrap(), &(seq, Bytes::from_static(b"again")));
@@ -518,12 +518,12 @@ fn a_segment_that_is_needed_while_it_is_made_is_waited_for_and_not_made_twice() 
 fn a_segment_that_cannot_be_made_ahead_is_not_tried_again_with_every_write() {
     let disk = SimDisk::default();
     let (mut journal, _) = open_with(&disk, 30_000).unwrap();
-    journal.append(&[vec![1; 9_000].into()]).unwrap();
+    journal.append(&[vec![1; 9_000].into()], NOW).unwrap();
     let index = journal.preparation().expect("it is time for one").head.index;
     journal.prepared(index, None);
     assert!(journal.preparation().is_none());
-    journal.append(&[vec![1; 9_000].into()]).unwrap();
+    journal.append(&[vec![1; 9_000].into()], NOW).unwrap();
     assert!(journal.preparation().is_none());
-    journal.append(&[vec![1; 20_000].into()]).unwrap();
+    journal.append(&[vec![1; 20_000].into()], NOW).unwrap();
     assert_eq!(journal.preparation().expect("the next one is due").head.index, index + 1);
 }

@@ -42,7 +42,7 @@ impl Model {
     fn append(&mut self, journal: &mut Journal, payloads: &[Bytes]) -> bool {
         assert_eq!(journal.next_seq() - 1, self.written.len() as Seq);
         self.written.extend_from_slice(payloads);
-        let done = journal.append(payloads);
+        let done = journal.append(payloads, NOW);
         // Part of a long batch may have been acknowledged.
         self.acked = usize::try_from(journal.archive().synced()).unwrap();
         match done {
@@ -51,7 +51,7 @@ impl Model {
                 true
             }
             Err(_) => {
-                let again = journal.append(&[Bytes::from_static(b"again")]);
+                let again = journal.append(&[Bytes::from_static(b"again")], NOW);
                 assert!(matches!(again, Err(JournalError::Stopped(_))), "written after an error");
                 false
             }

@@ -17,7 +17,7 @@ fn written() -> (SimDisk, Vec<Bytes>, Vec<usize>) {
     let mut end = FRAMES + Opening::FRAME;
     for batch in [1, 4, 1, 7, 1, 1, 12, 2, 9, 1, 3] {
         let payloads = payloads(&mut chance, batch, 60);
-        journal.append(&payloads).unwrap();
+        journal.append(&payloads, NOW).unwrap();
         for payload in payloads {
             end += FRAME + payload.len();
             ends.push(end);
@@ -84,7 +84,7 @@ fn no_truncation_goes_unnoticed_and_all_before_it_is_kept() {
         assert_eq!(missing(&journal, &kept), lost, "length {length}");
         assert!(!opened.damage.is_empty(), "length {length}");
         assert!(journal.next_seq() > kept.len() as Seq, "length {length}: a position may be used twice");
-        let seq = journal.append(&[Bytes::from_static(b"after")]).unwrap();
+        let seq = journal.append(&[Bytes::from_static(b"after")], NOW).unwrap();
         let last = journal.archive().read(seq).next().unwrap().unwrap();
         assert_eq!(last, (seq, Bytes::from_static(b"after")), "length {length}");
     }
@@ -106,7 +106,7 @@ fn a_write_that_was_cut_short_at_any_byte_is_torn_and_no_damage() {
         let complete = ends.iter().filter(|end| **end <= length).count() as Seq;
         assert_eq!(opened.last, complete, "length {length}");
         assert_eq!(opened.torn_bytes > 0, !ends.contains(&length), "length {length}");
-        assert_eq!(journal.append(&[Bytes::from_static(b"after")]).unwrap(), complete + 1);
+        assert_eq!(journal.append(&[Bytes::from_static(b"after")], NOW).unwrap(), complete + 1);
         let report = journal.archive().verify(&mut || {}).unwrap();
         assert_eq!((report.first_bad, report.records), (None, complete + 1), "length {length}");
     }
@@ -150,11 +150,11 @@ fn a_damaged_file_is_reported_at_every_open_and_kept_when_it_is_retired() {
         assert_eq!((report.first_bad, report.damage.len()), (Some(11), 1));
         let (_, seen) = all(&journal.archive());
         assert_eq!(seen.iter().map(|hole| (hole.from, hole.to)).collect::<Vec<_>>(), [(11, 11)]);
-        journal.append(&[Bytes::from_static(b"on")]).unwrap();
+        journal.append(&[Bytes::from_static(b"on")], NOW).unwrap();
     }
     let (mut journal, _) = open_with(&disk, SEGMENT).unwrap();
     for _ in 0..3 {
-        journal.append(&vec![Bytes::from(vec![1; 900]); 6]).unwrap();
+        journal.append(&vec![Bytes::from(vec![1; 900]); 6], NOW).unwrap();
     }
     journal.archive().retire(journal.next_seq()).unwrap();
     drop(journal);
@@ -169,7 +169,7 @@ fn a_file_that_is_missing_or_empty_is_reported_with_its_positions() {
     let disk = SimDisk::default();
     let (mut journal, _) = open_with(&disk, 4000).unwrap();
     for _ in 0..6 {
-        journal.append(&vec![Bytes::from(vec![1; 700]); 3]).unwrap();
+        journal.append(&vec![Bytes::from(vec![1; 700]); 3], NOW).unwrap();
     }
     let segments = journal.archive().stat().segments;
     let (first, last) = (segments[2].first, segments[2].last);

@@ -10,7 +10,7 @@ fn numbered(disk: &SimDisk, count: u64) -> Journal {
     let (mut journal, _) = open_with(disk, SEGMENT).unwrap();
     for number in 1..=count {
         let payload = Bytes::from(format!("{number:0>300}"));
-        assert_eq!(journal.append(&[payload]).unwrap(), number);
+        assert_eq!(journal.append(&[payload], NOW).unwrap(), number);
     }
     journal
 }
@@ -32,7 +32,7 @@ fn reading_begins_at_any_position_and_goes_on_with_what_is_written_meanwhile() {
     let mut ahead = archive.read(401);
     assert!(ahead.next().is_none());
     for number in 401..=600 {
-        journal.append(&[Bytes::from(vec![b'x'; 200])]).unwrap();
+        journal.append(&[Bytes::from(vec![b'x'; 200])], NOW).unwrap();
         assert_eq!(ahead.next().unwrap().unwrap().0, number);
         assert!(ahead.next().is_none());
     }
@@ -134,7 +134,7 @@ fn a_real_directory_keeps_records_over_restarts_and_files_are_for_their_owner_on
         assert_eq!(opened.damage, []);
         for _ in 0..10 {
             let batch = payloads(&mut chance, 5, 3000);
-            journal.append(&batch).unwrap();
+            journal.append(&batch, NOW).unwrap();
             written.extend(batch);
         }
         let read: Vec<_> = journal.archive().read(1).map(|item| item.unwrap().1).collect();
@@ -156,7 +156,7 @@ fn positions_that_are_skipped_are_no_hole_in_the_chain() {
         let mut write = |journal: &mut Journal, count| {
             for payload in payloads(&mut chance, count, 90) {
                 model.push((journal.next_seq(), payload.clone()));
-                assert_eq!(journal.append(&[payload]).unwrap(), model.last().unwrap().0);
+                assert_eq!(journal.append(&[payload], NOW).unwrap(), model.last().unwrap().0);
             }
         };
         write(&mut journal, before);
