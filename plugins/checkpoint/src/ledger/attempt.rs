@@ -257,7 +257,7 @@ impl Ledger {
                 self.end(now_ms, id, Ending::Failed, Some(refusal), step);
             }
             Verdict::Unknown => self.end_unknown(now_ms, id, &refusal.message, step),
-            Verdict::Crash => match self.fell(now_ms, id, ran) {
+            Verdict::Crash => match self.crashed(now_ms, id, ran) {
                 true => self.end_dead(now_ms, id, &refusal.message, step),
                 false if self.live.get(&id).is_some_and(|entry| entry.policy.repeat) => {
                     let _ = self.pause(now_ms, id, refusal, step);
@@ -268,21 +268,21 @@ impl Ledger {
     }
 
     /// The plugin crashed while an entry ran there; whether that is the end of it.
-    fn fell(&mut self, now_ms: u64, id: Id, ran: Ran) -> bool {
+    fn crashed(&mut self, now_ms: u64, id: Id, ran: Ran) -> bool {
         let entry = self.live.get_mut(&id).expect("whose handler crashed lives");
         let again = entry.sees_death(now_ms);
         let namespace = entry.event.namespace();
         let others = self.lanes.running(namespace);
         if self.doubts.crashed(now_ms, namespace, id, ran, others, again) {
-            return self.crashed(now_ms, id);
+            return self.charge(now_ms, id);
         }
         // Another one may be to blame: no attempt counts.
         entry.attempts -= 1;
         false
     }
 
-    /// Notes a crash over an entry; whether it is enough.
-    pub(super) fn crashed(&mut self, now_ms: u64, id: Id) -> bool {
+    /// Charges an entry with a crash; whether that is the end of it.
+    pub(super) fn charge(&mut self, now_ms: u64, id: Id) -> bool {
         let entry = self.live.get_mut(&id).expect("whose handler crashed lives");
         let exhausted = entry.policy.repeat && entry.attempts >= entry.attempts_max;
         let crashes = &mut entry.trouble().crashes;

@@ -295,7 +295,7 @@ impl Entry {
             event: self.event.clone(),
             state,
             attempts: self.attempts,
-            crashes: trouble.map_or(0, |trouble| u32::try_from(trouble.crashes.len()).unwrap_or(u32::MAX)),
+            crashes: u32::try_from(self.crashes()).unwrap_or(u32::MAX),
             origin: self.origin.to_string(),
             principal: self.principal.as_deref().map(str::to_owned),
             tenant: self.tenant.as_deref().map(str::to_owned),

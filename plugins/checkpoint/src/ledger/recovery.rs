@@ -141,7 +141,7 @@ impl Ledger {
         if !alone {
             // Many ran, and one of them may be to blame: no attempt counts.
             entry.attempts -= 1;
-        } else if self.crashed(now_ms, id) {
+        } else if self.charge(now_ms, id) {
             return self.end_dead(now_ms, id, DIED, step);
         }
         let entry = self.live.get_mut(&id).expect("it has not ended");
