@@ -2,8 +2,8 @@
 //!
 //! Files of a fixed size, filled with zeros before they are used
 //! (`journal/format.rs` has the bytes). [`Journal`] opens and writes them,
-//! [`Committer`] has it done for many, [`Archive`] reads, verifies and retires what is written. Payloads are opaque: what a record
-//! says is in `record.rs`.
+//! [`Committer`] has it done for many, [`Archive`] reads, verifies and retires
+//! what is written. Payloads are opaque: what a record says is in `record.rs`.
 //!
 //! # Invariants
 //!

@@ -11,11 +11,13 @@ use std::{
     },
 };
 
+use ksi_sdk::trust::Digest;
+
 use super::{
     error::JournalError,
     format::{Chain, FRAMES, Head},
     records::Records,
-    report::{Damage, Retired, Stat, VerifyReport},
+    report::{Retired, Stat, VerifyReport},
     scan::{Expected, Hole, scan},
     segment::{Segment, kept},
 };
@@ -161,10 +163,7 @@ impl Archive {
                 expected = None;
             }
             before = Some(segment.index);
-            let told = |hole: Hole| {
-                let Hole { from, to, offset, what } = hole;
-                Damage { segment: segment.name.clone(), from, to, offset, what }
-            };
+            let told = |hole: Hole| hole.of(&segment.name);
             if !head.is_some_and(|(head, whole)| whole && head.index == segment.index) {
                 let (from, to) = (segment.first, segment.first.saturating_sub(1));
                 report.damage.push(told(Hole { from, to, offset: 0, what: "the head of the file" }));
@@ -183,11 +182,10 @@ impl Archive {
             report.records += found.records;
             report.payload_bytes += found.payload_bytes;
             report.last = found.next - 1;
-            report.head = found.chain.iter().map(|byte| format!("{byte:02x}")).collect();
+            report.head = Digest::from(found.chain).to_string();
             report.damage.extend(found.holes.into_iter().map(told));
             expected = Some((found.next, found.chain));
         }
-        report.first_bad = report.damage.first().map(|damage| damage.from);
         Ok(report)
     }
 

@@ -224,11 +224,8 @@ impl Recovery<'_> {
             return self.nothing_in(found, end, options);
         };
         add_holes(found, cut, until, &mut scan);
-        let told = |hole: &Hole| {
-            let Hole { from, to, offset, what } = *hole;
-            Damage { segment: found.name.clone(), from, to, offset, what }
-        };
-        let mut damage: Vec<Damage> = scan.holes.iter().map(told).collect();
+        let holes = std::mem::take(&mut scan.holes);
+        let mut damage: Vec<Damage> = holes.into_iter().map(|hole| hole.of(&found.name)).collect();
         let is_damaged = found.damaged || !damage.is_empty();
         if is_damaged {
             self.put_aside(found, &mut damage)?;

@@ -62,8 +62,6 @@ pub struct VerifyReport {
     pub payload_bytes: u64,
     /// Files, without the one that is prepared.
     pub segments: usize,
-    /// First position that is not as it was written.
-    pub first_bad: Option<Seq>,
     /// All damage, oldest first.
     pub damage: Vec<Damage>,
     /// The chain's value after the last record, hexadecimal: whoever keeps it

@@ -22,7 +22,10 @@
 //! - No record is given that differs in one bit from what was written.
 //! - No frame that is right is left out, except the torn ones.
 
-use super::format::{self, Chain, FRAME, FRAMES, Frame, Key, Opening, find, frame, frame_len, is_zero};
+use super::{
+    format::{self, Chain, FRAME, FRAMES, Frame, Key, Opening, find, frame, frame_len, is_zero},
+    report::Damage,
+};
 use crate::record::Seq;
 
 /// Bytes between the places that are remembered for finding a record.
@@ -49,6 +52,14 @@ pub(crate) struct Hole {
     pub(crate) to: Seq,
     pub(crate) offset: u64,
     pub(crate) what: &'static str,
+}
+
+impl Hole {
+    /// As it is told of the file that has it.
+    pub(crate) fn of(self, segment: &str) -> Damage {
+        let Self { from, to, offset, what } = self;
+        Damage { segment: segment.to_owned(), from, to, offset, what }
+    }
 }
 
 /// What a segment holds.

@@ -65,7 +65,7 @@ fn retiring_keeps_the_file_before_and_all_after_it() {
     drop(archive);
     let (journal, opened) = open_with(&disk, SEGMENT).unwrap();
     assert_eq!((opened.first, opened.last), (segments[2].first, 500));
-    assert_eq!(journal.archive().verify(&mut || {}).unwrap().first_bad, None);
+    assert_eq!(journal.archive().verify(&mut || {}).unwrap().damage, []);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn what_was_checkpointed_is_not_read_at_the_opening_but_can_be_read_and_verified
     assert_eq!((opened.first, opened.last), (1, 500));
     assert_eq!(all(&journal.archive()).0.len(), 500);
     let report = journal.archive().verify(&mut || {}).unwrap();
-    assert_eq!((report.first_bad, report.records, report.head), (None, 500, head));
+    assert_eq!((report.damage, report.records, report.head), (vec![], 500, head));
     let kinds: Vec<_> = journal.archive().stat().segments.iter().map(|segment| segment.kinds).collect();
     let zero = format::kind(b"0");
     assert!(kinds.iter().all(|kinds| *kinds == zero), "{kinds:?}");
@@ -139,7 +139,7 @@ fn a_real_directory_keeps_records_over_restarts_and_files_are_for_their_owner_on
         }
         let read: Vec<_> = journal.archive().read(1).map(|item| item.unwrap().1).collect();
         assert_eq!(read, written);
-        assert_eq!(journal.archive().verify(&mut || {}).unwrap().first_bad, None);
+        assert_eq!(journal.archive().verify(&mut || {}).unwrap().damage, []);
     }
     for entry in std::fs::read_dir(&place).unwrap() {
         assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
