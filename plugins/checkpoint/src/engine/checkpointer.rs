@@ -17,7 +17,10 @@
 
 use std::{cmp::Ordering, fs, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Instant};
 
-use ksi_sdk::protocol::{Bytes, Code, Refusal};
+use ksi_sdk::{
+    protocol::{Bytes, Code, Refusal},
+    trust::Digest,
+};
 use nix::fcntl::OFlag;
 
 use super::{
@@ -240,7 +243,7 @@ impl Checkpointer {
             seq: summary.seq,
             keys: summary.keys,
             bytes: summary.bytes,
-            sha256: summary.sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: Digest::from(summary.sha256).to_string(),
             took_ms: super::millis(begun),
         })
     }
@@ -261,8 +264,8 @@ impl Checkpointer {
 
     /// The same from an open file: what was read, keys taken, and the position of the restore.
     ///
-    /// The new store stands beside the old one, durable, before the journal says that it counts; the rest can be
-    /// done again by the next start.
+    /// The new store stands beside the old one, durable, before the journal says that it counts; the rest can
+    /// be done again by the next start.
     pub(super) fn restore_from(
         &mut self,
         name: &str,
@@ -281,35 +284,8 @@ impl Checkpointer {
             .put(Bytes::from_static(LINEAGE), Bytes::copy_from_slice(uuid::Uuid::now_v7().as_bytes()))
             .put(Bytes::from_static(EPOCH), number(epoch))
             .put(Bytes::from_static(GIVEN), number(given.max(read.seq)));
-        let mut prepare = || -> Result<(Summary, u64), StoreError> {
-            self.shelf.remove(RESTORED)?;
-            let mut store = self.shelf.open(RESTORED)?.store;
-            let mut import = Import::into(&mut *store);
-            let summary = exports::read(name, file, &mut |change| match change.key.first() {
-                Some(&keys::META) => Ok(()),
-                _ => import.take(change),
-            })?;
-            import.flush()?;
-            let keys = import.keys;
-            store.apply(marks.changes())?;
-            store.close()?;
-            Ok((summary, keys))
-        };
-        let (summary, keys) = prepare().map_err(refuse)?;
-        let record = Record::Changes(marks);
-        let payload = Bytes::from(record.encode());
-        let seq = {
-            let mut state = self.shared.state();
-            // Nothing of before is to be seen again once this is in line.
-            let seq = state.commit(&mut Record::Changes(Batch::new()), payload)?;
-            state.overlay.reset();
-            if let Record::Changes(batch) = record {
-                state.overlay.apply(seq, batch, 0);
-            }
-            // What is still on its way was made of what was before.
-            state.failed.get_or_insert_with(restored);
-            seq
-        };
+        let (summary, keys) = self.make_restored(name, file, &marks).map_err(refuse)?;
+        let seq = self.commit_restore(marks)?;
         self.shared.wait_synced(seq)?;
         self.store = None;
         match finish_restore(&mut *self.shelf, &self.exports, seq) {
@@ -320,6 +296,41 @@ impl Checkpointer {
             }
             Err(error) => Err(self.fail(&error)),
         }
+    }
+
+    /// Makes the store that is to take the place of this one, of an export and marks of its own: what was
+    /// read, and keys taken.
+    fn make_restored(
+        &mut self,
+        name: &str,
+        file: &dyn crate::disk::File,
+        marks: &Batch,
+    ) -> Result<(Summary, u64), StoreError> {
+        self.shelf.remove(RESTORED)?;
+        let mut store = self.shelf.open(RESTORED)?.store;
+        let mut import = Import::into(&mut *store);
+        let summary = exports::read(name, file, &mut |change| match change.key.first() {
+            Some(&keys::META) => Ok(()),
+            _ => import.take(change),
+        })?;
+        import.flush()?;
+        let keys = import.keys;
+        store.apply(marks.changes())?;
+        store.close()?;
+        Ok((summary, keys))
+    }
+
+    /// Journals the marks of a restore, and forgets what is in memory; the position of it.
+    fn commit_restore(&self, marks: Batch) -> Result<Seq, Refusal> {
+        let payload = Bytes::from(Record::Changes(marks.clone()).encode());
+        let mut state = self.shared.state();
+        // Nothing of before is to be seen again once this is in line.
+        let seq = state.commit(&mut Record::Changes(Batch::new()), payload)?;
+        state.overlay.reset();
+        state.overlay.apply(seq, marks, 0);
+        // What is still on its way was made of what was before.
+        state.failed.get_or_insert_with(restored);
+        Ok(seq)
     }
 
     /// Walks the journal, and reads the whole store.

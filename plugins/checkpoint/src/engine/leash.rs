@@ -16,8 +16,8 @@ impl Leash {
         Self { shared: Arc::downgrade(shared), jobs: Arc::downgrade(jobs) }
     }
 
-    /// Nothing is committed any more from now on. The checkpointer's thread syncs what was, makes no checkpoint
-    /// of it, and lets go of the directory. Does not wait for that.
+    /// Nothing is committed any more from now on. The checkpointer's thread syncs what was, makes no
+    /// checkpoint of it, and lets go of the directory. Does not wait for that.
     pub fn end(self) {
         let (Some(shared), Some(jobs)) = (self.shared.upgrade(), self.jobs.upgrade()) else { return };
         shared.abandon();
