@@ -37,7 +37,7 @@ const PARKED: [&str; 14] = [
     "ctl/src/bench/frozen.rs",
     "daemon/src/instance.rs",
     "plugins/checkpoint/src/disk.rs",
-    "plugins/checkpoint/src/engine/tests.rs",
+    "plugins/checkpoint/src/testing.rs",
     "plugins/claude-cli/tests/claude_cli.rs",
     "tests/it/cli/logs.rs",
     "tests/it/faults.rs",
