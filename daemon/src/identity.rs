@@ -164,7 +164,7 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// `invalid_payload` for a name or capability that is none, `denied` where it
+    /// `invalid_payload` for a name, a capability or a time that is none, `denied` where it
     /// would give more than whoever asks holds; `busy` where as many have come of
     /// that one as its share is, unless it sees every tenant; `busy` and
     /// `unavailable` as the file of tokens says.
@@ -173,6 +173,12 @@ impl Identity {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
             let rule = format!("`name` must have 1 to {NAME_BYTES_MAX} bytes, and no control characters");
             return Err(Refusal::invalid_payload(rule));
+        }
+        if expires_in_ms == Some(0) {
+            let refusal = Refusal::invalid_payload("a token that has expired at once is of no use");
+            return Err(refusal
+                .at("expires_in_ms")
+                .hint("leave it out for one that lasts until it is revoked"));
         }
         if can.is_empty() {
             return Err(Refusal::invalid_payload("a token that can do nothing is of no use").at("can"));

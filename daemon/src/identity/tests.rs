@@ -323,6 +323,7 @@ fn what_is_no_token_is_refused_and_what_cannot_be_made_says_why() {
         asked(&["echo.use", ""]),
         CreateToken { tenant: Some("../x".into()), ..can() },
         CreateToken { tenant: Some(String::new()), ..can() },
+        CreateToken { expires_in_ms: Some(0), ..can() },
     ] {
         assert_eq!(create(ask.clone()), Code::InvalidPayload, "{ask:?}");
     }

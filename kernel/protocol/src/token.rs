@@ -78,7 +78,7 @@ pub struct CreateToken {
     /// Whose data it sees; without it, the asker's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// How long it is valid, milliseconds; without it, until it is revoked.
+    /// How long it is valid, milliseconds, at least 1; without it, until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_ms: Option<u64>,
 }
