@@ -31,12 +31,13 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use ksi_identity::Authority;
 use ksi_kernel::{Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
-use ksi_protocol::{Bytes, Code, EventName, Refusal, encode, frame::Id};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, clock::Clock, encode, frame::Id};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -98,8 +99,7 @@ pub struct Hub {
     pub lanes: Lanes,
     /// Live events dropped at slow readers.
     pub dropped: Arc<AtomicU64>,
-    started: Instant,
-    started_unix_ms: u64,
+    clock: Clock,
     closing: AtomicBool,
     turns: AtomicU64,
     daemon: OnceLock<Arc<Port>>,
@@ -112,20 +112,19 @@ impl Hub {
     /// A hub.
     #[must_use]
     pub fn new(runtime: tokio::runtime::Handle, identity: Identity, chains: Chains) -> Arc<Self> {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let moment = since_boot();
+        let clock = Clock::set(SystemTime::now(), moment);
         Arc::new_cyclic(|myself| Self {
             kernel: Kernel::with(chains),
             desk: desk::Desk::new(&identity),
             identity,
-            boot: format!("{started_unix_ms:x}-{:x}", std::process::id()),
+            boot: format!("{:x}-{:x}", clock.at(moment), std::process::id()),
             deadline: Notify::new(),
             idle: Notify::new(),
             kept: Notify::new(),
             lanes: Lanes::new(runtime),
             dropped: Arc::default(),
-            started: Instant::now(),
-            started_unix_ms,
+            clock,
             closing: AtomicBool::new(false),
             turns: AtomicU64::new(1),
             daemon: OnceLock::new(),
@@ -135,16 +134,16 @@ impl Hub {
     }
 
     /// Milliseconds since 1970 that never run backwards: the wall clock of the
-    /// start plus the time since.
+    /// start plus the time since, in which the machine may have slept.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.started_unix_ms + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.clock.at(since_boot())
     }
 
     /// Time since the start.
     #[must_use]
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.since(since_boot())
     }
 
     /// The port of the daemon itself.
@@ -249,6 +248,9 @@ impl Hub {
     }
 
     /// Times out what is due, for ever. Sleeps while nothing has a deadline.
+    ///
+    /// The runtime's timers stand still while the machine sleeps, and the clock does not: what is due
+    /// by then ends late, by no more than what was left when the machine fell asleep.
     pub async fn keep_deadlines(self: Arc<Self>) {
         loop {
             let mut turn = self.turn();
@@ -266,6 +268,12 @@ impl Hub {
             }
         }
     }
+}
+
+/// Time since the machine was started, asleep or not; nobody can set it.
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// One batch of work; see the module.

@@ -9,6 +9,7 @@ use std::cell::Cell;
 
 pub mod audit;
 pub mod checkpoint;
+pub mod clock;
 pub mod descriptor;
 mod extent;
 pub mod fanout;

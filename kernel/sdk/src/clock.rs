@@ -1,13 +1,11 @@
-//! The clock: milliseconds since 1970 that never go backwards and never leap.
-//!
-//! The wall clock of the first look plus the time since, in which the machine may have slept. So whoever
-//! sets the wall clock neither holds up nor ends what waits for a time.
+//! What the time is for a plugin: the clock that the daemon goes by, too.
 
 use std::{
     sync::LazyLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
+use ksi_protocol::clock::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
 /// That of this process or, inside the daemon, of this library.
@@ -24,37 +22,11 @@ fn since_boot() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-struct Clock {
-    started: Duration,
-    started_unix: Duration,
-}
-
-impl Clock {
-    /// One that shows this time at this moment.
-    fn set(wall: SystemTime, started: Duration) -> Self {
-        Self { started, started_unix: wall.duration_since(UNIX_EPOCH).unwrap_or_default() }
-    }
-
-    fn at(&self, moment: Duration) -> u64 {
-        let time = self.started_unix.saturating_add(moment.saturating_sub(self.started));
-        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::UNIX_EPOCH;
 
-    #[test]
-    fn it_shows_the_wall_clock_of_the_start_and_what_has_passed_since() {
-        let started = since_boot();
-        let after = |ms| started + Duration::from_millis(ms);
-        let clock = Clock::set(UNIX_EPOCH + Duration::from_secs(1_000), after(50));
-        let shown = [0, 50, 51, 3_600_050].map(|ms| clock.at(after(ms)));
-        assert_eq!(shown, [1_000_000, 1_000_000, 1_000_001, 4_600_000]);
-        let early = Clock::set(UNIX_EPOCH - Duration::from_secs(1), started);
-        assert_eq!(early.at(after(7)), 7, "a wall clock before all time is taken for its beginning");
-    }
+    use super::*;
 
     #[test]
     fn it_begins_with_the_time_of_the_machine() {
