@@ -41,7 +41,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let Matter::Request(request) = self.settle(token, entry, effects) else { return };
         let is_revoked = matches!(answer, Answer::Reply(_) | Answer::End(_)) && request.is_revoked(now_ms);
         let to = Address::from(request);
-        let answer = if is_revoked { to.revoked().into() } else { answer };
+        let answer = if is_revoked { to.revoked(now_ms).into() } else { answer };
         self.deliver_answer(token, to, answer, effects);
     }
 
@@ -112,9 +112,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     pub fn expire(&self, now_ms: u64, effects: &mut Effects<H>) -> Option<u64> {
         if self.pending.earliest()? <= now_ms {
             for token in self.pending.due(now_ms) {
-                let is_due = |entry: &Pending<H>| entry.deadline_ms <= now_ms;
+                let is_due = |entry: &Pending<H>| entry.ends_ms() <= now_ms;
                 let Some(entry) = self.pending.take_if(token, is_due) else { continue };
-                let refusal = overdue(&entry);
+                let refusal = overdue(&entry, now_ms);
                 self.give_up(token, entry, refusal, Some(now_ms), effects);
             }
         }
@@ -141,7 +141,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         for token in self.pending.all(is_revoked) {
             let Some(entry) = self.pending.take_if(token, is_revoked) else { continue };
             let Some(to) = entry.address() else { continue };
-            self.revoke(token, entry, to.revoked(), effects);
+            self.revoke(token, entry, to.revoked(now_ms), effects);
         }
     }
 
@@ -199,9 +199,12 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
     }
 }
 
-/// What to say of an entry whose deadline has passed.
-fn overdue<H>(entry: &Pending<H>) -> Refusal {
+/// What to say of an entry that has ended of itself.
+fn overdue<H>(entry: &Pending<H>, now_ms: u64) -> Refusal {
     match &entry.matter {
+        Matter::Request(request) if entry.ends_ms() < entry.deadline_ms => {
+            refusals::revoked(&request.asker.authority.caller, &request.event, now_ms)
+        }
         Matter::Request(request) => {
             let after = Duration::from_millis(entry.deadline_ms.saturating_sub(request.asked_ms));
             refusals::timeout(&request.event, after)

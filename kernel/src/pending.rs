@@ -1,8 +1,8 @@
 //! Pending: what somebody still has to answer.
 //!
 //! A sharded map from tokens to requests that wait for their owner and to
-//! words that are waited for from interceptors, and the earliest deadline among
-//! them. Whoever takes an entry out is the only one who may end it; that is the
+//! words that are waited for from interceptors, and when the first of them ends of
+//! itself. Whoever takes an entry out is the only one who may end it; that is the
 //! whole of the race between answer, cancel, timeout and detachment.
 //!
 //! # Invariants
@@ -10,7 +10,7 @@
 //! - No two shards are locked at once, and nothing else is locked under one.
 //! - An entry with a holder is charged to it, until it is taken out of the table
 //!   or the holder off it.
-//! - `earliest` is never later than the deadline of an entry whose insertion
+//! - `earliest` is never later than the end of an entry whose insertion
 //!   has returned: a scan resets it first and looks second, an insertion writes
 //!   first and lowers it second.
 
@@ -44,7 +44,7 @@ pub(crate) struct Pending<H> {
     /// Who has to speak: owner or interceptor. `None` for a request over which
     /// interceptors have the word.
     pub(crate) holder: Option<Hold<H>>,
-    /// When it ends of itself.
+    /// When it is too late for whoever has to speak, and for all that exists on its behalf.
     pub(crate) deadline_ms: u64,
     /// The entry on whose behalf it exists.
     pub(crate) parent: Option<Token>,
@@ -86,6 +86,12 @@ impl<H> Request<H> {
     /// somebody else than the daemon gives.
     pub(crate) fn is_revoked(&self, now_ms: u64) -> bool {
         !self.is_the_daemons && self.bit.is_some_and(|bit| !self.asker.authority.holds(bit, now_ms))
+    }
+
+    /// When that will be so, whatever is taken away before.
+    fn expires_ms(&self) -> u64 {
+        let lasts = self.is_the_daemons || self.bit.is_none();
+        if lasts { u64::MAX } else { self.asker.authority.caller.principal.expires_ms }
     }
 }
 
@@ -179,6 +185,14 @@ impl Held {
 }
 
 impl<H> Pending<H> {
+    /// When it ends of itself: at its deadline, or when the right to it expires before that.
+    pub(crate) fn ends_ms(&self) -> u64 {
+        match &self.matter {
+            Matter::Request(request) => self.deadline_ms.min(request.expires_ms()),
+            Matter::Word(_) | Matter::Fact => self.deadline_ms,
+        }
+    }
+
     pub(crate) fn is_held_by(&self, port: &Port<H>) -> bool {
         self.holder.as_ref().is_some_and(|hold| hold.port.id == port.id)
     }
@@ -225,8 +239,8 @@ impl<H> Address<H> {
     }
 
     /// What the asker is told where it may not any more.
-    pub(crate) fn revoked(&self) -> Refusal {
-        refusals::revoked(&self.asker.authority.caller, &self.event)
+    pub(crate) fn revoked(&self, now_ms: u64) -> Refusal {
+        refusals::revoked(&self.asker.authority.caller, &self.event, now_ms)
     }
 }
 
@@ -400,14 +414,14 @@ impl<H> Table<H> {
         self.entries.iter().filter(|entry| entry.is_request()).count()
     }
 
-    /// Takes note of a deadline, and tells the caller where none is earlier.
-    pub(crate) fn schedule(&self, deadline_ms: u64, effects: &mut Effects<H>) {
+    /// Takes note of when an entry ends, and tells the caller where none does earlier.
+    pub(crate) fn schedule(&self, ends_ms: u64, effects: &mut Effects<H>) {
         // Read first: nearly always there is an earlier one, and then the
         // line stays shared between the processors.
-        if deadline_ms < self.earliest.load(Ordering::SeqCst)
-            && deadline_ms < self.earliest.fetch_min(deadline_ms, Ordering::SeqCst)
+        if ends_ms < self.earliest.load(Ordering::SeqCst)
+            && ends_ms < self.earliest.fetch_min(ends_ms, Ordering::SeqCst)
         {
-            effects.deadline = Some(effects.deadline.map_or(deadline_ms, |other| other.min(deadline_ms)));
+            effects.deadline = Some(effects.deadline.map_or(ends_ms, |other| other.min(ends_ms)));
         }
     }
 
@@ -421,10 +435,11 @@ impl<H> Table<H> {
         let mut due = Vec::new();
         let mut next = u64::MAX;
         for entry in &self.entries {
-            if entry.deadline_ms <= now_ms {
-                due.push((entry.deadline_ms, *entry.key()));
+            let ends_ms = entry.ends_ms();
+            if ends_ms <= now_ms {
+                due.push((ends_ms, *entry.key()));
             } else {
-                next = next.min(entry.deadline_ms);
+                next = next.min(ends_ms);
             }
         }
         self.earliest.fetch_min(next, Ordering::SeqCst);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ksi_identity::{Caller, Decision, Permission};
+use ksi_identity::{Caller, Decision, Permission, Principal};
 use ksi_protocol::{Code, EventName, Pattern, Refusal, frame::Id};
 use serde_json::json;
 
@@ -129,10 +129,13 @@ pub(crate) fn lacks(caller: &Caller, verb: &str, event: &EventName, permission: 
     Refusal::new(Code::Denied, message).hint(hint).details(details)
 }
 
-pub(crate) fn revoked(caller: &Caller, event: &EventName) -> Refusal {
-    let name = &caller.principal.name;
-    no(Blame::Sender, Code::Denied, format!("`{name}` may not ask `{event}` any more"))
-        .hint("what allowed it was revoked or has expired")
+pub(crate) fn revoked(caller: &Caller, event: &EventName, now_ms: u64) -> Refusal {
+    let Principal { name, expires_ms, .. } = &*caller.principal;
+    let (why, hint) = match now_ms < *expires_ms {
+        true => ("", "what allowed it was revoked"),
+        false => (": it has expired", "`ksi token create` makes another"),
+    };
+    no(Blame::Sender, Code::Denied, format!("`{name}` may not ask `{event}` any more{why}")).hint(hint)
 }
 
 pub(crate) fn shutting_down() -> Refusal {

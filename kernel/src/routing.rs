@@ -312,8 +312,9 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let (parent, deadline_ms) = (envelope.parent, envelope.deadline_ms.unwrap_or(u64::MAX));
         let matter = Matter::Request(request);
         let pending = Pending { holder: None, deadline_ms, parent, children: Vec::new(), matter };
+        let ends_ms = pending.ends_ms();
         self.pending.open(token, id, port, pending)?;
-        self.pending.schedule(deadline_ms, effects);
+        self.pending.schedule(ends_ms, effects);
         if let Some(parent) = parent
             && !self.pending.link(parent, token)
         {
@@ -378,7 +379,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
                 let Some(to) = self.pending.address(token, port) else { return self.missing(token, port) };
                 // What goes on for long ends when the right to it does.
                 if !to.may_hear(now_ms) {
-                    self.fail(token, to.revoked(), effects);
+                    self.fail(token, to.revoked(now_ms), effects);
                     return Ok(());
                 }
                 self.deliver_answer(token, to, answer, effects);

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use ksi_identity::{Authority, Capability, Decision, Directory, Member, Rights, Witness};
+use ksi_identity::{Authority, Caller, Capability, Decision, Directory, Member, Principal, Rights, Witness};
 use ksi_protocol::{Code, EventName, Refusal};
 
 use super::script::check;
@@ -178,13 +178,67 @@ fn what_has_expired_holds_nothing() {
          > S request 1 a:use x
          < P request 1 a:use x from S until 60099
          > at 100
-         = 60099
+         = never
+         < P cancel 1
+         < S refused 1 denied sender
+         > P reply 1 late
          > S request 2 a:use x
          < S refused 2 denied sender
          > P emit a:said x
          = 0"
         .replace(" until 60099", "")
         .as_str(),
+    );
+}
+
+#[test]
+fn what_is_waited_for_ends_when_the_right_to_it_expires_and_what_comes_of_it_too() {
+    check(
+        "> P attach plugin
+         > P declare a:use unavailable permission=a.use
+         > P own a:use
+         > Q attach plugin
+         > Q declare q:use unavailable permission=q.use
+         > Q own q:use
+         > D attach daemon
+         > D declare d:take unavailable permission=a.use
+         > D own d:take
+         > S attach holds=* expires=100
+         > S request 1 a:use x
+         < P request 1 a:use x from S
+         > S request 2 a:use x timeout=50
+         < P request 2 a:use x from S until 50
+         > S request 3 d:take x
+         < D request 3 d:take x from S
+         > O attach holds=*
+         > O request 1 a:use x
+         < P request 4 a:use x from O
+         > P request 9 q:use x parent=1
+         < Q request 5 q:use x from P
+         # Somebody has a word before it is the daemon's.
+         > I attach plugin
+         > I intercept d:take before closed
+         > S request 4 d:take x
+         < I intercept 7 before d:take x from S
+         > at 50
+         = 100
+         < P cancel 2
+         < S refused 2 timeout receiver
+         > at 99
+         = 100
+         > at 100
+         = 60000
+         < P cancel 1
+         < Q cancel 5
+         < P refused 9 cancelled sender
+         < S refused 1 denied sender
+         < I cancel 7
+         < S refused 4 denied sender
+         # What the daemon does it has decided.
+         > D reply 3 done
+         < S reply 3 done
+         > P reply 4 x
+         < O reply 1 x",
     );
 }
 
@@ -527,6 +581,20 @@ fn what_is_done_by_other_means_takes_what_asking_for_it_takes() {
         *notes.0.lock().unwrap(),
         ["user:a ask a:do a.use false - 0", "user:a ask b:nobodys system.admin false - 0"]
     );
+}
+
+#[test]
+fn what_has_ended_says_whether_that_was_taken_away_or_has_expired() {
+    let ended = |now_ms, expires_ms| {
+        let principal = Principal::new("token:a", None, expires_ms);
+        let client = Caller { origin: "session:1".into(), principal };
+        crate::refusals::revoked(&client, &event("a:do"), now_ms)
+    };
+    let (revoked, expired) = (ended(99, 100), ended(100, 100));
+    assert_eq!((revoked.code, expired.code), (Code::Denied, Code::Denied));
+    assert_eq!(revoked.message, "`token:a` may not ask `a:do` any more");
+    assert_eq!(expired.message, "`token:a` may not ask `a:do` any more: it has expired");
+    assert!(revoked.hint.contains("revoked") && expired.hint.contains("ksi token create"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use ksi_protocol::{
     Code, Frame, Pattern,
     frame::{Caller, Class, Subscribe},
+    token::Token,
 };
 use ksi_tests::{
     Home,
@@ -153,6 +154,21 @@ fn what_waits_for_an_item_when_its_token_is_revoked_takes_none() {
     daemon.ask("token:revoke", json!({"id": made.info.id})).unwrap();
     let (id, refusal) = frames.refused();
     assert_eq!((id, refusal.code), (Some(2), Code::Denied));
+    daemon.ask("state:push", json!({"queue": "q", "data": "secret"})).unwrap();
+    let popped = daemon.ask("state:pop", json!({"queue": "q"})).unwrap();
+    assert!(popped.to_string().contains("secret"), "{popped}");
+}
+
+#[test]
+fn what_waits_ends_when_its_token_expires() {
+    let daemon = ready();
+    let ask = json!({"name": "test", "can": ["state.*"], "expires_in_ms": 3_000});
+    let made = daemon.ask("token:create", ask).unwrap();
+    let mut lines = lines_as(&daemon, &Token::new(made["token"].as_str().unwrap()));
+    // Nothing else comes to pass that would show it.
+    let refusal = lines.ask("state:pop", json!({"queue": "q", "wait_ms": 60_000})).unwrap_err();
+    assert_eq!(refusal["code"], "denied", "{refusal}");
+    assert!(refusal["message"].as_str().unwrap().contains("has expired"), "{refusal}");
     daemon.ask("state:push", json!({"queue": "q", "data": "secret"})).unwrap();
     let popped = daemon.ask("state:pop", json!({"queue": "q"})).unwrap();
     assert!(popped.to_string().contains("secret"), "{popped}");
