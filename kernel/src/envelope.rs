@@ -51,6 +51,18 @@ pub struct Envelope {
     pub work: Option<Arc<Policy>>,
 }
 
+/// What an asker must hold, from when it asks until it has its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Takes {
+    /// What the event takes.
+    Own,
+    /// What another event takes: the daemon asks this one for whoever might do with that one what comes of
+    /// it.
+    Like(EventName),
+    /// Nothing: the daemon has seen to it that this may be asked.
+    Nothing,
+}
+
 /// A request, as its asker states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
@@ -76,8 +88,8 @@ pub struct Ask {
     /// Whether its caller must hold what the event takes, besides the plugin
     /// that asks: for one that asks whatever it is told to.
     pub on_behalf: bool,
-    /// Whether the daemon has seen to it that this may be asked.
-    pub vouched: bool,
+    /// What its asker must hold.
+    pub takes: Takes,
     /// The causal chain that leads to this. Heeded only from a plugin.
     pub chain: Option<Arc<str>>,
     /// Who asked in the first place. Heeded only from the port that keeps work,
@@ -115,7 +127,7 @@ impl Ask {
             expires_in: None,
             parent: None,
             on_behalf: false,
-            vouched: false,
+            takes: Takes::Own,
             caller: None,
             chain: None,
         }

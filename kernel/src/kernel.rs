@@ -10,7 +10,7 @@ use std::sync::{
 use arc_swap::ArcSwapOption;
 use ksi_identity::{Authority, Decision, Rights, Witness};
 use ksi_protocol::{
-    Bytes, EventName, Pattern, Refusal,
+    EventName, Pattern, Refusal,
     descriptor::InterceptSpec,
     frame::{Class, Id},
 };
@@ -220,20 +220,6 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         let (bit, name) = events.permission(&event);
         let held = port.authority.holds(bit, now_ms).then_some(());
         held.ok_or_else(|| refusals::lacks(&port.authority.caller, "hear", &event, name))
-    }
-
-    /// Refuses a client that may not ask for this event what is done for it by other means. Only that is
-    /// shown: what is done is a decision of its own.
-    ///
-    /// # Errors
-    ///
-    /// `denied`.
-    pub fn may_ask(&self, port: &Port<H>, event: &EventName, now_ms: u64) -> Result<(), Refusal> {
-        let (events, nothing) = (self.registry.load(), Bytes::new());
-        let (bit, right) = events.permission(event);
-        let (allowed, own) =
-            (port.authority.holds(bit, now_ms), port.authority.decision(event, &nothing, now_ms));
-        self.decide(port.role, &Decision { right, allowed, ..own })
     }
 
     /// Ends a subscription. An event that is being routed may still come.

@@ -59,7 +59,7 @@ mod subscriptions;
 
 pub use chain::Chains;
 pub use effects::{Delivery, Effects, Fact};
-pub use envelope::{Answer, Ask, Emission, Envelope, Token, Verdict};
+pub use envelope::{Answer, Ask, Emission, Envelope, Takes, Token, Verdict};
 pub use figures::Figures;
 pub use interception::EMISSION_LIMIT;
 pub use kernel::Kernel;

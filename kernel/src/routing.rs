@@ -19,7 +19,7 @@ use ksi_protocol::{
 
 use crate::{
     effects::{Delivery, Effects, Fact},
-    envelope::{Answer, Ask, Emission, Envelope, Token},
+    envelope::{Answer, Ask, Emission, Envelope, Takes, Token},
     interception::EMISSION_LIMIT,
     kernel::Kernel,
     pending::{Address, Held, Matter, Pending, Request, Word},
@@ -241,7 +241,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             correlation_id: ask.correlation_id.clone(),
             asked_ms: now_ms,
             caller: Arc::clone(&caller),
-            bit: (!ask.vouched).then_some(bit),
+            bit: (ask.takes != Takes::Nothing).then_some(bit),
             credit: 0,
             is_the_daemons: false,
         };
@@ -275,7 +275,16 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
         now_ms: u64,
     ) -> Result<(&'a Entry<H>, u16), Refusal> {
         let declared = entry.as_ref().ok().map(|entry| &entry.declared);
-        let (bit, takes) = Permission::of(declared.and_then(|declared| declared.permission.as_ref()));
+        let others;
+        let (bit, takes) = match &ask.takes {
+            Takes::Like(event) => {
+                others = self.registry.load();
+                others.permission(event)
+            }
+            Takes::Own | Takes::Nothing => {
+                Permission::of(declared.and_then(|declared| declared.permission.as_ref()))
+            }
+        };
         let granted = match ask.event.manager() {
             Some(manager) => port.origin.strip_prefix("plugin:") == Some(manager),
             None => dispatched || port.authority.is_granted(|rights| &rights.may_call, &ask.event),
@@ -289,7 +298,7 @@ impl<H: Clone + Send + Sync + 'static> Kernel<H> {
             caller,
             correlation_id: ask.correlation_id.as_deref(),
             right: if granted { takes } else { "may_call" },
-            allowed: granted && (holds || ask.vouched),
+            allowed: granted && (holds || ask.takes == Takes::Nothing),
             // What was kept was decided when it was asked.
             audited: !dispatched && declared.is_some_and(|declared| declared.audited),
             ..port.authority.decision(&ask.event, &ask.data, now_ms)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ksi_identity::{Caller, Permission, Rights, is_tenant};
-use ksi_kernel::{Answer, Ask, Delivery, Emission, Verdict};
+use ksi_kernel::{Answer, Ask, Delivery, Emission, Takes, Verdict};
 use ksi_protocol::{
     Descriptor, EventName, Frame, Pattern, Refusal,
     frame::{self, Event, Id, Intercept, Request},
@@ -409,7 +409,8 @@ impl Guest {
             Frame::Refusal { id: Some(id), refusal } => turn.answer(port, id, refusal.into()),
             Frame::Request(request) => {
                 let (caller, vouched) = turn.hub().identity.kept(&request);
-                turn.request(port, Ask { caller, vouched, ..ask(request) });
+                let takes = if vouched { Takes::Nothing } else { Takes::Own };
+                turn.request(port, Ask { caller, takes, ..ask(request) });
             }
             Frame::Emit(emit) => {
                 let own = &port.authority.caller.principal;

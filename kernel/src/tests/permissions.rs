@@ -243,6 +243,33 @@ fn what_is_waited_for_ends_when_the_right_to_it_expires_and_what_comes_of_it_too
 }
 
 #[test]
+fn what_is_asked_for_somebody_takes_what_another_event_does_for_as_long_as_it_goes_on() {
+    check(
+        "> P attach plugin
+         > P declare a:use unavailable permission=a.use
+         > P own a:use
+         > K attach plugin
+         > K declare a:follow unavailable permission=a.admin
+         > K own a:follow
+         > S attach holds=a.use
+         > S request 1 a:follow x
+         < S refused 1 denied sender
+         > S request 2 a:follow x like=a:use
+         < K request 2 a:follow x from S
+         > S request 3 a:follow x like=a:nobodys
+         < S refused 3 denied sender
+         > K chunk 2 x
+         < S chunk 2 x
+         > S hold holds=a.admin
+         > K chunk 2 y
+         < K cancel 2
+         < S refused 2 denied sender
+         > S request 4 a:follow x like=a:use
+         < S refused 4 denied sender",
+    );
+}
+
+#[test]
 fn a_client_emits_what_the_policy_of_emitting_says() {
     check(
         "> S attach holds=a.read,a.say
@@ -564,23 +591,6 @@ fn what_is_not_to_be_remembered_is_shown_only_where_it_is_denied() {
     let client = world.client("b.use");
     world.kernel.request(&client, ask(2), 0, &mut world.effects);
     assert_eq!(*notes.0.lock().unwrap(), ["user:a ask b:quiet a.use false - 0"]);
-}
-
-#[test]
-fn what_is_done_by_other_means_takes_what_asking_for_it_takes() {
-    let world = World::new();
-    let notes = Arc::new(Notes::default());
-    world.kernel.show(notes.clone());
-    let refused = |capability, name| {
-        let client = world.client(capability);
-        world.kernel.may_ask(&client, &event(name), 0).err().map(|no| no.code)
-    };
-    assert_eq!([refused("a.use", "a:do"), refused("b.use", "a:do")], [None, Some(Code::Denied)]);
-    assert_eq!(refused("a.use", "b:nobodys"), Some(Code::Denied));
-    assert_eq!(
-        *notes.0.lock().unwrap(),
-        ["user:a ask a:do a.use false - 0", "user:a ask b:nobodys system.admin false - 0"]
-    );
 }
 
 #[test]

@@ -17,7 +17,8 @@ use ksi_protocol::{
 };
 
 use crate::{
-    Answer, Ask, Declared, Delivery, Effects, Emission, Envelope, Fault, Kernel, Port, Quota, Role, Verdict,
+    Answer, Ask, Declared, Delivery, Effects, Emission, Envelope, Fault, Kernel, Port, Quota, Role, Takes,
+    Verdict,
 };
 
 /// Runs a script on a new kernel, and compares what comes of it with what it
@@ -321,7 +322,12 @@ fn asked(directory: &Directory, words: &mut Words<'_>) -> Ask {
     ask.timeout = words.option("timeout").map(Duration::from_millis);
     ask.credit = words.option("credit");
     ask.parent = words.option("parent");
-    ask.vouched = words.named.contains_key("origin") && !words.named.contains_key("principal");
+    let vouched = words.named.contains_key("origin") && !words.named.contains_key("principal");
+    ask.takes = match words.named.get("like") {
+        Some(name) => Takes::Like(EventName::parse(name).unwrap()),
+        None if vouched => Takes::Nothing,
+        None => Takes::Own,
+    };
     ask.on_behalf = words.named.contains_key("on_behalf");
     ask.caller = words.named.get("origin").map(|&origin| {
         let holder = words.named.get("principal").and_then(|name| directory.find(name));

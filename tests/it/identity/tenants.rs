@@ -241,6 +241,28 @@ fn a_consumers_name_takes_more_than_to_listen() {
 }
 
 #[test]
+fn a_consumers_name_is_lost_with_the_right_to_it_also_while_nobody_keeps_it() {
+    let daemon = ready();
+    for is_away in [false, true] {
+        let made = create(&daemon, &["completion.read", "checkpoint.use"], None);
+        let mut lines = lines_as(&daemon, &made.token);
+        let named = json!({"subscribe": "completion:result", "class": "durable", "consumer": "c", "id": "s"});
+        lines.send(&named);
+        assert_eq!(lines.receive()["data"]["subscribed"], true);
+        if is_away {
+            daemon.ask("plugin:unload", json!({"name": "checkpoint"})).unwrap();
+        }
+        daemon.ask("token:revoke", json!({"id": made.info.id})).unwrap();
+        if is_away {
+            daemon.ask("plugin:load", json!({"library": "checkpoint"})).unwrap();
+        }
+        let line = lines.receive();
+        assert_eq!((&line["refusal"]["code"], &line["id"]), (&json!("denied"), &json!("s")), "{line}");
+        assert!(line["refusal"]["hint"].as_str().unwrap().contains("revoked"), "{line}");
+    }
+}
+
+#[test]
 fn durable_facts_are_followed_by_their_tenant_alone_also_those_of_before() {
     let daemon = ready();
     let [a, b] = ["a-b", "a_b"].map(|tenant| create(&daemon, &CAN, Some(tenant)).token);

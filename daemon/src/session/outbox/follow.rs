@@ -18,6 +18,8 @@
 //! - Each is charged for as a request and as a subscription until it ends.
 //! - What the client may not hear of is passed over when it comes, so what is
 //!   taken from it is gone with the next fact.
+//! - Each time it is asked for says what it takes, so one that is asked for anew
+//!   takes no less than a fresh one.
 //! - What waits for a subscription that was ended is never sent, also where
 //!   another one has begun under its id.
 
@@ -27,7 +29,7 @@ use std::{
 };
 
 use ksi_identity::{Caller, Principal};
-use ksi_kernel::{Answer, Ask, Delivery, Envelope};
+use ksi_kernel::{Answer, Ask, Delivery, Envelope, Takes};
 use ksi_protocol::{
     Code, EventName, Frame, Refusal, decode, encode, fanout,
     frame::{Gap, Id, Subscribe},
@@ -49,6 +51,9 @@ const WINDOW: u32 = 64;
 
 /// Whom durable subscriptions are asked of.
 const FOLLOW: &str = "checkpoint:follow";
+
+/// What moves a consumer on.
+const ACK: &str = "checkpoint:ack";
 
 /// What waits to be written.
 #[derive(Debug)]
@@ -123,12 +128,18 @@ impl Following {
         let internal = |why: String| Refusal::new(Code::Internal, why);
         let event = EventName::parse(FOLLOW).map_err(|error| internal(error.to_string()))?;
         let data = encode(&follow).map_err(|error| internal(error.to_string()))?;
+        let takes = match follow.consumer {
+            // What comes of it is looked at fact by fact.
+            None => Takes::Nothing,
+            // To follow under a name is to have a position kept, and to take the name from whoever has it:
+            // that takes what it takes to move the name on, for as long as it is followed.
+            Some(_) => Takes::Like(EventName::parse(ACK).map_err(|error| internal(error.to_string()))?),
+        };
         Ok(Ask {
             timeout: Some(limits::REQUEST_TIMEOUT_MAX),
             // Where it stands is said first, and is no event.
             credit: Some(self.left.saturating_add(1)),
-            // What comes of it is looked at fact by fact.
-            vouched: true,
+            takes,
             ..Ask::new(*id, event, data)
         })
     }
@@ -368,7 +379,16 @@ impl State {
             return None;
         }
         let wanted = following.stage != Stage::Ending;
+        let is_named = following.asked.consumer.is_some();
         self.remove_follow(id);
+        let refusal = match refusal.code {
+            Code::Denied if is_named => {
+                let hint =
+                    format!("{}; without `consumer` it takes no more than to hear the events", refusal.hint);
+                refusal.hint(hint)
+            }
+            _ => refusal,
+        };
         wanted.then_some(Said::Refusal { id, refusal })
     }
 

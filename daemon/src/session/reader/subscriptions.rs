@@ -25,9 +25,6 @@ use crate::{
 const RESUME_MIN: Duration = Duration::from_millis(100);
 const RESUME_MAX: Duration = Duration::from_secs(5);
 
-/// What moves a consumer on.
-const ACK: &str = "checkpoint:ack";
-
 /// The pause after so many tries: doubled by each, less up to a half by chance.
 fn resume_pause(tries: u32, chance: f64) -> Duration {
     let pause = RESUME_MAX.min(RESUME_MIN * (1 << tries.min(10)));
@@ -119,25 +116,10 @@ impl Session<'_> {
                 .hint("`ksi plugin list` shows how the plugin that keeps work fares"));
         }
         self.hub.kernel.may_follow(self.seat.port(), &subscribe.pattern, turn.now_ms())?;
-        if subscribe.consumer.is_some() {
-            self.may_consume(turn.now_ms())?;
-        }
         self.outbox.account().may_ask(turn.now_ms())?;
         let ask = self.outbox.follow(subscribe, self.seat.port().quota.subscriptions as usize)?;
         turn.request(self.seat.port(), ask);
         Ok(())
-    }
-
-    /// To follow under a name is to have a position kept, and to take the name from whoever has it: that
-    /// takes what it takes to move the name on.
-    fn may_consume(&self, now_ms: u64) -> Result<(), Refusal> {
-        let event = EventName::parse(ACK).map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
-        let may = self.hub.kernel.may_ask(self.seat.port(), &event, now_ms);
-        may.map_err(|refusal| {
-            let hint =
-                format!("{}; without `consumer` it takes no more than to hear the events", refusal.hint);
-            refusal.hint(hint)
-        })
     }
 
     pub(super) fn unsubscribe(&self, id: frame::Id, turn: &mut Turn<'_>) -> Result<(), Refusal> {

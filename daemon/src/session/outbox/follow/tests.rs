@@ -278,6 +278,24 @@ async fn one_whose_plugin_is_gone_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn one_with_a_name_takes_the_right_to_that_each_time_it_is_asked_for() {
+    let (outbox, mut client) = pair(Face::Frames);
+    assert_eq!(outbox.follow(asked(None, None), 100).unwrap().takes, Takes::Nothing);
+    outbox.answer(gone(Code::Conflict));
+    let named = Subscribe { consumer: Some("c".into()), ..asked(None, None) };
+    let takes = Takes::Like(EventName::parse("checkpoint:ack").unwrap());
+    assert_eq!(outbox.follow(named, 100).unwrap().takes, takes);
+    outbox.answer(stands(1));
+    outbox.answer(gone(Code::PluginRestarted));
+    assert_eq!(outbox.resumed()[0].takes, takes);
+    outbox.answer(gone(Code::Denied));
+    let frames = frames(&outbox, &mut client).await;
+    let Some(Frame::Refusal { id: Some(SUB), refusal }) = frames.last() else { panic!("{frames:?}") };
+    assert!(refusal.code == Code::Denied && refusal.hint.contains("without `consumer`"), "{refusal:?}");
+    assert!(!outbox.has_lapsed() && outbox.is_owed_nothing());
+}
+
+#[tokio::test]
 async fn lines_have_the_same() {
     let mut lines = Lines::default();
     assert_eq!(lines.open(Some("s".into())).unwrap(), 1);
