@@ -6,8 +6,12 @@
 use std::{io, time::Duration};
 
 use bytes::{Buf, BytesMut};
-use ksi_kernel::Ask;
-use ksi_protocol::{Code, Refusal, frame::Request, limits};
+use ksi_kernel::{Answer, Ask};
+use ksi_protocol::{
+    Code, Frame, Refusal,
+    frame::{Id, Request},
+    limits,
+};
 use tokio::{io::Interest, net::UnixStream, sync::Notify};
 
 use crate::woken;
@@ -140,6 +144,18 @@ pub fn check_size(data: &[u8], texts: [Option<&str>; 2]) -> Result<(), Refusal> 
         format!("payload of {bytes} bytes is longer than the limit of {most} bytes"),
     )
     .hint("send less, or in parts"))
+}
+
+/// An answer as the frame that it is for whoever has asked under this id.
+#[must_use]
+pub fn answer(id: Id, answer: Answer) -> Frame {
+    match answer {
+        Answer::Reply(data) => Frame::Reply { id, data },
+        Answer::Chunk(data) => Frame::Chunk { id, data },
+        Answer::End(data) => Frame::End { id, data },
+        Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
+        Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
+    }
 }
 
 /// A request frame as the kernel takes it.

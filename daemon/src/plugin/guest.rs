@@ -24,9 +24,7 @@ use tracing::Level;
 use crate::{
     complaints::Complaints,
     hub::{Port, Turn},
-    own, redaction,
-    wire::ask,
-    woken,
+    own, redaction, wire, woken,
 };
 
 /// Subscriptions of plugins are numbered from here, so that they never meet
@@ -339,13 +337,7 @@ impl Guest {
             }),
             Delivery::Cancel { token } => Frame::Cancel { id: token },
             Delivery::Credit { token, n } => Frame::Credit { id: token, n },
-            Delivery::Answer { id, answer, .. } => match answer {
-                Answer::Reply(data) => Frame::Reply { id, data },
-                Answer::Chunk(data) => Frame::Chunk { id, data },
-                Answer::End(data) => Frame::End { id, data },
-                Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
-                Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
-            },
+            Delivery::Answer { id, answer, .. } => wire::answer(id, answer),
             Delivery::Intercept { token, index, stage, event, data, origin, caller } => {
                 Frame::Intercept(Intercept {
                     id: token,
@@ -410,7 +402,7 @@ impl Guest {
             Frame::Request(request) => {
                 let (caller, vouched) = turn.hub().identity.kept(&request);
                 let takes = if vouched { Takes::Nothing } else { Takes::Own };
-                turn.request(port, Ask { caller, takes, ..ask(request) });
+                turn.request(port, Ask { caller, takes, ..wire::ask(request) });
             }
             Frame::Emit(emit) => {
                 let own = &port.authority.caller.principal;

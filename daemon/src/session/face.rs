@@ -18,6 +18,8 @@ use ksi_protocol::{
 };
 use serde_json::Value;
 
+use crate::wire;
+
 /// How a session writes.
 #[derive(Debug)]
 pub enum Face {
@@ -78,14 +80,7 @@ impl Face {
         let Delivery::Answer { id, token, event, answer, correlation_id } = delivery else { return };
         match self {
             Self::Frames => {
-                let frame = match answer {
-                    Answer::Reply(data) => Frame::Reply { id, data },
-                    Answer::Chunk(data) => Frame::Chunk { id, data },
-                    Answer::End(data) => Frame::End { id, data },
-                    Answer::Accepted { request_id, seq } => Frame::Accepted { id, request_id, seq },
-                    Answer::Refusal(refusal) => Frame::Refusal { id: Some(id), refusal: *refusal },
-                };
-                if frame.encode(buffer).is_err() {
+                if wire::answer(id, answer).encode(buffer).is_err() {
                     let refusal = Refusal::new(Code::TooLarge, "the answer is larger than a frame may be");
                     // A refusal of a few words always fits.
                     let _ = Frame::Refusal { id: Some(id), refusal }.encode(buffer);
