@@ -1,7 +1,11 @@
-//! The reading side of one session.
-// tidy: long because both faces, and what each verb of them does.
+//! The reading side of one session: it runs until its client is gone, and serves what
+//! was read, in batches. How that is cut and parsed is in `lines` and `frames`, what
+//! comes of it in `verbs` and `subscriptions`.
 
+mod frames;
+mod lines;
 mod subscriptions;
+mod verbs;
 
 use std::{
     io,
@@ -9,17 +13,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use ksi_identity::Principal;
-use ksi_kernel::{Ask, Emission};
-use ksi_protocol::{
-    Code, EventName, Frame, PROTOCOL_VERSION, Refusal,
-    frame::{self, Hello, Subscribe, Welcome},
-    json::{self, Verb},
-    limits,
-    token::Token,
-};
-use serde_json::Value;
+use ksi_protocol::{Code, Refusal, limits, token::Token};
 use tokio::{net::UnixStream, runtime, time::Instant};
 
 use self::subscriptions::keep_up;
@@ -33,8 +29,8 @@ use super::{
     unfinished::Unfinished,
 };
 use crate::{
-    hub::{Handle, Hub, Port, Turn},
-    wire::{Flushed, ask, check_size, write_when_full},
+    hub::{Handle, Hub, Port},
+    wire::{Flushed, write_when_full},
 };
 
 /// Time that a client may take to read what it was told before the daemon
@@ -363,291 +359,5 @@ impl Session<'_> {
         turn.touch(self.outbox);
         turn.end();
         !hung_up(&self.outbox.socket)
-    }
-
-    fn lines(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>, most: usize) -> Next {
-        let mut done = 0;
-        while let Some(end) = input[self.searched..].iter().position(|&byte| byte == b'\n') {
-            let line = input.split_to(self.searched + end + 1);
-            self.searched = 0;
-            self.greeted = true;
-            if line.len() > limits::FRAME_BYTES_MAX + 1 {
-                return self.too_long();
-            }
-            match self.line(line.trim_ascii(), turn) {
-                Next::Read => {}
-                other => return other,
-            }
-            done += 1;
-            if done == most {
-                return Next::Yield;
-            }
-        }
-        self.searched = input.len();
-        if input.len() > limits::FRAME_BYTES_MAX {
-            return self.too_long();
-        }
-        Next::Read
-    }
-
-    fn too_long(&self) -> Next {
-        let message = format!("line is longer than the limit of {} bytes", limits::FRAME_BYTES_MAX);
-        self.outbox.refuse(None, Refusal::new(Code::TooLarge, message));
-        Next::Close
-    }
-
-    fn line(&mut self, line: &[u8], turn: &mut Turn<'_>) -> Next {
-        if line.is_empty() {
-            return Next::Read;
-        }
-        match json::parse(line) {
-            Ok(json::Input { id, verb: Verb::Hello { token } }) => {
-                if let Err(refusal) = self.seat.take(token.as_ref()) {
-                    // Who was refused shall not go on in somebody else's name.
-                    self.refuse_line(id.as_ref(), &refusal);
-                    return Next::Close;
-                }
-                self.outbox.line(&json::welcome_line(id.as_ref(), &self.welcome()));
-                return after_hello(token.as_ref());
-            }
-            Ok(input) => {
-                let id = input.id.clone();
-                if let Err(refusal) = self.verb(input, turn) {
-                    self.refuse_line(id.as_ref(), &refusal);
-                }
-            }
-            Err(malformed) => self.refuse_line(malformed.id.as_ref(), &malformed.refusal),
-        }
-        Next::Read
-    }
-
-    fn refuse_line(&self, id: Option<&Value>, refusal: &Refusal) {
-        self.outbox.line(&json::refusal_line(id, refusal));
-    }
-
-    fn verb(&mut self, input: json::Input, turn: &mut Turn<'_>) -> Result<(), Refusal> {
-        let json::Input { id, verb } = input;
-        let open = |id: Option<Value>| {
-            self.outbox.with_face(|face| match face {
-                Face::Json(lines) => lines.open(id),
-                Face::Frames => Err(Refusal::new(Code::Internal, "a line on the frames face")),
-            })
-        };
-        let find = |id: &Value| {
-            let found = self.outbox.with_face(|face| match face {
-                Face::Json(lines) => lines.find(id),
-                Face::Frames => None,
-            });
-            found.ok_or_else(|| Refusal::not_found("request or subscription", &id.to_string()))
-        };
-        match verb {
-            Verb::Request {
-                event,
-                data,
-                timeout_ms,
-                credit,
-                correlation_id,
-                idempotency_key,
-                expires_in_ms,
-            } => {
-                check_size(&data, [correlation_id.as_deref(), idempotency_key.as_deref()])?;
-                self.may_ask(&event, turn)?;
-                let id = open(id)?;
-                self.outbox.begin(id, credit)?;
-                let ask = Ask {
-                    timeout: timeout_ms.map(Duration::from_millis),
-                    credit,
-                    correlation_id: correlation_id.map(Into::into),
-                    idempotency_key: idempotency_key.map(Into::into),
-                    expires_in: expires_in_ms.map(Duration::from_millis),
-                    ..Ask::new(id, event, data)
-                };
-                self.outbox.owe();
-                turn.request(self.seat.port(), ask);
-            }
-            Verb::Emit { event, data, correlation_id } => {
-                let emission =
-                    Emission { correlation_id: correlation_id.map(Into::into), ..Emission::new(event, data) };
-                self.outbox.account().may_send(turn.now_ms())?;
-                let told = turn.emit(self.seat.port(), emission)?;
-                if let Some(id) = id {
-                    self.outbox.line(&serde_json::json!({"id": id, "data": {"delivered": told}}).to_string());
-                }
-            }
-            Verb::Subscribe { pattern, class, since_seq, consumer, credit } => {
-                let id = open(id)?;
-                self.subscribe(Subscribe { id, pattern, class, since_seq, consumer, credit }, turn);
-            }
-            Verb::Unsubscribe(id) => {
-                let ours = find(&id)?;
-                self.unsubscribe(ours, turn)?;
-                self.outbox.with_face(|face| {
-                    if let Face::Json(lines) = face {
-                        lines.close(ours);
-                    }
-                });
-            }
-            // Dealt with where the line is read.
-            Verb::Hello { .. } => {}
-            Verb::Cancel(id) => self.cancel(find(&id)?, turn),
-            Verb::Credit(id, n) => {
-                let id = find(&id)?;
-                self.outbox.add_credit(id, n);
-                turn.credit(self.seat.port(), id, n);
-            }
-        }
-        Ok(())
-    }
-
-    fn frames(&mut self, input: &mut BytesMut, turn: &mut Turn<'_>, most: usize) -> Next {
-        for _ in 0..most {
-            let before = input.len();
-            match Frame::split(input) {
-                Ok(Some(frame)) => {
-                    let frame = compact(frame, before - input.len());
-                    match self.frame(frame, turn) {
-                        Next::Read => {}
-                        other => return other,
-                    }
-                }
-                Ok(None) => return Next::Read,
-                Err(error) => {
-                    let broken = matches!(error, frame::Error::TooLarge(_));
-                    self.outbox.refuse(None, error.into());
-                    if broken || !self.greeted {
-                        return Next::Close;
-                    }
-                }
-            }
-        }
-        Next::Yield
-    }
-
-    fn frame(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Next {
-        if !self.greeted {
-            return self.greet(&frame);
-        }
-        match frame {
-            Frame::Request(mut request) => {
-                let texts = [request.correlation_id.as_deref(), request.idempotency_key.as_deref()];
-                let fits = check_size(&request.data, texts);
-                let fits = fits.and_then(|()| self.may_ask(&request.event, turn));
-                if let Err(refusal) = fits.and_then(|()| self.outbox.begin(request.id, request.credit)) {
-                    self.outbox.refuse(Some(request.id), refusal);
-                    return Next::Read;
-                }
-                // A client has no parent to speak for, and nothing leads to it.
-                (request.parent, request.chain) = (None, None);
-                self.outbox.owe();
-                turn.request(self.seat.port(), ask(request));
-            }
-            Frame::Emit(emit) => {
-                let emission = Emission {
-                    correlation_id: emit.correlation_id.map(Into::into),
-                    ..Emission::new(emit.event, emit.data)
-                };
-                let told = self.outbox.account().may_send(turn.now_ms());
-                match (told.and_then(|()| turn.emit(self.seat.port(), emission)), emit.id) {
-                    (Ok(told), Some(id)) => {
-                        let data = serde_json::json!({ "delivered": told });
-                        let data = json::from_json(&data).unwrap_or_else(|_| ksi_protocol::empty());
-                        self.outbox.frame(&Frame::Reply { id, data });
-                    }
-                    (Ok(_), None) => {}
-                    (Err(refusal), id) => self.outbox.refuse(id, refusal),
-                }
-            }
-            Frame::Subscribe(subscribe) => self.subscribe(subscribe, turn),
-            Frame::Unsubscribe { id } => {
-                if let Err(refusal) = self.unsubscribe(id, turn) {
-                    self.outbox.refuse(Some(id), refusal);
-                }
-            }
-            Frame::Cancel { id } => self.cancel(id, turn),
-            Frame::Credit { id, n } => {
-                self.outbox.add_credit(id, n);
-                turn.credit(self.seat.port(), id, n);
-            }
-            _ => self.outbox.refuse(
-                None,
-                Refusal::new(Code::InvalidFrame, "a client may not send this frame")
-                    .hint("request, emit, subscribe, unsubscribe, cancel and credit are for clients"),
-            ),
-        }
-        Next::Read
-    }
-
-    /// Whether its user has room for a request. Who administers what the daemon
-    /// itself answers finds room there at all times, and can see to the rest.
-    fn may_ask(&self, event: &EventName, turn: &Turn<'_>) -> Result<(), Refusal> {
-        let principal = &self.seat.port().authority.caller.principal;
-        self.outbox.account().may_ask(turn.now_ms()).or_else(|busy| {
-            let administers = self.hub.administers(principal, event, turn.now_ms());
-            if administers { Ok(()) } else { Err(busy) }
-        })
-    }
-
-    fn greet(&mut self, frame: &Frame) -> Next {
-        let Frame::Hello(Hello { version, client, token, .. }) = frame else {
-            self.outbox.refuse(None, Refusal::new(Code::InvalidFrame, "the first frame must be `hello`"));
-            return Next::Close;
-        };
-        if *version != PROTOCOL_VERSION {
-            let message = format!("client speaks protocol {version}, this daemon speaks {PROTOCOL_VERSION}");
-            self.outbox.refuse(
-                None,
-                Refusal::new(Code::Conflict, message).hint("install client and daemon of one version"),
-            );
-            return Next::Close;
-        }
-        let port = match self.seat.take(token.as_ref()) {
-            Ok(port) => port,
-            Err(refusal) => {
-                self.outbox.refuse(None, refusal);
-                return Next::Close;
-            }
-        };
-        let principal = &*port.authority.caller.principal.name;
-        tracing::debug!(session = &*port.origin, client, principal, "client connected");
-        self.greeted = true;
-        self.outbox.frame(&Frame::Welcome(self.welcome()));
-        after_hello(token.as_ref())
-    }
-
-    fn welcome(&self) -> Welcome {
-        Welcome {
-            version: PROTOCOL_VERSION,
-            server: concat!("ksid ", env!("CARGO_PKG_VERSION")).into(),
-            features: vec!["latest".into(), "credit".into(), "durable".into()],
-            session: (*self.seat.port().origin).to_owned(),
-            boot: self.hub.boot.clone(),
-        }
-    }
-
-    fn cancel(&self, id: frame::Id, turn: &mut Turn<'_>) {
-        turn.cancel(self.seat.port(), id);
-        self.outbox.give_up(id);
-    }
-}
-
-/// With a token another account pays from now on, so this turn, which has its place
-/// from the one before, ends.
-fn after_hello(token: Option<&Token>) -> Next {
-    if token.is_some() { Next::Yield } else { Next::Read }
-}
-
-/// A payload that is a small part of a large frame shall not keep all of it in
-/// memory for as long as it waits somewhere.
-fn compact(frame: Frame, frame_bytes: usize) -> Frame {
-    if frame_bytes <= READ_BYTES {
-        return frame;
-    }
-    let small = |data: Bytes| if data.len() < frame_bytes / 2 { Bytes::copy_from_slice(&data) } else { data };
-    match frame {
-        Frame::Request(request) => {
-            Frame::Request(frame::Request { data: small(request.data.clone()), ..request })
-        }
-        Frame::Emit(emit) => Frame::Emit(frame::Emit { data: small(emit.data.clone()), ..emit }),
-        other => other,
     }
 }

@@ -78,14 +78,7 @@ impl Ear for PortEar {
 }
 
 impl Session<'_> {
-    pub(super) fn subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) {
-        let id = subscribe.id;
-        if let Err(refusal) = self.try_subscribe(subscribe, turn) {
-            self.outbox.refuse(Some(id), refusal);
-        }
-    }
-
-    fn try_subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+    pub(super) fn subscribe(&self, subscribe: Subscribe, turn: &mut Turn<'_>) -> Result<(), Refusal> {
         let Subscribe { id, class, .. } = subscribe;
         if class == Class::Durable {
             return self.follow(subscribe, turn);
