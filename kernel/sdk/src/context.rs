@@ -4,6 +4,7 @@ use std::{
     cell::OnceCell,
     future::{Future, poll_fn},
     path::Path,
+    pin::pin,
     rc::Rc,
     sync::{
         PoisonError,
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use ksi_abi::Kind;
 use ksi_protocol::{Bytes, Code, EventName, Refusal, frame::Caller, meta::Meta, work::Policy};
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,6 +30,9 @@ use crate::{
 /// Blocking threads that one instance may have at once; more are refused
 /// `busy`, so that a flood of requests cannot exhaust the process.
 const BLOCKING_MAX: usize = 64;
+
+/// Time that an answer is given to be with its asker before that one's deadline.
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
 /// How grave a line of the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,11 +96,15 @@ impl Ctx {
     /// Resolves once the plugin is to finish. The host waits for requests under
     /// way; one that has no end by itself is to be ended then.
     pub async fn draining(&self) {
-        poll_fn(|cx| match self.core.is_draining(cx.waker()) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        })
-        .await;
+        self.core.draining().await;
+    }
+
+    /// Waits for what may be long in coming; `None` once the plugin is to finish, which it would hold up.
+    pub async fn unless_draining<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        match select(pin!(wait), pin!(self.draining())).await {
+            Either::Left((there, _)) => Some(there),
+            Either::Right(_) => None,
+        }
     }
 
     /// What is to be done should the plugin panic: after that nothing of it is
@@ -172,6 +181,13 @@ impl Ctx {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         (self.envelope.deadline_ms > 0).then(|| Duration::from_millis(self.envelope.deadline_ms))
+    }
+
+    /// How long to wait on behalf of whoever asks and wants to wait for so long: no
+    /// longer than that the answer can be there before the deadline.
+    #[must_use]
+    pub fn time_for(&self, wanted: Duration) -> Duration {
+        time_for(wanted, self.deadline())
     }
 
     /// Set when the request is cancelled or its handler has ended.
@@ -429,6 +445,10 @@ impl Ctx {
     }
 }
 
+fn time_for(wanted: Duration, left: Option<Duration>) -> Duration {
+    left.map_or(wanted, |left| wanted.min(left.saturating_sub(ANSWER_MARGIN)))
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -444,6 +464,27 @@ impl Drop for Sleeping {
         let slot = self.core.timers.borrow_mut().remove(&self.id);
         if slot.is_some_and(|slot| !slot.fired) {
             self.core.link.send(&Outgoing::new(Kind::Cancel, self.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_waited_for_until_it_is_too_late_to_answer() {
+        let ms = Duration::from_millis;
+        for (wanted, left, waits) in [
+            (ms(500), None, ms(500)),
+            (ms(500), Some(ms(60_000)), ms(500)),
+            (ms(60_000), Some(ms(500)), ms(400)),
+            (ms(450), Some(ms(500)), ms(400)),
+            (ms(500), Some(ms(50)), ms(0)),
+            (ms(0), Some(ms(500)), ms(0)),
+            (Duration::MAX, Some(ms(500)), ms(400)),
+        ] {
+            assert_eq!(time_for(wanted, left), waits, "{wanted:?} of {left:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ use futures_util::future::LocalBoxFuture;
 use ksi_abi::Kind;
 use ksi_protocol::{Bytes, Refusal};
 
-use crate::{flow::Flow, link::Link};
+use crate::{flow::Flow, link::Link, signal::Signal};
 
 /// One answer to a request of the plugin's own.
 #[derive(Debug)]
@@ -59,9 +59,9 @@ pub(crate) struct Core {
     /// Whether the plugin is not ready yet.
     pub(crate) opening: Cell<bool>,
     pub(crate) will: Will,
-    /// Whether the plugin is to finish, and who waits for that.
+    /// Whether the plugin is to finish, and what says so to those who wait for it.
     draining: Cell<bool>,
-    finishers: RefCell<Vec<Waker>>,
+    finish: Signal,
 }
 
 impl Core {
@@ -82,7 +82,7 @@ impl Core {
             opening: Cell::new(true),
             will: Will::default(),
             draining: Cell::new(false),
-            finishers: RefCell::default(),
+            finish: Signal::default(),
         }
     }
 
@@ -121,18 +121,12 @@ impl Core {
     /// The plugin is to finish.
     pub(crate) fn begin_drain(&self) {
         self.draining.set(true);
-        self.finishers.take().into_iter().for_each(Waker::wake);
+        self.finish.notify();
     }
 
-    /// Whether the plugin is to finish; the waker is called when it is.
-    pub(crate) fn is_draining(&self, waker: &Waker) -> bool {
-        if !self.draining.get() {
-            let mut finishers = self.finishers.borrow_mut();
-            if !finishers.iter().any(|known| known.will_wake(waker)) {
-                finishers.push(waker.clone());
-            }
-        }
-        self.draining.get()
+    /// Waits until the plugin is to finish.
+    pub(crate) fn draining(&self) -> impl Future<Output = ()> {
+        self.finish.until(|| self.draining.get())
     }
 
     /// A timer is due.

@@ -72,6 +72,7 @@ mod flow;
 mod instance;
 mod link;
 mod secret;
+mod signal;
 pub mod testing;
 #[doc(hidden)]
 pub mod ffi;
@@ -87,6 +88,7 @@ pub use ksi_trust as trust;
 pub use plugin::Plugin;
 pub use register::{Event, Intercepted, Kept, Register};
 pub use secret::Secret;
+pub use signal::{Signal, yield_now};
 pub use state::{Batch, State, Versioned};
 
 /// What nearly every plugin needs.

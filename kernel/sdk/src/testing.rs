@@ -139,7 +139,7 @@ impl<P: Plugin> FakeHost<P> {
         self.open_as(event, data, &Meta { origin: Some(ORIGIN.into()), ..Meta::default() })
     }
 
-    /// The same with facts about the envelope.
+    /// The same with facts about the envelope; its `timeout_ms` is the time that the handler is told of.
     ///
     /// # Panics
     ///
@@ -147,8 +147,9 @@ impl<P: Plugin> FakeHost<P> {
     pub fn open_as(&self, event: &str, data: Value, meta: &Meta) -> Call {
         let id = self.next.replace(self.next.get() + 1);
         let payload = json::from_json(&data).unwrap_or_else(|refusal| panic!("{refusal}"));
+        let arg = meta.timeout_ms.unwrap_or_default();
         let meta = ksi_protocol::encode(meta).unwrap_or_else(|error| panic!("{error}"));
-        self.deliver(Message { kind: Kind::Request, id, arg: 0, name: event.into(), payload, meta });
+        self.deliver(Message { kind: Kind::Request, id, arg, name: event.into(), payload, meta });
         Call(id)
     }
 

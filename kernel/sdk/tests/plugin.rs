@@ -87,6 +87,7 @@ impl Plugin for Sampler {
         on.stream("sampler:count", Self::count);
         on.request("sampler:nap", Self::nap);
         on.request("sampler:never", Self::never);
+        on.request("sampler:vigil", Self::vigil);
         on.request("sampler:dropped", Self::dropped);
         on.request("sampler:ask", Self::ask);
         on.request("sampler:heavy", Self::heavy);
@@ -131,6 +132,14 @@ impl Sampler {
     async fn never(self: Rc<Self>, _ctx: Ctx, _: Nothing) -> Result<Number, Refusal> {
         let _guard = OnDrop(self.dropped.clone());
         std::future::pending().await
+    }
+
+    /// Waits for what does not come, as long as its asker and the plugin let it.
+    async fn vigil(self: Rc<Self>, ctx: Ctx, wait: Count) -> Result<Number, Refusal> {
+        let time = ctx.time_for(Duration::from_millis(wait.to));
+        let over = ctx.unless_draining(ctx.sleep(time)).await;
+        over.ok_or_else(|| Refusal::new(Code::Unavailable, "the plugin is being stopped"))?;
+        Ok(Number { n: u64::try_from(time.as_millis()).unwrap_or(u64::MAX) })
     }
 
     async fn dropped(self: Rc<Self>, _ctx: Ctx, _: Nothing) -> Result<Number, Refusal> {
@@ -322,4 +331,18 @@ fn a_drain_waits_for_what_is_under_way() {
     assert_eq!(host.next(&call), Answer::Reply(json!({"n": 50})));
     assert!(host.drained());
     assert_eq!(host.logged(), [(3, "drained".into())]);
+}
+
+#[test]
+fn a_wait_ends_in_time_to_be_told_so_and_holds_up_no_drain() {
+    let host = host();
+    let within = |ms| Meta { timeout_ms: Some(ms), ..Meta::default() };
+    let hasty = host.open_as("sampler:vigil", json!({"to": 60_000}), &within(500));
+    let patient = host.open("sampler:vigil", json!({"to": 60_000}));
+    host.advance(Duration::from_millis(399));
+    assert_eq!((host.try_next(&hasty), host.try_next(&patient)), (None, None));
+    host.advance(Duration::from_millis(1));
+    assert_eq!(host.try_next(&hasty), Some(Answer::Reply(json!({"n": 400}))));
+    assert!(host.drain(), "the other one is over, too");
+    assert_eq!(refused(host.next(&patient)), (Code::Unavailable, "the plugin is being stopped".into()));
 }

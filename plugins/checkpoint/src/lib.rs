@@ -37,13 +37,11 @@ mod testing;
 use std::{
     cell::{Cell, RefCell},
     path::{Path, PathBuf},
-    pin::pin,
     rc::Rc,
     time::Duration,
 };
 
 use futures_channel::oneshot;
-use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
     prelude::{Code, Deserialize, Refusal},
@@ -313,15 +311,12 @@ impl Checkpoint {
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
         let Open { engine, facts, .. } = self.opened()?;
-        let following = pin!(facts.follow(&engine, &ctx, ask, &out));
-        match select(following, pin!(ctx.draining())).await {
-            Either::Left((ended, _)) => ended,
-            // It has no end by itself, and the end of the plugin waits for it.
-            Either::Right(_) => {
-                Err(Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped")
-                    .retry_after_ms(200))
-            }
-        }
+        // It has no end by itself, and the end of the plugin waits for it.
+        let being_stopped = || {
+            Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped").retry_after_ms(200)
+        };
+        let following = facts.follow(&engine, &ctx, ask, &out);
+        ctx.unless_draining(following).await.ok_or_else(being_stopped)?
     }
 
     async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {

@@ -44,6 +44,7 @@ use ksi_sdk::{
     Ctx, Kept, Plugin, Register,
     prelude::{Code, Refusal},
     protocol::{Bytes, work::Accepted},
+    yield_now,
 };
 
 use crate::{
@@ -51,7 +52,7 @@ use crate::{
     ledger::{Admission, Effect, Ended, Figures, Id, Key, Ledger, Limits, Order, Remembered, Step},
     record::Seq,
 };
-use alarm::{Alarm, yield_now};
+use alarm::Alarm;
 pub use attempt::Attempts;
 use attempt::Start;
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ksi_sdk::{
-    Ctx,
+    Ctx, Signal,
     prelude::{Code, Refusal, json},
 };
 
@@ -23,7 +23,6 @@ use crate::{
     provider::{Provider, Providers, Target},
     queue::{Asker, Error, Job, Scheduler, Ticket},
     results::Results,
-    signal::Signal,
 };
 
 /// Bounds of what a refused client is told to wait, milliseconds.

@@ -24,7 +24,7 @@ use std::{cell::RefCell, collections::BTreeSet, pin::pin, rc::Rc, time::Duration
 use futures_channel::oneshot;
 use futures_util::future::{join_all, select};
 use ksi_sdk::{
-    Chunks, Ctx, Intercepted, Plugin, Register,
+    Chunks, Ctx, Intercepted, Plugin, Register, Signal,
     prelude::{Bytes, Code, Refusal, Stage},
 };
 
@@ -43,9 +43,7 @@ pub mod queue;
 pub mod results;
 pub mod route;
 mod schema;
-mod signal;
 mod size;
-mod wait;
 mod work;
 
 use books::{Books, Who};
@@ -62,11 +60,13 @@ use payload::{
 };
 use provider::Providers;
 use route::{Router, View, breaker, catalogue::Catalogue, pace};
-use signal::Signal;
 use work::{Place, Sink, Work};
 
 /// How the names of requests begin that are not durable work.
 const LIVE: &str = "cmp-";
+
+/// After how long whoever was refused may ask again, milliseconds.
+const RETRY_MS: u64 = 200;
 
 /// The plugin.
 pub struct Completion {
@@ -253,16 +253,20 @@ impl Completion {
 
     /// What became of a request that may still take so long.
     async fn became(&self, ctx: &Ctx, request_id: String, wait_ms: u64) -> Result<GetAnswer, Refusal> {
-        let time = wait::time(Duration::from_millis(wait_ms), ctx.deadline());
+        let time = ctx.time_for(Duration::from_millis(wait_ms));
         if !is_live(&request_id) {
             let end = kept::get(ctx, request_id, time);
-            return if time.is_zero() { end.await } else { wait::unless_stopped(ctx, end).await? };
+            return match time.is_zero() {
+                true => end.await,
+                false => ctx.unless_draining(end).await.ok_or_else(being_stopped)?,
+            };
         }
         let open = self.ledger.borrow().visible(ctx, &request_id).cloned();
         if let Some(entry) = open {
             if !time.is_zero() {
                 let ended = pin!(entry.changed.until(|| entry.phase.get() == Phase::Ended));
-                wait::unless_stopped(ctx, select(ended, pin!(ctx.sleep(time)))).await?;
+                let late = pin!(ctx.sleep(time));
+                ctx.unless_draining(select(ended, late)).await.ok_or_else(being_stopped)?;
             }
             if entry.phase.get() != Phase::Ended {
                 return Ok(GetAnswer { request_id, state: entry.state(), result: None, refusal: None });
@@ -472,6 +476,13 @@ fn is_live(request_id: &str) -> bool {
 
 fn cancelled() -> Refusal {
     Refusal::new(Code::Cancelled, "the request was cancelled")
+}
+
+/// An end that may be long in coming would hold up the plugin's own.
+fn being_stopped() -> Refusal {
+    Refusal::new(Code::Unavailable, "the completion plugin is being stopped")
+        .hint("ask again when it is back; then it knows of durable requests (`completion:async`) alone")
+        .retry_after_ms(RETRY_MS)
 }
 
 fn unknown(request_id: &str) -> Refusal {

@@ -23,7 +23,7 @@ use std::{
 
 use futures_channel::oneshot;
 use ksi_sdk::{
-    Ctx, Event, Plugin, Register,
+    Ctx, Event, Plugin, Register, Signal,
     prelude::{Code, Deserialize, Refusal},
     state::{Batch, State},
 };
@@ -33,7 +33,6 @@ pub mod payload;
 pub mod place;
 pub mod value;
 mod glob;
-mod signal;
 mod record;
 mod room;
 mod index;
@@ -52,7 +51,6 @@ use payload::Changed;
 use queues::Queues;
 use record::{BRIEF, Brief, COUNTER, ITEM, place_of_brief, place_of_item};
 use room::{Charge, Room};
-use signal::Signal;
 use watch::Watches;
 use writing::{Writing, Writings};
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use ksi_sdk::{
+    Signal,
     prelude::{Code, Refusal},
     protocol::Payload,
 };
@@ -28,7 +29,6 @@ use crate::{
     place::Place,
     record::{COUNTER, data_key, item_key},
     room::Charge,
-    signal::Signal,
 };
 use schedule::Schedule;
 

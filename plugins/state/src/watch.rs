@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{StreamExt, future::select, stream};
 use ksi_sdk::{
-    Chunks, Ctx,
+    Chunks, Ctx, Signal,
     prelude::{Code, Refusal},
 };
 
@@ -26,7 +26,6 @@ use crate::{
     payload::{Watch, WatchEnd, WatchKind, WatchPart},
     place::{Place, invalid},
     record::value_key,
-    signal::Signal,
 };
 use mailbox::Mailbox;
 

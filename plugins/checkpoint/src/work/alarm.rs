@@ -51,20 +51,6 @@ impl Alarm {
     }
 }
 
-/// Lets the other tasks of the thread go first, once.
-pub(super) async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 #[cfg(test)]
 mod tests {
     use std::{pin::pin, task::Context};

@@ -3,7 +3,7 @@
 use std::{pin::pin, rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
-use futures_util::future::{Either, select};
+use futures_util::future::select;
 use ksi_sdk::{
     Ctx, Plugin, Register,
     prelude::{Code, Refusal},
@@ -29,10 +29,6 @@ const PAGE_DEFAULT: u32 = 100;
 /// Most entries on a page. With keys, origins and refusals an entry takes some
 /// hundred bytes, so a page stays far below a frame.
 const PAGE_MAX: u32 = 1_000;
-
-/// A wait ends so long before its request would time out: the answer needs time
-/// on its way.
-const WAIT_MARGIN: Duration = Duration::from_millis(100);
 
 type Of<P> = fn(&P) -> Result<Rc<Work>, Refusal>;
 
@@ -150,13 +146,10 @@ impl Work {
 
     async fn wait(&self, ctx: &Ctx, ask: WaitWork) -> Result<WorkInfo, Refusal> {
         let id = self.visible(ctx, &ask.request_id).await?;
-        let longest = ctx.deadline().map(|deadline| deadline.saturating_sub(WAIT_MARGIN));
-        let asked = ask.timeout_ms.map(Duration::from_millis);
-        let time = [longest, asked].into_iter().flatten().min().unwrap_or(Duration::MAX);
+        let time = ctx.time_for(ask.timeout_ms.map_or(Duration::MAX, Duration::from_millis));
         if self.ledger.borrow().is_live(id) && !self.stopped.get() && !time.is_zero() {
             let (ended, late) = (pin!(self.end_of(id)), pin!(self.ctx.sleep(time)));
-            let over = select(ended, late);
-            if let Either::Right(_) = select(over, pin!(ctx.draining())).await {
+            if ctx.unless_draining(select(ended, late)).await.is_none() {
                 // The end of the plugin waits for it, and it may have no end for long.
                 return Err(again("the plugin that keeps work is being stopped"));
             }

@@ -9,11 +9,14 @@
 
 use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
-use ksi_sdk::prelude::{Bytes, Code, Ctx, Deserialize, Refusal, Serialize};
+use ksi_sdk::{
+    Signal,
+    prelude::{Bytes, Code, Ctx, Deserialize, Refusal, Serialize},
+};
 use serde::de::DeserializeOwned;
 
 use super::{Account, AccountName, Books, Reservation, ReservationName, Settlement, Taken, account::money};
-use crate::{payload::Used, signal::Signal};
+use crate::payload::Used;
 
 /// How the keys of usage begin.
 pub(super) const USAGE: &str = "usage/";

@@ -20,7 +20,10 @@
 
 use std::{fmt, future::pending, str::FromStr};
 
-use ksi_sdk::prelude::{Code, Ctx, Duration, Refusal, json};
+use ksi_sdk::{
+    prelude::{Code, Ctx, Duration, Refusal, json},
+    yield_now,
+};
 
 use ksi_provider::{
     Alternative, Delta, Generated, Message, Model, Role, StopReason, Timings, TokenLogprob, TokenLogprobs,
@@ -28,10 +31,7 @@ use ksi_provider::{
 };
 
 use super::{Attempt, Piece};
-use crate::{
-    order::{Order, invalid},
-    signal::yield_now,
-};
+use crate::order::{Order, invalid};
 
 /// The scripts, as they are listed to users.
 const SCRIPTS: [&str; 9] =
