@@ -2,7 +2,7 @@
 //!
 //! It decides when a request starts and remembers how it ended; it does no
 //! work itself. The tasks that do wait on their entry's signal. It never
-//! reads a clock: the time is an argument, in milliseconds since the start.
+//! reads a clock: the time is an argument, in milliseconds since 1970.
 
 use std::{
     cell::{Cell, RefCell},

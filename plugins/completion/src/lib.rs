@@ -29,7 +29,6 @@ use ksi_sdk::{
 };
 
 mod books;
-mod clock;
 mod config;
 mod context;
 mod history;
@@ -47,7 +46,6 @@ mod size;
 mod work;
 
 use books::{Books, Who};
-use clock::Clock;
 use config::Config;
 use history::History;
 use ledger::{Ended, Entry, Ledger, Phase};
@@ -80,7 +78,6 @@ pub struct Completion {
     ledger: RefCell<Ledger>,
     /// Says that a request ended.
     closed: Signal,
-    clock: Clock,
 }
 
 impl Plugin for Completion {
@@ -100,7 +97,6 @@ impl Plugin for Completion {
             providers,
             config,
             closed: Signal::default(),
-            clock: Clock::new(ctx),
         })
     }
 
@@ -304,13 +300,7 @@ impl Completion {
             hint: models.as_ref().err().map(|refusal| refusal.hint.clone()).filter(|hint| !hint.is_empty()),
             local: provider.local,
             breakers: self.router.borrow().sick(lane, now_ms).into_iter().map(breaker_info(now_ms)).collect(),
-            pauses: self
-                .router
-                .borrow()
-                .pauses(lane, now_ms)
-                .into_iter()
-                .map(pause_info(&ctx, now_ms))
-                .collect(),
+            pauses: self.router.borrow().pauses(lane, now_ms).into_iter().map(pause_info(now_ms)).collect(),
             models: models.ok().map(|models| {
                 let mut names: Vec<_> = models.into_iter().map(|model| model.name).collect();
                 let more = provider.configured_models().filter(|name| !names.contains(name));
@@ -422,9 +412,8 @@ impl Completion {
         Ok((order, entry))
     }
 
-    /// Milliseconds since the start.
     fn now_ms(&self) -> u64 {
-        self.clock.now_ms()
+        self.ctx.now_ms()
     }
 }
 
@@ -448,11 +437,10 @@ fn breaker_info(now_ms: u64) -> impl Fn((String, breaker::State)) -> BreakerInfo
     }
 }
 
-fn pause_info(ctx: &Ctx, now_ms: u64) -> impl Fn((Option<&str>, &pace::Pause)) -> PauseInfo {
-    let wall_ms = ctx.now_ms();
+fn pause_info(now_ms: u64) -> impl Fn((Option<&str>, &pace::Pause)) -> PauseInfo {
     move |(model, pause)| PauseInfo {
         model: model.map(str::to_owned),
-        until_ms: wall_ms + pause.left_ms(now_ms),
+        until_ms: now_ms + pause.left_ms(now_ms),
         retry_after_ms: pause.left_ms(now_ms),
         wished_ms: pause.wished_ms(now_ms),
         why: pause.why().to_owned(),

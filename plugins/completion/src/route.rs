@@ -8,7 +8,7 @@
 //! behind the others, and is still asked where there is no other.
 //!
 //! It asks nobody and reads no clock: a pure state machine, the time is an
-//! argument in milliseconds since the start.
+//! argument in milliseconds since 1970.
 
 use std::collections::HashMap;
 

@@ -443,6 +443,7 @@ fn work_that_ends_without_another_attempt_after_a_crash_counts_as_it_was_reserve
     host.end(&asked, answered());
     end(&host, &other);
     assert_eq!(calls(&host), (2, 0));
+    assert_eq!(usage(&host, json!(["model"]))["total"]["calls"], 2, "and on the day on which it ended");
     assert!(!space.keys().iter().any(|key| key.starts_with("begun/")), "{:?}", space.keys());
 }
 
