@@ -31,10 +31,7 @@ pub(crate) struct Request {
 ///
 /// Refuses what the API has no words for and would change what the answer is.
 pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
-    let Some(messages) = &ask.messages else {
-        let hint = "give `messages`; only `llama` continues a bare text";
-        return Err(invalid("prompt", "this provider has chats only", hint));
-    };
+    let messages = ask.chat()?;
     if ask.grammar.is_some() {
         let hint = "use `response_format` with a JSON schema, or a model of `llama`";
         return Err(invalid("grammar", "this provider has no grammars", hint));
@@ -43,10 +40,7 @@ pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
         let hint = "ask several times, or another provider";
         return Err(invalid("choices", "this provider gives one answer to a request", hint));
     }
-    let Some(model) = ask.model.as_ref().or(config.default_model.as_ref()) else {
-        let hint = "name one, or set `default_model` under [plugins.anthropic.config]";
-        return Err(invalid("model", "no model is named, and there is no default", hint));
-    };
+    let model = ask.model_or(config.default_model.as_deref(), crate::NAME)?;
     let (system, mut turns) = turns(messages)?;
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
@@ -97,7 +91,7 @@ pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
         ("logprobs", ask.logprobs.is_some()),
     ];
     let ignored = unknown.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect();
-    Ok(Request { body, model: model.clone(), by_schema, ignored })
+    Ok(Request { body, model: model.to_owned(), by_schema, ignored })
 }
 
 /// What one side says at a time.

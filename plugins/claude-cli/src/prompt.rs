@@ -31,10 +31,7 @@ impl Prompt {
     /// Refuses what the command has no words for and would change what the
     /// answer is.
     pub fn of(ask: &Generate, config: &Config) -> Result<Self, Refusal> {
-        let Some(messages) = &ask.messages else {
-            let hint = "give `messages`; only `llama` continues a bare text";
-            return Err(invalid("prompt", "this provider has chats only", hint));
-        };
+        let messages = ask.chat()?;
         let format = !matches!(ask.response_format, None | Some(ResponseFormat::Text));
         for (path, asked) in [
             ("tools", !ask.tools.is_empty()),

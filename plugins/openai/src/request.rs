@@ -27,18 +27,12 @@ pub(crate) struct Request {
 ///
 /// Refuses what the API has no words for and would change what the answer is.
 pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
-    let Some(messages) = &ask.messages else {
-        let hint = "give `messages`; only `llama` continues a bare text";
-        return Err(invalid("prompt", "this provider has chats only", hint));
-    };
+    let messages = ask.chat()?;
     if ask.grammar.is_some() {
         let hint = "use `response_format` with a JSON schema, or a model of `llama`";
         return Err(invalid("grammar", "this provider has no grammars", hint));
     }
-    let Some(model) = ask.model.as_ref().or(config.default_model.as_ref()) else {
-        let hint = "name one, or set `default_model` under [plugins.openai.config]";
-        return Err(invalid("model", "no model is named, and there is no default", hint));
-    };
+    let model = ask.model_or(config.default_model.as_deref(), crate::NAME)?;
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| body.insert(name.to_owned(), value);
     put("model", json!(model));
@@ -88,7 +82,7 @@ pub(crate) fn of(ask: &Generate, config: &Config) -> Result<Request, Refusal> {
             None => {}
         }
     }
-    Ok(Request { body, model: model.clone(), choices: ask.choices.unwrap_or(1), ignored })
+    Ok(Request { body, model: model.to_owned(), choices: ask.choices.unwrap_or(1), ignored })
 }
 
 fn message(message: &Message) -> Value {

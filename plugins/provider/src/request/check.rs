@@ -43,11 +43,28 @@ impl Generate {
         }
     }
 
-    /// Bytes of all texts of the input.
-    #[must_use]
-    pub fn input_bytes(&self) -> usize {
-        let messages = self.messages.iter().flatten().map(Message::bytes).sum::<usize>();
-        messages + self.prompt.as_ref().map_or(0, String::len)
+    /// The messages, for a provider that has chats only.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a bare text to continue.
+    pub fn chat(&self) -> Result<&[Message], Refusal> {
+        self.messages.as_deref().ok_or_else(|| {
+            let hint = "give `messages`; only `llama` continues a bare text";
+            invalid("prompt", "this provider has chats only", hint)
+        })
+    }
+
+    /// The model that is asked for, or else the default of this plugin.
+    ///
+    /// # Errors
+    ///
+    /// Refuses where there is neither.
+    pub fn model_or<'a>(&'a self, default: Option<&'a str>, plugin: &str) -> Result<&'a str, Refusal> {
+        self.model.as_deref().or(default).ok_or_else(|| {
+            let hint = format!("name one, or set `default_model` under [plugins.{plugin}.config]");
+            invalid("model", "no model is named, and there is no default", &hint)
+        })
     }
 
     fn check_input(&self) -> Result<(), Refusal> {

@@ -142,12 +142,27 @@ fn arguments_that_are_no_object_stay_the_text_that_they_are() {
 }
 
 #[test]
-fn the_size_of_an_input_counts_all_its_texts() {
+fn the_size_of_a_message_counts_all_its_texts() {
     let request = with(json!({ "messages": [
         { "role": "user", "content": "12345" },
         { "role": "assistant", "content": "1", "tool_calls": [{ "id": "a", "name": "fg", "arguments": {} }] },
     ] }));
-    assert_eq!(request.input_bytes(), 5 + 1 + 2 + 2);
+    let sizes: Vec<_> = request.chat().unwrap().iter().map(Message::bytes).collect();
+    assert_eq!(sizes, [5, 1 + 2 + 2]);
+}
+
+#[test]
+fn who_has_chats_only_takes_no_bare_text_and_needs_a_model() {
+    let path = |refusal: Refusal| refusal.details.unwrap()["path"].clone();
+    let bare = generate(json!({ "prompt": "x" }));
+    assert!(bare.check().is_ok());
+    assert_eq!(path(bare.chat().unwrap_err()), "prompt");
+    let (named, other) = (with(json!({ "model": "m" })), with(json!({})));
+    assert_eq!(named.model_or(Some("d"), "openai").unwrap(), "m");
+    assert_eq!(other.model_or(Some("d"), "openai").unwrap(), "d");
+    let refusal = other.model_or(None, "openai").unwrap_err();
+    assert!(refusal.hint.contains("[plugins.openai.config]"), "{refusal}");
+    assert_eq!(path(refusal), "model");
 }
 
 #[test]
