@@ -123,13 +123,23 @@ impl Plugin for StatePlugin {
         let covered = self.state.get::<u64>(COUNTER).await?;
         self.queues.load_numbers(covered.map_or(0, |covered| covered.value));
         self.ctx.spawn(self.clone().keep_time());
+        let plugin = self.clone();
+        self.ctx.spawn(async move {
+            plugin.ctx.draining().await;
+            plugin.end_waits();
+        });
         Ok(())
     }
 }
 
 impl StatePlugin {
-    /// Requests that would wait for ever end, so that the daemon can.
+    /// The daemon waits for what is under way before it stops any plugin.
     async fn stop(self: Rc<Self>, _ctx: Ctx, _stopping: Event) {
+        self.end_waits();
+    }
+
+    /// Requests that would wait for ever end, so that the daemon can, or the plugin.
+    fn end_waits(&self) {
         self.stopping.set(true);
         self.watches.wake();
         self.queues.wake();

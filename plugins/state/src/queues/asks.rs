@@ -84,12 +84,13 @@ impl StatePlugin {
     pub(crate) async fn pop(self: Rc<Self>, ctx: Ctx, ask: Pop) -> Result<PopAnswer, Refusal> {
         let want = Want::new(&ask)?;
         let open = self.open_queue(Place::new(ctx.tenant(), &ask.namespace, "queue", &ask.queue)?);
-        let mut over = pin!(ctx.sleep(want.wait));
+        let wait = ctx.time_for(want.wait);
+        let mut over = pin!(ctx.sleep(wait));
         let mut waiting = None;
         loop {
             let claim = self.clone().claim(open.clone(), want, ctx.cancel_token());
             let answer = self.to_the_end(self.begin_writing(&ctx)?, claim).await??;
-            if !answer.items.is_empty() || want.wait.is_zero() || self.stopping.get() {
+            if !answer.items.is_empty() || wait.is_zero() || self.stopping.get() {
                 return Ok(answer);
             }
             if waiting.is_none() {

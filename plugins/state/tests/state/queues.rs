@@ -1,6 +1,6 @@
 //! Push, pop, ack, nack, queue and purge.
 
-use ksi_sdk::prelude::Duration;
+use ksi_sdk::{prelude::Duration, protocol::meta::Meta};
 
 use super::*;
 
@@ -157,6 +157,11 @@ fn a_pop_can_wait_for_an_item() {
     let Some(Answer::Reply(answer)) = host.try_next(&first) else { panic!("still waits") };
     assert_eq!(answer["items"][0]["data"], "a");
     assert_eq!(info(&host), json!([0, 0, 0, 0]));
+    // Who has less time than it would wait is told while there is some left.
+    let hasty = Meta { timeout_ms: Some(1000), ..Meta::default() };
+    let call = host.open_as("state:pop", json!({"queue": "q", "wait_ms": 5000}), &hasty);
+    host.advance(Duration::from_millis(900));
+    assert_eq!(host.try_next(&call), Some(Answer::Reply(json!({"items": []}))));
 }
 
 #[test]

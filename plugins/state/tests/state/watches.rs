@@ -147,19 +147,25 @@ fn watches_are_counted_and_one_that_ends_makes_room() {
 }
 
 #[test]
-fn watches_and_waits_end_when_the_daemon_stops() {
-    let host = host();
-    let live = watch(&host, json!({"key": "a"}));
-    let slow = watch_with_credit(&host, json!({"prefix": ""}), 1);
-    assert_eq!(told(&host, &live), ["current"]);
-    assert_eq!(told(&host, &slow), ["current"]);
-    set(&host, "b", json!(1));
-    let waits = host.open("state:pop", json!({"queue": "q", "wait_ms": 60_000}));
-    assert_eq!(host.try_next(&waits), None);
-    host.emit("system:stopping", json!({}));
-    for call in [live, slow] {
-        assert_eq!(host.try_next(&call), Some(Answer::End(json!({"reason": "stopping"}))));
+fn watches_and_waits_end_when_the_daemon_stops_and_when_the_plugin_alone_does() {
+    for daemon_stops in [true, false] {
+        let host = host();
+        let live = watch(&host, json!({"key": "a"}));
+        let slow = watch_with_credit(&host, json!({"prefix": ""}), 1);
+        assert_eq!(told(&host, &live), ["current"]);
+        assert_eq!(told(&host, &slow), ["current"]);
+        set(&host, "b", json!(1));
+        let waits = host.open("state:pop", json!({"queue": "q", "wait_ms": 60_000}));
+        assert_eq!(host.try_next(&waits), None);
+        if daemon_stops {
+            host.emit("system:stopping", json!({}));
+        } else {
+            assert!(host.drain());
+        }
+        for call in [live, slow] {
+            assert_eq!(host.try_next(&call), Some(Answer::End(json!({"reason": "stopping"}))));
+        }
+        assert_eq!(host.try_next(&waits), Some(Answer::Reply(json!({"items": []}))));
+        assert!(!daemon_stops || host.drain());
     }
-    assert_eq!(host.try_next(&waits), Some(Answer::Reply(json!({"items": []}))));
-    assert!(host.drain());
 }
