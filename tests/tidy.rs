@@ -64,7 +64,7 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("ksi-trust", &[]),
     ("ksi-kernel", &["ksi-identity", "ksi-protocol"]),
     ("ksi-sdk", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
-    ("ksi-provider", &["ksi-sdk"]),
+    ("ksi-provider", &["ksi-protocol"]),
     ("ksi-provider-http", &["ksi-provider", "ksi-sdk"]),
     ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),

@@ -23,6 +23,7 @@ use crate::{
     provider::{Provider, Providers, Target},
     queue::{Asker, Error, Job, Scheduler, Ticket},
     results::Results,
+    size,
 };
 
 /// Bounds of what a refused client is told to wait, milliseconds.
@@ -57,7 +58,7 @@ impl Ended {
 
     fn bytes(&self) -> usize {
         512 + match self {
-            Self::Done(completed) => completed.bytes(),
+            Self::Done(completed) => size::of_completed(completed),
             Self::Failed(refusal) => refusal.message.len() + refusal.hint.len(),
             Self::Cancelled => 0,
         }

@@ -2,12 +2,10 @@
 //!
 //! The doc comments are what users read in `ksi describe`. Numbers are wide
 //! here and checked in `order`, so that a value out of range is
-//! refused with the path of its field.
+//! refused with the path of its field. What others than the one who asked read, too,
+//! is in `ksi_provider::completion`.
 
-use ksi_provider::{
-    Alternative, Message, ResponseFormat, Timings, TokenLogprobs, Tool, ToolCall, ToolCallDelta, ToolChoice,
-    Usage,
-};
+use ksi_provider::{Message, ResponseFormat, TokenLogprobs, Tool, ToolCallDelta, ToolChoice};
 use ksi_sdk::prelude::{Deserialize, JsonSchema, Refusal, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,10 +14,14 @@ mod hook;
 mod route;
 mod usage;
 
-pub use conversation::{ContextReport, Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
+pub use conversation::{Forget, Forgotten, HistoryAnswer, HistoryRequest, Memory};
 pub use hook::{PostLlmResult, PreLlmPrompt};
-pub use route::{Candidate, Route, RouteRequest, Stage};
-pub use usage::{Budget, By, LimitedBy, Limits, Spent, UsageAnswer, UsageRequest, UsageRow, Used};
+pub use ksi_provider::completion::{
+    BreakerInfo, Budget, Candidate, Chunk, Completed, ContextReport, LimitedBy, Limits, ModelName, PauseInfo,
+    ProviderInfo, Providers, Restarted, Route, Spent, Stage, Tried, UsageAnswer, UsageRow, Used,
+};
+pub use route::RouteRequest;
+pub use usage::{By, UsageRequest};
 
 /// Ask a model. The text comes in chunks while it is made; the end repeats all
 /// of it with what it cost. A client that goes away cancels the request.
@@ -122,128 +124,6 @@ pub struct Request {
 #[serde(transparent)]
 pub struct AsyncRequest(pub Request);
 
-/// The next piece of the text.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-pub struct Chunk {
-    /// The piece; all pieces of one answer in order are its text.
-    pub text: String,
-    /// Pieces of tool calls.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<ToolCallDelta>,
-    /// Which of several answers it belongs to, from 0.
-    #[serde(default, skip_serializing_if = "is_first")]
-    pub choice: u32,
-    /// How likely its tokens were, where that was asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub logprobs: Vec<TokenLogprobs>,
-    /// Said instead of text: all pieces before are void, another attempt begins. Only where the
-    /// request allowed it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restarted: Option<Restarted>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_first(choice: &u32) -> bool {
-    *choice == 0
-}
-
-/// Another attempt begins after text was sent.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct Restarted {
-    /// Its number.
-    pub attempt: u32,
-    /// Who is asked now.
-    pub model: ModelName,
-    /// What ended the attempt before.
-    pub because: String,
-}
-
-/// A provider and one of its models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ModelName {
-    /// The provider.
-    pub provider: String,
-    /// The model, as the provider calls it.
-    pub model: String,
-}
-
-/// One attempt at a request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Tried {
-    /// Its number; the first is 1.
-    pub number: u32,
-    /// Who was asked.
-    pub model: ModelName,
-    /// `answered`, or the code of the refusal.
-    pub outcome: String,
-    /// What the refusal said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Milliseconds from the acceptance of the request to the start of the attempt.
-    pub started_ms: u64,
-    /// Milliseconds that it took.
-    pub took_ms: u64,
-    /// Whether some of its text was sent.
-    pub text_sent: bool,
-}
-
-/// A request that was answered in full.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Completed {
-    /// Names the request.
-    pub request_id: String,
-    /// The whole text.
-    pub text: String,
-    /// The tools that the model wishes called.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<ToolCall>,
-    /// The other answers, where several were asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub alternatives: Vec<Alternative>,
-    /// How likely the tokens of the text were, where that was asked for and the provider can tell.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub logprobs: Vec<TokenLogprobs>,
-    /// Which model was asked for; of an alias, `alias` and its name.
-    pub requested: ModelName,
-    /// Which model answered.
-    pub answered: ModelName,
-    /// Why that one: `as requested`, `default model`, or a sentence; after a failure, what failed.
-    pub why: String,
-    /// Whether the answer comes from something too small to be of use: a toy model or a mock.
-    pub toy: bool,
-    /// Why the text ends: `stop` (the model was done), `length`, `stop_string`, `tool_calls` or
-    /// `content_filter`.
-    pub stop_reason: String,
-    /// The budget that let an answer have no more than so many tokens; `length` may be its doing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limited_by: Option<LimitedBy>,
-    /// The seed that was used, where the provider tells: with it the answer can be had again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u32>,
-    /// What it cost.
-    pub usage: Usage,
-    /// Where the time went.
-    pub timings: Timings,
-    /// Milliseconds that the request waited for its turn.
-    pub queued_ms: u64,
-    /// How many times a provider was asked.
-    pub attempts: u32,
-    /// Each of these attempts, the one that was answered last.
-    #[serde(default)]
-    pub tried: Vec<Tried>,
-    /// Settings of the request that had no effect, since the provider does not have them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ignored: Vec<String>,
-    /// The conversation, where the request named one.
-    pub conversation_id: Option<String>,
-    /// What the model was given to read, where that was put together for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub context: Option<ContextReport>,
-    /// Whether the conversation was remembered, where that was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remembered: Option<bool>,
-}
-
 /// A request has reached its provider. Told once more where it has to be begun
 /// again, after a crash say; the text of the deltas then starts over.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -268,6 +148,11 @@ pub struct Delta {
     /// How likely its tokens were, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_first(choice: &u32) -> bool {
+    *choice == 0
 }
 
 /// A request has failed.
@@ -418,72 +303,3 @@ pub struct GetAnswer {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProvidersRequest {}
-
-/// One provider.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct ProviderInfo {
-    /// Its name, the part of a model's name before the `/`.
-    pub name: String,
-    /// What it is.
-    pub about: String,
-    /// Names of its models, where it could be asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub models: Option<Vec<String>>,
-    /// Why it could not be asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unavailable: Option<String>,
-    /// What to do about that.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// Whether nothing leaves this machine.
-    pub local: bool,
-    /// Models that failed again and again and are left alone, or tried with one request.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub breakers: Vec<BreakerInfo>,
-    /// Where it asked to be left alone, and is.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub pauses: Vec<PauseInfo>,
-    /// Requests that it may work on at once.
-    pub concurrency: usize,
-    /// Requests that it works on, of those that whoever asks may see.
-    pub running: usize,
-    /// Requests that wait for it, of those that whoever asks may see.
-    pub queued: usize,
-}
-
-/// A circuit breaker that is not closed.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct BreakerInfo {
-    /// The model.
-    pub model: String,
-    /// `open` or `half_open`.
-    pub state: String,
-    /// Milliseconds until it is tried with one request, where it is open.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry_after_ms: Option<u64>,
-}
-
-/// A provider, or one of its models, that is left alone because it said so.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct PauseInfo {
-    /// The model, where it is that one alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// Until when, in milliseconds since 1970.
-    pub until_ms: u64,
-    /// Milliseconds until then.
-    pub retry_after_ms: u64,
-    /// For how many milliseconds it wishes that, where those are more than are believed
-    /// (`retry.pause_max_ms`).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub wished_ms: Option<u64>,
-    /// Which model refused, and what it said.
-    pub why: String,
-}
-
-/// The providers of models.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct Providers {
-    /// Each of them.
-    pub providers: Vec<ProviderInfo>,
-}

@@ -5,7 +5,7 @@
 //! themselves; the configuration adds others. `mock` alone is inside this plugin.
 //! A provider never stands in for another one: the router chooses, and says so.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use ksi_provider::{Delta, Generated, Model};
 use ksi_sdk::prelude::{Code, Ctx, Duration, Refusal, json};
@@ -179,12 +179,6 @@ impl Providers {
     /// The name of a target, in its two parts.
     pub(crate) fn name(&self, target: &Target) -> ModelName {
         ModelName { provider: self.of(target).name.clone(), model: target.model.clone() }
-    }
-}
-
-impl fmt::Display for ModelName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.provider, self.model)
     }
 }
 

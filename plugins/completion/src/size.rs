@@ -13,6 +13,12 @@ pub(crate) fn of_answer(answer: &Generated) -> usize {
     of_parts(text, tool_calls, logprobs) + of_alternatives(alternatives)
 }
 
+/// Those of the answer to a request.
+pub(crate) fn of_completed(completed: &Completed) -> usize {
+    let Completed { text, tool_calls, alternatives, logprobs, .. } = completed;
+    of_parts(text, tool_calls, logprobs) + of_alternatives(alternatives)
+}
+
 /// Those of what was made for it: all but what is told about tokens.
 pub(crate) fn of_words(answer: &Generated) -> usize {
     let others = answer.alternatives.iter().map(|one| of_parts(&one.text, &one.tool_calls, &[]));
@@ -36,11 +42,4 @@ fn of_alternatives(alternatives: &[Alternative]) -> usize {
 fn of_parts(text: &str, calls: &[ToolCall], logprobs: &[TokenLogprobs]) -> usize {
     let calls = calls.iter().map(|call| call.name.len() + call.arguments.to_string().len());
     text.len() + calls.sum::<usize>() + of_logprobs(logprobs)
-}
-
-impl Completed {
-    /// Those of the answer in it.
-    pub(crate) fn bytes(&self) -> usize {
-        of_parts(&self.text, &self.tool_calls, &self.logprobs) + of_alternatives(&self.alternatives)
-    }
 }

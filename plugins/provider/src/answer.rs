@@ -1,6 +1,7 @@
 //! The answer: its pieces while it is made, and the whole of it at the end.
 
-use ksi_sdk::prelude::{Deserialize, JsonSchema, Serialize};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::request::ToolCall;
 
@@ -30,7 +31,7 @@ impl Delta {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_zero(number: &u32) -> bool {
+pub(crate) fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
@@ -158,7 +159,6 @@ pub struct TokenLogprob {
 
 /// Counts of tokens, as the provider tells them; 0 where it does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
 pub struct Usage {
     /// Tokens of the input, those from the cache included.
     pub prompt_tokens: u64,
@@ -168,6 +168,7 @@ pub struct Usage {
     /// Both together.
     pub total_tokens: u64,
     /// Tokens of the input that did not have to be read again.
+    #[serde(default)]
     pub cached_tokens: u64,
     /// Tokens of the input that were put into the provider's cache, where that
     /// has a price of its own.
@@ -185,7 +186,6 @@ pub struct Usage {
 /// Measured times and speeds. A remote provider's are those of this machine,
 /// so the way there is in them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
 pub struct Timings {
     /// Time to load the model, where this request had to wait for that.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,8 +22,9 @@
 
 use std::time::Duration;
 
-use ksi_sdk::prelude::{Code, Deserialize, Refusal, Serialize, json};
-use serde_json::Value;
+use ksi_protocol::{Code, Refusal};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Longest text of a provider that is passed on in a refusal, in bytes.
 const TOLD_BYTES_MAX: usize = 500;

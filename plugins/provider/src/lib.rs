@@ -14,6 +14,9 @@
 //! It retries nothing and stands in for nobody: what fails is a refusal whose
 //! [`Failure`] says of what kind, and whoever asked decides.
 //!
+//! Between the two stands the plugin `completion`; what that answers is in
+//! [`completion`].
+//!
 //! # Invariants
 //!
 //! - Types and rules only: no I/O, no clock, no state.
@@ -25,6 +28,7 @@ pub mod request;
 pub mod answer;
 pub mod model;
 pub mod failure;
+pub mod completion;
 
 pub use answer::{
     Alternative, Delta, Generated, StopReason, Timings, TokenLogprob, TokenLogprobs, ToolCallDelta, Usage,

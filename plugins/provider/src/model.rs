@@ -1,6 +1,7 @@
 //! The models of a provider.
 
-use ksi_sdk::prelude::{Deserialize, JsonSchema, Serialize};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// List the models.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

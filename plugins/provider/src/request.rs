@@ -4,8 +4,10 @@
 //! Doc comments here are the help that users see. [`Generate::check`] refuses
 //! what no provider can do; what one of them cannot, that one refuses.
 
-use ksi_sdk::prelude::{Code, Deserialize, JsonSchema, Refusal, Serialize, json};
-use serde_json::{Map, Value};
+use ksi_protocol::{Code, Refusal};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 mod check;
 

@@ -14,25 +14,6 @@ pub struct Memory {
     pub text: String,
 }
 
-/// What the model was given to read, and what was left out for want of room.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ContextReport {
-    /// Tokens that the model reads.
-    pub tokens: u64,
-    /// Tokens that there was room for.
-    pub room: u64,
-    /// How they were counted: by the model's own tokenizer (`llama:tokenize`), or as an `estimate` of
-    /// four bytes each.
-    pub counted_by: String,
-    /// Messages of the history that the model reads: of what is remembered, and, with `trim`, of those of
-    /// the request before its last turn.
-    pub history_messages: usize,
-    /// The oldest messages of the history, which were left out.
-    pub dropped_messages: usize,
-    /// Memories that were left out.
-    pub dropped_memories: Vec<String>,
-}
-
 /// Show what is remembered of a conversation.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

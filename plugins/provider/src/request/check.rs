@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use ksi_sdk::prelude::{Code, Refusal, json};
-use serde_json::Value;
+use ksi_protocol::{Code, Refusal};
+use serde_json::{Value, json};
 
 use super::{
     CHOICES_MAX, CONVERSATION_BYTES_MAX, Generate, LOGPROBS_MAX, MESSAGES_MAX, MODEL_BYTES_MAX, Message,

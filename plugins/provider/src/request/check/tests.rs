@@ -1,6 +1,6 @@
 //! Every wrong field is refused with its path, and what fits is accepted.
 
-use ksi_sdk::prelude::Code;
+use ksi_protocol::Code;
 use serde_json::{Value, json};
 
 use super::*;
@@ -113,8 +113,8 @@ fn a_request_is_written_as_it_is_read() {
     assert_eq!(generate(written.clone()), request);
     assert_eq!(written["tool_choice"], json!({ "tool": "f" }));
     assert_eq!(serde_json::to_value(Generate::default()).unwrap(), json!({}), "what is left out stays out");
-    let packed = ksi_sdk::protocol::encode(&request).unwrap();
-    assert_eq!(ksi_sdk::protocol::decode::<Generate>(&packed).unwrap(), request);
+    let packed = ksi_protocol::encode(&request).unwrap();
+    assert_eq!(ksi_protocol::decode::<Generate>(&packed).unwrap(), request);
 }
 
 #[test]
