@@ -13,7 +13,8 @@ use crate::{
     args::Sampling,
     error::{Failure, Result},
     invocation::readable,
-    output::{Output, millis},
+    output::{Output, elapsed},
+    time::whole_ms,
 };
 
 /// Payload of `completion:request`.
@@ -73,7 +74,7 @@ impl Question {
             repetition_penalty: sampling.repetition_penalty,
             seed: sampling.seed,
             stop: sampling.stop,
-            timeout_ms: timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: timeout.map(whole_ms),
             ..Self::default()
         }
     }
@@ -167,8 +168,7 @@ impl Summary {
         }
         if timings.first_token_ms > 0.0 {
             let first = Duration::from_secs_f64(timings.first_token_ms / 1000.0);
-            let first = millis(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
-            line.push_str(&format!(" · first after {first}"));
+            line.push_str(&format!(" · first after {}", elapsed(first)));
         }
         if !self.why.is_empty() {
             line.push_str(&format!(" · {}", self.why));

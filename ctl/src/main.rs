@@ -18,6 +18,7 @@ mod output;
 mod restart;
 mod schema;
 mod start;
+mod time;
 mod verb;
 
 use std::{io::Write, process::ExitCode};

@@ -8,6 +8,7 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
+    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -22,6 +23,7 @@ use serde_json::Value;
 use crate::{
     error::{Failure, Result},
     exit::Exit,
+    time::whole_ms,
 };
 
 /// How data is printed.
@@ -394,6 +396,11 @@ pub(crate) fn millis(ms: u64) -> String {
         3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
     }
+}
+
+/// A duration for a person, as [`millis`].
+pub(crate) fn elapsed(time: Duration) -> String {
+    millis(whole_ms(time))
 }
 
 /// What a report looks like on standard output that is no terminal.

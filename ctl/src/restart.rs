@@ -15,6 +15,7 @@ use crate::{
     exit::Exit,
     invocation::{Invocation, encoded},
     start::{self, GRACE_UNKNOWN, Pauses, START_TIMEOUT, Started, Stopped, ready},
+    time::whole_ms,
 };
 
 /// Time for which nobody at all may listen before this starts a daemon itself:
@@ -59,7 +60,7 @@ pub(crate) async fn restart(at: &Invocation, grace: Option<Duration>) -> Result<
     let before = start::pid(at, &client).await?;
     let patience = grace.unwrap_or(GRACE_UNKNOWN) + START_TIMEOUT;
     let deadline = began + at.timeout.unwrap_or(patience);
-    let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    let grace_ms = grace.map(whole_ms);
     let payload = encoded(&json!({ "grace_ms": grace_ms }))?;
     match client.request_raw("system:restart", payload, at.call_within(patience)).await {
         // It may go before its answer is read.

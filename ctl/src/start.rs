@@ -39,7 +39,8 @@ use tokio::time::sleep;
 use crate::{
     error::{Failure, Result},
     exit::Exit,
-    invocation::{Invocation, required_program},
+    invocation::{Invocation, encoded, required_program, typed},
+    time::whole_ms,
 };
 
 /// Time that a start may take when `--timeout` does not say.
@@ -253,13 +254,13 @@ async fn failed(child: &mut Child) -> ExitStatus {
 /// Fails where it does not say even that.
 pub(crate) async fn ready(at: &Invocation, client: &Client, deadline: Instant) -> Result<Health> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let payload = json!({ "timeout_ms": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) });
+    let payload = json!({ "timeout_ms": whole_ms(left) });
     // The daemon answers at its own deadline with how far it came; the
     // request's comes a little later, so that this answer is heard.
     let mut options = at.call();
     options.timeout = Some(left + Duration::from_secs(1));
-    let reply = client.request_raw("system:ready", crate::invocation::encoded(&payload)?, options).await?;
-    crate::invocation::typed("system:ready", &reply)
+    let reply = client.request_raw("system:ready", encoded(&payload)?, options).await?;
+    typed("system:ready", &reply)
 }
 
 fn died(status: ExitStatus, log: &mut Log) -> Failure {
@@ -350,8 +351,8 @@ async fn asked(
     grace: Option<Duration>,
     patience: Duration,
 ) -> Result<Process> {
-    let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-    let payload = crate::invocation::encoded(&json!({ "grace_ms": grace_ms }))?;
+    let grace_ms = grace.map(whole_ms);
+    let payload = encoded(&json!({ "grace_ms": grace_ms }))?;
     match client.request_raw("system:shutdown", payload, at.call_within(patience)).await {
         Ok(_) | Err(Error::Lost(_)) => Ok(process),
         Err(error) if stops_already(&error) => Ok(process),

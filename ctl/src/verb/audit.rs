@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::BufReader,
     path::Path,
-    time::{Duration, UNIX_EPOCH},
 };
 
 use ksi_client::Client;
@@ -13,13 +12,14 @@ use ksi_protocol::audit::{Entry, Export, Exported, Page, Query, Record, Verified
 use ksi_trust::{Key, audit as proof};
 use serde_json::json;
 
-use super::{export::Wanted, work::now_ms};
+use super::export::Wanted;
 use crate::{
     args,
     error::{Failure, Result},
     exit::Exit,
     invocation::{Invocation, short},
     output::{Report, Table, bytes},
+    time::{now_ms, unix_ms, whole_ms},
 };
 
 /// Records that are asked for at once.
@@ -44,13 +44,12 @@ pub(super) async fn run(at: &Invocation, audit: args::Audit) -> Result<()> {
 /// `30m` ago, or a time as RFC 3339 has it; milliseconds since 1970.
 fn moment(text: &str, now_ms: u64) -> Result<u64> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(now_ms.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+        return Ok(now_ms.saturating_sub(whole_ms(ago)));
     }
     let time = humantime::parse_rfc3339_weak(text).map_err(|error| {
         Failure::usage(format!("`{text}` is no time: {error}")).hint("2h, or 2026-01-31T08:00:00Z")
     })?;
-    let since: Duration = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    Ok(unix_ms(time))
 }
 
 async fn query(at: &Invocation, ask: &args::AuditQuery) -> Result<()> {

@@ -10,13 +10,12 @@ mod command;
 mod prompt;
 mod transcript;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::{
     answer::{self, Message, Printer, Question, Summary},
     args,
     error::{Failure, Result},
     invocation::Invocation,
+    time::now_ms,
     verb::interrupt,
 };
 
@@ -135,8 +134,7 @@ async fn answered(
 
 /// An id that no other conversation of this user has.
 fn new_id() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("chat-{:x}-{:x}", now.as_millis(), std::process::id())
+    format!("chat-{:x}-{:x}", now_ms(), std::process::id())
 }
 
 #[cfg(test)]

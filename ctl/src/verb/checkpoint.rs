@@ -12,18 +12,16 @@ use ksi_protocol::checkpoint::{
 };
 use serde_json::json;
 
-use super::{
-    export::Wanted,
-    work::{age, now_ms},
-};
+use super::{export::Wanted, work::age};
 use crate::{
     args,
     error::{Failure, Result},
     exit::Exit,
     invocation::{Invocation, short},
-    output::{Report, Table, bytes, millis},
+    output::{Report, Table, bytes, elapsed},
     restart,
     start::START_TIMEOUT,
+    time::now_ms,
 };
 
 /// `ksi checkpoint …`.
@@ -101,7 +99,7 @@ async fn restore(at: &Invocation, checkpoint: &str, yes: bool) -> Result<()> {
     let again = "put the restored state in force: ksi restart";
     match restart::awaited(at, &boot, deadline).await {
         Ok(Some(health)) => {
-            let took = millis(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            let took = elapsed(began.elapsed());
             at.out.note(&format!("ksid has started anew with it in {took}: pid {}", health.pid));
             Ok(())
         }

@@ -12,9 +12,10 @@ use crate::{
     error::{Failure, Result},
     exit::Exit,
     invocation::{Invocation, short},
-    output::{Report, millis, painted},
+    output::{Report, elapsed, millis, painted},
     restart::{self, Restarted},
     start::{self, Started, Stopped},
+    time::whole_ms,
 };
 
 /// Time that the self-test of `up` may take: a first answer may have to load
@@ -40,8 +41,7 @@ fn report_start(at: &Invocation, started: &Started) -> Result<()> {
     let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
     let text = match started.took {
         Some(took) => {
-            let took = millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-            format!("{version} started: pid {pid}, {plugins} in {took}, log in {}", short(&log))
+            format!("{version} started: pid {pid}, {plugins} in {}, log in {}", elapsed(took), short(&log))
         }
         None => format!("{version} is already running: pid {pid}, {plugins}"),
     };
@@ -49,7 +49,7 @@ fn report_start(at: &Invocation, started: &Started) -> Result<()> {
         "status": if started.took.is_some() { "started" } else { "already_running" },
         "pid": pid,
         "version": version,
-        "ready_ms": started.took.map(|took| took.as_millis()),
+        "ready_ms": started.took.map(whole_ms),
         "socket": at.paths.socket,
         "log": log,
         "plugins_ready": plugins_ready,
@@ -97,7 +97,7 @@ pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()>
             report_start(at, &started)
         }
         Restarted::TookOver { before, health: None, took } => {
-            let ready_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let ready_ms = whole_ms(took);
             let data = json!({
                 "status": "restarted", "before": before, "ready_ms": ready_ms, "socket": at.paths.socket,
             });
@@ -116,7 +116,7 @@ pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()>
 
 fn took_over(at: &Invocation, before: u32, health: &Health, took: Duration) -> Result<Report> {
     let Health { version, pid, plugins_ready, plugins_total, .. } = health;
-    let ready_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let ready_ms = whole_ms(took);
     let time = millis(ready_ms);
     let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
     // Where the process has replaced its program, it is still the same one.
@@ -233,7 +233,7 @@ fn socket_step(at: &Invocation) -> Step {
 fn plugins_step(started: &Started) -> Step {
     let Health { plugins_ready, plugins_total, .. } = started.health;
     let when = match started.took {
-        Some(took) => format!(" in {}", millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))),
+        Some(took) => format!(" in {}", elapsed(took)),
         None => ", running already".to_owned(),
     };
     let text = format!("{plugins_ready}/{plugins_total} ready{when}");

@@ -20,12 +20,13 @@ use std::{
 use ksi_trust::{Digest, Entry, Key, Kind, Lock, LockError, is_guarded, signature_path};
 use serde::Serialize;
 
-use super::{key, work::now_ms};
+use super::key;
 use crate::{
     error::{Failure, Result},
     exit::Exit,
     invocation::{Invocation, short},
     output::{Report, Table, bytes},
+    time::now_ms,
 };
 
 /// A file that is to be signed or verified.

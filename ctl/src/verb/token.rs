@@ -3,12 +3,13 @@
 use ksi_protocol::token::{CreateToken, CreatedToken, RevokeToken, RevokedTokens, TokenInfo, Tokens};
 use serde_json::json;
 
-use super::work::{age, now_ms};
+use super::work::age;
 use crate::{
     args,
     error::Result,
     invocation::Invocation,
     output::{Report, Table, millis},
+    time::{now_ms, whole_ms},
 };
 
 /// `ksi token …`.
@@ -27,7 +28,7 @@ pub(super) async fn run(at: &Invocation, token: args::Token) -> Result<()> {
 /// The token alone goes to standard output, so that it can go on into a file.
 async fn create(at: &Invocation, create: args::CreateToken) -> Result<()> {
     let args::CreateToken { name, can, tenant, expires } = create;
-    let expires_in_ms = expires.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let expires_in_ms = expires.map(whole_ms);
     let client = at.connect().await?;
     let ask = CreateToken { name, can, tenant, expires_in_ms };
     let created: CreatedToken = at.ask(&client, "token:create", &ask).await?;

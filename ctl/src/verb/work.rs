@@ -3,8 +3,6 @@
 //! What was accepted goes on whoever asks for it, so nothing here belongs to
 //! the connection that submitted it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use ksi_client::{Error, Outcome, WorkInfo, WorkState};
 use ksi_protocol::{
     Pattern,
@@ -19,6 +17,7 @@ use crate::{
     exit::Exit,
     invocation::{Invocation, readable},
     output::{Report, Table, millis},
+    time::now_ms,
 };
 
 /// Work that one question lists.
@@ -221,12 +220,6 @@ fn listed(page: &WorkPage, now_ms: u64) -> Result<Report> {
     }
     let names = page.work.iter().map(|info| info.request_id.clone()).collect();
     Report::list(page, "work", names, table)
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The time between two, for a person.

@@ -9,7 +9,7 @@ use super::{LOAD_TIMEOUT, bar};
 use crate::{
     error::{Failure, Result},
     invocation::{Invocation, readable},
-    output::{Report, millis},
+    output::{Report, elapsed},
 };
 
 /// Loads a model, and shows how far that is.
@@ -50,7 +50,7 @@ pub(super) async fn run(
     bar.finish_and_clear();
     let took = reply.get("load_ms").and_then(Value::as_f64).map_or(String::new(), |ms| {
         let took = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
-        format!(" in {}", millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
+        format!(" in {}", elapsed(took))
     });
     let context =
         reply.get("context").and_then(Value::as_u64).map_or(String::new(), |n| format!(", context {n}"));
