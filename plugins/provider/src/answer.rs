@@ -1,7 +1,11 @@
 //! The answer: its pieces while it is made, and the whole of it at the end.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error},
+};
+use serde_json::{Map, Value};
 
 use crate::request::ToolCall;
 
@@ -107,10 +111,10 @@ pub struct Generated {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u32>,
     /// Counts of tokens.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "as_told")]
     pub usage: Usage,
     /// Measured times.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "as_told")]
     pub timings: Timings,
     /// Settings of the request that this provider does not have and that had no
     /// effect, by their names.
@@ -119,6 +123,21 @@ pub struct Generated {
     /// What the provider itself calls this answer; its support asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_id: Option<String>,
+}
+
+/// Figures as a provider tells them: what it does not tell is 0. Whoever reads them
+/// after that has all of them.
+fn as_told<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Serialize + DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let told = Map::deserialize(deserializer)?.into_iter().filter(|(_, figure)| !figure.is_null());
+    let mut figures = serde_json::to_value(T::default()).map_err(D::Error::custom)?;
+    if let Value::Object(figures) = &mut figures {
+        figures.extend(told);
+    }
+    T::deserialize(figures).map_err(D::Error::custom)
 }
 
 /// Another answer to the same request.
@@ -168,7 +187,6 @@ pub struct Usage {
     /// Both together.
     pub total_tokens: u64,
     /// Tokens of the input that did not have to be read again.
-    #[serde(default)]
     pub cached_tokens: u64,
     /// Tokens of the input that were put into the provider's cache, where that
     /// has a price of its own.
@@ -203,4 +221,23 @@ pub struct Timings {
     pub prompt_per_second: f64,
     /// Answer tokens per second; 0 where it cannot be known.
     pub generate_per_second: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_provider_does_not_tell_is_0_and_what_it_tells_wrong_is_refused() {
+        let generated = |usage: Value| {
+            let answer = json!({"model": "x", "text": "", "stop_reason": "stop", "usage": usage});
+            serde_json::from_value::<Generated>(answer)
+        };
+        let told = generated(json!({"completion_tokens": 7, "cost_usd": null, "newer": 1})).unwrap();
+        assert_eq!(told.usage, Usage { completion_tokens: 7, ..Usage::default() });
+        assert_eq!(told.timings, Timings::default());
+        assert!(generated(json!({"completion_tokens": "7"})).is_err());
+    }
 }

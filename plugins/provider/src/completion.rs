@@ -20,10 +20,12 @@ use crate::{
 
 pub mod providers;
 pub mod route;
+pub mod status;
 pub mod usage;
 
 pub use providers::{BreakerInfo, PauseInfo, ProviderInfo, Providers};
 pub use route::{Candidate, Route, Stage};
+pub use status::{Load, Open, State, Status};
 pub use usage::{Budget, LimitedBy, Limits, Spent, UsageAnswer, UsageRow, Used};
 
 /// The next piece of the text.
