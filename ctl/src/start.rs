@@ -219,7 +219,7 @@ async fn answering(at: &Invocation, child: &mut Child, log: &mut Log, deadline: 
             }
             Err(_) => {}
         }
-        if let Some(status) = failure(child) {
+        if let Some(status) = failed_status(child) {
             // Another start may have won the race for the lock; then its daemon
             // answers in a moment.
             let patience = *rival.get_or_insert_with(|| Instant::now() + RIVAL_TIME);
@@ -233,14 +233,14 @@ async fn answering(at: &Invocation, child: &mut Child, log: &mut Log, deadline: 
 
 /// How the daemon has failed, if it has. A good end is none: `KSI_DAEMON` may
 /// name a wrapper that goes to the background.
-fn failure(child: &mut Child) -> Option<ExitStatus> {
+fn failed_status(child: &mut Child) -> Option<ExitStatus> {
     child.try_wait().ok().flatten().filter(|status| !status.success())
 }
 
 async fn failed(child: &mut Child) -> ExitStatus {
     let mut pauses = Pauses::new();
     loop {
-        if let Some(status) = failure(child) {
+        if let Some(status) = failed_status(child) {
             return status;
         }
         pauses.next().await;
@@ -305,42 +305,57 @@ pub(crate) async fn stop(at: &Invocation, grace: Option<Duration>) -> Result<Sto
     let deadline = Instant::now() + patience;
     let mut pauses = Pauses::new();
     let process = loop {
-        let error = match Client::connect(at.client_options()).await {
-            Ok(client) => match pid(at, &client).await {
-                Ok(pid) => break asked(at, &client, Process::of(pid), grace, patience).await?,
-                // It has gone in this moment. What is there then is looked at anew.
-                Err(_) if !client.is_connected() && Instant::now() < deadline => {
-                    pauses.next().await;
-                    continue;
-                }
-                Err(failure) => return Err(failure),
-            },
-            Err(error) => error,
-        };
-        break match (holder(at), error) {
-            (Some(Held::Here(process)), error) if stops_already(&error) => process,
-            (Some(Held::Here(process)), error) if unanswered(&error) => {
-                at.out.note("the daemon does not answer; ending it by SIGTERM");
-                process.terminate()?;
-                process
-            }
-            (held, Error::NotRunning { .. }) => {
-                if let Some(Held::Elsewhere { pid, socket }) = held {
-                    let socket = socket.display();
-                    at.out.note(&format!("the daemon of this place, pid {pid}, listens on {socket}"));
-                }
-                return Ok(Stopped::WasNotRunning);
-            }
-            // So here, before it has said anything.
-            (None, error) if unanswered(&error) && Instant::now() < deadline => {
-                pauses.next().await;
-                continue;
-            }
-            (_, error) => return Err(error.into()),
-        };
+        match end(at, grace, patience).await? {
+            End::Begun(process) => break process,
+            End::NotRunning => return Ok(Stopped::WasNotRunning),
+            End::Unclear(failure) if Instant::now() >= deadline => return Err(failure),
+            End::Unclear(_) => pauses.next().await,
+        }
     };
     process.gone(deadline).await?;
     Ok(Stopped::Gone { pid: process.pid })
+}
+
+/// What has become of an attempt to end the daemon.
+enum End {
+    /// The process has been asked to finish, now or before, or was signalled.
+    Begun(Process),
+    /// Nobody listens there.
+    NotRunning,
+    /// It has gone in this moment, or has not said anything yet. What is there is to
+    /// be looked at anew.
+    Unclear(Failure),
+}
+
+/// Asks the daemon to finish, or signals it where it cannot be asked.
+async fn end(at: &Invocation, grace: Option<Duration>, patience: Duration) -> Result<End> {
+    let error = match Client::connect(at.client_options()).await {
+        Ok(client) => {
+            return match pid(at, &client).await {
+                Ok(pid) => asked(at, &client, Process::of(pid), grace, patience).await.map(End::Begun),
+                Err(failure) if !client.is_connected() => Ok(End::Unclear(failure)),
+                Err(failure) => Err(failure),
+            };
+        }
+        Err(error) => error,
+    };
+    match (holder(at), error) {
+        (Some(Held::Here(process)), error) if stops_already(&error) => Ok(End::Begun(process)),
+        (Some(Held::Here(process)), error) if unanswered(&error) => {
+            at.out.note("the daemon does not answer; ending it by SIGTERM");
+            process.terminate()?;
+            Ok(End::Begun(process))
+        }
+        (held, Error::NotRunning { .. }) => {
+            if let Some(Held::Elsewhere { pid, socket }) = held {
+                let socket = socket.display();
+                at.out.note(&format!("the daemon of this place, pid {pid}, listens on {socket}"));
+            }
+            Ok(End::NotRunning)
+        }
+        (None, error) if unanswered(&error) => Ok(End::Unclear(error.into())),
+        (_, error) => Err(error.into()),
+    }
 }
 
 /// Asks the daemon that runs in this process to finish.
