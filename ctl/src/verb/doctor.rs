@@ -55,6 +55,15 @@ struct Check {
     repair: Option<Repair>,
 }
 
+/// What `--fix` has done.
+#[derive(Debug, Serialize)]
+struct Repaired {
+    /// Of the check.
+    name: &'static str,
+    /// The command that does the same.
+    done: String,
+}
+
 fn ok(name: &'static str, text: impl Into<String>) -> Check {
     Check { name, outcome: Outcome::Ok, text: text.into(), why: "", fix: String::new(), repair: None }
 }
@@ -83,12 +92,7 @@ pub(super) async fn doctor(at: &Invocation, options: args::Doctor) -> Result<()>
     let mut checks = place::checks(at);
     let mut repaired = Vec::new();
     if options.fix {
-        for (name, repair) in checks.iter().filter_map(|check| Some((check.name, check.repair.as_ref()?))) {
-            match repair.make() {
-                Ok(()) => repaired.push(json!({"name": name, "done": repair.to_string()})),
-                Err(error) => at.out.note(&format!("cannot repair {name}: {repair}: {error}")),
-            }
-        }
+        repaired = repair(at, &checks);
         checks = place::checks(at);
     }
     checks.extend(daemon::checks(at).await);
@@ -96,9 +100,8 @@ pub(super) async fn doctor(at: &Invocation, options: args::Doctor) -> Result<()>
     let report = report(&checks, &repaired)?;
     let format = if options.json { Format::Json } else { at.out.format };
     Output { format, ..at.out }.print(&report)?;
-    for one in &repaired {
-        let part = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
-        at.out.note(&format!("repaired: {}: {}", part("name"), part("done")));
+    for Repaired { name, done } in &repaired {
+        at.out.note(&format!("repaired: {name}: {done}"));
     }
     for check in checks.iter().filter(|check| check.outcome != Outcome::Ok) {
         at.out.note(&format!("{}: {}: {}; {}", check.outcome.as_str(), check.name, check.why, check.fix));
@@ -106,7 +109,19 @@ pub(super) async fn doctor(at: &Invocation, options: args::Doctor) -> Result<()>
     if failed { Err(Failure::quietly(Exit::Degraded)) } else { Ok(()) }
 }
 
-fn report(checks: &[Check], repaired: &[serde_json::Value]) -> Result<Report> {
+/// Does what can be done about these, and gives what was.
+fn repair(at: &Invocation, checks: &[Check]) -> Vec<Repaired> {
+    let mut repaired = Vec::new();
+    for (name, repair) in checks.iter().filter_map(|check| Some((check.name, check.repair.as_ref()?))) {
+        match repair.make() {
+            Ok(()) => repaired.push(Repaired { name, done: repair.to_string() }),
+            Err(error) => at.out.note(&format!("cannot repair {name}: {repair}: {error}")),
+        }
+    }
+    repaired
+}
+
+fn report(checks: &[Check], repaired: &[Repaired]) -> Result<Report> {
     let mut table = Table::new(&["CHECK", "OUTCOME", "FOUND"]);
     for check in checks {
         table.row([check.name.into(), check.outcome.as_str().into(), check.text.clone()]);
