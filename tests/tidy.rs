@@ -69,7 +69,7 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("ksi-host", &["ksi-abi", "ksi-protocol", "ksi-trust"]),
     ("ksi-client", &["ksi-protocol"]),
     ("ksid", &["ksi-kernel", "ksi-host", "ksi-identity", "ksi-protocol", "ksi-trust"]),
-    ("ksi", &["ksi-client", "ksi-protocol", "ksi-trust"]),
+    ("ksi", &["ksi-client", "ksi-protocol", "ksi-provider", "ksi-trust"]),
     ("ksi-monitor", &["ksi-client", "ksi-protocol"]),
     ("ksi-tests", &["ksi-client", "ksi-protocol"]),
 ];

@@ -55,7 +55,7 @@ pub(crate) struct Global {
     /// A file with a token, to speak in its name; KSI_TOKEN holds one itself.
     #[arg(long, global = true, value_name = "PATH", env = ksi_protocol::token::FILE_VARIABLE, hide_env_values = true)]
     pub(crate) token_file: Option<PathBuf>,
-    /// How to print data.
+    /// How to print data; what comes one after the other is a document each.
     #[arg(
         short,
         long,
@@ -285,6 +285,12 @@ pub(crate) struct Ask {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ksi chat --system \"You are terse\"
+  ksi chat --resume chat-19a2b3c4d5e-1f2
+  ksi chat -o jsonl < questions | jq -r 'select(.end).data.text'
+
+With -o json, jsonl or yaml each answer is printed as ksi ask prints it.")]
 pub(crate) struct Chat {
     /// Go on with an earlier conversation; its id was printed when it ended
     #[arg(long, value_name = "ID")]
@@ -397,6 +403,10 @@ impl From<ClassChoice> for Class {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ksi logs -f
+  ksi logs -n 1000 --level warn
+  ksi logs -f -o jsonl | jq -r .line")]
 pub(crate) struct Logs {
     /// Go on as the log grows
     #[arg(short, long)]

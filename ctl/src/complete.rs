@@ -13,9 +13,12 @@ use ksi_protocol::{
     system::{Discovery, PluginList},
     work::{ListWork, WorkPage},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::invocation::{encoded, places, readable, typed};
+use crate::{
+    invocation::{encoded, places, typed},
+    llama::Models,
+};
 
 /// Longest time for which the shell may wait.
 const TIME_MAX: Duration = Duration::from_millis(400);
@@ -91,18 +94,10 @@ fn discovered() -> Names {
 fn model_names() -> Names {
     asked(|client| async move {
         let reply = client.request_raw("llama:models", encoded(&json!({})).ok()?, call()).await.ok()?;
-        let models = readable(&reply).ok()?;
-        let models = models.get("models")?.as_array()?.iter();
-        Some(
-            models
-                .filter_map(|model| Some((model.get("name")?.as_str()?.to_owned(), about(model))))
-                .collect(),
-        )
+        let list: Models = typed("llama:models", &reply).ok()?;
+        let about = |toy: bool| if toy { "toy".to_owned() } else { String::new() };
+        Some(list.models.into_iter().map(|model| (model.name, about(model.toy))).collect())
     })
-}
-
-fn about(model: &Value) -> String {
-    if model["toy"] == true { "toy".to_owned() } else { String::new() }
 }
 
 fn call() -> CallOptions {

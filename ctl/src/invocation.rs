@@ -152,6 +152,23 @@ impl Invocation {
         let reply = client.request_raw(event, encoded(payload)?, self.call()).await?;
         typed(event, &reply)
     }
+
+    /// Asks one event and gives the reply as it came, for programs, and typed, for
+    /// what people see of it.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the daemon refuses, or where the reply has another shape.
+    pub(crate) async fn ask_whole<T: DeserializeOwned>(
+        &self,
+        client: &Client,
+        event: &str,
+        payload: &(impl Serialize + Sync),
+    ) -> Result<(Value, T)> {
+        let reply = self.value(client, event, payload).await?;
+        let typed = shaped(event, &reply)?;
+        Ok((reply, typed))
+    }
 }
 
 /// The places that the environment names, with the socket of `--socket`.
@@ -190,10 +207,24 @@ pub(crate) fn readable(payload: &[u8]) -> Result<Value> {
 ///
 /// Names the event whose reply has another one.
 pub(crate) fn typed<T: DeserializeOwned>(event: &str, payload: &[u8]) -> Result<T> {
-    ksi_protocol::decode(payload).map_err(|refusal| {
-        Failure::failed(format!("`{event}` answered in a form that ksi does not know: {}", refusal.message))
-            .hint("are ksi and ksid of one version? see: ksi version")
-    })
+    ksi_protocol::decode(payload).map_err(|refusal| other_shape(event, &refusal.message))
+}
+
+/// A reply as it came, with a known shape.
+///
+/// # Errors
+///
+/// Names the event whose reply has another one.
+pub(crate) fn shaped<T: DeserializeOwned>(event: &str, reply: &Value) -> Result<T> {
+    T::deserialize(reply).map_err(|error| other_shape(event, &error.to_string()))
+}
+
+/// Who answered is older than this `ksi`, or newer: most likely a daemon that has
+/// not been restarted since an update. What is read wrong would be shown as if it
+/// were so.
+fn other_shape(event: &str, why: &str) -> Failure {
+    Failure::failed(format!("`{event}` answered in a form that ksi does not know: {why}"))
+        .hint("are ksi, ksid and its plugins of one version? see: ksi version; after an update: ksi restart")
 }
 
 /// A program of KSI: named by its variable, else beside this executable, else

@@ -14,6 +14,7 @@ mod exit;
 mod http;
 mod input;
 mod invocation;
+mod llama;
 mod output;
 mod restart;
 mod schema;

@@ -216,6 +216,11 @@ impl Output {
         matches!(self.format, Format::Json | Format::Jsonl | Format::Yaml)
     }
 
+    /// Whether a person reads the output.
+    pub(crate) fn people(&self) -> bool {
+        matches!(self.format, Format::Table | Format::Wide)
+    }
+
     /// Prints a report to standard output.
     ///
     /// # Errors
@@ -226,6 +231,26 @@ impl Output {
         self.render(report, &mut out)?;
         out.flush()?;
         Ok(())
+    }
+
+    /// Prints one of several reports that come one after the other, each as it comes:
+    /// every one is a document of its own, on a line in `jsonl`, behind `---` in YAML.
+    ///
+    /// # Errors
+    ///
+    /// Fails where standard output does.
+    pub(crate) fn item(&self, report: &Report) -> Result<()> {
+        let mut out = anstream::stdout().lock();
+        self.render_item(report, &mut out)?;
+        out.flush()?;
+        Ok(())
+    }
+
+    fn render_item(&self, report: &Report, out: &mut impl Write) -> Result<()> {
+        if self.format == Format::Yaml {
+            writeln!(out, "---")?;
+        }
+        self.render(report, out)
     }
 
     /// Writes a report.
@@ -275,7 +300,7 @@ impl Output {
         Ok(())
     }
 
-    /// One line of JSON, for streams.
+    /// A part of a stream that is no text, for a person: one line of JSON.
     ///
     /// # Errors
     ///
@@ -434,6 +459,27 @@ mod tests {
         assert_eq!(printed(&list(), Format::Yaml), "plugins:\n- name: echo\n- name: llama\n");
         let json: Value = serde_json::from_str(&printed(&list(), Format::Json)).unwrap();
         assert_eq!(json["plugins"][1]["name"], "llama");
+    }
+
+    #[test]
+    fn what_comes_one_after_the_other_can_be_told_apart() {
+        let two = |format| {
+            let output = Output { format, headers: true, quiet: true, color: false };
+            let mut out = Vec::new();
+            for n in 1..=2 {
+                let report =
+                    Report::text(&json!({"n": n, "name": format!("a{n}")}), format!("item {n}")).unwrap();
+                output.render_item(&report, &mut out).unwrap();
+            }
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(two(Format::Yaml), "---\nn: 1\nname: a1\n---\nn: 2\nname: a2\n");
+        assert_eq!(two(Format::Jsonl), "{\"n\":1,\"name\":\"a1\"}\n{\"n\":2,\"name\":\"a2\"}\n");
+        let json = two(Format::Json);
+        let documents = serde_json::Deserializer::from_str(&json).into_iter::<Value>();
+        assert_eq!(documents.map(|one| one.unwrap()["n"].clone()).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(two(Format::Table), "item 1\nitem 2\n");
+        assert_eq!(two(Format::Name), "a1\na2\n");
     }
 
     #[test]

@@ -61,6 +61,25 @@ fn data(output: Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(&output)))
 }
 
+/// The documents that have come one after the other.
+#[track_caller]
+fn documents(format: &str, text: &str) -> Vec<Value> {
+    let read: Result<Vec<Value>, String> = match format {
+        "yaml" => {
+            let documents = text.split("---\n").filter(|document| !document.is_empty());
+            documents.map(|one| serde_yaml_ng::from_str(one).map_err(|error| error.to_string())).collect()
+        }
+        "jsonl" => {
+            text.lines().map(|line| serde_json::from_str(line).map_err(|error| error.to_string())).collect()
+        }
+        _ => serde_json::Deserializer::from_str(text)
+            .into_iter()
+            .map(|one| one.map_err(|error| error.to_string()))
+            .collect(),
+    };
+    read.unwrap_or_else(|error| panic!("{format}: {error}: {text}"))
+}
+
 /// The error that a failed run with `-o json` has written: one line, nothing
 /// else beside it.
 #[track_caller]

@@ -16,12 +16,13 @@ use std::{
 
 use futures_util::future::{join_all, try_join_all};
 use ksi_client::Client;
+use ksi_provider::completion::Completed;
 use tokio::sync::mpsc;
 
 use self::server::Server;
 use super::{Measured, over, rate};
 use crate::{
-    answer::{self, Question, Summary, Usage},
+    answer::{self, Question},
     error::{Failure, Result},
     invocation::Invocation,
 };
@@ -68,7 +69,14 @@ struct Ask {
 struct Heard {
     /// When each piece of the text came.
     arrivals: Vec<Instant>,
-    usage: Usage,
+    tokens: Tokens,
+}
+
+/// How much was read and written.
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    prompt: u64,
+    answer: u64,
 }
 
 /// Who is asked.
@@ -127,7 +135,7 @@ pub(super) async fn infer(
         // The first answer may load the model, and tells what a word costs.
         let sample = Ask { prompt: words(0, SAMPLE), max_tokens: 1, ..Ask::default() };
         let heard = side.ask(&sample, || ()).await?;
-        texts.push(Texts { words: SAMPLE, tokens: heard.usage.prompt_tokens.max(1) });
+        texts.push(Texts { words: SAMPLE, tokens: heard.tokens.prompt.max(1) });
     }
     let mut results = Vec::new();
     for kind in &KINDS {
@@ -190,7 +198,7 @@ impl Work {
                 let heard = try_join_all(asks.iter().map(|ask| side.ask(ask, || ()))).await?;
                 seen.took += began.elapsed();
                 for one in heard {
-                    seen.tokens += one.usage.completion_tokens;
+                    seen.tokens += one.tokens.answer;
                     seen.times.extend(one.arrivals.windows(2).map(|pair| pair[1] - pair[0]));
                 }
             }
@@ -292,7 +300,7 @@ impl Side<'_> {
             arrivals.push(Instant::now());
             on_piece();
         };
-        let usage = match self {
+        let tokens = match self {
             Self::Ours { at, client, model } => {
                 let question = Question {
                     prompt: Some(ask.prompt.clone()),
@@ -306,15 +314,16 @@ impl Side<'_> {
                     seed: Some(ask.seed),
                     ..Question::default()
                 };
-                let end = answer::stream(client, &question, at.call(), |_| {
+                let answered = answer::stream(client, &question, at.call(), |_| {
                     piece();
                     Ok(())
                 });
-                Summary::of(&end.await?)?.usage
+                let (_, Completed { usage, .. }) = answered.await?;
+                Tokens { prompt: usage.prompt_tokens, answer: usage.completion_tokens }
             }
             Self::Theirs(server) => server.ask(ask, piece).await?,
         };
-        Ok(Heard { arrivals, usage })
+        Ok(Heard { arrivals, tokens })
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Measured, rate};
 use crate::{
-    answer::{self, Question, Summary},
+    answer::{self, Question},
     error::{Failure, Result},
     invocation::Invocation,
 };
@@ -70,7 +70,7 @@ async fn one(
     let mut first = None;
     let mut last = Instant::now();
     let gaps = &mut seen.gaps;
-    let end = answer::stream(client, &question, at.call(), |_| {
+    let (_, completed) = answer::stream(client, &question, at.call(), |_| {
         let now = Instant::now();
         if first.is_some() {
             gaps.push(now - last);
@@ -80,13 +80,12 @@ async fn one(
         Ok(())
     })
     .await?;
-    let summary = Summary::of(&end)?;
     let Some(first) = first else { return Ok(()) };
     seen.arriving += last - first;
     // The plugin's clock covers every token, the first included; here the
     // first one starts the clock, so its part is taken off there too.
-    let tokens = summary.usage.completion_tokens;
-    let generating = Duration::try_from_secs_f64(summary.timings.generate_ms / 1000.0).unwrap_or_default();
+    let tokens = completed.usage.completion_tokens;
+    let generating = Duration::try_from_secs_f64(completed.timings.generate_ms / 1000.0).unwrap_or_default();
     if tokens > 1 {
         #[expect(clippy::cast_precision_loss, reason = "a few hundred tokens")]
         let part = (tokens - 1) as f64 / tokens as f64;

@@ -8,12 +8,12 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{self, Printer, Question, Summary},
+    answer::{self, Printer, Question},
     args,
     error::{Failure, Result},
     input,
     invocation::Invocation,
-    output::{Format, Report},
+    output::Report,
 };
 
 /// `ksi ask`.
@@ -30,30 +30,20 @@ pub(super) async fn ask(at: &Invocation, options: args::Ask) -> Result<()> {
         ..Question::new(&options.sampling, at.timeout)
     };
     let client = at.connect().await?;
-    let people = matches!(at.out.format, Format::Table | Format::Wide);
-    // JSON is of use only as a whole, and only once it is known to fit.
-    let whole = options.schema.is_some();
+    // A person is shown JSON only as a whole, and only once it is known to fit.
+    let whole = at.out.people() && options.schema.is_some();
     let mut printer = Printer::new(at.out);
-    let end = answer::stream(&client, &question, at.call(), |text| match at.out.format {
-        Format::Jsonl => at.out.line(&json!({"chunk": {"text": text}})),
-        _ if people && !whole => printer.piece(text),
-        _ => Ok(()),
-    })
-    .await;
+    let pieces = |text: &str| if whole { Ok(()) } else { printer.chunk(text) };
+    let answered = answer::stream(&client, &question, at.call(), pieces).await;
     printer.finish()?;
-    let end = end?;
-    let summary = Summary::of(&end)?;
-    match at.out.format {
-        Format::Jsonl => at.out.line(&json!({"data": end, "end": true}))?,
-        _ if people && whole => at.out.print(&Report::text(&end, pretty(&summary.text)?)?)?,
-        _ if people => {}
-        _ => {
-            let model = format!("{}/{}", summary.answered.provider, summary.answered.model);
-            at.out.print(&Report::data(end).named(vec![model]))?;
-        }
+    let (end, completed) = answered?;
+    if whole {
+        at.out.print(&Report::text(&end, pretty(&completed.text)?)?)?;
+    } else if !at.out.people() {
+        at.out.print(&answer::report(at.out, end, &completed))?;
     }
-    summary.tell(at.out, options.sampling.verbose);
-    if let Some(note) = summary.toy_note() {
+    answer::tell(&completed, at.out, options.sampling.verbose);
+    if let Some(note) = answer::toy_note(&completed) {
         at.out.warn(&note);
     }
     Ok(())

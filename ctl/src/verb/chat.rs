@@ -4,14 +4,18 @@
 //! be resumed; each turn sends them all, under one `conversation_id`, and what
 //! the model has no room for is left out, the oldest first, and told. A thread
 //! reads lines, because a terminal cannot be read asynchronously; it reads only
-//! when it is told to.
+//! when it is told to. A program that reads the output gets each answer as `ask`
+//! gives it.
 
 mod command;
 mod prompt;
 mod transcript;
 
+use ksi_provider::{Message, Role, completion::Completed};
+use serde_json::Value;
+
 use crate::{
-    answer::{self, Message, Printer, Question, Summary},
+    answer::{self, Printer, Question},
     args,
     error::{Failure, Result},
     invocation::Invocation,
@@ -76,7 +80,7 @@ async fn turn(
     transcript: &mut Transcript,
     text: String,
 ) -> Result<()> {
-    transcript.push(Message { role: "user", content: text });
+    transcript.push(Message::new(Role::User, text));
     let question = Question {
         messages: Some(transcript.messages().to_vec()),
         trim: true,
@@ -89,7 +93,7 @@ async fn turn(
     let mut printer = Printer::new(at.out);
     let answered = answered(at, &question, |piece| {
         said.push_str(piece);
-        printer.piece(piece)
+        printer.chunk(piece)
     });
     let outcome = tokio::select! {
         outcome = answered => outcome,
@@ -97,12 +101,15 @@ async fn turn(
     };
     printer.finish()?;
     match outcome {
-        Ok(summary) => {
-            summary.tell(at.out, sampling.verbose);
-            if let Some(note) = summary.toy_note().filter(|_| transcript.messages().len() == 1) {
+        Ok((end, completed)) => {
+            if !at.out.people() {
+                at.out.item(&answer::report(at.out, end, &completed))?;
+            }
+            answer::tell(&completed, at.out, sampling.verbose);
+            if let Some(note) = answer::toy_note(&completed).filter(|_| transcript.messages().len() == 1) {
                 at.out.warn(&note);
             }
-            said = if summary.text.is_empty() { said } else { summary.text };
+            said = if completed.text.is_empty() { said } else { completed.text };
         }
         Err(failure) if failure.silent && failure.exit == crate::exit::Exit::Interrupted => {
             at.out.note("(cancelled)");
@@ -113,7 +120,7 @@ async fn turn(
         transcript.pop();
         return Ok(());
     }
-    transcript.push(Message { role: "assistant", content: said });
+    transcript.push(Message::new(Role::Assistant, said));
     if let Err(failure) = transcript.save() {
         at.out.fail(&failure);
     }
@@ -126,10 +133,9 @@ async fn answered(
     at: &Invocation,
     question: &Question,
     on_text: impl FnMut(&str) -> Result<()>,
-) -> Result<Summary> {
+) -> Result<(Value, Completed)> {
     let client = at.connect().await?;
-    let end = answer::stream(&client, question, at.call(), on_text).await?;
-    Summary::of(&end)
+    answer::stream(&client, question, at.call(), on_text).await
 }
 
 /// An id that no other conversation of this user has.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use clap::builder::styling::AnsiColor;
 use ksi_protocol::system::{Freeze, Freezing, Health, HealthStatus};
+use ksi_provider::completion::Completed;
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{self, Question, Summary},
+    answer::{self, Question},
     args,
     error::{Failure, Result},
     exit::Exit,
@@ -38,7 +39,7 @@ pub(super) async fn start(at: &Invocation) -> Result<()> {
 fn report_start(at: &Invocation, started: &Started) -> Result<()> {
     let Health { version, pid, plugins_ready, plugins_total, reasons, .. } = &started.health;
     let log = at.paths.log_file();
-    let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
+    let plugins = ready(&started.health);
     let text = match started.took {
         Some(took) => {
             format!("{version} started: pid {pid}, {plugins} in {}, log in {}", elapsed(took), short(&log))
@@ -46,7 +47,7 @@ fn report_start(at: &Invocation, started: &Started) -> Result<()> {
         None => format!("{version} is already running: pid {pid}, {plugins}"),
     };
     let data = json!({
-        "status": if started.took.is_some() { "started" } else { "already_running" },
+        "status": status(started),
         "pid": pid,
         "version": version,
         "ready_ms": started.took.map(whole_ms),
@@ -57,10 +58,25 @@ fn report_start(at: &Invocation, started: &Started) -> Result<()> {
         "degraded": reasons,
     });
     at.out.print(&Report::text(&data, format!("ksid {text}"))?)?;
+    warn(at, reasons);
+    Ok(())
+}
+
+/// Says what of the daemon does not work; it is ready all the same.
+fn warn(at: &Invocation, reasons: &[String]) {
     for reason in reasons {
         at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
     }
-    Ok(())
+}
+
+/// What a program is told of a start.
+fn status(started: &Started) -> &'static str {
+    if started.took.is_some() { "started" } else { "already_running" }
+}
+
+/// How many of the plugins are ready.
+fn ready(Health { plugins_ready, plugins_total, .. }: &Health) -> String {
+    format!("{plugins_ready}/{plugins_total} plugins ready")
 }
 
 /// `ksi stop`. A daemon that is not running has reached the wanted state, so
@@ -106,9 +122,7 @@ pub(super) async fn restart(at: &Invocation, options: &args::Stop) -> Result<()>
         }
         Restarted::TookOver { before, health: Some(health), took } => {
             at.out.print(&took_over(at, before, &health, took)?)?;
-            for reason in &health.reasons {
-                at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
-            }
+            warn(at, &health.reasons);
             Ok(())
         }
     }
@@ -118,7 +132,7 @@ fn took_over(at: &Invocation, before: u32, health: &Health, took: Duration) -> R
     let Health { version, pid, plugins_ready, plugins_total, .. } = health;
     let ready_ms = whole_ms(took);
     let time = millis(ready_ms);
-    let plugins = format!("{plugins_ready}/{plugins_total} plugins ready");
+    let plugins = ready(health);
     // Where the process has replaced its program, it is still the same one.
     let process = match before == *pid {
         true => format!("pid {pid} as before"),
@@ -137,13 +151,6 @@ fn took_over(at: &Invocation, before: u32, health: &Health, took: Duration) -> R
         "degraded": health.reasons,
     });
     Report::text(&data, text)
-}
-
-/// One line of what `up` has checked.
-struct Step {
-    name: &'static str,
-    ok: bool,
-    text: String,
 }
 
 /// `ksi freeze` and `ksi thaw`.
@@ -165,6 +172,13 @@ pub(super) async fn freeze(at: &Invocation, on: bool, reason: Option<String>) ->
     Ok(())
 }
 
+/// One line of what `up` has checked.
+struct Step {
+    name: &'static str,
+    ok: bool,
+    text: String,
+}
+
 /// `ksi up`: from nothing to a model's first words.
 ///
 /// # Errors
@@ -173,14 +187,12 @@ pub(super) async fn freeze(at: &Invocation, on: bool, reason: Option<String>) ->
 /// does not work.
 pub(super) async fn up(at: &Invocation) -> Result<()> {
     let started = start::start(at).await?;
-    let (self_test, summary) = self_test(at, &started).await;
-    let steps =
-        [config_step(at), socket_step(at), plugins_step(&started), model_step(summary.as_ref()), self_test];
+    let (self_test, completed) = self_test(at, &started).await;
+    let model = model_step(completed.as_ref());
+    let steps = [config_step(at), socket_step(at), plugins_step(&started), model, self_test];
     let whole = steps.iter().all(|step| step.ok) && started.health.status == HealthStatus::Ok;
     at.out.print(&checklist(at, &started, &steps)?)?;
-    for reason in &started.health.reasons {
-        at.out.warn(&format!("{}: {reason}", painted("warning", AnsiColor::Yellow)));
-    }
+    warn(at, &started.health.reasons);
     if !whole {
         at.out.warn("Next: ksi doctor · ksi logs");
         return Err(Failure::quietly(Exit::Degraded));
@@ -197,7 +209,7 @@ fn checklist(at: &Invocation, started: &Started, steps: &[Step]) -> Result<Repor
     let text = lines.collect::<Vec<_>>().join("\n");
     let checks = steps.iter().map(|step| json!({"name": step.name, "ok": step.ok, "text": step.text}));
     let data = json!({
-        "status": if started.took.is_some() { "started" } else { "already_running" },
+        "status": status(started),
         "pid": started.health.pid,
         "version": started.health.version,
         "socket": at.paths.socket,
@@ -240,17 +252,16 @@ fn plugins_step(started: &Started) -> Step {
     Step { name: "plugins", ok: plugins_ready == plugins_total, text }
 }
 
-fn model_step(summary: Option<&Summary>) -> Step {
-    let Some(summary) = summary else {
+fn model_step(completed: Option<&Completed>) -> Step {
+    let Some(Completed { answered, toy, .. }) = completed else {
         return Step { name: "model", ok: false, text: "none has answered".to_owned() };
     };
-    let toy = if summary.toy { ", a toy; add yours: ksi model add ~/models/x.gguf" } else { "" };
-    let text = format!("{}/{}{toy}", summary.answered.provider, summary.answered.model);
-    Step { name: "model", ok: true, text }
+    let toy = if *toy { ", a toy; add yours: ksi model add ~/models/x.gguf" } else { "" };
+    Step { name: "model", ok: true, text: format!("{answered}{toy}") }
 }
 
 /// Lets the default model say a few words.
-async fn self_test(at: &Invocation, started: &Started) -> (Step, Option<Summary>) {
+async fn self_test(at: &Invocation, started: &Started) -> (Step, Option<Completed>) {
     let question = Question {
         prompt: Some("Say hello.".to_owned()),
         max_tokens: Some(SELF_TEST_TOKENS),
@@ -262,12 +273,12 @@ async fn self_test(at: &Invocation, started: &Started) -> (Step, Option<Summary>
         pieces += 1;
         Ok(())
     });
-    match answered.await.and_then(|end| Summary::of(&end)) {
-        Ok(summary) => {
-            let tokens = summary.usage.completion_tokens;
-            let speed = summary.timings.generate_per_second;
+    match answered.await {
+        Ok((_, completed)) => {
+            let tokens = completed.usage.completion_tokens;
+            let speed = completed.timings.generate_per_second;
             let text = format!("{tokens} tokens in {pieces} pieces, {speed:.0} tokens/s");
-            (Step { name: "self-test", ok: tokens > 0, text }, Some(summary))
+            (Step { name: "self-test", ok: tokens > 0, text }, Some(completed))
         }
         Err(failure) => {
             let hint = if failure.hint.is_empty() { String::new() } else { format!(" ({})", failure.hint) };

@@ -78,12 +78,13 @@ pub(super) fn tail(path: &Path, count: usize) -> Result<Vec<String>> {
 }
 
 fn print(at: &Invocation, line: &str) -> Result<()> {
-    if !at.out.machine() {
-        return at.out.print(&Report::text(&Value::Null, line)?);
-    }
-    // A line of text becomes an object, so that every line is JSON.
-    let value = serde_json::from_str::<Value>(line).ok().filter(Value::is_object);
-    at.out.line(&value.unwrap_or_else(|| json!({"level": level(line).map(name), "line": line})))
+    // A line of text becomes an object, so that a program always gets one.
+    let value = || {
+        let value = serde_json::from_str::<Value>(line).ok().filter(Value::is_object);
+        value.unwrap_or_else(|| json!({"level": level(line).map(name), "line": line}))
+    };
+    let data = if at.out.machine() { value() } else { Value::Null };
+    at.out.item(&Report::text(&data, line)?)
 }
 
 fn name(level: Level) -> &'static str {

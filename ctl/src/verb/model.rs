@@ -19,7 +19,6 @@ use ksi_protocol::{
     system::{PluginName, PluginStatus},
 };
 use ksi_trust::{Kind, Lock};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sign::{self, Candidate};
@@ -28,67 +27,21 @@ use crate::{
     error::{Failure, Result},
     exit::Exit,
     invocation::{Invocation, short},
+    llama::{ModelInfo, Models, Setting, Unloaded},
     output::{Report, Table, bytes},
 };
 
 /// Time that loading may take: a large file from a slow disk.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// `llama:models`, as far as it is shown to people; programs get the reply.
-#[derive(Debug, Deserialize)]
-struct Models {
-    models: Vec<ModelInfo>,
-    /// What of the models directory was not looked at.
-    #[serde(default)]
-    notes: Vec<String>,
-}
-
-/// One model.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ModelInfo {
-    name: String,
-    path: Option<String>,
-    builtin: bool,
-    toy: bool,
-    loaded: bool,
-    settings: Vec<Setting>,
-    architecture: Option<String>,
-    parameters: Option<Value>,
-    quantization: Option<String>,
-    context_length: Option<u64>,
-    size_bytes: Option<u64>,
-    adapter: bool,
-    error: Option<String>,
-}
-
-/// What a model in memory runs with, and who says so.
-#[derive(Debug, Deserialize)]
-struct Setting {
-    name: String,
-    value: Value,
-    from: String,
-}
-
-impl Setting {
-    /// `threads=1`, as `--set` takes it.
-    fn shown(&self) -> String {
-        format!("{}={}", self.name, self.value.as_str().map_or_else(|| self.value.to_string(), str::to_owned))
-    }
+/// A setting as `--set` takes it: `threads=1`.
+fn pair(Setting { name, value, .. }: &Setting) -> String {
+    format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }
 
 /// Asks for all models: the reply, and what of it is shown.
 async fn models(at: &Invocation, client: &Client) -> Result<(Value, Models)> {
-    let reply = at.value(client, "llama:models", &json!({})).await?;
-    let models = read(&reply)?;
-    Ok((reply, models))
-}
-
-fn read(reply: &Value) -> Result<Models> {
-    Models::deserialize(reply).map_err(|error| {
-        Failure::failed(format!("`llama:models` answered in a form that ksi does not know: {error}"))
-            .hint("are ksi and ksid of one version? see: ksi version")
-    })
+    at.ask_whole(client, "llama:models", &json!({})).await
 }
 
 /// `ksi model …`.
@@ -196,14 +149,14 @@ fn list(reply: &Value, models: &Models) -> Result<Report> {
         table.row([
             model.name.clone(),
             state(model),
-            model.size_bytes.map_or("-".into(), bytes),
+            bytes(model.size_bytes),
             parameters(model),
             model.context_length.map_or("-".into(), |n| n.to_string()),
             kind(model).into(),
             model.architecture.clone().unwrap_or("-".into()),
             model.quantization.clone().unwrap_or("-".into()),
             settings(model),
-            model.path.as_deref().map_or("-".into(), |path| short(path.as_ref())),
+            short(model.path.as_ref()),
         ]);
     }
     let names = models.models.iter().map(|model| format!("llama/{}", model.name)).collect();
@@ -221,7 +174,7 @@ fn state(model: &ModelInfo) -> String {
 
 /// What it runs with.
 fn settings(model: &ModelInfo) -> String {
-    let shown: Vec<_> = model.settings.iter().map(Setting::shown).collect();
+    let shown: Vec<_> = model.settings.iter().map(pair).collect();
     if shown.is_empty() { "-".into() } else { shown.join(" ") }
 }
 
@@ -237,17 +190,14 @@ fn kind(model: &ModelInfo) -> &'static str {
     }
 }
 
-/// `7.2B` from a number; a text as it is.
+/// `7.2B` from a number.
 fn parameters(model: &ModelInfo) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    match &model.parameters {
-        Some(Value::Number(n)) => match n.as_u64().unwrap_or_default() {
-            n @ 1_000_000_000.. => format!("{:.1}B", n as f64 / 1e9),
-            n @ 1_000_000.. => format!("{:.1}M", n as f64 / 1e6),
-            n => format!("{:.1}k", n as f64 / 1e3),
-        },
-        Some(Value::String(text)) => text.clone(),
-        _ => "-".into(),
+    match model.parameters {
+        Some(n @ 1_000_000_000..) => format!("{:.1}B", n as f64 / 1e9),
+        Some(n @ 1_000_000..) => format!("{:.1}M", n as f64 / 1e6),
+        Some(n) => format!("{:.1}k", n as f64 / 1e3),
+        None => "-".into(),
     }
 }
 
@@ -264,12 +214,12 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     let lines = [
         ("state", state(model)),
         ("kind", kind(model).to_owned()),
-        ("size", model.size_bytes.map_or("-".into(), bytes)),
+        ("size", bytes(model.size_bytes)),
         ("parameters", parameters(model)),
         ("context", model.context_length.map_or("-".into(), |n| format!("{n} tokens"))),
         ("architecture", model.architecture.clone().unwrap_or("-".into())),
         ("quantization", model.quantization.clone().unwrap_or("-".into())),
-        ("path", model.path.clone().unwrap_or("-".into())),
+        ("path", model.path.clone()),
     ];
     let mut text = format!("llama/{}", model.name);
     for (key, value) in lines {
@@ -277,7 +227,7 @@ async fn show(at: &Invocation, name: &str) -> Result<()> {
     }
     for (place, setting) in model.settings.iter().enumerate() {
         let key = if place == 0 { "settings" } else { "" };
-        text.push_str(&format!("\n  {key:<13} {} ({})", setting.shown(), setting.from));
+        text.push_str(&format!("\n  {key:<13} {} ({})", pair(setting), setting.from));
     }
     at.out.print(&Report::text(&reply["models"][index], text)?.named(vec![format!("llama/{name}")]))
 }
@@ -378,10 +328,10 @@ fn bar(at: &Invocation, total: u64) -> ProgressBar {
 
 async fn unload(at: &Invocation, name: &str) -> Result<()> {
     let client = at.connect().await?;
-    let reply = at.value(&client, "llama:unload", &json!({"model": name})).await?;
-    let text = match reply.get("unloaded").and_then(Value::as_bool) {
-        Some(false) => format!("llama/{name} was not loaded"),
-        _ => format!("llama/{name} unloaded"),
+    let (reply, done) = at.ask_whole::<Unloaded>(&client, "llama:unload", &json!({"model": name})).await?;
+    let text = match done.unloaded {
+        true => format!("llama/{name} unloaded"),
+        false => format!("llama/{name} was not loaded"),
     };
     at.out.print(&Report::text(&reply, text)?.named(vec![format!("llama/{name}")]))
 }
@@ -426,16 +376,24 @@ fn confirmed(entry: &shelf::Entry) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{self, Format};
+    use crate::{
+        invocation::shaped,
+        llama,
+        output::{self, Format},
+    };
 
     fn reply() -> Value {
-        json!({"models": [
-            {"name": "ksi-tiny", "path": "/m/ksi-tiny.gguf", "builtin": true, "toy": true, "loaded": true,
-             "settings": [{"name": "threads", "value": 1, "from": "request"},
-                {"name": "flash_attn", "value": "on", "from": "configuration"}],
-             "architecture": "llama", "parameters": 3_100_000, "quantization": "Q8_0", "context_length": 2048,
-             "size_bytes": 3_400_000, "sha256": "ab"},
-            {"name": "x", "builtin": false, "toy": false, "loaded": false, "error": "cut short"}]})
+        let settings = json!([{"name": "threads", "value": 1, "from": "request"},
+            {"name": "flash_attn", "value": "on", "from": "configuration"}]);
+        let tiny = json!({"builtin": true, "toy": true, "loaded": true, "settings": settings,
+            "architecture": "llama", "parameters": 3_100_000, "quantization": "Q8_0",
+            "context_length": 2048, "size_bytes": 3_400_000, "sha256": "ab"});
+        let broken = json!({"error": "cut short"});
+        json!({"models": [llama::model("ksi-tiny", tiny), llama::model("x", broken)]})
+    }
+
+    fn read(reply: &Value) -> Result<Models> {
+        shaped("llama:models", reply)
     }
 
     fn printed(format: Format) -> String {

@@ -121,7 +121,7 @@ async fn ask(
         correlation_id: options.correlation_id.clone(),
         ..at.call()
     };
-    let people = matches!(at.out.format, Format::Table | Format::Wide);
+    let people = at.out.people();
     // People see a stream as it comes; a program says so.
     let parts = options.stream || at.out.format == Format::Jsonl || people && info.kind == EventKind::Stream;
     let mut printer = Printer::new(at.out);
@@ -151,7 +151,9 @@ async fn ask(
     match outcome {
         // The pieces of text were the answer, where there are no others.
         Some((_, true)) if texts && people && !several => Ok(()),
-        Some((data, true)) if parts && at.out.machine() => at.out.line(&json!({"data": data, "end": true})),
+        Some((data, true)) if parts && at.out.machine() => {
+            at.out.item(&Report::data(json!({"data": data, "end": true})))
+        }
         Some((data, _)) => at.out.print(&Report::data(data)),
         None => Err(Failure::failed(format!("`{}` ended without an answer", info.event)).hint("ksi logs")),
     }
@@ -181,7 +183,7 @@ fn print_part(at: &Invocation, printer: &mut Printer, people: bool, chunk: &Valu
         Some(_) if people && is_of_another(chunk) => Ok(false),
         Some(text) if people => printer.piece(text).map(|()| true),
         _ if people => at.out.line(chunk).map(|()| false),
-        _ => at.out.line(&json!({"chunk": chunk})).map(|()| false),
+        _ => at.out.item(&Report::data(json!({"chunk": chunk}))).map(|()| false),
     }
 }
 

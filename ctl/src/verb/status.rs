@@ -5,12 +5,15 @@ use std::time::Duration;
 use clap::builder::styling::AnsiColor;
 use ksi_client::Client;
 use ksi_protocol::system::{Health, HealthStatus, PluginState, Status};
+use ksi_provider::completion::Status as Work;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
     error::{Failure, Result},
     exit::Exit,
-    invocation::{Invocation, encoded, readable, short},
+    invocation::{Invocation, encoded, readable, shaped, short},
+    llama::Models,
     output::{Report, bytes, millis, painted},
     verb::logs,
 };
@@ -77,10 +80,10 @@ async fn gather(at: &Invocation) -> Result<(Value, String)> {
     let status: Status = at.ask(&client, "system:status", &json!({})).await?;
     let (models, work) = tokio::join!(extra(&client, "llama:models"), extra(&client, "completion:status"));
     let mut text = text(at, &status);
-    if let Some(line) = models.as_ref().and_then(model_line) {
+    if let Some(line) = models.as_ref().map(|models| line("llama:models", models, model_line)) {
         text.push_str(&format!("\n   Model:   {line}"));
     }
-    if let Some(line) = work.as_ref().and_then(work_line) {
+    if let Some(line) = work.as_ref().map(|work| line("completion:status", work, work_line)) {
         text.push_str(&format!("\n   Queue:   {line}"));
     }
     let log = logs::tail(&at.paths.log_file(), LOG_LINES).unwrap_or_default();
@@ -96,6 +99,11 @@ async fn extra(client: &Client, event: &str) -> Option<Value> {
     let options = ksi_client::CallOptions { timeout: Some(EXTRA_TIMEOUT), ..Default::default() };
     let reply = client.request_raw(event, encoded(&json!({})).ok()?, options).await.ok()?;
     readable(&reply).ok()
+}
+
+/// A plugin's line, or why what it says cannot be read.
+fn line<T: DeserializeOwned>(event: &str, data: &Value, line: impl FnOnce(&T) -> String) -> String {
+    shaped(event, data).map_or_else(|failure| failure.message, |data| line(&data))
 }
 
 /// For programs: the summary first, then all that the daemon said.
@@ -172,23 +180,22 @@ fn unready(status: &Status) -> String {
     if unready.is_empty() { String::new() } else { format!(" ({})", unready.join(", ")) }
 }
 
-fn model_line(models: &Value) -> Option<String> {
-    let models = models.get("models")?.as_array()?;
-    let loaded = models.iter().filter(|model| model["loaded"] == true).map(|model| {
-        let toy = if model["toy"] == true { ", toy" } else { "" };
-        let context = model["context_length"].as_u64().map_or(String::new(), |n| format!(", context {n}"));
-        format!("{}{context}{toy}", model["name"].as_str().unwrap_or("?"))
+fn model_line(Models { models, .. }: &Models) -> String {
+    let loaded = models.iter().filter(|model| model.loaded).map(|model| {
+        let toy = if model.toy { ", toy" } else { "" };
+        let context = model.context_length.map_or(String::new(), |n| format!(", context {n}"));
+        format!("{}{context}{toy}", model.name)
     });
     let loaded = loaded.collect::<Vec<_>>().join("; ");
     match (models.len(), loaded.is_empty()) {
-        (0, _) => Some("none; add one: ksi model add PATH.gguf".to_owned()),
-        (n, true) => Some(format!("{n} known, none loaded")),
-        (_, false) => Some(loaded),
+        (0, _) => "none; add one: ksi model add PATH.gguf".to_owned(),
+        (n, true) => format!("{n} known, none loaded"),
+        (_, false) => loaded,
     }
 }
 
-fn work_line(work: &Value) -> Option<String> {
-    Some(format!("{} running, {} waiting", work.get("running")?, work.get("queued")?))
+fn work_line(Work { running, queued, .. }: &Work) -> String {
+    format!("{running} running, {queued} waiting")
 }
 
 /// `ksi health`.
@@ -227,17 +234,24 @@ pub(super) async fn health(at: &Invocation) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llama;
 
     #[test]
     fn the_model_line_says_what_is_loaded_or_what_to_do() {
-        assert_eq!(
-            model_line(&json!({"models": [
-                {"name": "a", "loaded": true, "toy": true, "context_length": 2048},
-                {"name": "b", "loaded": false}]})),
-            Some("a, context 2048, toy".into())
-        );
-        assert_eq!(model_line(&json!({"models": [{"name": "b"}]})), Some("1 known, none loaded".into()));
-        assert!(model_line(&json!({"models": []})).unwrap().contains("ksi model add"));
-        assert_eq!(model_line(&json!({})), None);
+        let other = llama::model("b", json!({}));
+        let said = |models: Value| line("llama:models", &json!({ "models": models }), model_line);
+        let loaded = json!({"loaded": true, "toy": true, "context_length": 2048});
+        assert_eq!(said(json!([llama::model("a", loaded), other.clone()])), "a, context 2048, toy");
+        assert_eq!(said(json!([other])), "1 known, none loaded");
+        assert!(said(json!([])).contains("ksi model add"));
+        assert!(said(json!([{"name": "b"}])).contains("missing field `path`"));
+    }
+
+    #[test]
+    fn the_queue_line_says_what_runs_and_what_waits() {
+        let said = |work: Value| line("completion:status", &work, work_line);
+        let work = json!({"queued": 2, "running": 1, "requests": [], "providers": []});
+        assert_eq!(said(work), "1 running, 2 waiting");
+        assert!(said(json!({"queued": 2})).contains("missing field `running`"));
     }
 }

@@ -152,22 +152,12 @@ fn data(event: &Event) -> Value {
 
 fn print(at: &Invocation, event: &Event) -> Result<()> {
     let data = data(event);
-    match at.out.format {
-        Format::Jsonl => at.out.line(&data),
-        Format::Yaml => {
-            at.out.piece("---\n")?;
-            at.out.print(&Report::data(data))
-        }
-        _ => {
-            // Only the time of day: a person watches now.
-            let time = timestamp(event.at_ms);
-            let time = time.get(11..23).unwrap_or(&time);
-            let wide =
-                if at.out.format == Format::Wide { format!(" {}", event.origin) } else { String::new() };
-            let text = format!("{time} {}{wide} {}", event.event, data["data"]);
-            at.out.print(&Report::text(&data, text)?.named(vec![event.event.to_string()]))
-        }
-    }
+    // Only the time of day: a person watches now.
+    let time = timestamp(event.at_ms);
+    let time = time.get(11..23).unwrap_or(&time);
+    let wide = if at.out.format == Format::Wide { format!(" {}", event.origin) } else { String::new() };
+    let text = format!("{time} {}{wide} {}", event.event, data["data"]);
+    at.out.item(&Report::text(&data, text)?.named(vec![event.event.to_string()]))
 }
 
 fn print_gap(at: &Invocation, gap: &Gap, durable: bool) -> Result<()> {
@@ -177,12 +167,11 @@ fn print_gap(at: &Invocation, gap: &Gap, durable: bool) -> Result<()> {
     } else {
         format!("{missed} events lost ({from_seq} to {to_seq}): ksi reads too slowly")
     });
-    match at.out.format {
-        Format::Jsonl => {
-            at.out.line(&json!({"gap": {"missed": missed, "from_seq": from_seq, "to_seq": to_seq}}))
-        }
-        _ => Ok(()),
+    if at.out.machine() {
+        let gap = json!({"gap": {"missed": missed, "from_seq": from_seq, "to_seq": to_seq}});
+        at.out.item(&Report::data(gap))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use ksi_tests::{Daemon, Home, WITHOUT_MODEL, stderr, stdout, terminal::Terminal, wait_until};
 use serde_json::json;
 
-use super::{failed, fine};
+use super::{documents, failed, fine};
 
 #[test]
 fn piped_lines_are_questions_and_the_conversation_can_be_resumed() {
@@ -23,6 +23,29 @@ fn piped_lines_are_questions_and_the_conversation_can_be_resumed() {
     assert_eq!(kept["messages"].as_array().map(Vec::len), Some(6), "{kept}");
     failed(daemon.ksi(&["chat", "--resume", "nobody"]), 4);
     failed(daemon.ksi(&["chat", "--resume", "../nobody"]), 2);
+}
+
+#[test]
+fn a_program_gets_each_answer_as_ask_gives_it() {
+    let daemon = Daemon::without_model();
+    daemon.ready();
+    let chat = |format: &str| {
+        let line = ["chat", "-m", "mock/echo", "-o", format];
+        stdout(&fine(daemon.home.ksi_with_input(&line, "one\n/help\ntwo\n")))
+    };
+    for format in ["json", "yaml"] {
+        let answers = documents(format, &chat(format));
+        let texts: Vec<_> = answers.iter().map(|answer| answer["text"].as_str()).collect();
+        assert_eq!(texts, [Some("one"), Some("two")], "{format}");
+        assert!(answers.iter().all(|answer| answer["answered"]["provider"] == "mock"), "{answers:?}");
+    }
+    let lines = documents("jsonl", &chat("jsonl"));
+    let pieces: String = lines.iter().filter_map(|line| line["chunk"]["text"].as_str()).collect();
+    assert_eq!(pieces, "onetwo");
+    let ends: Vec<_> = lines.iter().filter(|line| line["end"] == true).collect();
+    assert_eq!(ends.len(), 2, "{lines:?}");
+    assert_eq!(ends[1]["data"]["text"], "two");
+    assert_eq!(chat("name"), "mock/echo\nmock/echo\n");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use ksi_tests::{Daemon, Home, command, stderr, stdout};
 use serde_json::Value;
 
-use super::fine;
+use super::{documents, fine};
 
 /// Verbs that only look, and whether two looks see the same.
 const LOOKS: [(&str, bool); 27] = [
@@ -88,13 +88,13 @@ fn every_verb_that_looks_prints_in_every_format() {
 }
 
 #[test]
-fn a_log_is_lines_of_json_for_a_program_and_of_text_for_a_person() {
+fn a_log_is_a_document_for_each_line_for_a_program_and_text_for_a_person() {
     let daemon = Daemon::without_model();
     daemon.ready();
-    for format in ["json", "jsonl"] {
-        let lines = look(&daemon, "logs", format);
-        assert!(!lines.is_empty());
-        lines.lines().for_each(|line| assert!(json("logs", line)["line"].is_string(), "{line}"));
+    for format in ["json", "jsonl", "yaml"] {
+        let lines = documents(format, &look(&daemon, "logs", format));
+        assert!(lines.len() > 1, "{format}: {lines:?}");
+        assert!(lines.iter().all(|line| line["line"].is_string()), "{format}: {lines:?}");
     }
     assert!(look(&daemon, "logs", "table").contains("ksid"));
 }

@@ -6,7 +6,7 @@ use std::fs;
 use ksi_tests::{Daemon, stderr, stdout};
 use serde_json::json;
 
-use super::{data, error, failed, fine};
+use super::{data, documents, error, failed, fine};
 
 #[test]
 fn flags_are_the_fields_of_the_event() {
@@ -132,6 +132,11 @@ fn a_stream_is_shown_as_it_comes_and_a_program_says_whether_it_wants_that() {
     let text: String = chunks.iter().filter_map(|chunk| chunk["chunk"]["text"].as_str()).collect();
     assert_eq!(text, "a b c");
     assert!(chunks.len() >= 3, "{lines:?}");
+    for format in ["json", "yaml"] {
+        let parts = documents(format, &with(&["--stream", "-o", format]));
+        assert_eq!(parts.len(), lines.len(), "{format}: {parts:?}");
+        assert_eq!(parts.last().map(|last| &last["data"]["text"]), Some(&json!("a b c")), "{format}");
+    }
 }
 
 #[test]

@@ -4,9 +4,8 @@ use reqwest::{Client, Url, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Ask, MIN_P, TEMPERATURE, TOP_K, TOP_P};
+use super::{Ask, MIN_P, TEMPERATURE, TOP_K, TOP_P, Tokens};
 use crate::{
-    answer::Usage,
     error::{Failure, Result},
     http,
 };
@@ -24,6 +23,13 @@ pub(super) struct Server {
 struct Chunk {
     choices: Vec<Choice>,
     usage: Option<Usage>,
+}
+
+/// How much was read and written, as the API of OpenAI has it.
+#[derive(Debug, Deserialize)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -64,7 +70,7 @@ impl Server {
     /// # Errors
     ///
     /// Fails where the server does not answer, or not in that form.
-    pub(super) async fn ask(&self, ask: &Ask, mut on_piece: impl FnMut()) -> Result<Usage> {
+    pub(super) async fn ask(&self, ask: &Ask, mut on_piece: impl FnMut()) -> Result<Tokens> {
         let failed = |why: String| Failure::failed(format!("the server at {}: {why}", self.url));
         let system = ask.system.iter().map(|text| json!({ "role": "system", "content": text }));
         let messages: Vec<_> = system.chain([json!({ "role": "user", "content": ask.prompt })]).collect();
@@ -105,7 +111,9 @@ impl Server {
                 line.clear();
             }
         }
-        usage.ok_or_else(|| failed("the answer ended without usage".into()))
+        let Usage { prompt_tokens, completion_tokens } =
+            usage.ok_or_else(|| failed("the answer ended without usage".into()))?;
+        Ok(Tokens { prompt: prompt_tokens, answer: completion_tokens })
     }
 }
 
@@ -171,8 +179,8 @@ mod tests {
              data: [DONE]\n\n",
         );
         let mut pieces = 0;
-        let usage = server.ask(&Ask::default(), || pieces += 1).await.unwrap();
-        assert_eq!((pieces, usage.prompt_tokens, usage.completion_tokens), (2, 7, 2));
+        let tokens = server.ask(&Ask::default(), || pieces += 1).await.unwrap();
+        assert_eq!((pieces, tokens.prompt, tokens.answer), (2, 7, 2));
     }
 
     #[tokio::test]

@@ -3,9 +3,12 @@
 //! It waits for a prompt, shows it, reads one line and hands it over. Both
 //! ways hold one item: there is never more than one question open.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
 
-use rustyline::{DefaultEditor, error::ReadlineError};
+use rustyline::{Behavior, Config, DefaultEditor, error::ReadlineError};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::error::{Failure, Result};
@@ -34,7 +37,10 @@ impl Prompt {
     ///
     /// Fails where the terminal cannot be read or no thread can be had.
     pub(super) fn start(history: PathBuf) -> Result<Self> {
-        let mut editor = DefaultEditor::new()
+        // Where the answers go to a program, the prompt does not go with them.
+        let piped = io::stdin().is_terminal() && !io::stdout().is_terminal();
+        let behavior = if piped { Behavior::PreferTerm } else { Behavior::Stdio };
+        let mut editor = DefaultEditor::with_config(Config::builder().behavior(behavior).build())
             .map_err(|error| Failure::failed(format!("cannot read the terminal: {error}")))?;
         // A history that is not there yet, or cannot be read, is just empty.
         let _ = editor.load_history(&history);

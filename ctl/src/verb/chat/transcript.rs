@@ -7,12 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ksi_provider::{Message, Role};
 use serde_json::{Value, json};
 
-use crate::{
-    answer::Message,
-    error::{Failure, Result},
-};
+use crate::error::{Failure, Result};
 
 /// One conversation.
 #[derive(Debug)]
@@ -61,11 +59,11 @@ impl Transcript {
         self.system = string("system");
         for message in data.get("messages")?.as_array()? {
             let role = match message.get("role")?.as_str()? {
-                "user" => "user",
-                "assistant" => "assistant",
+                "user" => Role::User,
+                "assistant" => Role::Assistant,
                 _ => return None,
             };
-            self.messages.push(Message { role, content: message.get("content")?.as_str()?.to_owned() });
+            self.messages.push(Message::new(role, message.get("content")?.as_str()?));
         }
         self.saved = true;
         Some(())
@@ -157,8 +155,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut transcript = Transcript::new(dir.path(), "chat-1".into());
         transcript.set_system(Some("be kind".into()));
-        transcript.push(Message { role: "user", content: "hi".into() });
-        transcript.push(Message { role: "assistant", content: "hello".into() });
+        transcript.push(Message::new(Role::User, "hi"));
+        transcript.push(Message::new(Role::Assistant, "hello"));
         transcript.save().unwrap();
         let loaded = Transcript::load(dir.path(), "chat-1").unwrap();
         assert_eq!(loaded.messages(), transcript.messages());

@@ -2,45 +2,47 @@
 //! the models.
 
 use ksi_protocol::system::{Health, HealthStatus, PluginList, PluginState, PluginStatus};
-use serde_json::{Value, json};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::json;
 
 use super::{Check, fail, ok, warn};
-use crate::{exit::Exit, invocation::Invocation};
+use crate::{
+    error::Failure,
+    exit::Exit,
+    invocation::Invocation,
+    llama::{ModelInfo, Models},
+};
 
 /// What only the running daemon knows.
 pub(super) async fn checks(at: &Invocation) -> Vec<Check> {
-    let mut checks = Vec::new();
     let client = match at.connect().await {
         Ok(client) => client,
         Err(failure) if failure.exit == Exit::NotRunning => {
-            checks.push(warn("daemon", "not running", "nothing can be asked", "ksi up"));
-            return checks;
+            return vec![warn("daemon", "not running", NOBODY, "ksi up")];
         }
-        Err(failure) => {
-            checks.push(fail("daemon", failure.message, "nothing can be asked", failure.hint));
-            return checks;
-        }
+        Err(failure) => return vec![fail("daemon", failure.message, NOBODY, failure.hint)],
     };
-    match at.ask::<Health>(&client, "system:health", &json!({})).await {
-        Ok(health) => checks.push(health_check(&health)),
-        Err(failure) => checks.push(fail("daemon", failure.message, SILENT, "ksi restart")),
-    }
-    match at.ask::<PluginList>(&client, "plugin:list", &json!({})).await {
-        Ok(list) => checks.push(plugins(&list)),
-        Err(failure) => checks.push(fail("plugins", failure.message, SILENT, "ksi logs")),
-    }
-    match at.value(&client, "checkpoint:status", &json!({})).await {
-        Ok(status) => checks.push(journal(&status)),
-        Err(failure) => {
-            checks.push(fail("journal", failure.message, SILENT, "ksi plugin inspect checkpoint"));
-        }
-    }
-    match at.value(&client, "llama:models", &json!({})).await {
-        Ok(reply) => checks.push(models(&reply)),
-        Err(failure) => checks.push(fail("models", failure.message, SILENT, "ksi plugin inspect llama")),
-    }
-    checks
+    let all = json!({});
+    // What does not answer, or not so that it can be read, fails.
+    let silent = |name, fix: &'static str| move |failure: Failure| fail(name, failure.message, SILENT, fix);
+    vec![
+        at.ask(&client, "system:health", &all)
+            .await
+            .map_or_else(silent("daemon", "ksi restart"), |said| health_check(&said)),
+        at.ask(&client, "plugin:list", &all)
+            .await
+            .map_or_else(silent("plugins", "ksi logs"), |said| plugins(&said)),
+        at.ask(&client, "checkpoint:status", &all)
+            .await
+            .map_or_else(silent("journal", "ksi plugin inspect checkpoint"), |said| journal(&said)),
+        at.ask(&client, "llama:models", &all)
+            .await
+            .map_or_else(silent("models", "ksi plugin inspect llama"), |said| models(&said)),
+    ]
 }
+
+/// Why it matters that there is no daemon to ask.
+const NOBODY: &str = "nothing can be asked";
 
 /// Why it matters that something does not answer.
 const SILENT: &str = "what it is there for cannot be had";
@@ -65,30 +67,39 @@ fn health_check(health: &Health) -> Check {
     }
 }
 
+/// `checkpoint:status`, as far as it is looked at.
+#[derive(Debug, Deserialize)]
+struct Journal {
+    accepting: bool,
+    /// Left out where it accepts.
+    reason: Option<String>,
+    last_seq: u64,
+    /// Left out where the store is as it was.
+    rebuilt: Option<IgnoredAny>,
+    notes: Vec<String>,
+    troubles: Vec<String>,
+}
+
 /// Whether durable work is accepted.
-fn journal(status: &Value) -> Check {
+fn journal(journal: &Journal) -> Check {
     const NAME: &str = "journal";
-    let texts = |list: &Value| -> Vec<String> {
-        list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-    };
-    if status["accepting"] == true {
-        let takes = format!("takes durable work, {} positions so far", status["last_seq"]);
-        let troubles = texts(&status["troubles"]);
+    let Journal { accepting, reason, last_seq, rebuilt, notes, troubles } = journal;
+    if *accepting {
+        let takes = format!("takes durable work, {last_seq} positions so far");
         if !troubles.is_empty() {
             let lost = "something that was kept may be lost";
             return warn(NAME, format!("{takes}; {}", troubles.join("; ")), lost, "ksi checkpoint verify");
         }
-        if status["rebuilt"].is_object() {
-            let text = format!("{takes}; {}", texts(&status["notes"]).join("; "));
+        if rebuilt.is_some() {
+            let text = format!("{takes}; {}", notes.join("; "));
             let old = "the old store was damaged; nothing is lost unless a line here says so";
             return warn(NAME, text, old, "ksi checkpoint verify; remove the old store");
         }
         return ok(NAME, takes);
     }
-    let reason = status["reason"].as_str().unwrap_or("it takes nothing");
     fail(
         NAME,
-        reason.to_owned(),
+        reason.as_deref().unwrap_or("it takes nothing"),
         "durable work is refused",
         "free some space and look at the disk; it goes on by itself then: ksi checkpoint list",
     )
@@ -116,26 +127,21 @@ fn plugins(list: &PluginList) -> Check {
     fail("plugins", troubled.join("; "), "their events are refused", fix)
 }
 
-fn models(reply: &Value) -> Check {
+/// `notes` are files that are not among the models, each with its reason.
+fn models(Models { models, notes }: &Models) -> Check {
     const ADD: &str = "ksi model add PATH.gguf";
-    let models = reply["models"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let broken: Vec<_> = models
-        .iter()
-        .filter_map(|model| Some(format!("{}: {}", model["name"].as_str()?, model.get("error")?.as_str()?)))
-        .collect();
-    // Files that are not among them, each with its reason.
-    let left_out = reply["notes"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let left_out: Vec<_> = left_out.collect();
-    let real = models.iter().filter(|model| model["toy"] != true).count();
+    let broken = |model: &ModelInfo| Some(format!("{}: {}", model.name, model.error.as_ref()?));
+    let broken: Vec<_> = models.iter().filter_map(broken).collect();
+    let real = models.iter().filter(|model| !model.toy).count();
     match (models.len(), broken.is_empty(), real) {
         (0, ..) => fail("models", "none", "nothing can be generated", ADD),
         (_, false, _) => {
             let fix = "remove or replace them: ksi model rm NAME";
             warn("models", broken.join("; "), "they cannot be loaded", fix)
         }
-        (n, true, _) if !left_out.is_empty() => {
+        (n, true, _) if !notes.is_empty() => {
             let fix = "the models directory is `models_dir` of plugins.llama.config";
-            warn("models", format!("{n}; {}", left_out.join("; ")), "what is left out cannot be used", fix)
+            warn("models", format!("{n}; {}", notes.join("; ")), "what is left out cannot be used", fix)
         }
         (n, true, 0) => {
             let fix = format!("add a real one: {ADD}");
@@ -147,7 +153,10 @@ fn models(reply: &Value) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::{super::Outcome, *};
+    use crate::{invocation::shaped, llama};
 
     /// What `plugin:list` says of one plugin.
     fn plugin(name: &str, state: &str, wanted: bool, last_error: Option<&str>) -> Value {
@@ -173,27 +182,33 @@ mod tests {
 
     #[test]
     fn a_journal_that_was_damaged_is_a_warning_and_one_that_takes_nothing_a_failure() {
+        let looked = |status: Value| journal(&shaped("checkpoint:status", &status).unwrap());
         let takes = json!({"accepting": true, "last_seq": 7, "troubles": [], "notes": ["a torn tail"]});
-        assert_eq!(journal(&takes).outcome, Outcome::Ok);
-        let damaged = json!({"accepting": true, "last_seq": 7, "troubles": ["move it away"]});
-        let check = journal(&damaged);
+        assert_eq!(looked(takes).outcome, Outcome::Ok);
+        let damaged = json!({"accepting": true, "last_seq": 7, "troubles": ["move it away"], "notes": []});
+        let check = looked(damaged);
         assert!(check.outcome == Outcome::Warn && check.text.contains("move it away"), "{check:?}");
-        let rebuilt = json!({"accepting": true, "last_seq": 7, "rebuilt": {}, "notes": ["made anew"]});
-        let check = journal(&rebuilt);
+        let rebuilt =
+            json!({"accepting": true, "last_seq": 7, "troubles": [], "rebuilt": {}, "notes": ["made anew"]});
+        let check = looked(rebuilt);
         assert!(check.outcome == Outcome::Warn && check.text.contains("made anew"), "{check:?}");
-        let stopped = json!({"accepting": false, "reason": "the disk is full"});
-        assert_eq!(journal(&stopped).outcome, Outcome::Fail);
+        let full = json!({"accepting": false, "reason": "the disk is full", "last_seq": 7, "troubles": [], "notes": []});
+        assert_eq!(
+            (looked(full.clone()).outcome, looked(full).text),
+            (Outcome::Fail, "the disk is full".into())
+        );
     }
 
     #[test]
     fn models_that_are_broken_or_only_toys_are_warnings_and_none_a_failure() {
-        let outcome = |list: Value| models(&json!({"models": list}));
-        assert_eq!(outcome(json!([])).outcome, Outcome::Fail);
-        assert_eq!(outcome(json!([{"name": "t", "toy": true}])).outcome, Outcome::Warn);
-        assert_eq!(outcome(json!([{"name": "a", "error": "cut short"}])).text, "a: cut short");
-        assert_eq!(outcome(json!([{"name": "a", "toy": false}])).outcome, Outcome::Ok);
-        let more = json!({"models": [{"name": "a", "toy": false}], "notes": ["x is left out"]});
-        let check = models(&more);
+        let checked = |list: Value| models(&shaped("llama:models", &list).unwrap());
+        let one = |more: Value| checked(json!({"models": [llama::model("a", more)]}));
+        assert_eq!(checked(json!({"models": []})).outcome, Outcome::Fail);
+        assert_eq!(one(json!({"toy": true})).outcome, Outcome::Warn);
+        assert_eq!(one(json!({"error": "cut short"})).text, "a: cut short");
+        assert_eq!(one(json!({})).outcome, Outcome::Ok);
+        let more = json!({"models": [llama::model("a", json!({}))], "notes": ["x is left out"]});
+        let check = checked(more);
         assert!(check.outcome == Outcome::Warn && check.text.contains("x is left out"), "{check:?}");
     }
 }

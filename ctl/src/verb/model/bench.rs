@@ -7,14 +7,15 @@
 use std::time::{Duration, Instant};
 
 use ksi_client::{CallOptions, Client, Part};
-use serde::{Deserialize, Serialize};
+use ksi_provider::{Generated, Timings};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::LOAD_TIMEOUT;
 use crate::{
     error::{Failure, Result},
-    invocation::{Invocation, readable},
+    invocation::{Invocation, typed},
     output::{Report, Table},
 };
 
@@ -22,29 +23,6 @@ use crate::{
 const WORDS: usize = 150;
 /// Most conversations at once: no model has more slots.
 const AT_ONCE_MAX: u32 = 64;
-
-/// What is read of an answer.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Answer {
-    usage: Usage,
-    timings: Timings,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Usage {
-    completion_tokens: u64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Timings {
-    prompt_per_second: f64,
-    generate_per_second: f64,
-    generate_ms: f64,
-    first_token_ms: f64,
-}
 
 /// What so many conversations at once have shown.
 #[derive(Debug, PartialEq, Serialize)]
@@ -113,21 +91,17 @@ fn ask(name: &str, tokens: u32, number: u32) -> Value {
         "temperature": 1.0, "seed": number})
 }
 
-async fn one(client: Client, ask: Value, call: CallOptions) -> Result<Answer> {
+async fn one(client: Client, ask: Value, call: CallOptions) -> Result<Generated> {
     let mut stream = client.stream("llama:generate", &ask, call).await?;
     while let Some(part) = stream.next().await {
         if let Part::End(data) | Part::Reply(data) = part? {
-            return Answer::deserialize(readable(&data)?).map_err(|error| {
-                Failure::failed(format!(
-                    "`llama:generate` answered in a form that ksi does not know: {error}"
-                ))
-            });
+            return typed("llama:generate", &data);
         }
     }
     Err(Failure::failed("an answer did not end").hint("ksi logs"))
 }
 
-fn measured(at_once: u32, answers: &[Answer], took: Duration) -> Result<Measured> {
+fn measured(at_once: u32, answers: &[Generated], took: Duration) -> Result<Measured> {
     let tokens: u64 = answers.iter().map(|answer| answer.usage.completion_tokens).sum();
     let spoke = answers.iter().any(|answer| answer.timings.generate_ms > 0.0);
     if tokens == 0 || !spoke {
@@ -151,22 +125,29 @@ fn measured(at_once: u32, answers: &[Answer], took: Duration) -> Result<Measured
 
 #[cfg(test)]
 mod tests {
+    use ksi_provider::Usage;
+
     use super::*;
+    use crate::invocation::shaped;
 
     #[test]
     fn figures_are_means_and_the_sum_is_by_the_clock() {
-        let answer = |tokens: u64, speed: f64| Answer {
-            usage: Usage { completion_tokens: tokens },
-            timings: Timings {
+        let answer = |tokens: u64, speed: f64| -> Generated {
+            let usage = Usage { completion_tokens: tokens, ..Usage::default() };
+            let timings = Timings {
                 prompt_per_second: speed,
                 generate_per_second: speed,
                 generate_ms: 5.0,
                 first_token_ms: speed,
-            },
+                ..Timings::default()
+            };
+            let said =
+                json!({"model": "x", "text": "", "stop_reason": "stop", "usage": usage, "timings": timings});
+            shaped("llama:generate", &said).unwrap()
         };
         let both = measured(2, &[answer(10, 10.0), answer(30, 20.0)], Duration::from_secs(2)).unwrap();
         assert_eq!((both.generate_per_second, both.total_per_second), (15.0, 20.0));
-        assert!(measured(1, &[Answer::default()], Duration::from_secs(1)).is_err());
+        assert!(measured(1, &[answer(0, 0.0)], Duration::from_secs(1)).is_err());
     }
 
     #[test]

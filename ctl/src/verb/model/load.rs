@@ -1,16 +1,18 @@
 //! `model load`: into memory, with settings of its own where they are given.
 
-use std::time::Duration;
-
 use ksi_client::Part;
 use serde_json::{Map, Value, json};
 
 use super::{LOAD_TIMEOUT, bar};
 use crate::{
     error::{Failure, Result},
-    invocation::{Invocation, readable},
-    output::{Report, elapsed},
+    invocation::{Invocation, readable, shaped, typed},
+    llama::{LoadProgress, Loaded},
+    output::{Report, millis},
 };
+
+/// What loads a model.
+const EVENT: &str = "llama:load";
 
 /// Loads a model, and shows how far that is.
 ///
@@ -26,11 +28,11 @@ pub(super) async fn run(
     let payload = payload(name, context, settings)?;
     let client = at.connect().await?;
     let bar = bar(at, 1000).with_message(format!("loading {name}"));
-    let mut stream = client.stream("llama:load", &payload, at.call_within(LOAD_TIMEOUT)).await?;
+    let mut stream = client.stream(EVENT, &payload, at.call_within(LOAD_TIMEOUT)).await?;
     let reply = loop {
         match stream.next().await {
             Some(Ok(Part::Chunk(chunk))) => {
-                let progress = readable(&chunk)?.get("progress").and_then(Value::as_f64).unwrap_or_default();
+                let LoadProgress { progress } = typed(EVENT, &chunk)?;
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
@@ -48,19 +50,10 @@ pub(super) async fn run(
         }
     };
     bar.finish_and_clear();
-    let took = reply.get("load_ms").and_then(Value::as_f64).map_or(String::new(), |ms| {
-        let took = Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
-        format!(" in {}", elapsed(took))
-    });
-    let context =
-        reply.get("context").and_then(Value::as_u64).map_or(String::new(), |n| format!(", context {n}"));
-    for note in reply.get("notes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-        at.out.note(note);
-    }
-    at.out.print(
-        &Report::text(&reply, format!("llama/{name} loaded{took}{context}"))?
-            .named(vec![format!("llama/{name}")]),
-    )
+    let Loaded { load_ms, context, notes } = shaped(EVENT, &reply)?;
+    notes.iter().for_each(|note| at.out.note(note));
+    let text = format!("llama/{name} loaded in {}, context {context}", millis(load_ms));
+    at.out.print(&Report::text(&reply, text)?.named(vec![format!("llama/{name}")]))
 }
 
 /// What is asked of the plugin, which knows the settings and checks them.
