@@ -274,8 +274,8 @@ mod tests {
         let mut end = json!({
             "request_id": "r-1", "text": "hi", "requested": name, "answered": name, "why": "", "toy": true,
             "usage": {"prompt_tokens": 1, "completion_tokens": 12, "total_tokens": 13, "cached_tokens": 0},
-            "timings": {"prompt_ms": 1.0, "generate_ms": 141.0, "first_token_ms": 8.4, "prompt_per_second": 9.0,
-                        "generate_per_second": 85.04},
+            "timings": {"prompt_ms": 1.0, "generate_ms": 141.0, "first_token_ms": 8.4,
+                        "prompt_per_second": 9.0, "generate_per_second": 85.04},
             "stop_reason": "stop", "queued_ms": 0, "attempts": 1, "tried": [], "something_newer": true,
         });
         let more = more.as_object().unwrap().clone();

@@ -188,11 +188,12 @@ mod tests {
         let damaged = json!({"accepting": true, "last_seq": 7, "troubles": ["move it away"], "notes": []});
         let check = looked(damaged);
         assert!(check.outcome == Outcome::Warn && check.text.contains("move it away"), "{check:?}");
-        let rebuilt =
-            json!({"accepting": true, "last_seq": 7, "troubles": [], "rebuilt": {}, "notes": ["made anew"]});
+        let rebuilt = json!({"accepting": true, "last_seq": 7, "rebuilt": {},
+                             "troubles": [], "notes": ["made anew"]});
         let check = looked(rebuilt);
         assert!(check.outcome == Outcome::Warn && check.text.contains("made anew"), "{check:?}");
-        let full = json!({"accepting": false, "reason": "the disk is full", "last_seq": 7, "troubles": [], "notes": []});
+        let full = json!({"accepting": false, "reason": "the disk is full", "last_seq": 7,
+                          "troubles": [], "notes": []});
         assert_eq!(
             (looked(full.clone()).outcome, looked(full).text),
             (Outcome::Fail, "the disk is full".into())
