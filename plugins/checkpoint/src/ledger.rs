@@ -428,6 +428,20 @@ impl Ledger {
         self.stopping = true;
     }
 
+    /// Whether nothing is begun any more.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Whether this entry stays as it is until the next start, since it does not run
+    /// and is not begun any more.
+    #[must_use]
+    pub fn rests(&self, id: Id) -> bool {
+        let runs = |entry: &Entry| matches!(entry.state, State::Leased { .. });
+        self.stopping && self.live.get(&id).is_some_and(|entry| !runs(entry))
+    }
+
     /// Whether this entry has not ended.
     #[must_use]
     pub fn is_live(&self, id: Id) -> bool {

@@ -37,11 +37,13 @@ mod testing;
 use std::{
     cell::{Cell, RefCell},
     path::{Path, PathBuf},
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
 
 use futures_channel::oneshot;
+use futures_util::future::{Either, select};
 use ksi_sdk::{
     Chunks, Ctx, Event, Plugin, Register,
     prelude::{Code, Deserialize, Refusal},
@@ -310,13 +312,16 @@ impl Checkpoint {
         ask: Follow,
         out: Chunks<Followed>,
     ) -> Result<Unfollowed, Refusal> {
-        let Open { engine, facts, .. } = self.opened()?;
-        // It has no end by itself, and the end of the plugin waits for it.
-        let being_stopped = || {
-            Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped").retry_after_ms(200)
-        };
-        let following = facts.follow(&engine, &ctx, ask, &out);
-        ctx.unless_draining(following).await.ok_or_else(being_stopped)?
+        let Open { engine, facts, work, .. } = self.opened()?;
+        let following = pin!(facts.follow(&engine, &ctx, ask, &out));
+        // It has no end by itself, and the end of the plugin waits for it, as does that of the daemon.
+        match ctx.unless_draining(select(following, pin!(work.stopping()))).await {
+            Some(Either::Left((ended, _))) => ended,
+            Some(Either::Right(_)) | None => {
+                Err(Refusal::new(Code::Unavailable, "the plugin that keeps work is being stopped")
+                    .retry_after_ms(200))
+            }
+        }
     }
 
     async fn ack(self: Rc<Self>, ctx: Ctx, ask: Ack) -> Result<Acknowledged, Refusal> {

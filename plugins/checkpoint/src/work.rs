@@ -41,7 +41,7 @@ use std::{
 use futures_channel::oneshot;
 use futures_util::future::select;
 use ksi_sdk::{
-    Ctx, Kept, Plugin, Register,
+    Ctx, Kept, Plugin, Register, Signal,
     prelude::{Code, Refusal},
     protocol::{Bytes, work::Accepted},
     yield_now,
@@ -75,6 +75,8 @@ pub struct Work {
     bell: Alarm,
     /// Those who wait for an end. Dropping the senders wakes them.
     waiters: RefCell<HashMap<Id, Vec<oneshot::Sender<()>>>>,
+    /// Told when the daemon stops, and then of each attempt that ends.
+    halted: Signal,
     /// Steps that found memory full.
     backlog: RefCell<VecDeque<Step>>,
     /// Entries that could not be read.
@@ -130,6 +132,7 @@ impl Work {
             starts: RefCell::default(),
             bell: Alarm::default(),
             waiters: RefCell::default(),
+            halted: Signal::default(),
             backlog: RefCell::default(),
             unreadable,
             stopped: Cell::new(false),
@@ -188,6 +191,18 @@ impl Work {
     /// Begins nothing from now on; what runs goes on.
     pub fn stop(&self) {
         self.ledger.borrow_mut().stop();
+        self.halted.notify();
+    }
+
+    /// Resolves once the daemon stops. It gives what is under way its time before it
+    /// stops any plugin, and what has no end by itself would use that up.
+    pub async fn stopping(&self) {
+        self.halted.until(|| self.ledger.borrow().is_stopping()).await;
+    }
+
+    /// Resolves once this will not end before the next start.
+    async fn rests(&self, id: Id) {
+        self.halted.until(|| self.ledger.borrow().rests(id)).await;
     }
 
     /// Tries at once what waits for its next attempt.

@@ -1,7 +1,10 @@
 //! Durable subscriptions to the real keeper of work, which goes away meanwhile.
 
+use std::time::{Duration, Instant};
+
 use ksi_client::{Client, FollowOptions, Follower, Item, Options};
 use ksi_tests::{Daemon, Home, Lines, WITHOUT_MODEL};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const BORN: &str = "[events.\"test:born\"]\ndelivery = \"durable\"\npermission = \"test.use\"\n";
@@ -78,6 +81,18 @@ fn the_credit_of_a_client_is_not_used_up_by_what_it_does_not_see() {
     assert!(lines.receive()["data"]["status"].is_string(), "the third waits for credit");
     lines.send(&json!({"credit": "s", "n": 1}));
     assert_eq!(next(&mut lines).0, 2);
+}
+
+#[test]
+fn an_open_subscription_does_not_hold_up_a_stop() {
+    let mut daemon =
+        Home::with_config(&format!("{WITHOUT_MODEL}{BORN}[daemon]\nshutdown_grace = \"60s\"\n")).start();
+    daemon.ready();
+    let _lines = subscribe(&daemon, None);
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(20), "took {:?}", began.elapsed());
 }
 
 #[test]

@@ -270,6 +270,9 @@ impl Work {
     /// What came of an attempt.
     pub(super) fn hear(self: &Rc<Self>, id: Id, lease: u32, answer: Result<Bytes, Refusal>) {
         let step = self.ledger.borrow_mut().outcome(self.now(), id, lease, answer);
+        if self.ledger.borrow().is_stopping() {
+            self.halted.notify();
+        }
         let is_end = |effect: &Effect| matches!(effect, Effect::Ended(ended) if ended.id == id);
         if !step.effects.iter().any(is_end) {
             self.attempts.forget(id, lease);

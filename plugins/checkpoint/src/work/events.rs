@@ -3,7 +3,7 @@
 use std::{pin::pin, rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use ksi_sdk::{
     Ctx, Plugin, Register,
     prelude::{Code, Refusal},
@@ -148,9 +148,11 @@ impl Work {
         let id = self.visible(ctx, &ask.request_id).await?;
         let time = ctx.time_for(ask.timeout_ms.map_or(Duration::MAX, Duration::from_millis));
         if self.ledger.borrow().is_live(id) && !self.stopped.get() && !time.is_zero() {
-            let (ended, late) = (pin!(self.end_of(id)), pin!(self.ctx.sleep(time)));
-            if ctx.unless_draining(select(ended, late)).await.is_none() {
-                // The end of the plugin waits for it, and it may have no end for long.
+            let (ended, late, rests) =
+                (pin!(self.end_of(id)), pin!(self.ctx.sleep(time)), pin!(self.rests(id)));
+            let wait = select(select(ended, late), rests);
+            if !matches!(ctx.unless_draining(wait).await, Some(Either::Left(_))) {
+                // The end of the plugin waits for it, or that of the daemon, and it may have none for long.
                 return Err(again("the plugin that keeps work is being stopped"));
             }
         }

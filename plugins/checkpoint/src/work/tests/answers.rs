@@ -68,6 +68,25 @@ fn a_wait_does_not_hold_up_a_stop_and_may_come_again() {
 }
 
 #[test]
+fn a_stopping_daemon_is_held_up_by_waits_for_what_runs_alone() {
+    let host = Host::start(json!({"in_flight": 1})).unwrap();
+    let ids = [1, 2].map(|n| keep(&host, "echo:say", json!(n)));
+    let asked = host.expect("echo:say");
+    let wait = |id: &str| host.open("work:wait", json!({ "request_id": id }));
+    let is_put_off =
+        |call| matches!(host.try_next(call), Some(Answer::Refusal(no)) if no.code == Code::Unavailable);
+    let [runs, rests] = [&ids[0], &ids[1]].map(|id| wait(id));
+    assert_eq!([host.try_next(&runs), host.try_next(&rests)], [None, None]);
+    host.emit("system:stopping", json!({}));
+    let [again, rests_too] = [&ids[0], &ids[1]].map(|id| wait(id));
+    assert!(is_put_off(&rests) && is_put_off(&rests_too));
+    assert_eq!([host.try_next(&runs), host.try_next(&again)], [None, None]);
+    // What is to be tried again is not, before the next start.
+    host.refuse(&asked, Refusal::new(Code::Busy, "later"));
+    assert!(is_put_off(&runs) && is_put_off(&again));
+}
+
+#[test]
 fn a_wait_that_is_over_first_says_where_the_work_stands() {
     let host = start();
     let id = keep(&host, "echo:say", json!({}));
