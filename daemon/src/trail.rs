@@ -75,6 +75,15 @@ pub struct Trail {
     empty: Notify,
 }
 
+/// What the trail is written by.
+const APPEND: &str = "audit:append";
+
+/// Whether this is the trail itself having decisions written, whatever a manifest says of that
+/// event: each record would lead to another one, for ever.
+fn is_ours(decision: &ksi_identity::Decision<'_>) -> bool {
+    decision.allowed && decision.event.as_str() == APPEND && decision.origin == "daemon"
+}
+
 /// Whether there may be any number of such decisions: denials, and what a plugin
 /// tells. What a principal asks for and gets is written down each time.
 fn may_repeat(decision: &ksi_identity::Decision<'_>) -> bool {
@@ -84,7 +93,7 @@ fn may_repeat(decision: &ksi_identity::Decision<'_>) -> bool {
 /// Names are copied and the payload is referred to; all else happens later.
 impl Witness for Trail {
     fn decided(&self, decision: &ksi_identity::Decision<'_>) {
-        if may_repeat(decision) && !self.lock().admit(decision) {
+        if is_ours(decision) || (may_repeat(decision) && !self.lock().admit(decision)) {
             return;
         }
         let caller = decision.caller;
@@ -147,7 +156,7 @@ impl Trail {
 
     /// Carries decisions to the trail, for ever.
     pub async fn run(self: Arc<Self>, hub: Arc<Hub>) {
-        let event = EventName::parse("audit:append").expect("it is a name");
+        let event = EventName::parse(APPEND).expect("it is a name");
         loop {
             self.gather(&hub).await;
             let Some(records) = self.take() else { continue };
@@ -289,6 +298,23 @@ mod tests {
         queue::{BYTES_MAX, NOTES_MAX, WHOLE_BYTES_MAX},
         *,
     };
+
+    #[test]
+    fn that_it_is_written_is_not_written_down_and_that_others_would_write_it_is() {
+        let waits = |origin: &str, allowed| {
+            let trail = Trail::default();
+            let authority = ksi_identity::Authority::full(origin);
+            let (event, data) = (EventName::parse(APPEND).unwrap(), Bytes::new());
+            trail.decided(&ksi_identity::Decision {
+                allowed,
+                audited: true,
+                right: "system.admin",
+                ..authority.decision(&event, &data, 1)
+            });
+            trail.lock().waiting.len()
+        };
+        assert_eq!([waits("daemon", true), waits("session:1", true), waits("session:1", false)], [0, 1, 1]);
+    }
 
     fn note(allowed: bool, data: usize) -> Note {
         Note {
