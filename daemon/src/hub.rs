@@ -20,6 +20,7 @@
 //! - Nothing in a turn waits.
 
 mod asks;
+mod clock;
 mod desk;
 mod instead;
 mod telling;
@@ -31,13 +32,12 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use ksi_identity::Authority;
 use ksi_kernel::{Answer, Ask, Chains, Delivery, Effects, Emission, Envelope, Kernel, Role, Token, Verdict};
-use ksi_protocol::{Bytes, Code, EventName, Refusal, clock::Clock, encode, frame::Id};
-use rustix::time::{ClockId, clock_gettime};
+use ksi_protocol::{Bytes, Code, EventName, Refusal, encode, frame::Id};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -99,7 +99,7 @@ pub struct Hub {
     pub lanes: Lanes,
     /// Live events dropped at slow readers.
     pub dropped: Arc<AtomicU64>,
-    clock: Clock,
+    clock: clock::Started,
     closing: AtomicBool,
     turns: AtomicU64,
     daemon: OnceLock<Arc<Port>>,
@@ -112,13 +112,12 @@ impl Hub {
     /// A hub.
     #[must_use]
     pub fn new(runtime: tokio::runtime::Handle, identity: Identity, chains: Chains) -> Arc<Self> {
-        let moment = since_boot();
-        let clock = Clock::set(SystemTime::now(), moment);
+        let clock = clock::Started::now();
         Arc::new_cyclic(|myself| Self {
             kernel: Kernel::with(chains),
             desk: desk::Desk::new(&identity),
             identity,
-            boot: format!("{:x}-{:x}", clock.at(moment), std::process::id()),
+            boot: format!("{:x}-{:x}", clock.now_ms(), std::process::id()),
             deadline: Notify::new(),
             idle: Notify::new(),
             kept: Notify::new(),
@@ -137,13 +136,13 @@ impl Hub {
     /// start plus the time since, in which the machine may have slept.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.clock.at(since_boot())
+        self.clock.now_ms()
     }
 
     /// Time since the start.
     #[must_use]
     pub fn uptime(&self) -> Duration {
-        self.clock.since(since_boot())
+        self.clock.elapsed()
     }
 
     /// The port of the daemon itself.
@@ -268,12 +267,6 @@ impl Hub {
             }
         }
     }
-}
-
-/// Time since the machine was started, asleep or not; nobody can set it.
-fn since_boot() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// One batch of work; see the module.
